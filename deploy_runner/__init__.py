@@ -1,0 +1,1 @@
+"""deploy-runner: a content-addressed build system whose artifacts are models."""

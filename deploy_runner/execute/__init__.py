@@ -1,0 +1,1 @@
+"""Run the actions of a plan in worker processes."""

@@ -1,0 +1,1 @@
+"""Render events and run records: terminal, JSON, HTML, GitHub."""

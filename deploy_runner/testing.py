@@ -1,0 +1,68 @@
+"""Run one stage type in this process, without a pipeline: for the tests of stage authors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import usercode
+from .sdk import CodeReference, Context, Stage
+from .types import Json
+
+__all__ = ["StageRun", "run_stage"]
+
+
+@dataclass(frozen=True, slots=True)
+class StageRun:
+    """What a stage made: its outputs by name, its figures, and its context."""
+
+    outputs: Mapping[str, Path]
+    figures: Mapping[str, Json]
+    context: Context
+
+    def __getitem__(self, output: str) -> Path:
+        return self.outputs[output]
+
+
+def run_stage(
+    stage: type[Stage],
+    folder: Path,
+    *,
+    inputs: Mapping[str, Any] | None = None,
+    params: Mapping[str, Any] | None = None,
+    outputs: Mapping[str, str] | None = None,
+    project: Path | None = None,
+    **context: Any,
+) -> StageRun:
+    """Validate `params` and `inputs` as a pipeline would, run the stage, return what it made.
+
+    `folder` receives the outputs and the scratch space; `project` is the root that `Code`
+    parameters are relative to; further keywords go to the Context (trust, target, secrets…).
+    """
+    made, scratch = folder / "outputs", folder / "scratch"
+    made.mkdir(parents=True, exist_ok=True)
+    scratch.mkdir(parents=True, exist_ok=True)
+    checked = stage.Params.model_validate_json(json.dumps(dict(params or {})))
+    files: dict[str, Path] = {}
+    for name, field in stage.Params.model_fields.items():
+        value = getattr(checked, name)
+        if value is not None and any(isinstance(m, CodeReference) for m in field.metadata):
+            assert project is not None, f"{name} needs project="
+            files |= usercode.import_closure(project, usercode.code_file(value))
+    places = {name: made / field.default for name, field in stage.Outputs.model_fields.items()} | {
+        name: made / path for name, path in (outputs or {}).items()
+    }
+    for place in places.values():
+        place.parent.mkdir(parents=True, exist_ok=True)
+    ctx = Context(
+        stage=stage.uses,
+        workdir=scratch,
+        code_files=files,
+        _load=lambda code: usercode.load(code, files),
+        **context,
+    )
+    stage().run(ctx, checked, stage.Inputs(**(inputs or {})), stage.Outputs(**places))
+    return StageRun({n: p for n, p in places.items() if p.exists()}, ctx.figures, ctx)

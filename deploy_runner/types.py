@@ -1,0 +1,204 @@
+"""The words of the design as plain data: what passes between the engine's modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Artifact",
+    "Event",
+    "Graph",
+    "Json",
+    "Kind",
+    "Mark",
+    "OutputSpec",
+    "PathSource",
+    "RefSource",
+    "Resources",
+    "Scalar",
+    "Source",
+    "SourceFile",
+    "StageNode",
+    "StageResult",
+    "State",
+]
+
+SCHEMA_VERSION = 1
+"""Part of every action key: raised when the engine's meaning of a stage changes."""
+
+Scalar = str | int | float | bool | None
+Json = Scalar | list["Json"] | dict[str, "Json"]
+Kind = Literal["file", "folder"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place in a text: `line` and `column` count from 1."""
+
+    file: str
+    line: int
+    column: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A file or a folder by its content.
+
+    `digest` is the SHA-256 (64 hex digits) of a file's bytes or of a folder's manifest;
+    `size` is in bytes (of a folder: the sum over its files).
+    """
+
+    digest: str
+    kind: Kind
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class PathSource:
+    """An input read from the project: `path` is relative to the project's root."""
+
+    path: str
+    kind: Kind | None = None
+    mark: Mark | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RefSource:
+    """An input that is another stage's output."""
+
+    stage: str
+    output: str
+    kind: Kind | None = None
+    mark: Mark | None = None
+
+
+Source = PathSource | RefSource
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSpec:
+    """A declared output: `path` is relative to the stage's outputs folder."""
+
+    path: str
+    kind: Kind
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A source file whose content enters an action key: `name` is what the key calls it."""
+
+    name: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a stage may use: CPU cores, memory in bytes, time in seconds (0: no limit)."""
+
+    cpu: int = 1
+    memory_bytes: int = 0
+    timeout_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StageNode:
+    """One stage of a compiled pipeline, matrix expanded, references resolved.
+
+    `inputs` is flat: a single input is `model`; the members of a mapping or list input are
+    `candidates/fp32`, `samples/0`. `params` is the canonical JSON of the validated `with:`, with
+    `{"$secret": NAME}` where a secret stands. `module` and `class_name` say where the stage
+    type lives; `stage_dir` is the folder that `module` is a file of.
+    """
+
+    id: str
+    base: str
+    uses: str
+    matrix: Mapping[str, Scalar]
+    params: Mapping[str, Json]
+    inputs: Mapping[str, Source]
+    outputs: Mapping[str, OutputSpec]
+    needs: tuple[str, ...]
+    env: Mapping[str, str]
+    secrets: tuple[str, ...]
+    module: str
+    class_name: str
+    stage_dir: str
+    implementation: tuple[SourceFile, ...]
+    code: tuple[SourceFile, ...]
+    packages: tuple[str, ...]
+    facets: tuple[str, ...]
+    preload: tuple[str, ...]
+    network: bool
+    converges: bool
+    trust: bool
+    resources: Resources
+    target: Mapping[str, Json]
+    mark: Mark
+
+    @property
+    def upstream(self) -> tuple[str, ...]:
+        """Return the ids of the stages that must be finished before this one."""
+        refs = (s.stage for s in self.inputs.values() if isinstance(s, RefSource))
+        return tuple(dict.fromkeys((*refs, *self.needs)))
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A compiled pipeline: stages in topological order, and where every value came from.
+
+    `origins` maps a dotted path (`vars.opset`, `stages.onnx.with.opset`) to its source, e.g.
+    `pipeline.yaml:4:14`, `configs/production.yaml:3:9` or `--set vars.opset=20`. `live` says
+    that the target is not a dry run.
+    """
+
+    name: str
+    root: str
+    pipeline: str
+    stages: Mapping[str, StageNode]
+    vars: Mapping[str, Json] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
+    target: Mapping[str, Json] = field(default_factory=dict)
+    live: bool = False
+    cache: Mapping[str, Json] = field(default_factory=dict)
+
+
+State = Literal["ran", "hit", "healed", "converged", "failed", "skipped", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """How one stage ended in a run. `reason` says why it ran, was skipped, or failed."""
+
+    id: str
+    state: State
+    key: str = ""
+    outputs: Mapping[str, Artifact] = field(default_factory=dict)
+    figures: Mapping[str, Json] = field(default_factory=dict)
+    seconds: float = 0.0
+    reason: str = ""
+    error: str = ""
+    exit_code: int = 0
+    workdir: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened in a run, in the order it happened.
+
+    `kind`: "run-started", "stage-started", "stage-log" (text), "stage-progress" (text,
+    fraction), "stage-finished" (result), "run-finished". `time_s` is seconds since the epoch.
+    """
+
+    kind: str
+    time_s: float
+    stage: str = ""
+    text: str = ""
+    fraction: float = 0.0
+    result: StageResult | None = None
