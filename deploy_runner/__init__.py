@@ -1,1 +1,31 @@
-"""deploy-runner: a content-addressed build system whose artifacts are models."""
+"""deploy-runner: a content-addressed build system whose artifacts are models.
+
+The public API is `load`, `plan`, `run` and `explain` (see `deploy_runner.api`), and the errors.
+Names are imported when first used, so that `import deploy_runner` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .api import Pipeline, explain, load, plan, run
+    from .errors import DeployRunnerError
+
+__all__ = ["DeployRunnerError", "Pipeline", "__version__", "explain", "load", "plan", "run"]
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'deploy_runner' has no attribute {name!r}")
+    import importlib
+
+    # The first import of the module `plan` binds its name here; the function takes it back.
+    importlib.import_module(".plan", __name__)
+    api = importlib.import_module(".api", __name__)
+    errors = importlib.import_module(".errors", __name__)
+    public = {n: getattr(api, n) for n in ("Pipeline", "explain", "load", "plan", "run")}
+    globals().update(public, DeployRunnerError=errors.DeployRunnerError)
+    return globals()[name]

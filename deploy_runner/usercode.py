@@ -19,7 +19,7 @@ from typing import Any
 
 from .errors import StageError
 
-__all__ = ["code_file", "import_closure", "install", "load", "split"]
+__all__ = ["code_file", "defined_names", "import_closure", "install", "load", "split"]
 
 
 def split(code: str) -> tuple[str, str]:
@@ -140,7 +140,7 @@ class _ProjectFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
     def exec_module(self, module: ModuleType) -> None:
         name = self._name(module.__name__)
         module.__file__ = str(self._files[name])
-        exec(self.get_code(module.__name__), module.__dict__)  # noqa: S102
+        exec(self.get_code(module.__name__), module.__dict__)
 
 
 def install(files: Mapping[str, Path], digests: Mapping[str, str], entry_dir: str) -> None:
@@ -164,3 +164,18 @@ def load(code: str, files: Mapping[str, Path], digests: Mapping[str, str] | None
         return getattr(module, name)
     except AttributeError:
         raise StageError(f"{path} defines no {name!r}") from None
+
+
+def defined_names(path: Path) -> list[str]:
+    """Return the names that a file defines or imports at its top level."""
+    names: list[str] = []
+    for node in ast.parse(path.read_bytes()).body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names.append(node.name)
+        elif isinstance(node, ast.Assign):
+            names += [n.id for t in node.targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.append(node.target.id)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names += [(a.asname or a.name).partition(".")[0] for a in node.names]
+    return names

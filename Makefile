@@ -1,0 +1,45 @@
+# `make run` and `make test` are all a newcomer needs; each makes the environment first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+
+.PHONY: run test test-all test-faults check bench clean
+
+run: $(VENV)/.run
+	$(BIN)/python -m deploy_runner run pipeline.yaml
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 -m "not slow and not faults"
+
+test-all: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 -m "not faults"
+
+test-faults: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 -m faults
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "deploy-runner needs Python 3.11 or newer: make PYTHON=python3.12 …"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) \
+		|| { rm -rf $(VENV); echo "Python's venv is missing: apt-get install python3-venv"; exit 2; }
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e ".[all]"
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.run
+	$(PIP) -e ".[all,dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .deploy-runner build *.egg-info

@@ -1,0 +1,160 @@
+"""The verbs as functions: load, plan, run, explain.
+
+import deploy_runner
+
+pipeline = deploy_runner.load("pipeline.yaml", sets=["vars.opset=20"])
+print(deploy_runner.plan(pipeline).actions)
+record = deploy_runner.run(pipeline, ["onnx"])
+print(record.stages["onnx"]["figures"])
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .compiled import compile_pipeline
+from .record import Recorder, RunRecord
+from .store.files import write_atomic
+from .types import Event, Graph, StageResult
+
+if TYPE_CHECKING:
+    from .plan import Explanation, Plan, Planner
+    from .store.cas import Store
+
+__all__ = ["Pipeline", "explain", "home_of", "load", "plan", "run"]
+
+_PICTURE_BYTES = 2 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A compiled pipeline with the store that keeps its artifacts."""
+
+    graph: Graph
+    home: Path
+    environ: Mapping[str, str] = field(repr=False)
+
+    @cached_property
+    def store(self) -> Store:
+        """Return the store; opening it makes its folder."""
+        from .store.cas import Store
+
+        return Store(self.home)
+
+    def planner(self) -> Planner:
+        """Return a new planner, which reads every input afresh."""
+        from .plan import Planner
+
+        return Planner(self.graph, self.store, self.environ)
+
+
+def home_of(pipeline: Path, environ: Mapping[str, str]) -> Path:
+    """Return the store's folder: `DEPLOY_RUNNER_HOME`, or `.deploy-runner` beside the YAML."""
+    configured = environ.get("DEPLOY_RUNNER_HOME")
+    return Path(configured) if configured else pipeline.absolute().parent / ".deploy-runner"
+
+
+def load(
+    pipeline: str | os.PathLike[str] = "pipeline.yaml",
+    *,
+    config: Sequence[str | os.PathLike[str]] = (),
+    sets: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> Pipeline:
+    """Read and check a pipeline with its overlays (`config`) and `--set` expressions (`sets`).
+
+    Raises SpecError with every problem of the file, or UsageError where there is no such file.
+    Nothing is written where the pipeline is refused.
+    """
+    environ = os.environ if environ is None else environ
+    path = Path(pipeline)
+    home = home_of(path, environ)
+    overlays = [Path(overlay) for overlay in config]
+    graph = compile_pipeline(path, overlays=overlays, sets=list(sets), environ=environ, home=home)
+    return Pipeline(graph, home, environ)
+
+
+def plan(pipeline: Pipeline, stages: Sequence[str] = ()) -> Plan:
+    """Return what a run would do now, in order, without doing it."""
+    return pipeline.planner().plan(list(stages) or None)
+
+
+def explain(pipeline: Pipeline, stage: str) -> Explanation:
+    """Return why `stage` would be a hit or a miss, component by component."""
+    return pipeline.planner().explain(stage)
+
+
+def run(
+    pipeline: Pipeline,
+    stages: Sequence[str] = (),
+    *,
+    on_event: Callable[[Event], None] | None = None,
+    cpu: int | None = None,
+    memory_bytes: int | None = None,
+    fail_fast: bool = False,
+    force: bool = False,
+    keep_workdirs: bool = False,
+) -> RunRecord:
+    """Make what `stages` (all, if empty) need and lack; return the run's record.
+
+    A stage that fails is in the record, not raised; `record.exit_code` says how the run ended.
+    `on_event` sees every event in order. Raises UsageError for an unknown stage, and StoreError
+    where the store can't be written.
+    """
+    from .execute.local import execute
+
+    started_s = time.time()
+    recorder = Recorder(pipeline.home, pipeline.graph, now_s=started_s)
+
+    def emit(event: Event) -> None:
+        recorder(event)
+        if on_event is not None:
+            on_event(event)
+
+    results = execute(
+        pipeline.graph,
+        pipeline.planner(),
+        pipeline.store,
+        targets=list(stages) or None,
+        emit=emit,
+        run_folder=recorder.folder,
+        cpu=cpu,
+        memory_bytes=memory_bytes,
+        fail_fast=fail_fast,
+        force=force,
+        keep_workdirs=keep_workdirs,
+        environ=pipeline.environ,
+    )
+    record = recorder.finish(results, now_s=time.time(), exit_code=_exit_code(results))
+    if any(result.state != "hit" for result in results.values()):
+        _write_report(pipeline, record, results)
+    return record
+
+
+def _exit_code(results: Mapping[str, StageResult]) -> int:
+    if any(result.state == "interrupted" for result in results.values()):
+        return 130
+    failed = [r.exit_code or 1 for r in results.values() if r.state == "failed"]
+    return max(failed, default=0)
+
+
+def _write_report(
+    pipeline: Pipeline, record: RunRecord, results: Mapping[str, StageResult]
+) -> None:
+    from .report import html
+
+    pictures = {
+        (id_, name): pipeline.store.object_path(artifact.digest).read_bytes()
+        for id_, result in results.items()
+        for name, artifact in result.outputs.items()
+        if html.is_picture(pipeline.graph.stages[id_].outputs[name])
+        and artifact.size <= _PICTURE_BYTES
+    }
+    page = html.render(record, pipeline.graph, pictures)
+    write_atomic(record.folder / "report.html", page.encode())

@@ -1,0 +1,363 @@
+"""The command line: verbs only; each parses, calls, prints.
+
+Exit codes: 0 done, 1 a stage failed or a gate refused, 2 bad input or usage, 3 a remote
+conflict, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from .errors import DeployRunnerError, SpecError, UsageError
+
+if TYPE_CHECKING:
+    from .api import Pipeline
+
+__all__ = ["build_parser", "main"]
+
+_DEFAULT = "pipeline.yaml"
+_Verb = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; no traceback reaches the user."""
+    args = build_parser().parse_args(argv)
+    verb: _Verb = args.verb
+    try:
+        return verb(args)
+    except DeployRunnerError as error:
+        if args.debug:
+            raise
+        _complain(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; finished artifacts are kept, run again to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if args.debug:
+            raise
+        _complain(DeployRunnerError(_os_sentence(error)))
+        return 1
+
+
+def _os_sentence(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"
+
+
+def _complain(error: DeployRunnerError) -> None:
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        from .report.github import annotation
+
+        if isinstance(error, SpecError):
+            for p in error.problems:
+                print(annotation("error", p.message, file=p.file, line=p.line, column=p.column))
+        else:
+            print(annotation("error", str(error)))
+    count = len(error.problems) if isinstance(error, SpecError) else 1
+    prefix = f"{count} problems:\n" if count > 1 else "error: "
+    print(f"{prefix}{error}", file=sys.stderr)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all verbs; docs/cli.md is generated from it."""
+    parser = argparse.ArgumentParser(
+        prog="deploy-runner",
+        description="From a trained PyTorch checkpoint to a verified, deployed model.",
+        epilog="Exit codes: 0 done, 1 a stage failed or a gate refused, 2 bad input or usage, "
+        "3 a remote conflict, 130 interrupted.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.set_defaults(debug=False)
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    _add_run(verbs)
+    _add_questions(verbs)
+    _add_results(verbs)
+    _add_store(verbs)
+    _add_project(verbs)
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
+        from . import __version__
+
+        print(f"deploy-runner {__version__}")
+        parser.exit()
+
+
+if TYPE_CHECKING:
+    _Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def _verb(verbs: _Verbs, name: str, function: _Verb, text: str) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(verb=function)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _pipeline_options(parser: argparse.ArgumentParser, *, stages: str = "") -> None:
+    if stages:
+        parser.add_argument(
+            "names",
+            nargs="*",
+            metavar=("PIPELINE", "STAGE"),
+            help=f"the pipeline (default: {_DEFAULT}), then {stages}",
+        )
+    else:
+        parser.add_argument("names", nargs="?", metavar="PIPELINE", help=f"default: {_DEFAULT}")
+    parser.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="an overlay merged over the pipeline; may be repeated "
+        "(default: configs/dry-run.yaml, if there is one)",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="sets",
+        metavar="PATH=VALUE",
+        help="set one value last of all, e.g. vars.opset=20; may be repeated",
+    )
+
+
+def _json_option(parser: argparse.ArgumentParser, text: str = "print JSON") -> None:
+    parser.add_argument("--json", action="store_true", help=text)
+
+
+def _add_run(verbs: _Verbs) -> None:
+    parser = _verb(verbs, "run", _run, "make what is missing, and only that")
+    _pipeline_options(parser, stages="the stages to make with what they need (default: all)")
+    _json_option(parser, "print one JSON object last on standard output, progress on stderr")
+    parser.add_argument("--fail-fast", action="store_true", help="stop at the first failure")
+    parser.add_argument("--force", action="store_true", help="run the named stages even on a hit")
+    parser.add_argument("--cpu", type=_positive, metavar="N", help="cores to use (default: all)")
+    parser.add_argument("--memory", type=_size, metavar="SIZE", help="memory to use, e.g. 8GiB")
+    parser.add_argument(
+        "--keep-workdirs", action="store_true", help="keep the workdir of each stage that ran"
+    )
+    parser.add_argument("--log", action="store_true", help="show the stages' log lines")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+
+
+def _add_questions(verbs: _Verbs) -> None:
+    plan = _verb(verbs, "plan", _plan, "show what a run would do, and why")
+    _pipeline_options(plan, stages="the stages to plan (default: all)")
+    plan.add_argument(
+        "--values", action="store_true", help="show every resolved value and where it came from"
+    )
+    _json_option(plan)
+    validate = _verb(verbs, "validate", _validate, "check a pipeline and report all its errors")
+    _pipeline_options(validate)
+    _json_option(validate)
+    explain = _verb(verbs, "explain", _explain, "say why a stage is a hit or a miss")
+    _pipeline_options(explain, stages="the stages to explain")
+    _json_option(explain)
+    graph = _verb(verbs, "graph", _graph, "draw the stages and their edges")
+    _pipeline_options(graph)
+    graph.add_argument("--format", choices=("text", "mermaid", "dot"), default="text")
+
+
+def _add_results(verbs: _Verbs) -> None:
+    show = _verb(verbs, "show", _show, "show the last run, or one of its stages")
+    _pipeline_options(show, stages="the stage to show")
+    show.add_argument("--run", default="", metavar="ID", help="another run, by the start of its id")
+    show.add_argument("--runs", action="store_true", help="list the runs")
+    show.add_argument("--log", action="store_true", help="print what the stage's worker printed")
+    show.add_argument(
+        "--replay", action="store_true", help="print the command that repeats the stage alone"
+    )
+    _json_option(show)
+    get = _verb(verbs, "get", _get, "copy an output of a stage out of the store")
+    _pipeline_options(get, stages="STAGE or STAGE.OUTPUT")
+    get.add_argument("-o", "--to", metavar="PATH", help="where to (default: its own name, here)")
+    diff = _verb(verbs, "diff", _diff, "compare two runs: figures, outputs, states")
+    _pipeline_options(diff)
+    diff.add_argument("--old", default="", metavar="ID", help="default: the run before")
+    diff.add_argument("--new", default="", metavar="ID", help="default: the last run")
+    _json_option(diff)
+
+
+def _add_store(verbs: _Verbs) -> None:
+    cache = _verb(verbs, "cache", _cache, "look after the store")
+    cache.add_argument("action", choices=("verify", "gc"), help="verify every object, or clean up")
+    _pipeline_options(cache)
+    cache.add_argument("--keep-runs", type=_positive, metavar="N", help="gc: runs to keep")
+    cache.add_argument("--dry-run", action="store_true", help="gc: say what would go")
+    _json_option(cache)
+
+
+def _add_project(verbs: _Verbs) -> None:
+    stages = _verb(verbs, "stages", _stages, "list the stage types, or describe one")
+    stages.add_argument("type", nargs="?", metavar="TYPE")
+    _json_option(stages)
+    _verb(verbs, "schema", _schema, "print the JSON Schema of a pipeline, for editors")
+    init = _verb(verbs, "init", _init, "start a project from a checkpoint")
+    init.add_argument("checkpoint", help="the trained checkpoint")
+    init.add_argument("folder", nargs="?", default=".", help="where to (default: here)")
+    init.add_argument("--factory", metavar="FILE.py:NAME", help="what builds your nn.Module")
+    init.add_argument("--shape", metavar="1,3,224,224", help="the shape of one example input")
+    doctor = _verb(verbs, "doctor", _doctor, "check that all a pipeline needs is here")
+    _pipeline_options(doctor)
+    _json_option(doctor)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _size(text: str) -> int:
+    from .spec import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _is_pipeline(name: str) -> bool:
+    return name.endswith((".yaml", ".yml")) or "/" in name or os.path.isfile(name)  # noqa: PTH113
+
+
+def _path_and_names(args: argparse.Namespace) -> tuple[str, list[str]]:
+    names = args.names
+    if names is None or isinstance(names, str):
+        return names or _DEFAULT, []
+    if names and _is_pipeline(names[0]):
+        return names[0], names[1:]
+    return _DEFAULT, list(names)
+
+
+def _load(args: argparse.Namespace) -> tuple[Pipeline, list[str]]:
+    from .api import load
+
+    path, names = _path_and_names(args)
+    return load(path, config=args.config, sets=args.sets), names
+
+
+def _print_json(value: object) -> None:
+    import json
+
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def _run(args: argparse.Namespace) -> int:
+    from .verbs import run
+
+    pipeline, names = _load(args)
+    return run(pipeline, names, args)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from .verbs import plan
+
+    pipeline, names = _load(args)
+    return plan(pipeline, names, args)
+
+
+def _validate(args: argparse.Namespace) -> int:
+    pipeline, _ = _load(args)
+    graph = pipeline.graph
+    if args.json:
+        _print_json({"valid": True, "name": graph.name, "stages": list(graph.stages)})
+    else:
+        print(f"{graph.pipeline}: valid, {len(graph.stages)} stages")
+    return 0
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from .verbs import explain
+
+    pipeline, names = _load(args)
+    return explain(pipeline, names, args)
+
+
+def _graph(args: argparse.Namespace) -> int:
+    from .render import render
+
+    pipeline, _ = _load(args)
+    print(render(pipeline.graph, args.format))
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from .verbs import show
+
+    path, names = _path_and_names(args)
+    return show(path, names, args)
+
+
+def _get(args: argparse.Namespace) -> int:
+    from .verbs import get
+
+    path, names = _path_and_names(args)
+    return get(path, names, args)
+
+
+def _diff(args: argparse.Namespace) -> int:
+    from .verbs import diff
+
+    return diff(_path_and_names(args)[0], args)
+
+
+def _cache(args: argparse.Namespace) -> int:
+    from .verbs import cache
+
+    return cache(_path_and_names(args)[0], args)
+
+
+def _stages(args: argparse.Namespace) -> int:
+    from .verbs import stages
+
+    return stages(args)
+
+
+def _schema(args: argparse.Namespace) -> int:
+    import json
+    from pathlib import Path
+
+    from .schema import json_schema
+
+    print(json.dumps(json_schema(Path.cwd()), indent=2, ensure_ascii=False))
+    return 0
+
+
+def _init(args: argparse.Namespace) -> int:
+    from .scaffold import init
+
+    shape = None
+    if args.shape:
+        try:
+            shape = [int(part) for part in args.shape.split(",")]
+        except ValueError:
+            raise UsageError(
+                f"--shape {args.shape} is not a list of whole numbers", fix="e.g. --shape 1,3,32,32"
+            ) from None
+    print(init(args.checkpoint, args.folder, factory=args.factory, shape=shape))
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from .doctor import examine
+
+    pipeline, _ = _load(args)
+    checks = examine(pipeline.graph, os.environ)
+    if args.json:
+        _print_json([check.as_dict() for check in checks])
+    else:
+        for check in checks:
+            print(check)
+    return 0 if all(check.ok for check in checks) else 2

@@ -1,0 +1,292 @@
+"""One action: from a decision to a worker's request, and from its end to a result."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import DeployRunnerError, StageError
+from ..keys import KeyEnvironment
+from ..plan import Decision
+from ..store.cas import Store, remove_tree
+from ..store.locks import Lock
+from ..store.records import ActionRecord
+from ..types import Artifact, Graph, Json, PathSource, StageNode, StageResult
+from .redact import Redactor
+from .worker import PROGRESS
+
+__all__ = ["Action", "finish", "request"]
+
+_PLAIN_ENV = ("PATH", "LANG", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "LD_LIBRARY_PATH")
+_CLOUD = re.compile(r"(AWS|HF|HUGGING_FACE|HUGGINGFACE)_|(HTTPS?|NO|ALL)_PROXY\Z", re.IGNORECASE)
+_TAIL_LINES = 200
+_SCANNED_BYTES = 1 << 20
+
+
+@dataclass(slots=True)
+class Action:
+    """A stage that is running, or about to."""
+
+    node: StageNode
+    decision: Decision
+    folder: Path
+    lock: Lock
+    log_path: Path
+    redactor: Redactor
+    started_s: float
+    pid: int = 0
+    pipe: int = -1
+    deadline_s: float = 0.0
+    stopping: str = ""
+    kill_at_s: float = 0.0
+    unfinished: bytes = b""
+    tail: list[str] = field(default_factory=list)
+    close: Callable[[], None] = lambda: None
+
+    @property
+    def work(self) -> Path:
+        """Return the worker's private folder."""
+        return self.folder / "work"
+
+    def lines(self, data: bytes) -> list[str]:
+        """Return the finished lines of what the worker printed, without secrets."""
+        *whole, self.unfinished = (self.unfinished + data).split(b"\n")
+        lines = [self.redactor.text(line.decode("utf-8", "replace")) for line in whole]
+        self.tail = [*self.tail, *(s for s in lines if not s.startswith(PROGRESS))][-_TAIL_LINES:]
+        return lines
+
+    def signal(self, number: int) -> None:
+        """Send a signal to all of the worker's processes."""
+        if self.pid:
+            try:
+                os.killpg(self.pid, number)
+            except (ProcessLookupError, PermissionError):
+                return
+
+
+def request(
+    action: Action,
+    graph: Graph,
+    store: Store,
+    keys: KeyEnvironment,
+    environ: Mapping[str, str],
+    cloud: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return what the worker needs to know. Raises StageError for a secret that is not set."""
+    node = action.node
+    digests = keys.digests(node.code)
+    resources = node.resources
+    return {
+        "action": action.folder.name,
+        "stage": node.id,
+        "module": node.module,
+        "class_name": node.class_name,
+        "stage_dir": node.stage_dir,
+        "params": dict(node.params),
+        "inputs": [_staged(node, name, action.decision, graph, store) for name in node.inputs],
+        "outputs": {n: [o.path, o.kind, o.optional] for n, o in node.outputs.items()},
+        "work": str(action.work),
+        "result": str(action.folder / "result.json"),
+        "env": _environment(action, environ, cloud),
+        "declared_env": dict(node.env),
+        "seed": int(action.decision.key[:8], 16),
+        "threads": resources.cpu,
+        "trust": node.trust,
+        "matrix": dict(node.matrix),
+        "target": dict(node.target),
+        "secrets": secrets_of(node, environ),
+        "code": {f.name: [f.path, digests[f.name]] for f in node.code},
+        "project": graph.root,
+        "user_home": environ.get("HOME", ""),
+        "network": node.network,
+        "readable": [],
+        "memory_bytes": resources.memory_bytes,
+    }
+
+
+def secrets_of(node: StageNode, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the values of the secrets that a stage declares. Raises StageError for a lack."""
+    missing = [name for name in node.secrets if name not in environ]
+    if missing:
+        raise StageError(f"the secret {missing[0]} is not set", fix=f"export {missing[0]}=…")
+    return {name: environ[name] for name in node.secrets}
+
+
+def _staged(
+    node: StageNode, name: str, decision: Decision, graph: Graph, store: Store
+) -> dict[str, Any]:
+    """Return where an input comes from and where it goes: `inputs/<name><suffix>`."""
+    artifact = decision.inputs[name]
+    suffix = decision.suffixes[name] if artifact.kind == "file" else ""
+    row: dict[str, Any] = {"name": name, "place": f"{name}{suffix}", "kind": artifact.kind}
+    source = node.inputs[name]
+    if isinstance(source, PathSource):
+        row["path"] = f"{graph.root}/{source.path}"
+        row["artifact"] = [artifact.digest, artifact.kind, artifact.size]
+    else:
+        row["pieces"] = store.pieces(artifact)
+    return row
+
+
+def _environment(
+    action: Action, environ: Mapping[str, str], cloud: Mapping[str, str]
+) -> dict[str, str]:
+    work = str(action.work)
+    threads = str(action.node.resources.cpu)
+    env = {name: environ[name] for name in _PLAIN_ENV if name in environ}
+    env |= {
+        "HOME": f"{work}/home",
+        "TMPDIR": f"{work}/scratch",
+        "LC_ALL": "C.UTF-8",
+        "TZ": "UTC",
+        "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": threads,
+        "DEPLOY_RUNNER_STAGE": action.node.id,
+        "DEPLOY_RUNNER_SEED": str(int(action.decision.key[:8], 16)),
+    }
+    return {**env, **cloud, **action.node.env}
+
+
+def live_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what a live push gets of the runner's environment: credentials and proxies."""
+    env = {name: value for name, value in environ.items() if _CLOUD.match(name)}
+    home = environ.get("HOME", "")
+    for name, place in (("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials"),
+                        ("AWS_CONFIG_FILE", ".aws/config"), ("HF_TOKEN_PATH", ".cache/huggingface/token")):  # fmt: skip
+        if name not in env and home and os.path.exists(f"{home}/{place}"):  # noqa: PTH110
+            env[name] = f"{home}/{place}"
+    return env
+
+
+def finish(
+    action: Action, status: int, store: Store, graph: Graph, *, seconds: float, spawn_error: str
+) -> StageResult:
+    """Return how the stage ended; on success its outputs are in the store and recorded."""
+    node, decision = action.node, action.decision
+    result = _read_result(action.folder / "result.json")
+    figures: dict[str, Json] = action.redactor.json(result.get("figures", {}))
+    ended = StageResult(node.id, "failed", decision.key, {}, figures, seconds, decision.reason)
+    try:
+        if action.stopping == "interrupted":
+            return _with(ended, state="interrupted", reason="the run was interrupted")
+        _raise_failure(action, status, result, spawn_error)
+        outputs = _ingest(action, store)
+        if not (node.converges and graph.live):
+            store.records.put(ActionRecord(
+                decision.key, node.uses, outputs, figures, decision.preimage, seconds))  # fmt: skip
+    except DeployRunnerError as error:
+        message = action.redactor.text(str(error))
+        return _with(ended, error=message, exit_code=error.exit_code)
+    state = "healed" if decision.state == "heal" else "ran"
+    if node.converges and graph.live and result.get("converged"):
+        state = "converged"
+    return _with(ended, state=state, outputs=outputs)
+
+
+def _with(result: StageResult, **changes: Any) -> StageResult:
+    from dataclasses import replace
+
+    return replace(result, **changes)
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _raise_failure(action: Action, status: int, result: dict[str, Any], spawn_error: str) -> None:
+    if spawn_error:
+        raise StageError(spawn_error)
+    if action.stopping:
+        raise StageError(action.stopping, fix="raise `timeout:`, or find out why it takes so long")
+    if violations := result.get("violations"):
+        path, node = violations[0], action.node
+        name = re.sub(r"\W", "_", Path(path).stem)
+        raise StageError(
+            f"it read {path}, which is not declared",
+            fix=f"add `inputs: {{{name}: {path}}}` to {node.base} at {node.mark.file}:{node.mark.line}",
+        )
+    if error := result.get("error"):
+        raise _error_class(error["class"])(error["message"], fix=error["fix"])
+    if os.WIFSIGNALED(status):
+        name = signal.Signals(os.WTERMSIG(status)).name
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        raise StageError(f"its worker was killed by {name}{hint}", fix=_last_line(action))
+    code = os.waitstatus_to_exitcode(status)
+    if code or not result.get("ok"):
+        what = "the command" if "command" in result else "its worker"
+        raise StageError(f"{what} exited {code}", fix=_last_line(action))
+
+
+def _error_class(name: str) -> type[DeployRunnerError]:
+    from .. import errors
+
+    found = getattr(errors, name, StageError)
+    return found if isinstance(found, type) and issubclass(found, DeployRunnerError) else StageError
+
+
+def _last_line(action: Action) -> str:
+    last = next((line for line in reversed(action.tail) if line.strip()), "")
+    return f"it printed last: {last.strip()[:300]}" if last else ""
+
+
+def _ingest(action: Action, store: Store) -> dict[str, Artifact]:
+    """Take the declared outputs into the store, and refuse what was not declared."""
+    made = action.folder / "made"
+    os.rename(action.work / "outputs", made)  # noqa: PTH104
+    specs = action.node.outputs
+    _refuse_undeclared(action, made)
+    outputs: dict[str, Artifact] = {}
+    for name, spec in specs.items():
+        path = made / spec.path
+        if not os.path.lexists(path):
+            if spec.optional:
+                continue
+            raise StageError(f"it did not write its output `{name}` ({spec.path})")
+        kind = "folder" if path.is_dir() else "file"
+        if kind != spec.kind:
+            raise StageError(f"its output `{name}` ({spec.path}) is a {kind}, not a {spec.kind}")
+        _refuse_secrets(action, name, path)
+        outputs[name] = store.ingest(path)
+    return outputs
+
+
+def _refuse_undeclared(action: Action, made: Path) -> None:
+    declared = [made / spec.path for spec in action.node.outputs.values()]
+    for folder, names, files in os.walk(made):
+        here = Path(folder)
+        names[:] = [n for n in names if here / n not in declared]
+        for name in files:
+            if here / name not in declared:
+                shown = (here / name).relative_to(made)
+                raise StageError(f"it wrote {shown}, which is not a declared output",
+                                 fix="declare it under `outputs:`, or write it to the scratch folder")  # fmt: skip
+
+
+def _refuse_secrets(action: Action, output: str, path: Path) -> None:
+    if not action.node.secrets:
+        return
+    files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
+    for file in files:
+        if file.stat().st_size <= _SCANNED_BYTES:
+            name = action.redactor.found_in(file.read_bytes())
+            if name:
+                raise StageError(f"its output `{output}` contains the secret {name}")
+
+
+def clean(action: Action, *, keep: bool) -> str:
+    """Remove the action's folder; or keep its workdir, and return where it is."""
+    if keep:
+        return str(action.work)
+    remove_tree(action.folder)
+    return ""

@@ -1,0 +1,74 @@
+"""Catch what a stage reads without having declared it.
+
+A read of a file of the project (or of the user's home) that is no declared input makes the
+cache lie: the key doesn't know of it. The hook refuses the read, and remembers it, since the
+stage's code may swallow the refusal.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+
+__all__ = ["ReadGuard"]
+
+_EVENTS = frozenset(("open", "os.listdir", "os.scandir"))
+_CONFIGURATION = (".cache", ".config", ".netrc", ".aws", ".gitconfig", ".local")
+
+
+class ReadGuard:
+    """Watches one project's folder in this process; `violations` are paths relative to it."""
+
+    def __init__(self, project: str, home: str, allowed: Iterable[str]) -> None:
+        self.violations: list[str] = []
+        self._project = os.path.realpath(project)
+        self._guarded = tuple(
+            {self._project + os.sep, *([os.path.realpath(home) + os.sep] if home else [])}
+        )
+        self._home = os.path.realpath(home) + os.sep if home else ""
+        self._allowed = tuple(os.path.realpath(path) for path in allowed)
+        self._busy = False
+
+    def install(self) -> None:
+        """Begin; a hook can't be taken away again, so this belongs into a worker."""
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, args: tuple[object, ...]) -> None:
+        if event not in _EVENTS or self._busy or not args:
+            return
+        path = args[0]
+        if isinstance(path, int) or path is None or _writes(event, args):
+            return
+        self._busy = True
+        try:
+            real = os.path.realpath(os.fspath(path))  # type: ignore[call-overload]
+            if isinstance(real, bytes):
+                real = os.fsdecode(real)
+            refused = self._is_refused(real)
+        finally:
+            self._busy = False
+        if refused:
+            shown = os.path.relpath(real, self._project)
+            if shown not in self.violations:
+                self.violations.append(shown)
+            raise PermissionError(13, "not a declared input of this stage", shown)
+
+    def _is_refused(self, real: str) -> bool:
+        if not real.startswith(self._guarded):
+            return False
+        if any(real == a or real.startswith(a + os.sep) for a in self._allowed):
+            return False
+        if not os.path.isfile(real):  # noqa: PTH113
+            return False  # Looking for a file that isn't there changes nothing.
+        inside = real.startswith(self._project + os.sep)
+        return inside or not real.removeprefix(self._home).startswith(_CONFIGURATION)
+
+
+def _writes(event: str, args: tuple[object, ...]) -> bool:
+    if event != "open" or len(args) < 3:
+        return False
+    mode, flags = args[1], args[2]
+    if isinstance(mode, str):
+        return "r" not in mode and "+" not in mode
+    return isinstance(flags, int) and flags & os.O_ACCMODE == os.O_WRONLY

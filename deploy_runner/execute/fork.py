@@ -1,0 +1,70 @@
+"""The runner's side of a fork server: start it, ask for workers, read its answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["ForkServer"]
+
+
+class ForkServer:
+    """One fork server process. `channel` is what a selector waits on."""
+
+    def __init__(self, modules: Sequence[str], *, threads: int, home: str) -> None:
+        self.channel, theirs = socket.socketpair()
+        env = {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "HOME": home,
+            "LC_ALL": "C.UTF-8",
+            "TZ": "UTC",
+            "PYTHONHASHSEED": "0",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+        }
+        command = [
+            sys.executable,
+            "-sP",
+            "-m",
+            "deploy_runner.execute.server",
+            str(theirs.fileno()),
+        ]
+        with theirs:
+            self._process = subprocess.Popen(
+                [*command, *modules],
+                env=env,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self._unread = b""
+
+    def spawn(self, request: dict[str, Any], log_fd: int) -> None:
+        """Ask for a worker; `log_fd` becomes its standard output and error."""
+        body = json.dumps(request).encode()
+        socket.send_fds(self.channel, [len(body).to_bytes(4, "big")], [log_fd])
+        self.channel.sendall(body)
+
+    def answers(self) -> list[dict[str, Any]]:
+        """Return the answers that have come. Raises EOFError where the server has died."""
+        data = self.channel.recv(65536)
+        if not data:
+            raise EOFError
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    def stop(self) -> None:
+        """Close the channel, upon which the server kills its workers and ends."""
+        self.channel.close()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()

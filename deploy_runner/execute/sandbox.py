@@ -1,0 +1,134 @@
+"""Confine a worker: which files it may read and write, and no network.
+
+Landlock (Linux 5.13 and newer) is used by its three system calls, a network namespace where one
+may be made, and resource limits everywhere. Whatever the kernel lacks is left out and said.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import site
+import struct
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from functools import cache
+
+__all__ = ["available", "confine", "interpreter_paths"]
+
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+_RULE_PATH_BENEATH = 1
+_VERSION_FLAG = 1
+_PR_SET_NO_NEW_PRIVS = 38
+_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
+
+# linux/landlock.h: the access rights, and the ABI version that brought the later ones.
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+_READ = _EXECUTE | _READ_FILE | _READ_DIR
+_ALL_V1 = (1 << 13) - 1
+_REFER, _TRUNCATE, _IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
+_FILE_ONLY = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
+_NET = 0b11
+
+_SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/etc", "/proc", "/sys", "/opt")
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom", "/dev/shm", "/dev/tty")
+
+
+def available() -> str:
+    """Return in words what `confine` can use on this machine; this process is not confined."""
+    abi = _abi()
+    files = f"landlock (ABI {abi})" if abi else "no landlock: only Python's audit hook guards files"
+    return (
+        f"{files}; {'no network in workers' if abi >= 4 or os.geteuid() == 0 else 'network open'}"
+    )
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+@cache
+def _abi() -> int:
+    """Return the kernel's landlock version, 0 where it has none."""
+    version: int = _libc().syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _VERSION_FLAG)
+    return max(version, 0)
+
+
+@cache
+def interpreter_paths() -> tuple[str, ...]:
+    """Return the folders of the interpreter, its libraries and installed packages."""
+    found = {sys.prefix, sys.base_prefix, sys.exec_prefix, *sysconfig.get_paths().values()}
+    found |= set(site.getsitepackages()) | {os.path.dirname(os.path.realpath(sys.executable))}  # noqa: PTH120
+    found |= {os.path.dirname(p) for p in _engine_paths()}  # noqa: PTH120
+    return tuple(sorted(p for p in found if p and p != "/" and os.path.exists(p)))  # noqa: PTH110
+
+
+def _engine_paths() -> Iterator[str]:
+    import deploy_runner
+    import deploy_runner.stages
+
+    for module in (deploy_runner, deploy_runner.stages):
+        assert module.__file__
+        yield module.__file__
+
+
+def confine(*, read: Iterable[str], write: Iterable[str], network: bool) -> list[str]:
+    """Confine this process and its children for good; return what was used, in words.
+
+    It may read the system, the interpreter and `read`, and write below `write`. Never raises
+    for what the kernel doesn't have.
+    """
+    used = []
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if not network and _leave_network():
+        used.append("network namespace")
+    abi = _abi()
+    if abi and _landlock(abi, list(read), list(write), network=network):
+        used.append(f"landlock {abi}")
+    return used
+
+
+def _leave_network() -> bool:
+    flags = _CLONE_NEWNET if os.geteuid() == 0 else _CLONE_NEWNET | _CLONE_NEWUSER
+    return bool(_libc().unshare(flags) == 0)
+
+
+def _landlock(abi: int, read: list[str], write: list[str], *, network: bool) -> bool:
+    rights = _ALL_V1
+    rights |= _REFER if abi >= 2 else 0
+    rights |= _TRUNCATE if abi >= 3 else 0
+    # Device ioctls are left alone: a terminal's are harmless, and libraries probe them.
+    net = _NET if abi >= 4 and not network else 0
+    attributes = struct.pack("QQ", rights, net) if abi >= 4 else struct.pack("Q", rights)
+    libc = _libc()
+    ruleset = libc.syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0)
+    if ruleset < 0:
+        return False
+    try:
+        for path in (*_SYSTEM, *interpreter_paths(), *read):
+            _allow(ruleset, path, _READ & rights)
+        for path in _DEVICES:
+            _allow(ruleset, path, rights)
+        for path in write:
+            _allow(ruleset, path, rights)
+        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        return bool(libc.syscall(_RESTRICT_SELF, ruleset, 0) == 0)
+    finally:
+        os.close(ruleset)
+
+
+def _allow(ruleset: int, path: str, rights: int) -> None:
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return  # What isn't there needs no right.
+    try:
+        if not os.path.isdir(f"/proc/self/fd/{fd}"):  # noqa: PTH112
+            rights &= _FILE_ONLY
+        rule = struct.pack("=Qi", rights, fd)
+        _libc().syscall(_ADD_RULE, ruleset, _RULE_PATH_BENEATH, rule, 0)
+    finally:
+        os.close(fd)

@@ -1,0 +1,173 @@
+"""Events → one run record: what ran, what it made, the figures, as one JSON file.
+
+A run's folder is `runs/ID/`: `record.json` (this module), `log.jsonl` (every event that is not
+a hit, as it happened), `logs/STAGE.log` (what the workers printed), `report.html`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from .errors import StoreError, UsageError
+from .store.files import write_atomic
+from .types import Event, Graph, Json, StageResult
+
+__all__ = ["COUNTED", "Recorder", "RunRecord", "new_run_id", "read_record", "recorded_runs"]
+
+COUNTED = ("ran", "hit", "healed", "converged", "failed", "skipped", "interrupted")
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One finished run. `data` is the content of `record.json`; see docs/reference.md."""
+
+    folder: Path
+    data: Mapping[str, Json]
+
+    @property
+    def id(self) -> str:
+        """Return the run's id, which sorts by time."""
+        return str(self.data["id"])
+
+    @property
+    def stages(self) -> dict[str, dict[str, Json]]:
+        """Return the stages' entries by stage id."""
+        stages = self.data["stages"]
+        assert isinstance(stages, dict)
+        return stages  # type: ignore[return-value]
+
+    @property
+    def exit_code(self) -> int:
+        """Return the exit code that the run ended with."""
+        code = self.data.get("exit_code", 0)
+        return code if isinstance(code, int) else 1
+
+    def summary(self) -> dict[str, Json]:
+        """Return what `run --json` prints last: the counts and the map of stages."""
+        return {"run": self.id, **{k: self.data[k] for k in COUNTED}, "stages": self.data["stages"]}
+
+
+def new_run_id(now_s: float) -> str:
+    """Return a new id: UTC time, then four random hex digits (two runs may start at once)."""
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now_s))
+    return f"{stamp}-{os.urandom(3).hex()}"
+
+
+class Recorder:
+    """Collects the events of one run and writes its record at the end."""
+
+    def __init__(self, home: Path, graph: Graph, *, now_s: float) -> None:
+        self.folder = home / "runs" / new_run_id(now_s)
+        self._graph = graph
+        self._started_s = now_s
+        self._log: TextIO | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Append the event to `log.jsonl`; hits are in the record alone."""
+        if event.result is not None and event.result.state == "hit":
+            return
+        if event.kind in ("run-started", "run-finished", "stage-progress"):
+            return
+        line = {"time": event.time_s, "kind": event.kind, "stage": event.stage, "text": event.text}
+        if event.result is not None:
+            line |= {"state": event.result.state, "reason": event.result.reason}
+        log = self._open_log()
+        log.write(json.dumps(line, ensure_ascii=False) + "\n")
+        log.flush()
+
+    def _open_log(self) -> TextIO:
+        if self._log is None:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._log = (self.folder / "log.jsonl").open("a", encoding="utf-8")
+            except OSError as error:
+                raise StoreError(
+                    f"{self.folder} cannot be written: {error.strerror}",
+                    fix="free some space, or set DEPLOY_RUNNER_HOME to another folder",
+                ) from error
+        return self._log
+
+    def finish(
+        self, results: Mapping[str, StageResult], *, now_s: float, exit_code: int
+    ) -> RunRecord:
+        """Write `record.json` and return the record."""
+        if self._log is not None:
+            self._log.close()
+        counts = dict.fromkeys(COUNTED, 0)
+        for result in results.values():
+            counts[result.state] += 1
+        data: dict[str, Json] = {
+            "schema": 1,
+            "id": self.folder.name,
+            "name": self._graph.name,
+            "pipeline": self._graph.pipeline,
+            "target": str(self._graph.target.get("name", "dry-run")),
+            "live": self._graph.live,
+            "started": _iso(self._started_s),
+            "seconds": round(now_s - self._started_s, 6),
+            "exit_code": exit_code,
+            **counts,
+            "stages": {id_: _entry(result) for id_, result in results.items()},
+        }
+        record = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
+        write_atomic(self.folder / "record.json", record)
+        return RunRecord(self.folder, data)
+
+
+def _iso(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def _entry(result: StageResult) -> Json:
+    entry: dict[str, Json] = {
+        "state": result.state,
+        "key": result.key,
+        "outputs": {name: artifact.digest for name, artifact in result.outputs.items()},
+        "seconds": round(result.seconds, 6),
+        "figures": dict(result.figures),
+    }
+    if result.outputs:
+        entry["artifacts"] = {
+            name: {"digest": a.digest, "kind": a.kind, "size": a.size}
+            for name, a in result.outputs.items()
+        }
+    for name in ("reason", "error", "workdir"):
+        if value := getattr(result, name):
+            entry[name] = value
+    return entry
+
+
+def recorded_runs(home: Path) -> Iterator[RunRecord]:
+    """Yield the readable run records, the newest first."""
+    try:
+        names = sorted(os.listdir(home / "runs"), reverse=True)
+    except OSError:
+        return
+    for name in names:
+        record = _read(home / "runs" / name)
+        if record is not None:
+            yield record
+
+
+def read_record(home: Path, run: str = "") -> RunRecord:
+    """Return the run whose id starts with `run`, or the newest. Raises UsageError if none is."""
+    for record in recorded_runs(home):
+        if record.id.startswith(run):
+            return record
+    if run:
+        raise UsageError(f"no run {run!r} is recorded here", fix="`deploy-runner show` lists runs")
+    raise UsageError("nothing has been run here yet", fix="start with `deploy-runner run`")
+
+
+def _read(folder: Path) -> RunRecord | None:
+    try:
+        data = json.loads((folder / "record.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return RunRecord(folder, data) if isinstance(data, dict) and "stages" in data else None

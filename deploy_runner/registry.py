@@ -1,0 +1,197 @@
+"""`uses:` → stage class: the built-in ones, installed packages, and the project's `./stages`.
+
+The file of the built-in stage type `onnx.export` is `onnx_export.py`: one lookup imports one
+file. Installed packages join by the entry-point group `deploy_runner.stages`, whose values name
+packages of stage files. The files in a project's `./stages` are all read.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from types import ModuleType
+
+from .errors import Problem, SpecError
+from .sdk import Stage, StageInputs, StageOutputs, StageParams
+from .types import SourceFile
+from .usercode import import_closure
+
+__all__ = ["GROUP", "Registry", "StageType", "load_class"]
+
+GROUP = "deploy_runner.stages"
+_BUILTIN = "deploy_runner.stages"
+_PROJECT = "deploy_runner_project_stages_"
+
+
+@dataclass(frozen=True, slots=True)
+class StageType:
+    """A stage class, where it lives, and the files that its behaviour depends on."""
+
+    cls: type[Stage]
+    module: str
+    stage_dir: Path
+    implementation: tuple[SourceFile, ...]
+    origin: str
+
+    @property
+    def summary(self) -> str:
+        """Return the first line of the class's docstring."""
+        return (self.cls.__doc__ or "").strip().partition("\n")[0]
+
+
+class Registry:
+    """The stage types that a project can use."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._found: dict[str, StageType] = {}
+        self._project_read = False
+        builtin = importlib.import_module(_BUILTIN)
+        self._builtin_dir = Path(str(builtin.__file__)).parent
+        local = root / "stages"
+        same = local.is_dir() and local.resolve() == self._builtin_dir.resolve()
+        self.project_dir: Path | None = local if local.is_dir() and not same else None
+
+    def get(self, uses: str) -> StageType | None:
+        """Return the stage type of this name, or None. Raises SpecError for a broken file."""
+        self._read_project()
+        if uses not in self._found:
+            file = self._builtin_dir / f"{uses.replace('.', '_')}.py"
+            if uses and not uses.startswith("_") and file.is_file():
+                self._add(_BUILTIN, file, "built-in")
+        if uses not in self._found:
+            self._read_installed()
+        return self._found.get(uses)
+
+    def names(self) -> list[str]:
+        """Return the name of every stage type, sorted."""
+        return sorted(t.cls.uses for t in self.all())
+
+    def all(self) -> list[StageType]:
+        """Return every stage type, by name."""
+        self._read_project()
+        for file in _stage_files(self._builtin_dir):
+            self._add(_BUILTIN, file, "built-in")
+        self._read_installed()
+        return [self._found[uses] for uses in sorted(self._found)]
+
+    def _read_project(self) -> None:
+        if self._project_read or self.project_dir is None:
+            return
+        self._project_read = True
+        package = _project_package(self.project_dir)
+        for file in _stage_files(self.project_dir):
+            self._add(package, file, "project")
+
+    def _read_installed(self) -> None:
+        from importlib.metadata import entry_points
+
+        for entry in entry_points(group=GROUP):
+            if entry.value == _BUILTIN:
+                continue
+            module = importlib.import_module(entry.value)
+            origin = entry.dist.name if entry.dist else entry.value
+            for file in _stage_files(Path(str(module.__file__)).parent):
+                self._add(entry.value, file, origin)
+
+    def _add(self, package: str, file: Path, origin: str) -> None:
+        for cls in _stage_classes(_import(package, file), file):
+            known = self._found.get(cls.uses)
+            if known is not None and known.origin != origin and not _same_file(known, file):
+                message = f"the stage type {cls.uses!r} is {known.origin} already"
+                raise _broken(file, _line_of(cls), message, "give yours another name")
+            if known is None:
+                closure = import_closure(file.parent, file.name)
+                files = tuple(SourceFile(n, str(p)) for n, p in closure.items())
+                module = f"{package}.{file.stem}"
+                self._found[cls.uses] = StageType(cls, module, file.parent, files, origin)
+
+
+def load_class(module: str, class_name: str, stage_dir: str) -> type[Stage]:
+    """Import one stage class: what a worker does with what the registry found."""
+    if module.startswith(_PROJECT):
+        _project_package(Path(stage_dir))
+    cls = getattr(importlib.import_module(module), class_name)
+    assert issubclass(cls, Stage)
+    return cls
+
+
+def _project_package(folder: Path) -> str:
+    """Make the project's folder importable as a package of its own, and return its name."""
+    name = _PROJECT + sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+    if name not in sys.modules:
+        package = ModuleType(name)
+        package.__path__ = [str(folder)]
+        sys.modules[name] = package
+    return name
+
+
+def _stage_files(folder: Path) -> Iterator[Path]:
+    return iter(sorted(f for f in folder.glob("*.py") if not f.name.startswith("_")))
+
+
+def _import(package: str, file: Path) -> ModuleType:
+    name = f"{package}.{file.stem}"
+    if package.startswith(_PROJECT):
+        # The file may have changed since another pipeline of this process read it.
+        sys.modules.pop(name, None)
+    try:
+        return importlib.import_module(name)
+    except SyntaxError as error:
+        raise _broken(Path(error.filename or file), error.lineno or 1, str(error.msg)) from None
+    except Exception as error:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
+        line = (frames[-1].lineno if frames else 1) or 1
+        said = f"the file can't be imported: {type(error).__name__}: {error}"
+        raise _broken(file, line, said) from None
+
+
+def _stage_classes(module: ModuleType, file: Path) -> Iterator[type[Stage]]:
+    for cls in vars(module).values():
+        if not (
+            inspect.isclass(cls) and issubclass(cls, Stage) and cls.__module__ == module.__name__
+        ):
+            continue
+        if "uses" not in vars(cls):
+            if cls.__name__.startswith("_"):
+                continue
+            message = f"the stage class {cls.__name__} has no name"
+            raise _broken(file, _line_of(cls), message, 'add: uses = "group.name"')
+        for part, base in (
+            ("Params", StageParams),
+            ("Inputs", StageInputs),
+            ("Outputs", StageOutputs),
+        ):
+            if not issubclass(getattr(cls, part), base):
+                message = f"{cls.__name__}.{part} is not a {base.__name__}"
+                raise _broken(file, _line_of(cls), message, f"class {part}({base.__name__}): …")
+        if not (cls.__doc__ or "").strip():
+            raise _broken(file, _line_of(cls), f"the stage class {cls.__name__} has no docstring")
+        yield cls
+
+
+def _line_of(cls: type[Stage]) -> int:
+    try:
+        return inspect.getsourcelines(cls)[1]
+    except OSError:
+        return 1
+
+
+def _same_file(known: StageType, file: Path) -> bool:
+    own = known.stage_dir / f"{known.module.rpartition('.')[2]}.py"
+    return own.read_bytes() == file.read_bytes()
+
+
+def _broken(file: Path, line: int, message: str, fix: str = "") -> SpecError:
+    try:
+        shown = file.resolve().relative_to(Path.cwd())
+    except ValueError:
+        shown = file
+    return SpecError([Problem(message, str(shown), line, 1, fix)])

@@ -1,0 +1,438 @@
+"""The content-addressed store: objects named by the SHA-256 of their content.
+
+An object under its final name is right or absent: it is hashed and synced before it is renamed
+there, and hashed again before use whenever its file has changed since it was last verified. A
+folder is a manifest (the canonical JSON of its files' paths, digests, sizes and executable
+bits), kept as an object itself; empty folders inside it are not kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat as stat_module
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..errors import StoreError
+from ..types import Artifact, Json
+from .files import copy_private, fsync_folder, read_or_none, store_error
+from .locks import Lock
+from .records import Records, listdir
+from .stat import StatMemo, fingerprint, sha256_file
+
+__all__ = ["Member", "Piece", "Presence", "Store", "VerifyReport", "copy_path", "copy_pieces"]
+
+Presence = Literal["present", "missing", "damaged"]
+Piece = tuple[str, str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One file of a folder artifact; `path` is relative, with `/`."""
+
+    path: str
+    digest: str
+    size: int
+    executable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What a verification of every object found; damaged objects have been removed."""
+
+    objects: int
+    bytes: int
+    damaged: tuple[str, ...]
+    records: int
+    refused_records: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Say whether everything was sound."""
+        return not (self.damaged or self.refused_records)
+
+    def as_dict(self) -> dict[str, Json]:
+        """Return the report as JSON."""
+        return {
+            "ok": self.ok,
+            "objects": self.objects,
+            "bytes": self.bytes,
+            "damaged": list(self.damaged),
+            "records": self.records,
+            "refused_records": list(self.refused_records),
+        }
+
+    def __str__(self) -> str:
+        head = f"{self.objects} objects ({self.bytes} bytes) and {self.records} action records"
+        if self.ok:
+            return f"{head}: all sound"
+        lines = [f"{head}: removed what was damaged, the next run makes it again"]
+        lines += [f"  object {digest}" for digest in self.damaged]
+        lines += [f"  action record {key}" for key in self.refused_records]
+        return "\n".join(lines)
+
+
+class Store:
+    """The store in one folder, `home`; several processes may use it at once."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self._objects = f"{os.fspath(home)}/cas/sha256"
+        self.memo = StatMemo(f"{os.fspath(home)}/stat.sqlite")
+        self.records = Records(home)
+        self._tmp: Path | None = None
+        self._tmp_lock: Lock | None = None
+        try:
+            os.makedirs(home, exist_ok=True)  # noqa: PTH103
+        except OSError as error:
+            raise store_error(error, home) from error
+
+    # Reading ---------------------------------------------------------------------------------
+
+    def object_path(self, digest: str) -> Path:
+        """Return where the object of this digest is, or would be."""
+        return Path(self._object(digest))
+
+    def _object(self, digest: str) -> str:
+        return f"{self._objects}/{digest[:2]}/{digest[2:]}"
+
+    def state(self, artifact: Artifact) -> Presence:
+        """Say whether the artifact can be used, hashing what changed since it was verified."""
+        state = self._object_state(artifact.digest, artifact.size, artifact.kind == "file")
+        if state != "present" or artifact.kind == "file":
+            return state
+        for member in self.members(artifact):
+            state = self._object_state(member.digest, member.size, True)
+            if state != "present":
+                return state
+        return "present"
+
+    def _object_state(self, digest: str, size: int, check_size: bool) -> Presence:
+        path = self._object(digest)
+        try:
+            state = fingerprint(path)
+        except OSError:
+            return "missing"
+        if check_size and state[0] != size:
+            return "damaged"
+        known = self.memo.lookup(path, state)
+        if known is None:
+            try:
+                known = sha256_file(path)
+            except OSError:
+                return "damaged"
+            self.memo.remember(path, state, known)
+        return "present" if known == digest else "damaged"
+
+    def members(self, artifact: Artifact) -> list[Member]:
+        """Return the files of a folder artifact. Raises StoreError if its manifest is lost."""
+        data = read_or_none(self._object(artifact.digest))
+        if data is None or _sha256(data) != artifact.digest:
+            raise StoreError(f"the manifest of folder {artifact.digest} is lost or damaged",
+                             fix="run again: it is healed by re-making it")  # fmt: skip
+        return [Member(m["path"], m["digest"], m["size"], m["x"]) for m in json.loads(data)]
+
+    def pieces(self, artifact: Artifact) -> list[Piece]:
+        """Return what must be copied to have the artifact elsewhere: (object, name, mode).
+
+        The name of a file artifact's only piece is empty.
+        """
+        if artifact.kind == "file":
+            return [(self._object(artifact.digest), "", 0o644)]
+        return [
+            (self._object(m.digest), m.path, 0o755 if m.executable else 0o644)
+            for m in self.members(artifact)
+        ]
+
+    def materialise(self, artifact: Artifact, target: Path) -> None:
+        """Put a private, writable copy of the artifact at `target`, which must not exist.
+
+        Raises StoreError where the artifact is not sound or the copy can't be written.
+        """
+        if self.state(artifact) != "present":
+            raise StoreError(f"object {artifact.digest} is lost or damaged", fix="run again")
+        copy_pieces(self.pieces(artifact), target, folder=artifact.kind == "folder")
+
+    # The project's own files -----------------------------------------------------------------
+
+    def digest_path(self, path: str, root: str) -> Artifact:
+        """Return the artifact that a file or folder of the project is, without storing it.
+
+        Unchanged files are not read again. Raises OSError where it can't be read, StoreError
+        for a link that leaves `root`, or something that is neither file nor folder.
+        """
+        _stay_inside(path, root)
+        if os.path.isdir(path):  # noqa: PTH112
+            members = [
+                Member(name, self.memo.digest(full), st.st_size, bool(st.st_mode & 0o111))
+                for name, full, st in _walk(path)
+            ]
+            return _folder(members)
+        state = os.stat(path)  # noqa: PTH116
+        if not stat_module.S_ISREG(state.st_mode):
+            raise StoreError(f"{path} is neither a file nor a folder")
+        return Artifact(self.memo.digest(path), "file", state.st_size)
+
+    # Writing ---------------------------------------------------------------------------------
+
+    def ingest(self, path: Path) -> Artifact:
+        """Take a file or folder that a stage made into the store; its files are moved.
+
+        Nothing may write to it any more. Raises StoreError for links, devices and names that
+        can't be kept, and where the store can't be written.
+        """
+        name = os.fspath(path)
+        try:
+            if not stat_module.S_ISDIR(os.lstat(name).st_mode):
+                member = self._ingest_file(name, path.name)
+                return Artifact(member.digest, "file", member.size)
+            members = [self._ingest_file(full, rel) for rel, full, _ in _walk(name)]
+            folder = _folder(members)
+            self._put_bytes(_manifest(members), folder.digest)
+        except OSError as error:
+            raise store_error(error, name) from error
+        return folder
+
+    def _ingest_file(self, path: str, name: str) -> Member:
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            st = os.fstat(fd)
+            if not stat_module.S_ISREG(st.st_mode):
+                raise StoreError(f"output {name} is not a regular file")
+            if st.st_nlink != 1:
+                raise StoreError(f"output {name} is a hard link", fix="write a copy instead")
+            digest = sha256_file(path)
+            if self._object_state(digest, st.st_size, True) == "present":
+                os.unlink(path)  # noqa: PTH108
+            else:
+                os.fchmod(fd, 0o444)
+                os.fsync(fd)
+                self._place(path, digest)
+        finally:
+            os.close(fd)
+        return Member(name, digest, st.st_size, bool(st.st_mode & 0o111))
+
+    def _place(self, path: str, digest: str) -> None:
+        target = self._object(digest)
+        folder = os.path.dirname(target)  # noqa: PTH120
+        if not os.path.isdir(folder):  # noqa: PTH112
+            os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+            fsync_folder(self._objects)
+        os.rename(path, target)  # noqa: PTH104
+        fsync_folder(folder)
+
+    def _put_bytes(self, data: bytes, digest: str) -> None:
+        if self._object_state(digest, len(data), True) == "present":
+            return
+        path = f"{self.new_tmp()}/manifest-{digest}-{os.urandom(4).hex()}"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        self._place(path, digest)
+
+    # Living together -------------------------------------------------------------------------
+
+    def new_tmp(self) -> Path:
+        """Return this process's own folder under `tmp/`, made on first use."""
+        if self._tmp is None:
+            name = f"{os.getpid()}-{os.urandom(4).hex()}"
+            lock = Lock(f"{os.fspath(self.home)}/tmp/{name}.lock")
+            lock.acquire()
+            try:
+                os.mkdir(self.home / "tmp" / name, 0o700)  # noqa: PTH102
+            except OSError as error:
+                lock.release(remove=True)
+                raise store_error(error, self.home / "tmp") from error
+            self._tmp, self._tmp_lock = self.home / "tmp" / name, lock
+        return self._tmp
+
+    def sweep_tmp(self) -> int:
+        """Remove the temporary folders whose owners are gone; return how many."""
+        swept = 0
+        try:
+            names = os.listdir(self.home / "tmp")  # noqa: PTH208
+        except OSError:
+            return 0
+        for name in names:
+            if not name.endswith(".lock"):
+                continue
+            lock = Lock(f"{os.fspath(self.home)}/tmp/{name}")
+            if (self._tmp is None or name != f"{self._tmp.name}.lock") and lock.try_acquire():
+                remove_tree(self.home / "tmp" / name.removesuffix(".lock"))
+                lock.release(remove=True)
+                swept += 1
+        return swept
+
+    def lock(self, key: str) -> Lock:
+        """Return the lock under which the outputs of one action key are made."""
+        return Lock(f"{os.fspath(self.home)}/locks/{key}")
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep garbage collection out while a run depends on what it has found."""
+        lock = Lock(f"{os.fspath(self.home)}/gc.lock", shared=True)
+        lock.acquire()
+        try:
+            yield
+        finally:
+            self.close()
+            lock.release()
+
+    def close(self) -> None:
+        """Remove this process's temporary folder and write the memo."""
+        self.memo.flush()
+        if self._tmp is not None and self._tmp_lock is not None:
+            remove_tree(self._tmp)
+            self._tmp_lock.release(remove=True)
+            self._tmp = self._tmp_lock = None
+
+    # Verifying -------------------------------------------------------------------------------
+
+    def objects(self) -> Iterator[tuple[str, str]]:
+        """Yield (digest, path) of every object."""
+        for shard in listdir(self._objects):
+            for rest in listdir(f"{self._objects}/{shard}"):
+                if len(shard) == 2 and len(rest) == 62:
+                    yield shard + rest, f"{self._objects}/{shard}/{rest}"
+
+    def verify_all(self) -> VerifyReport:
+        """Read every object and record whatever the memo says; remove what is damaged."""
+        count, total, damaged = 0, 0, []
+        for digest, path in self.objects():
+            count += 1
+            total += os.stat(path).st_size  # noqa: PTH116
+            try:
+                sound = sha256_file(path) == digest
+            except OSError:
+                sound = False
+            if not sound:
+                damaged.append(digest)
+                os.unlink(path)  # noqa: PTH108
+        keys = list(self.records.keys())
+        refused = tuple(key for key in keys if self.records.get(key) is None)
+        for key in refused:
+            self.records.remove(key)
+        return VerifyReport(count, total, tuple(damaged), len(keys), refused)
+
+
+def copy_pieces(pieces: Iterable[Piece], target: Path, *, folder: bool) -> None:
+    """Copy the pieces of an artifact to `target`. Raises StoreError."""
+    try:
+        if folder:
+            target.mkdir()
+        for source, name, mode in pieces:
+            place = target / name if name else target
+            if name:
+                place.parent.mkdir(parents=True, exist_ok=True)
+            copy_private(source, place, mode)
+    except OSError as error:
+        raise store_error(error, target) from error
+
+
+def copy_path(source: str, target: Path, expected: Artifact, root: str) -> None:
+    """Copy a file or folder of the project to `target`, and check that it is `expected`.
+
+    Raises StoreError where the content is not what it was when the key was made.
+    """
+    try:
+        _stay_inside(source, root)
+        if expected.kind == "file":
+            copy_private(os.path.realpath(source), target, 0o644)
+            found = Artifact(sha256_file(str(target)), "file", expected.size)
+        else:
+            target.mkdir()
+            found = _folder([_copy_member(*entry, target) for entry in _walk(source)])
+    except OSError as error:
+        raise store_error(error, source) from error
+    if found.digest != expected.digest:
+        raise StoreError(f"{source} changed while the run was going on", fix="run again")
+
+
+def _copy_member(name: str, full: str, st: os.stat_result, target: Path) -> Member:
+    place = target / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    executable = bool(st.st_mode & 0o111)
+    copy_private(full, place, 0o755 if executable else 0o644)
+    return Member(name, sha256_file(str(place)), place.stat().st_size, executable)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder and all in it, whatever the modes a stage gave its files."""
+    import shutil
+
+    def make_writable(function: object, name: str, info: object) -> None:
+        for place in (os.path.dirname(name), name):  # noqa: PTH120
+            try:
+                os.chmod(place, 0o700)  # noqa: PTH101
+            except OSError:
+                continue
+        shutil.rmtree(name, ignore_errors=True)
+        try:
+            os.unlink(name)  # noqa: PTH108
+        except OSError:
+            return
+
+    shutil.rmtree(path, onerror=make_writable)
+
+
+def _sha256(data: bytes) -> str:
+    from hashlib import sha256
+
+    return sha256(data).hexdigest()
+
+
+def _manifest(members: list[Member]) -> bytes:
+    rows: list[Mapping[str, object]] = [
+        {"digest": m.digest, "path": m.path, "size": m.size, "x": m.executable}
+        for m in sorted(members, key=lambda m: m.path)
+    ]
+    return json.dumps(rows, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _folder(members: list[Member]) -> Artifact:
+    return Artifact(_sha256(_manifest(members)), "folder", sum(m.size for m in members))
+
+
+def _walk(folder: str) -> Iterator[tuple[str, str, os.stat_result]]:
+    """Yield (relative path, path, stat) of the files below a folder, sorted.
+
+    Raises StoreError for a link, a special file, or an unprintable name.
+    """
+    pending = [("", folder)]
+    files: list[tuple[str, str, os.stat_result]] = []
+    while pending:
+        prefix, place = pending.pop()
+        with os.scandir(place) as entries:
+            for entry in entries:
+                name = f"{prefix}{entry.name}"
+                if not entry.name.isprintable():
+                    raise StoreError(f"{name!r} has a name that can't be kept")
+                if entry.is_symlink():
+                    raise StoreError(
+                        f"{entry.path} is a symbolic link inside a folder", fix="copy it there"
+                    )
+                st = entry.stat()
+                if stat_module.S_ISDIR(st.st_mode):
+                    pending.append((f"{name}/", entry.path))
+                elif stat_module.S_ISREG(st.st_mode):
+                    files.append((name, entry.path, st))
+                else:
+                    raise StoreError(f"{entry.path} is neither a file nor a folder")
+    return iter(sorted(files))
+
+
+def _stay_inside(path: str, root: str) -> None:
+    """Refuse a path that a link leads out of the project."""
+    real = os.path.realpath(path)
+    base = os.path.realpath(root)
+    if real != base and not real.startswith(base + os.sep):
+        raise StoreError(f"{path} leads out of the project, to {real}", fix="copy it into it")

@@ -1,0 +1,131 @@
+"""Write files so that a crash leaves the old content or the new one, and copy them privately."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from ..errors import StoreError
+
+__all__ = ["copy_private", "fsync_folder", "read_or_none", "store_error", "write_atomic"]
+
+_FICLONE = 0x40049409
+_CHUNK_BYTES = 1 << 30
+
+_FIXES = {
+    errno.ENOSPC: "free some space and run again",
+    errno.EDQUOT: "free some space and run again",
+    errno.EROFS: "set DEPLOY_RUNNER_HOME to a folder that can be written",
+    errno.EACCES: "set DEPLOY_RUNNER_HOME to a folder that can be written",
+    errno.EPERM: "set DEPLOY_RUNNER_HOME to a folder that can be written",
+    errno.ENOTDIR: "a file is where a folder is needed",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
+
+
+def store_error(error: OSError, path: str | os.PathLike[str]) -> StoreError:
+    """Return the sentence for a failed operation on one of our files."""
+    fix = _FIXES.get(error.errno or 0, "")
+    return StoreError(f"{os.fspath(path)}: {error.strerror or error}", fix=fix)
+
+
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Replace `path` by `data`: temporary file, fsync, rename, fsync of the folder.
+
+    Parent folders are made. Raises StoreError, and leaves no temporary file, where that fails.
+    """
+    name = os.fspath(path)
+    folder = os.path.dirname(name) or "."  # noqa: PTH120 - on the path of every stage
+    temporary = f"{folder}/.{os.path.basename(name)}.{os.getpid()}-{os.urandom(4).hex()}"  # noqa: PTH119
+    try:
+        fd = _create(temporary, folder, mode)
+        try:
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(fd, view) :]
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(temporary, name)  # noqa: PTH104
+        except BaseException:
+            _remove(temporary)
+            raise
+        fsync_folder(folder)
+    except OSError as error:
+        raise store_error(error, name) from error
+
+
+def _create(temporary: str, folder: str, mode: int) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        return os.open(temporary, flags, mode)
+    except FileNotFoundError:
+        os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+        return os.open(temporary, flags, mode)
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)  # noqa: PTH108
+    except OSError:
+        return
+
+
+def fsync_folder(folder: str | os.PathLike[str]) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_or_none(path: str | os.PathLike[str]) -> bytes | None:
+    """Return a file's content, or None where it is absent or unreadable."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            return file.read()
+    except OSError:
+        return None
+
+
+def copy_private(source: str | os.PathLike[str], target: str | os.PathLike[str], mode: int) -> None:
+    """Copy a file's content into a new file: a reflink where the disk can, else a copy.
+
+    Never a link: who writes the copy must not change the original. Raises OSError.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    fd_in = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fd_out = os.open(target, flags, mode)
+        try:
+            _copy_content(fd_in, fd_out)
+        finally:
+            os.close(fd_out)
+    finally:
+        os.close(fd_in)
+
+
+def _copy_content(fd_in: int, fd_out: int) -> None:
+    import fcntl
+
+    try:
+        fcntl.ioctl(fd_out, _FICLONE, fd_in)
+    except OSError:
+        pass
+    else:
+        return
+    try:
+        while os.copy_file_range(fd_in, fd_out, _CHUNK_BYTES):
+            pass
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        os.lseek(fd_in, 0, os.SEEK_SET)
+        os.lseek(fd_out, 0, os.SEEK_SET)
+        while chunk := os.read(fd_in, 1 << 20):
+            view = memoryview(chunk)
+            while view:
+                view = view[os.write(fd_out, view) :]

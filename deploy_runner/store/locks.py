@@ -1,0 +1,97 @@
+"""Locks that the kernel frees when their holder dies: flock(2), one file per lock."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from types import TracebackType
+
+from .files import store_error
+
+__all__ = ["Lock"]
+
+
+class Lock:
+    """An advisory lock on a file of its own.
+
+    The file may be removed by garbage collection; whoever gets the lock checks that the name
+    still is the file that was locked, and tries again if not. Closed on exec.
+    """
+
+    def __init__(self, path: str, *, shared: bool = False) -> None:
+        self.path = path
+        self._mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        self._fd: int | None = None
+
+    @property
+    def held(self) -> bool:
+        """Say whether this object holds the lock."""
+        return self._fd is not None
+
+    def acquire(self) -> None:
+        """Wait for the lock. Raises StoreError where the lock file can't be made."""
+        self._take(blocking=True)
+
+    def try_acquire(self) -> bool:
+        """Take the lock if nobody holds it; say whether it was taken."""
+        return self.held or self._take(blocking=False)
+
+    def _take(self, *, blocking: bool) -> bool:
+        while True:
+            fd = self._open()
+            try:
+                fcntl.flock(fd, self._mode | (0 if blocking else fcntl.LOCK_NB))
+            except BlockingIOError:
+                os.close(fd)
+                return False
+            except BaseException:
+                os.close(fd)
+                raise
+            if self._still_named(fd):
+                self._fd = fd
+                return True
+            os.close(fd)
+
+    def _open(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        try:
+            try:
+                return os.open(self.path, flags, 0o644)
+            except FileNotFoundError:
+                os.makedirs(os.path.dirname(self.path), exist_ok=True)  # noqa: PTH103, PTH120
+                return os.open(self.path, flags, 0o644)
+        except OSError as error:
+            raise store_error(error, self.path) from error
+
+    def _still_named(self, fd: int) -> bool:
+        try:
+            named = os.stat(self.path)  # noqa: PTH116
+        except FileNotFoundError:
+            return False
+        mine = os.fstat(fd)
+        return (named.st_ino, named.st_dev) == (mine.st_ino, mine.st_dev)
+
+    def release(self, *, remove: bool = False) -> None:
+        """Give the lock back; with `remove` its file goes too (only ever by its holder)."""
+        if self._fd is None:
+            return
+        fd, self._fd = self._fd, None
+        try:
+            if remove:
+                os.unlink(self.path)  # noqa: PTH108
+        except OSError:
+            pass  # A lock file that stays is harmless.
+        finally:
+            os.close(fd)
+
+    def __enter__(self) -> Lock:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()

@@ -1,0 +1,379 @@
+"""What the verbs print: each function takes what was parsed and returns the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .api import home_of
+from .errors import UsageError
+from .record import RunRecord, read_record, recorded_runs
+from .types import Artifact, Event, Json, StageResult
+
+if TYPE_CHECKING:
+    from .api import Pipeline
+
+__all__ = ["cache", "diff", "explain", "get", "plan", "run", "show", "stages"]
+
+
+def run(pipeline: Pipeline, names: list[str], args: argparse.Namespace) -> int:
+    """Run and show it; append the job summary where GitHub asks for one."""
+    from . import api
+    from .report.terminal import Silent, choose
+
+    stream = sys.stderr if args.json else sys.stdout
+    quiet = args.quiet
+    reporter = (
+        Silent() if quiet else choose(pipeline.graph, os.environ, stream=stream, log=args.log)
+    )
+    results: dict[str, StageResult] = {}
+
+    def on_event(event: Event) -> None:
+        if event.result is not None:
+            results[event.stage] = event.result
+        reporter(event)
+
+    started_s = time.monotonic()
+    try:
+        record = api.run(
+            pipeline,
+            names,
+            on_event=on_event,
+            cpu=args.cpu,
+            memory_bytes=args.memory,
+            fail_fast=args.fail_fast,
+            force=args.force,
+            keep_workdirs=args.keep_workdirs,
+        )
+    finally:
+        reporter.finish(results, time.monotonic() - started_s)
+    if quiet:
+        for result in results.values():
+            if result.state == "failed":
+                print(f"{result.id}: {result.error}", file=sys.stderr)
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        from .report.github import job_summary
+
+        with Path(summary).open("a", encoding="utf-8") as file:
+            file.write(job_summary(record))
+    if args.json:
+        print(json.dumps(record.summary(), ensure_ascii=False))
+    return record.exit_code
+
+
+def plan(pipeline: Pipeline, names: list[str], args: argparse.Namespace) -> int:
+    """Print each stage's state and reason; with --values the resolved values instead."""
+    if args.values:
+        return _plan_values(pipeline, args)
+    from . import api
+
+    actions = api.plan(pipeline, names).actions
+    if args.json:
+        rows = [
+            {"stage": a.stage, "state": a.state, "key": a.key, "reason": a.reason} for a in actions
+        ]
+        print(json.dumps({"target": pipeline.graph.target.get("name"), "actions": rows}))
+        return 0
+    width = max((len(a.stage) for a in actions), default=0)
+    for action in actions:
+        print(f"{action.stage:<{width}}  {action.state:<8} {action.reason}".rstrip())
+    pending = sum(a.state != "hit" for a in actions)
+    print(f"{len(actions)} stages: {pending} to run, {len(actions) - pending} up to date")
+    return 0
+
+
+def _plan_values(pipeline: Pipeline, args: argparse.Namespace) -> int:
+    graph = pipeline.graph
+    values: dict[str, Json] = {f"vars.{k}": v for k, v in graph.vars.items()}
+    for id_, node in graph.stages.items():
+        values |= {f"stages.{id_}.with.{k}": v for k, v in node.params.items()}
+    values |= {f"target.{k}": v for k, v in graph.target.items()}
+    rows = {path: (value, _origin(graph.origins, path)) for path, value in values.items()}
+    if args.json:
+        print(json.dumps({p: {"value": v, "origin": o} for p, (v, o) in rows.items()}))
+        return 0
+    for path, (value, origin) in rows.items():
+        print(f"{path} = {json.dumps(value, ensure_ascii=False)}  ({origin})")
+    return 0
+
+
+def _origin(origins: object, path: str) -> str:
+    assert hasattr(origins, "get")
+    base = path
+    if path.startswith("stages.") and "[" in path:
+        head, _, tail = path.partition("[")
+        base = head + tail.partition("]")[2]
+    while base:
+        if found := origins.get(base):
+            return str(found)
+        base = base.rpartition(".")[0]
+        if base.endswith(".with") or "." not in base:
+            break
+    return "default"
+
+
+def explain(pipeline: Pipeline, names: list[str], args: argparse.Namespace) -> int:
+    """Print the verdict on each stage and every component that changed."""
+    from . import api
+    from .graph import select
+
+    if not names:
+        raise UsageError("which stage?", fix="`deploy-runner explain STAGE`")
+    wanted = [
+        id_
+        for id_ in select(pipeline.graph, names)
+        if id_ in names or pipeline.graph.stages[id_].base in names
+    ]
+    rows = []
+    for id_ in wanted:
+        explanation = api.explain(pipeline, id_)
+        reasons = [str(change) for change in explanation.changes]
+        rows.append(
+            {
+                "stage": id_,
+                "state": explanation.state,
+                "reason": explanation.reason,
+                "changes": reasons,
+            }
+        )
+        if not args.json:
+            print(f"{id_}: {explanation.state}: {explanation.reason}".rstrip(": "))
+            for reason in reasons:
+                print(f"  {reason}")
+    if args.json:
+        print(json.dumps(rows, ensure_ascii=False))
+    return 0
+
+
+def show(path: str, names: list[str], args: argparse.Namespace) -> int:
+    """Print a recorded run, one of its stages, or the list of runs."""
+    home = home_of(Path(path), os.environ)
+    if args.runs:
+        return _show_runs(home, args)
+    record = read_record(home, args.run)
+    if not names:
+        return _show_run(record, args)
+    for name in names:
+        _show_stage(record, name, path, args)
+    return 0
+
+
+def _show_runs(home: Path, args: argparse.Namespace) -> int:
+    for record in recorded_runs(home):
+        data = record.data
+        if args.json:
+            print(json.dumps({k: v for k, v in data.items() if k != "stages"}))
+        else:
+            print(
+                f"{record.id}  exit {data['exit_code']}  {len(record.stages)} stages  {data['target']}"
+            )
+    return 0
+
+
+def _show_run(record: RunRecord, args: argparse.Namespace) -> int:
+    from .report.lines import duration, figures_line
+
+    if args.json:
+        print(json.dumps(dict(record.data), ensure_ascii=False))
+        return 0
+    data = record.data
+    print(f"run {record.id} of {data['name']} ({data['target']}), exit {data['exit_code']}")
+    width = max((len(id_) for id_ in record.stages), default=0)
+    for id_, stage in record.stages.items():
+        figures = stage["figures"] if isinstance(stage["figures"], dict) else {}
+        said = stage.get("error") or figures_line(figures)
+        seconds = duration(float(str(stage["seconds"])))
+        print(f"{id_:<{width}}  {stage['state']!s:<9} {seconds:>8}  {said}".rstrip())
+    if (record.folder / "report.html").exists():
+        print(f"report: {record.folder / 'report.html'}")
+    return 0
+
+
+def _show_stage(record: RunRecord, name: str, path: str, args: argparse.Namespace) -> None:
+    stage = _recorded_stage(record, name)
+    if args.log:
+        log = record.folder / "logs" / f"{name}.log"
+        if log.exists():
+            print(log.read_text(encoding="utf-8", errors="replace"), end="")
+        else:
+            print(f"{name} did not run in {record.id}: it was a {stage['state']}")
+    elif args.replay:
+        config = "".join(f" --config {shlex.quote(c)}" for c in args.config)
+        sets = "".join(f" --set {shlex.quote(s)}" for s in args.sets)
+        print(
+            f"deploy-runner run {shlex.quote(path)} {shlex.quote(name)}{config}{sets} "
+            "--force --keep-workdirs --log"
+        )
+    elif args.json:
+        print(json.dumps({"stage": name, **stage}, ensure_ascii=False))
+    else:
+        _print_stage(name, stage)
+
+
+def _print_stage(name: str, stage: dict[str, Json]) -> None:
+    print(f"{name}: {stage['state']}  key {stage['key']}")
+    for title in ("reason", "error", "workdir"):
+        if stage.get(title):
+            print(f"  {title}: {stage[title]}")
+    for title in ("outputs", "figures"):
+        members = stage[title]
+        assert isinstance(members, dict)
+        for key, value in members.items():
+            shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            print(f"  {title[:-1]} {key}: {shown}")
+
+
+def _recorded_stage(record: RunRecord, name: str) -> dict[str, Json]:
+    if name in record.stages:
+        return record.stages[name]
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, record.stages, n=1)
+    fix = f"did you mean {close[0]!r}?" if close else "`deploy-runner show` lists them"
+    raise UsageError(f"run {record.id} has no stage {name!r}", fix=fix)
+
+
+def get(path: str, names: list[str], args: argparse.Namespace) -> int:
+    """Copy an output of the last run that has it out of the store."""
+    from .api import load
+
+    if len(names) != 1:
+        raise UsageError("which output?", fix="`deploy-runner get STAGE.OUTPUT --to PATH`")
+    pipeline = load(path, config=args.config, sets=args.sets)
+    record = read_record(pipeline.home)
+    stage_id, output, entry = _find_output(record, names[0])
+    artifact = Artifact(
+        str(entry["digest"]),
+        "folder" if entry["kind"] == "folder" else "file",
+        int(str(entry["size"])),
+    )
+    node = pipeline.graph.stages.get(stage_id)
+    own = Path(node.outputs[output].path).name if node and output in node.outputs else output
+    destination = Path(args.to) if args.to else Path(own)
+    if args.to and destination.is_dir():
+        destination /= own
+    if destination.exists():
+        raise UsageError(f"{destination} is there already", fix="name another with --to")
+    state = pipeline.store.state(artifact)
+    if state != "present":
+        raise UsageError(f"{names[0]} is {state} in the store", fix="`deploy-runner run` heals it")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    pipeline.store.materialise(artifact, destination)
+    print(destination)
+    return 0
+
+
+def _find_output(record: RunRecord, name: str) -> tuple[str, str, dict[str, Json]]:
+    stage_id, output = name, ""
+    if name not in record.stages:
+        stage_id, _, output = name.rpartition(".")
+    artifacts = _recorded_stage(record, stage_id or name).get("artifacts")
+    if not isinstance(artifacts, dict) or not artifacts:
+        raise UsageError(f"stage {stage_id!r} made no output in run {record.id}")
+    if not output:
+        if len(artifacts) > 1:
+            raise UsageError(
+                f"stage {stage_id!r} has several outputs: {', '.join(artifacts)}",
+                fix=f"name one, e.g. {stage_id}.{next(iter(artifacts))}",
+            )
+        output = next(iter(artifacts))
+    entry = artifacts.get(output)
+    if not isinstance(entry, dict):
+        raise UsageError(f"stage {stage_id!r} has no output {output!r}", fix=", ".join(artifacts))
+    return stage_id, output, entry
+
+
+def diff(path: str, args: argparse.Namespace) -> int:
+    """Print what differs between two recorded runs."""
+    home = home_of(Path(path), os.environ)
+    new = read_record(home, args.new)
+    if args.old:
+        old = read_record(home, args.old)
+    else:
+        earlier = (r for r in recorded_runs(home) if r.id < new.id)
+        found = next(earlier, None)
+        if found is None:
+            raise UsageError(f"there is no run before {new.id} to compare with")
+        old = found
+    changes = _run_changes(old, new)
+    if args.json:
+        print(json.dumps({"old": old.id, "new": new.id, "changes": changes}, ensure_ascii=False))
+        return 0
+    print(f"{old.id} → {new.id}")
+    for change in changes:
+        print(f"  {change['stage']}: {change['what']} {change['old']} → {change['new']}")
+    if not changes:
+        print("  same outputs and figures")
+    return 0
+
+
+def _run_changes(old: RunRecord, new: RunRecord) -> list[dict[str, Json]]:
+    changes: list[dict[str, Json]] = []
+    for id_ in dict.fromkeys((*old.stages, *new.stages)):
+        before, after = old.stages.get(id_), new.stages.get(id_)
+        if before is None or after is None:
+            states = [s["state"] if s else "absent" for s in (before, after)]
+            changes.append({"stage": id_, "what": "stage", "old": states[0], "new": states[1]})
+            continue
+        for part, title in (("outputs", "output"), ("figures", "figure")):
+            one, two = before[part], after[part]
+            assert isinstance(one, dict)
+            assert isinstance(two, dict)
+            changes += [
+                {"stage": id_, "what": f"{title} {k}", "old": one.get(k), "new": two.get(k)}
+                for k in dict.fromkeys((*one, *two))
+                if one.get(k) != two.get(k)
+            ]
+    return changes
+
+
+def cache(path: str, args: argparse.Namespace) -> int:
+    """Verify every object of the store, or collect what nothing refers to."""
+    from .store.cas import Store
+
+    store = Store(home_of(Path(path), os.environ))
+    if args.action == "verify":
+        report = store.verify_all()
+        if args.json:
+            print(json.dumps(report.as_dict()))
+        else:
+            print(report)
+        return 0 if report.ok else 1
+    from .store.gc import collect
+
+    collected = collect(store, keep_runs=args.keep_runs or 10, dry_run=args.dry_run)
+    print(json.dumps(collected.as_dict()) if args.json else collected)
+    return 0
+
+
+def stages(args: argparse.Namespace) -> int:
+    """List the stage types, or describe one."""
+    from .schema import describe_stage_types
+
+    described = describe_stage_types(Path.cwd())
+    if args.type:
+        found = [d for d in described if d["uses"] == args.type]
+        if not found:
+            from difflib import get_close_matches
+
+            close = get_close_matches(args.type, [str(d["uses"]) for d in described], n=1)
+            fix = f"did you mean {close[0]!r}?" if close else "`deploy-runner stages` lists them"
+            raise UsageError(f"there is no stage type {args.type!r}", fix=fix)
+        described = found
+    if args.json:
+        print(json.dumps(described, ensure_ascii=False))
+    elif args.type:
+        from .report.stage_types import describe
+
+        print(describe(described[0]))
+    else:
+        width = max(len(str(d["uses"])) for d in described)
+        for entry in described:
+            print(f"{entry['uses']:<{width}}  {entry['summary']}")
+    return 0
