@@ -36,6 +36,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from .errors import ConflictError, GateError, StageError
 from .types import Json, Kind, Scalar
+from .usercode import load as load_code
 
 __all__ = [
     "Code",
@@ -51,6 +52,7 @@ __all__ = [
     "StageInputs",
     "StageOutputs",
     "StageParams",
+    "load_code",
 ]
 
 

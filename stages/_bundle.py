@@ -1,0 +1,290 @@
+"""The model bundle: what `model.prepare` makes and every conversion starts from.
+
+A folder with
+
+    bundle.json          how to build the module, its inputs and outputs
+    weights.safetensors  the weights
+    code/                the factory's source files, by their path in the project
+    reference.npz        inputs and eager outputs: `CASE/in/NAME`, `CASE/out/NAME`
+
+so that later stages need nothing of the project, and their keys hold all of it by one digest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploy_runner.sdk import StageError, load_code
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+
+    Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An input or output: `shape` as in the first case, `dynamic` maps an axis to its name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    dynamic: Mapping[int, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the port as JSON."""
+        dynamic = {str(axis): name for axis, name in self.dynamic.items()}
+        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape), "dynamic": dynamic}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Reference inputs with the outputs that the eager module gave for them."""
+
+    name: str
+    inputs: Arrays
+    outputs: Arrays
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk."""
+
+    folder: Path
+    factory: str
+    kwargs: Mapping[str, Any]
+    inputs: Sequence[Port]
+    outputs: Sequence[Port]
+
+    @property
+    def input_names(self) -> list[str]:
+        """Return the names of forward()'s arguments."""
+        return [port.name for port in self.inputs]
+
+    @property
+    def output_names(self) -> list[str]:
+        """Return the names of the flattened outputs."""
+        return [port.name for port in self.outputs]
+
+    @cached_property
+    def cases(self) -> list[Case]:
+        """Return the reference cases; the first two have different batch sizes."""
+        return read_cases(self.folder / "reference.npz")
+
+    def module(self) -> nn.Module:
+        """Return the module: built by its factory, with its weights, eval mode, on the CPU."""
+        code = self.folder / "code"
+        files = {p.relative_to(code).as_posix(): p for p in sorted(code.rglob("*.py"))}
+        factory: Callable[..., nn.Module] = load_code(self.factory, files)
+        module = build_module(factory, self.kwargs, self.factory)
+        load_weights(module, read_weights(self.folder / "weights.safetensors"))
+        return frozen(module)
+
+    def example(self, case: int = 0) -> tuple[torch.Tensor, ...]:
+        """Return a case's inputs as tensors, in forward()'s order."""
+        return tensors(self.cases[case].inputs, self.input_names)
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Read a bundle. Raises StageError where the folder isn't one."""
+    try:
+        data = json.loads((folder / "bundle.json").read_text("utf-8"))
+    except OSError:
+        raise StageError("the input is not a model bundle", fix="give it model.prepare's output") from None
+    ports = {
+        part: [
+            Port(p["name"], p["dtype"], tuple(p["shape"]), {int(a): n for a, n in p["dynamic"].items()})
+            for p in data[part]
+        ]
+        for part in ("inputs", "outputs")
+    }
+    return Bundle(folder, data["factory"], data["kwargs"], ports["inputs"], ports["outputs"])
+
+
+def build_module(factory: Callable[..., Any], kwargs: Mapping[str, Any], name: str) -> nn.Module:
+    """Call a factory. Raises StageError where it doesn't return an nn.Module."""
+    from torch import nn
+
+    module = factory(**kwargs)
+    if not isinstance(module, nn.Module):
+        raise StageError(f"{name} returned {type(module).__name__}, not an nn.Module")
+    return module
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    """Return the module in eval mode, on the CPU, without gradients."""
+    module.eval().cpu()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    return module
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file, tied ones under each of their names.
+
+    Raises StageError where it isn't one.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tied = json.loads((file.metadata() or {}).get("tied", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise StageError(f"{path.name} is not a safetensors file: {error}") from None
+    return weights | {alias: weights[name] for alias, name in tied.items() if name in weights}
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Load weights into a module, tied tensors included.
+
+    Raises StageError that lists missing and unexpected keys and every difference of shape. A
+    key that is missing from the file but shares its memory with one that is there is tied.
+    """
+    expected = module.state_dict(keep_vars=True)
+    storages: dict[int, list[str]] = {}
+    for name, tensor in expected.items():
+        storages.setdefault(tensor.data_ptr() if tensor.numel() else id(tensor), []).append(name)
+    given = dict(weights)
+    for names in storages.values():
+        present = next((n for n in names if n in given), None)
+        if present is not None and len(names) > 1:
+            given |= {name: given[present] for name in names if name not in given}
+    problems = _differences(expected, given)
+    if problems:
+        raise StageError(
+            f"the checkpoint doesn't fit the model: {'; '.join(problems)}",
+            fix="name another factory, other kwargs, or the checkpoint's key",
+        )
+    module.load_state_dict(given, strict=True)
+
+
+def _differences(expected: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    problems = []
+    for title, names in (
+        ("missing", [n for n in expected if n not in given]),
+        ("unexpected", [n for n in given if n not in expected]),
+    ):
+        if names:
+            problems.append(f"{title} {_some(names)}")
+    shapes = [
+        f"{n} is {tuple(given[n].shape)}, the model wants {tuple(expected[n].shape)}"
+        for n in expected
+        if n in given and given[n].shape != expected[n].shape
+    ]
+    return problems + ([f"shapes differ: {_some(shapes)}"] if shapes else [])
+
+
+def _some(items: Sequence[str], limit: int = 5) -> str:
+    rest = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + rest
+
+
+def tensors(arrays: Arrays, names: Sequence[str]) -> tuple[torch.Tensor, ...]:
+    """Return arrays as tensors in fresh, contiguous memory: odd strides upset exporters."""
+    import torch
+
+    return tuple(torch.from_numpy(arrays[name].copy(order="C")).clone() for name in names)
+
+
+def flatten_outputs(value: Any, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
+    """Return a module's result as named tensors.
+
+    A mapping's entries keep their keys, others are `output`, or `output_0`, `output_1`, …
+    """
+    import torch
+    from torch.utils import _pytree
+
+    leaves, _ = _pytree.tree_flatten_with_path(value)
+    kept = [(path, leaf) for path, leaf in leaves if isinstance(leaf, torch.Tensor)]
+    if not kept:
+        raise StageError(f"the model returned {type(value).__name__} without a tensor in it")
+    if names is None:
+        keyed = all(len(path) == 1 and hasattr(path[0], "key") for path, _ in kept)
+        single = len(kept) == 1 and not keyed
+        names = [
+            str(path[0].key) if keyed else "output" if single else f"output_{i}"  # type: ignore[union-attr]
+            for i, (path, _) in enumerate(kept)
+        ]
+    if len(names) != len(kept):
+        raise StageError(f"the model has {len(kept)} outputs, but output_names has {len(names)}")
+    return dict(zip(names, (leaf for _, leaf in kept), strict=True))
+
+
+def write_cases(path: Path, cases: Sequence[Case]) -> None:
+    """Write the reference arrays."""
+    arrays = {
+        f"{case.name}/{part}/{name}": array
+        for case in cases
+        for part, group in (("in", case.inputs), ("out", case.outputs))
+        for name, array in group.items()
+    }
+    write_arrays(path, arrays)
+
+
+def read_cases(path: Path) -> list[Case]:
+    """Read the reference arrays back, in the order they were written."""
+    grouped: dict[str, dict[str, dict[str, Any]]] = {}
+    for key, array in read_arrays(path).items():
+        case, part, name = key.split("/", 2)
+        grouped.setdefault(case, {"in": {}, "out": {}})[part][name] = array
+    return [Case(name, parts["in"], parts["out"]) for name, parts in grouped.items()]
+
+
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Write an .npz whose bytes depend on the arrays alone: no dates, no compression."""
+    import io
+    import zipfile
+
+    import numpy as np
+
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            buffer = io.BytesIO()
+            np.lib.format.write_array(buffer, np.asarray(array, order="C"), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue())
+
+
+def read_arrays(path: Path) -> dict[str, Any]:
+    """Read an .npz. Raises StageError where it isn't one, or holds Python objects."""
+    import zipfile
+
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError, AttributeError) as error:
+        said = str(error).partition("\n")[0]
+        raise StageError(f"{path.name} is not an .npz of plain arrays: {said}") from None
+
+
+def user_line(error: BaseException) -> str:
+    """Return ` at FILE:LINE` for the innermost line of the user's code, or nothing.
+
+    User code is compiled under its path relative to the project; installed packages are not.
+    """
+    import traceback
+
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(("/", "<"))]
+    return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its class."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def closest_name(name: str, known: Sequence[str]) -> str:
+    """Return "did you mean 'x'?" for the nearest known spelling, or nothing."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,139 @@
+"""Find, clean, save and run ONNX models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploy_runner.sdk import StageError
+
+from ._bundle import first_line
+from ._parity import Model
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+FILE_NAME = "model.onnx"
+DATA_NAME = "model.onnx.data"
+SINGLE_FILE_BYTES = 1_900_000_000
+"""Protobuf's limit is 2 GiB; what is larger keeps its weights in DATA_NAME beside it."""
+
+
+def onnx_file(path: Path) -> Path:
+    """Return the .onnx file of an artifact: the file itself, or the one in its folder."""
+    if path.is_file():
+        return path
+    file = path / FILE_NAME
+    if not file.is_file():
+        raise StageError(f"the folder {path.name} holds no {FILE_NAME}",
+                         fix="give it the output `model` of an onnx stage")  # fmt: skip
+    return file
+
+
+def size_bytes(path: Path) -> int:
+    """Return the size of a model with its external data."""
+    return sum(f.stat().st_size for f in ([path] if path.is_file() else path.rglob("*")) if f.is_file())
+
+
+def load_proto(path: Path, *, weights: bool = True) -> onnx.ModelProto:
+    """Read a model. Raises StageError where it isn't one."""
+    import onnx
+
+    try:
+        return onnx.load(onnx_file(path), load_external_data=weights)
+    except Exception as error:
+        raise StageError(f"the ONNX model can't be read, it is truncated or damaged: {first_line(error)}",
+                         fix="make it again") from error  # fmt: skip
+
+
+def save_proto(model: onnx.ModelProto, folder: Path) -> Path:
+    """Write a model into a folder with bytes that depend on the graph alone; return its file.
+
+    Names of source files, stack traces and documentation are taken out.
+    """
+    import onnx
+
+    clean(model)
+    folder.mkdir(exist_ok=True)
+    file = folder / FILE_NAME
+    if model.ByteSize() < SINGLE_FILE_BYTES:
+        file.write_bytes(model.SerializeToString(deterministic=True))
+        return file
+    onnx.save(model, file, save_as_external_data=True, all_tensors_to_one_file=True, location=DATA_NAME)
+    return file
+
+
+def clean(model: onnx.ModelProto) -> None:
+    """Remove what differs between two exports of one model on two machines."""
+    del model.metadata_props[:]
+    model.doc_string = ""
+    for function in model.functions:
+        del function.metadata_props[:]
+        function.doc_string = ""
+        _clean_nodes(function.node)
+    _clean_graph(model.graph)
+
+
+def _clean_graph(graph: onnx.GraphProto) -> None:
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    for group in (graph.input, graph.output, graph.value_info, graph.initializer):
+        for value in group:
+            value.doc_string = ""
+            del value.metadata_props[:]
+    _clean_nodes(graph.node)
+
+
+def _clean_nodes(nodes: Any) -> None:
+    for node in nodes:
+        node.doc_string = ""
+        del node.metadata_props[:]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _clean_graph(attribute.g)
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Return the version of the standard operators that a model uses."""
+    return next((int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
+def session(path: Path, *, threads: int) -> onnxruntime.InferenceSession:
+    """Open a model on the CPU. Raises StageError where the runtime can't load it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        opened = onnxruntime.InferenceSession(
+            str(onnx_file(path)), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:
+        raise StageError(f"onnxruntime can't load the model: {first_line(error)}") from error
+    if opened.get_providers() != ["CPUExecutionProvider"]:
+        raise StageError(f"onnxruntime chose the providers {opened.get_providers()}, not the CPU's")
+    return opened
+
+
+def runner(path: Path, *, threads: int) -> Model:
+    """Return a model as a function of arrays by name."""
+    opened = session(path, threads=threads)
+    inputs = [i.name for i in opened.get_inputs()]
+    outputs = [o.name for o in opened.get_outputs()]
+
+    def run(arrays: Mapping[str, Any]) -> dict[str, Any]:
+        missing = [name for name in inputs if name not in arrays]
+        if missing:
+            raise StageError(f"the model wants the input {missing[0]!r}, the samples have {', '.join(arrays)}")
+        try:
+            results = opened.run(outputs, {name: arrays[name] for name in inputs})
+        except Exception as error:
+            shapes = ", ".join(f"{n} {tuple(arrays[n].shape)}" for n in inputs)
+            raise StageError(f"the model can't run inputs of shape {shapes}: {first_line(error)}") from error
+        return dict(zip(outputs, results, strict=True))
+
+    return run

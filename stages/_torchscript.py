@@ -1,0 +1,78 @@
+"""Save TorchScript with bytes that depend on the program alone, and run it back."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploy_runner.sdk import Context
+
+from . import _bundle
+from ._bundle import Bundle
+from ._parity import Model, compare, gate
+
+if TYPE_CHECKING:
+    import torch
+
+_WRITERS_OWN = ("version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence torch's notices that TorchScript is deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+def save(program: torch.jit.ScriptModule, path: Path) -> None:
+    """Write the program without its debug files, which hold source paths."""
+    import torch
+
+    buffer = io.BytesIO()
+    with quiet():
+        torch.jit.save(program, buffer)
+    buffer.seek(0)
+    reader = torch._C.PyTorchFileReader(buffer)
+    clean = io.BytesIO()
+    writer = torch._C.PyTorchFileWriter(clean)
+    for name in sorted(reader.get_all_records()):
+        if name not in _WRITERS_OWN and not name.endswith(".debug_pkl"):
+            record = reader.get_record(name)
+            writer.write_record(name, record, len(record))
+    writer.write_end_of_file()
+    path.write_bytes(clean.getbuffer())
+
+
+def load(path: Path) -> torch.jit.ScriptModule:
+    """Read a program onto the CPU."""
+    import torch
+
+    with quiet():
+        return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-any-return]
+
+
+def runner(program: Any, inputs: list[str], outputs: list[str]) -> Model:
+    """Return the program as a function of arrays by name."""
+    import torch
+
+    def run(arrays: Mapping[str, Any]) -> dict[str, Any]:
+        with torch.no_grad(), quiet():
+            result = program(*_bundle.tensors(arrays, inputs))
+        flat = _bundle.flatten_outputs(result, outputs)
+        return {name: tensor.detach().numpy() for name, tensor in flat.items()}
+
+    return run
+
+
+def verify(ctx: Context, bundle: Bundle, path: Path, *, atol: float, rtol: float) -> None:
+    """Load the file back, run every reference case, and fail beyond the tolerance."""
+    run = runner(load(path), bundle.input_names, bundle.output_names)
+    gate(ctx, compare(bundle.cases, run, atol=atol, rtol=rtol), atol=atol, rtol=rtol)
+    ctx.figure("bytes", path.stat().st_size)
+    ctx.figure("cases", [case.name for case in bundle.cases])

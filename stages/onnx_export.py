@@ -1,0 +1,198 @@
+"""`onnx.export`: the model as ONNX, proved against eager."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+from deploy_runner.sdk import (
+    Context,
+    Field,
+    Folder,
+    Output,
+    Stage,
+    StageError,
+    StageInputs,
+    StageOutputs,
+    StageParams,
+)
+
+from . import _bundle, _onnx
+from ._bundle import Bundle
+from ._parity import compare, gate
+
+_OPERATOR = re.compile(r"(?:op='|operator '|No ONNX function found for .*?')([\w.:]+)")
+_LINE = re.compile(r'File "([^"/][^"]*\.py)", line (\d+)')
+_LOWEST_DYNAMO = 18
+
+
+class OnnxExport(Stage):
+    """Export the model to ONNX and compare onnxruntime with eager on the reference cases.
+
+    Both exporters of torch are used, the newer one first. The opset, the names and the dynamic
+    axes are read back from the file: what was asked for is there, or the stage fails.
+    """
+
+    uses = "onnx.export"
+    packages = ("torch", "onnx", "onnxruntime", "onnxscript", "numpy")
+    preload = ("torch", "torch.onnx", "safetensors.torch", "onnx", "onnxruntime", "onnxscript")
+    facets = ("arch", "isa")
+    extra = "onnx"
+
+    class Params(StageParams):
+        """What to export."""
+
+        opset: int = Field(20, ge=7, le=26, description="version of the standard operators")
+        exporter: Literal["auto", "dynamo", "torchscript"] = Field(
+            "auto", description="torch's newer exporter, its older one, or what can do the opset"
+        )
+        atol: float = Field(1e-5, ge=0, description="absolute tolerance against eager")
+        rtol: float = Field(1e-5, ge=0, description="relative tolerance against eager")
+
+    class Inputs(StageInputs):
+        """The model."""
+
+        model: Folder = Field(description="the bundle of model.prepare")
+
+    class Outputs(StageOutputs):
+        """The ONNX model."""
+
+        model: Folder = Output("model", "model.onnx, and model.onnx.data if it is over 2 GB")
+
+    def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
+        """Export, clean, read back, compare."""
+        bundle = _bundle.load_bundle(inputs.model)
+        exporter = _export(ctx, bundle, params, outputs.model)
+        model = _onnx.load_proto(outputs.model, weights=False)
+        _check_axes(bundle, model)
+        run = _onnx.runner(outputs.model, threads=ctx.threads)
+        parity = compare(bundle.cases, run, atol=params.atol, rtol=params.rtol)
+        gate(ctx, parity, atol=params.atol, rtol=params.rtol)
+        ctx.figure("opset", _onnx.opset_of(model))
+        ctx.figure("exporter", exporter)
+        ctx.figure("bytes", _onnx.size_bytes(outputs.model))
+        ctx.figure("cases", [case.name for case in bundle.cases])
+
+
+def _export(ctx: Context, bundle: Bundle, params: OnnxExport.Params, folder: Path) -> str:
+    """Export with the first exporter that delivers the opset; return which one it was."""
+    ways: list[str] = [params.exporter]
+    if params.exporter == "auto":
+        ways = ["dynamo", "torchscript"] if params.opset >= _LOWEST_DYNAMO else ["torchscript"]
+    refusals: list[StageError] = []
+    for way in ways:
+        raw = ctx.workdir / way
+        raw.mkdir()
+        try:
+            _export_with(way, bundle, params.opset, raw / _onnx.FILE_NAME)
+            model = _onnx.load_proto(raw)
+            delivered = _onnx.opset_of(model)
+            if delivered != params.opset:
+                raise StageError(
+                    f"opset {params.opset} can't be had: the {way} exporter delivered {delivered}",
+                    fix=f"ask for opset {delivered}, or use the other exporter",
+                )
+        except StageError as error:
+            ctx.log(f"{way}: {error}")
+            refusals.append(error)
+            continue
+        _onnx.save_proto(model, folder)
+        return way
+    raise refusals[0]
+
+
+def _export_with(way: str, bundle: Bundle, opset: int, file: Path) -> None:
+    import torch
+
+    module = bundle.module()
+    options: dict[str, Any] = {
+        "input_names": bundle.input_names,
+        "output_names": bundle.output_names,
+        "opset_version": opset,
+        "verbose": False,
+        "dynamo": way == "dynamo",
+    }
+    if way == "dynamo":
+        options["dynamic_shapes"] = _dynamic_shapes(bundle, module)
+        options["external_data"] = False
+    else:
+        module = _scripted_if_branching(bundle, module)
+        ports = (*bundle.inputs, *bundle.outputs)
+        options["dynamic_axes"] = {p.name: dict(p.dynamic) for p in ports if p.dynamic}
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(module, bundle.example(), str(file), **options)
+    except Exception as error:
+        raise _refusal(way, error) from error
+
+
+def _dynamic_shapes(bundle: Bundle, module: Any) -> dict[str, Any] | tuple[Any, ...] | None:
+    if not any(port.dynamic for port in bundle.inputs):
+        return None
+    shapes = {port.name: dict(port.dynamic) for port in bundle.inputs}
+    known = inspect.signature(module.forward).parameters
+    return shapes if all(name in known for name in shapes) else tuple(shapes.values())
+
+
+def _scripted_if_branching(bundle: Bundle, module: Any) -> Any:
+    """Return the model as TorchScript where a trace would keep one branch of it only."""
+    import torch
+
+    from .torch_trace import _trace
+
+    try:
+        _trace(bundle)
+    except StageError as error:
+        if "control flow" not in error.message:
+            return module
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                return torch.jit.script(module)
+            except Exception as refusal:
+                raise error from refusal
+    return module
+
+
+def _refusal(way: str, error: Exception) -> StageError:
+    """Name the operator and the user's line; the exporters hide both deep in a chain of causes."""
+    texts: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(texts) < 10:
+        texts.append(str(cause))
+        cause = cause.__cause__ or cause.__context__
+    text = "\n".join(texts)
+    lines = _LINE.findall(text)
+    where = f" at {lines[-1][0]}:{lines[-1][1]}" if lines else _bundle.user_line(error)
+    if "data-dependent" in text.lower() or "GuardOnDataDependent" in text:
+        return StageError(f"the model's control flow depends on its data{where}, "
+                          f"which the {way} exporter can't keep", fix="use torch.cond, or exporter: torchscript")  # fmt: skip
+    operator = _OPERATOR.search(text)
+    if operator and ("Unsupported" in text or "No ONNX function" in text or "not supported" in text):
+        return StageError(f"the operator {operator.group(1)} has no ONNX equivalent{where}",
+                          fix="replace it in the model, or keep this model as TorchScript")  # fmt: skip
+    said = next((_bundle.first_line(Exception(t)) for t in reversed(texts) if t.strip()), type(error).__name__)
+    return StageError(f"the {way} exporter refuses the model{where}: {said[:300]}",
+                      fix="try the other exporter, or torch.script")  # fmt: skip
+
+
+def _check_axes(bundle: Bundle, model: Any) -> None:
+    """Read names and dynamic axes from the file, and compare with what was asked for."""
+    for kind, ports, values in (
+        ("input", bundle.inputs, model.graph.input),
+        ("output", bundle.outputs, model.graph.output),
+    ):
+        found = {v.name: v.type.tensor_type.shape.dim for v in values}
+        for port in ports:
+            if port.name not in found:
+                raise StageError(f"the ONNX file has no {kind} {port.name!r}, it has {', '.join(found)}")
+            if kind == "output":
+                continue
+            for axis, label in port.dynamic.items():
+                if not found[port.name][axis].dim_param:
+                    raise StageError(f"axis {axis} ({label}) of the input {port.name!r} is fixed in the "
+                                     "ONNX file", fix="does the model fix it in its forward()?")  # fmt: skip
