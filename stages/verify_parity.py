@@ -1,0 +1,86 @@
+"""`verify.parity`: does a converted model still compute what the original computed?"""
+
+from __future__ import annotations
+
+import json
+
+from deploy_runner.sdk import (
+    Context,
+    Field,
+    File,
+    Folder,
+    GateError,
+    Output,
+    Stage,
+    StageInputs,
+    StageOutputs,
+    StageParams,
+)
+
+from . import _bundle, _runtime
+from ._parity import Parity, compare
+
+
+class VerifyParity(Stage):
+    """Compare a converted model with the reference outputs, and refuse it beyond the limits.
+
+    Float models are held to |a - b| ≤ atol + rtol·|b|. For int8 that says little: limit the
+    agreement of the largest output instead.
+    """
+
+    uses = "verify.parity"
+    packages = ("onnxruntime", "torch", "numpy")
+    preload = ("onnxruntime", "torch", "safetensors.torch")
+    facets = ("arch", "isa")
+    extra = "onnx"
+
+    class Params(StageParams):
+        """The limits; one that is left out is not checked."""
+
+        atol: float | None = Field(None, ge=0, description="absolute tolerance")
+        rtol: float | None = Field(None, ge=0, description="relative tolerance")
+        min_argmax_agreement: float | None = Field(
+            None, ge=0, le=1, description="smallest share of samples with the same largest output"
+        )
+        min_cosine: float | None = Field(None, ge=-1, le=1, description="smallest cosine similarity")
+        max_abs: float | None = Field(None, ge=0, description="largest absolute difference")
+
+    class Inputs(StageInputs):
+        """The two models."""
+
+        candidate: File | Folder = Field(description="the converted model: ONNX or TorchScript")
+        reference: Folder = Field(description="the bundle of model.prepare")
+
+    class Outputs(StageOutputs):
+        """The report."""
+
+        report: File = Output("parity.json", "the figures and the limits")
+
+    def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
+        """Run every reference case, report, refuse."""
+        bundle = _bundle.load_bundle(inputs.reference)
+        run = _runtime.open_model(ctx, inputs.candidate, bundle)
+        atol, rtol = params.atol or 0.0, params.rtol or 0.0
+        parity = compare(bundle.cases, run, atol=atol, rtol=rtol)
+        for name, value in parity.figures().items():
+            ctx.figure(name, value)
+        report = {**parity.figures(), "worst": parity.worst, "limits": params.model_dump()}
+        outputs.report.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", "utf-8")
+        refusals = _refusals(params, parity)
+        if refusals:
+            raise GateError(f"{ctx.stage}: {'; '.join(refusals)}; worst at {parity.worst}")
+
+
+def _refusals(params: VerifyParity.Params, parity: Parity) -> list[str]:
+    refusals = []
+    if (params.atol is not None or params.rtol is not None) and parity.excess > 0:
+        refusals.append(f"the outputs differ by up to {parity.max_abs:.3g}, more than atol "
+                        f"{params.atol or 0:g} + rtol {params.rtol or 0:g} allow")  # fmt: skip
+    if params.max_abs is not None and parity.max_abs > params.max_abs:
+        refusals.append(f"the outputs differ by up to {parity.max_abs:.3g}, allowed {params.max_abs:g}")
+    if params.min_argmax_agreement is not None and parity.argmax_agreement < params.min_argmax_agreement:
+        refusals.append(f"the largest output agrees on {parity.argmax_agreement:.2%} of the samples, "
+                        f"less than {params.min_argmax_agreement:.2%}")  # fmt: skip
+    if params.min_cosine is not None and parity.cosine < params.min_cosine:
+        refusals.append(f"the cosine similarity falls to {parity.cosine:.6f}, below {params.min_cosine:g}")
+    return refusals
