@@ -1,0 +1,161 @@
+"""`package.sagemaker`: a model as the model.tar.gz that an inference container takes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from deploy_runner.sdk import (
+    Context,
+    Field,
+    File,
+    Folder,
+    Output,
+    Stage,
+    StageError,
+    StageInputs,
+    StageOutputs,
+    StageParams,
+)
+
+from . import _archive, _bundle, _onnx
+from ._parity import compare, gate
+
+
+class PackageSagemaker(Stage):
+    """Pack a model as model.tar.gz with `code/inference.py` and `code/requirements.txt`.
+
+    The archive is unpacked again and its four functions are run on the reference cases, as the
+    container would: what the container would reject fails here. Its bytes are reproducible.
+    """
+
+    uses = "package.sagemaker"
+    packages = ("isal", "onnxruntime", "numpy", "torch")
+    preload = ("isal", "onnxruntime", "torch", "safetensors.torch")
+    facets = ("arch", "isa")
+    extra = "sagemaker"
+
+    class Params(StageParams):
+        """What goes in."""
+
+        requirements: list[str] | None = Field(
+            None, description="lines of requirements.txt (default: the tested versions)"
+        )
+        atol: float = Field(1e-4, ge=0, description="tolerance against the packed model itself")
+        rtol: float = Field(1e-4, ge=0, description="relative tolerance, likewise")
+
+    class Inputs(StageInputs):
+        """The model."""
+
+        model: File | Folder = Field(description="an ONNX artifact, or a TorchScript file")
+        reference: Folder | None = Field(None, description="the bundle of model.prepare")
+        code: File | None = Field(None, description="your own inference.py in place of the built-in")
+
+    class Outputs(StageOutputs):
+        """The package."""
+
+        package: File = Output("model.tar.gz", "model, model.json, code/")
+
+    def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
+        """Describe, pack, unpack, run as the container does."""
+        files, described = _model_files(inputs)
+        staged = ctx.workdir / "staged"
+        staged.mkdir()
+        _write_code(staged, params, inputs, described)
+        members = files | {
+            "model.json": staged / "model.json",
+            "code/inference.py": staged / "inference.py",
+            "code/requirements.txt": staged / "requirements.txt",
+        }
+        tar_digest = _archive.pack(outputs.package, members)
+        ctx.figure("bytes", outputs.package.stat().st_size)
+        ctx.figure("tar_sha256", tar_digest)
+        ctx.figure("members", sorted(members))  # type: ignore[arg-type]
+        _run_as_container(ctx, params, inputs, outputs.package)
+
+
+def _model_files(inputs: PackageSagemaker.Inputs) -> tuple[dict[str, Path], dict[str, Any]]:
+    """Return the model's files by their name in the archive, and what model.json says."""
+    if inputs.model.is_file() and inputs.model.suffix != ".onnx":
+        if inputs.reference is None:
+            raise StageError("a TorchScript model needs `reference`: the bundle that names its inputs")
+        bundle = _bundle.load_bundle(inputs.reference)
+        ports = {
+            "inputs": [port.as_dict() for port in bundle.inputs],
+            "outputs": [port.as_dict() for port in bundle.outputs],
+        }
+        return {"model.pt": inputs.model}, {"format": "torchscript", "file": "model.pt", **ports}
+    file = _onnx.onnx_file(inputs.model)
+    files = {_onnx.FILE_NAME: file}
+    if (data := file.with_name(_onnx.DATA_NAME)).is_file():
+        files[_onnx.DATA_NAME] = data
+    proto = _onnx.load_proto(inputs.model, weights=False)
+    ports = {"inputs": _ports(proto.graph.input), "outputs": _ports(proto.graph.output)}
+    return files, {"format": "onnx", "file": _onnx.FILE_NAME, **ports}
+
+
+def _ports(values: Any) -> list[dict[str, Any]]:
+    import onnx
+
+    ports = []
+    for value in values:
+        tensor = value.type.tensor_type
+        shape = [d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim]
+        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        ports.append({"name": value.name, "dtype": dtype, "shape": shape})
+    return ports
+
+
+def _write_code(
+    staged: Path, params: PackageSagemaker.Params, inputs: PackageSagemaker.Inputs, described: Mapping[str, Any]
+) -> None:
+    text = json.dumps(described, indent=2, sort_keys=True)
+    (staged / "model.json").write_text(text + "\n", "utf-8")
+    built_in = Path(__file__).with_name("_sagemaker_inference.py")
+    shutil.copyfile(inputs.code or built_in, staged / "inference.py")
+    needed = ["numpy"] + (["onnxruntime"] if described["format"] == "onnx" else [])
+    lines = params.requirements
+    if lines is None:
+        lines = [f"{name}=={version(name)}" for name in needed]
+    (staged / "requirements.txt").write_text("".join(f"{line}\n" for line in lines), "utf-8")
+
+
+def _run_as_container(
+    ctx: Context, params: PackageSagemaker.Params, inputs: PackageSagemaker.Inputs, package: Path
+) -> None:
+    """Load the archive's own code and compare its answers with the packed model's."""
+    from . import _runtime
+
+    folder = ctx.workdir / "container"
+    _archive.unpack(package, folder)
+    spec = importlib.util.spec_from_file_location("inference", folder / "code" / "inference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    code = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(code)
+    missing = [n for n in ("model_fn", "input_fn", "predict_fn", "output_fn") if not hasattr(code, n)]
+    if missing:
+        raise StageError(f"code/inference.py defines no {missing[0]}, which the container calls")
+    model = code.model_fn(str(folder))
+    if inputs.reference is None:
+        return
+    import numpy as np
+
+    bundle = _bundle.load_bundle(inputs.reference)
+    run = _runtime.open_model(ctx, inputs.model, bundle)
+    cases = [_bundle.Case(c.name, c.inputs, run(c.inputs)) for c in bundle.cases]
+
+    def invoke(arrays: Mapping[str, Any]) -> dict[str, Any]:
+        body = json.dumps({"inputs": {name: array.tolist() for name, array in arrays.items()}})
+        answer = code.output_fn(
+            code.predict_fn(code.input_fn(body, "application/json"), model), "application/json"
+        )
+        return {name: np.asarray(values) for name, values in json.loads(answer)["outputs"].items()}
+
+    parity = compare(cases, invoke, atol=params.atol, rtol=params.rtol)
+    gate(ctx, parity, atol=params.atol, rtol=params.rtol)

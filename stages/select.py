@@ -1,0 +1,123 @@
+"""`select`: the best of several converted models under a limit on the accuracy they lose."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from deploy_runner.sdk import (
+    Context,
+    Field,
+    File,
+    Folder,
+    GateError,
+    Output,
+    Stage,
+    StageError,
+    StageInputs,
+    StageOutputs,
+    StageParams,
+)
+
+from . import _bundle, _onnx, _runtime
+from ._latency import measure
+from .verify_latency import choose_case
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """One row of the table; `latency_us` is the median, measured beside all others."""
+
+    name: str
+    accuracy: float
+    drop: float
+    bytes: int
+    latency_us: float
+    refused: str
+
+
+class Select(Stage):
+    """Choose the candidate with the smallest latency whose loss of accuracy is within the limit.
+
+    All candidates are measured interleaved in this one process. The choice is made among those
+    that lose at most `max_drop` points against the best accuracy of the baseline.
+    """
+
+    uses = "select"
+    packages = ("onnxruntime", "torch", "numpy")
+    preload = ("onnxruntime", "torch", "safetensors.torch")
+    facets = ("arch", "isa")
+    extra = "onnx"
+
+    class Params(StageParams):
+        """What counts."""
+
+        objective: Literal["latency", "size"] = Field("latency", description="what to make small")
+        max_drop: float = Field(0.5, ge=0, description="largest loss of accuracy, in points")
+        rounds: int = Field(200, ge=5, description="how many times each model runs")
+
+    class Inputs(StageInputs):
+        """The candidates with their reports, by the same names."""
+
+        candidates: dict[str, File | Folder] = Field(description="the models, by name")
+        accuracy: dict[str, File] = Field(description="their verify.accuracy reports, by name")
+        reference: Folder = Field(description="the bundle of model.prepare")
+
+    class Outputs(StageOutputs):
+        """The chosen model."""
+
+        model: Folder = Output("model", "a copy of the chosen model")
+        choice: File = Output("choice.json", "which one it is, and why the others are not")
+
+    def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
+        """Measure, refuse, choose, copy."""
+        rows = _table(ctx, params, inputs)
+        fitting = [row for row in rows if not row.refused]
+        ctx.figure("candidates", {row.name: asdict(row) for row in rows})  # type: ignore[arg-type]
+        if not fitting:
+            reasons = "; ".join(f"{row.name} {row.refused}" for row in rows)
+            raise GateError(f"no candidate fits: {reasons}")
+        best = min(fitting, key=lambda row: row.latency_us if params.objective == "latency" else row.bytes)
+        ctx.figure("chosen", best.name)
+        _copy(inputs.candidates[best.name], outputs.model)
+        kept = ("accuracy", "drop", "bytes", "refused")
+        table = {row.name: {k: v for k, v in asdict(row).items() if k in kept} for row in rows}
+        choice = {"chosen": best.name, "objective": params.objective, "candidates": table}
+        outputs.choice.write_text(json.dumps(choice, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def _table(ctx: Context, params: Select.Params, inputs: Select.Inputs) -> list[_Candidate]:
+    bundle = _bundle.load_bundle(inputs.reference)
+    models = {
+        name: _runtime.open_model(ctx, path, bundle) for name, path in inputs.candidates.items()
+    }
+    times = measure(models, choose_case(bundle, None).inputs, params.rounds)
+    rows = []
+    for name, path in inputs.candidates.items():
+        accuracy, drop = _read_report(name, inputs.accuracy)
+        refused = f"loses {drop:.2f} points" if drop > params.max_drop else ""
+        size = _onnx.size_bytes(path)
+        rows.append(_Candidate(name, accuracy, drop, size, round(times[name][0], 1), refused))
+    return rows
+
+
+def _read_report(name: str, reports: dict[str, Path]) -> tuple[float, float]:
+    if name not in reports:
+        raise StageError(f"the candidate {name!r} has no accuracy report, there are {', '.join(reports)}",
+                         fix="give `candidates` and `accuracy` the same names")  # fmt: skip
+    report = json.loads(reports[name].read_text("utf-8"))
+    if report.get("drop") is None:
+        raise StageError(f"the accuracy report of {name!r} was made without a reference",
+                         fix="give verify.accuracy the input `reference`")  # fmt: skip
+    return float(report["accuracy"]), float(report["drop"])
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        return
+    target.mkdir(exist_ok=True)
+    shutil.copyfile(source, target / f"model{source.suffix}")
