@@ -114,9 +114,11 @@ def _ports(values: Any) -> list[dict[str, Any]]:
 def _write_code(
     staged: Path, params: PackageSagemaker.Params, inputs: PackageSagemaker.Inputs, described: Mapping[str, Any]
 ) -> None:
+    from . import _sagemaker_inference
+
     text = json.dumps(described, indent=2, sort_keys=True)
     (staged / "model.json").write_text(text + "\n", "utf-8")
-    built_in = Path(__file__).with_name("_sagemaker_inference.py")
+    built_in = Path(_sagemaker_inference.__file__)
     shutil.copyfile(inputs.code or built_in, staged / "inference.py")
     needed = ["numpy"] + (["onnxruntime"] if described["format"] == "onnx" else [])
     lines = params.requirements
