@@ -165,7 +165,8 @@ class Stage:
     `packages` are the distributions whose versions enter the action key. `preload` are the
     modules that the fork server imports before the stage is forked. `facets` are platform facts
     that the outputs depend on: "arch", "isa". `network` gives the worker the network, the target
-    and its credentials. `converges` marks a push: against a live target it always runs.
+    and its credentials; `services` are what a dry run must start for it: "aws", "hub".
+    `converges` marks a push: against a live target it always runs.
     """
 
     uses: ClassVar[str]
@@ -174,6 +175,7 @@ class Stage:
     facets: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = ""
     network: ClassVar[bool] = False
+    services: ClassVar[tuple[str, ...]] = ()
     converges: ClassVar[bool] = False
 
     class Params(StageParams):

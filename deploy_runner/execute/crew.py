@@ -201,14 +201,19 @@ class Crew:
         if self._graph.live:
             return live_environment(self._environ)
         from ..local.servers import dry_run
+        from ..registry import load_class
 
+        node = action.node
+        services = load_class(node.module, node.class_name, node.stage_dir).services
         stack = ExitStack()
         action.close = stack.close
 
         def log(line: str) -> None:
             self._log(action, line)
 
-        return stack.enter_context(dry_run(action.folder / "servers", log=log))
+        return stack.enter_context(
+            dry_run(action.folder / "servers", services=services, log=log)
+        )
 
     def _server(self, *, heavy: bool) -> ForkServer:
         if heavy not in self._servers:
