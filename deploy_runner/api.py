@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,13 +31,13 @@ __all__ = ["Pipeline", "explain", "home_of", "load", "plan", "run"]
 _PICTURE_BYTES = 2 * 1024 * 1024
 
 
-@dataclass(frozen=True)
 class Pipeline:
-    """A compiled pipeline with the store that keeps its artifacts."""
+    """A compiled pipeline (`graph`) with the store, below `home`, that keeps its artifacts."""
 
-    graph: Graph
-    home: Path
-    environ: Mapping[str, str] = field(repr=False)
+    def __init__(self, graph: Graph, home: Path, environ: Mapping[str, str]) -> None:
+        self.graph = graph
+        self.home = home
+        self.environ = environ
 
     @cached_property
     def store(self) -> Store:
@@ -144,17 +143,14 @@ def _exit_code(results: Mapping[str, StageResult]) -> int:
     return max(failed, default=0)
 
 
-def _write_report(
-    pipeline: Pipeline, record: RunRecord, results: Mapping[str, StageResult]
-) -> None:
+def _write_report(pipeline: Pipeline, record: RunRecord, results: Mapping[str, StageResult]) -> None:
     from .report import html
 
     pictures = {
         (id_, name): pipeline.store.object_path(artifact.digest).read_bytes()
         for id_, result in results.items()
         for name, artifact in result.outputs.items()
-        if html.is_picture(pipeline.graph.stages[id_].outputs[name])
-        and artifact.size <= _PICTURE_BYTES
+        if html.is_picture(pipeline.graph.stages[id_].outputs[name]) and artifact.size <= _PICTURE_BYTES
     }
     page = html.render(record, pipeline.graph, pictures)
     write_atomic(record.folder / "report.html", page.encode())

@@ -424,7 +424,8 @@ class _Builder:
         scope: Scope,
     ) -> dict[str, Source]:
         if shape.container == "one":
-            flat = {name: source for _, source in self._sources(node, matrix, scope, many=False)}
+            found = self._sources(node, matrix, scope, many=False)
+            flat = {name: found[0][1]} if found else {}
         else:
             flat = self._members(name, node, shape, matrix, scope)
         for source in flat.values():
@@ -492,13 +493,10 @@ class _Builder:
             return []
         fan_in = not ref.instance and any(axis not in matrix for axis in draft.axes)
         return [
-            (id_ if fan_in else ref.stage, RefSource(id_, ref.output, spec.kind, node.mark))
-            for id_ in ids
+            (id_ if fan_in else ref.stage, RefSource(id_, ref.output, spec.kind, node.mark)) for id_ in ids
         ]
 
-    def _matching(
-        self, draft: _Draft, ref: OutputRef, node: Node, matrix: dict[str, Scalar]
-    ) -> list[str]:
+    def _matching(self, draft: _Draft, ref: OutputRef, node: Node, matrix: dict[str, Scalar]) -> list[str]:
         if ref.instance:
             id_ = f"{ref.stage}[{ref.instance}]"
             if id_ not in draft.instances:
@@ -528,15 +526,11 @@ class _Builder:
     def _check_kind(self, source: Source, shape: interface.InputShape) -> None:
         if source.kind not in shape.kinds and source.mark is not None:
             wanted = " or ".join(sorted(shape.kinds))
-            what = (
-                source.path if isinstance(source, PathSource) else f"{source.stage}.{source.output}"
-            )
+            what = source.path if isinstance(source, PathSource) else f"{source.stage}.{source.output}"
             self._say(source.mark, f"{what} is a {source.kind}, this input is a {wanted}")
 
     def _order(self, nodes: dict[str, StageNode]) -> list[str]:
-        upstream = {
-            id_: [need for need in node.upstream if need in nodes] for id_, node in nodes.items()
-        }
+        upstream = {id_: [need for need in node.upstream if need in nodes] for id_, node in nodes.items()}
         order = topological_order(upstream)
         if len(order) < len(nodes):
             cycle = find_cycle(upstream)
@@ -551,12 +545,12 @@ def _label(value: Scalar) -> str:
 
 
 def _leaves(path: str) -> bool:
-    return os.path.isabs(path) or ".." in Path(path).parts or "\0" in path  # noqa: PTH117
+    return os.path.isabs(path) or ".." in Path(path).parts or "\0" in path
 
 
 def _near_file(path: Path) -> str:
     try:
-        return closest(path.name, os.listdir(path.parent))  # noqa: PTH208
+        return closest(path.name, os.listdir(path.parent))
     except OSError:
         return ""
 

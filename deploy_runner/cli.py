@@ -25,7 +25,7 @@ _Verb = Callable[[argparse.Namespace], int]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; no traceback reaches the user."""
-    args = build_parser().parse_args(argv)
+    args = _parse(argv)
     verb: _Verb = args.verb
     try:
         return verb(args)
@@ -45,6 +45,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _complain(DeployRunnerError(_os_sentence(error)))
         return 1
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse; arguments may stand before, between and after the options."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    unknown = [text for text in rest if text.startswith("-")]
+    if unknown or (rest and not hasattr(args, "names")):
+        parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
+    if isinstance(getattr(args, "names", None), list):
+        args.names += rest
+    elif rest:
+        if len(rest) > 1 or args.names is not None:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.names = rest[0]
+    return args
 
 
 def _os_sentence(error: OSError) -> str:
@@ -175,9 +191,7 @@ def _add_results(verbs: _Verbs) -> None:
     show.add_argument("--run", default="", metavar="ID", help="another run, by the start of its id")
     show.add_argument("--runs", action="store_true", help="list the runs")
     show.add_argument("--log", action="store_true", help="print what the stage's worker printed")
-    show.add_argument(
-        "--replay", action="store_true", help="print the command that repeats the stage alone"
-    )
+    show.add_argument("--replay", action="store_true", help="print the command that repeats the stage alone")
     _json_option(show)
     get = _verb(verbs, "get", _get, "copy an output of a stage out of the store")
     _pipeline_options(get, stages="STAGE or STAGE.OUTPUT")
@@ -229,7 +243,7 @@ def _size(text: str) -> int:
 
 
 def _is_pipeline(name: str) -> bool:
-    return name.endswith((".yaml", ".yml")) or "/" in name or os.path.isfile(name)  # noqa: PTH113
+    return name.endswith((".yaml", ".yml")) or "/" in name or os.path.isfile(name)
 
 
 def _path_and_names(args: argparse.Namespace) -> tuple[str, list[str]]:

@@ -55,7 +55,7 @@ def compile_pipeline(
     if home is None:
         configured = environ.get("DEPLOY_RUNNER_HOME")
         home = Path(configured) if configured else path.absolute().parent / ".deploy-runner"
-    names = [str(path), os.path.abspath(path), [str(o) for o in overlays], list(sets), os.getcwd()]  # noqa: PTH100, PTH109
+    names = [str(path), os.path.abspath(path), [str(o) for o in overlays], list(sets), os.getcwd()]
     cache = home / "compiled" / f"{sha256(json.dumps(names).encode()).hexdigest()[:32]}.json"
     known = _read(cache, environ)
     if known is not None:
@@ -76,7 +76,7 @@ def _compile(
     document = load_document(path, overlays, sets)
     root = path.absolute().parent
     graph, env_names = build(document, path, environ, Registry(root))
-    files = {os.path.abspath(f) for f in document.files}  # noqa: PTH100
+    files = {os.path.abspath(f) for f in document.files}
     files |= {str(root / DEFAULT_OVERLAY), str(root / "stages")}
     own = Path(__file__).parent
     files |= {str(own / f"{name}.py") for name in _ENGINE}
@@ -102,9 +102,7 @@ def _read(cache: Path, environ: Mapping[str, str]) -> Graph | None:
         return None
 
 
-def _write(
-    cache: Path, graph: Graph, environ: Mapping[str, str | None], files: Iterable[str]
-) -> None:
+def _write(cache: Path, graph: Graph, environ: Mapping[str, str | None], files: Iterable[str]) -> None:
     value = {
         "schema": [SCHEMA_VERSION, sys.version],
         "environ": dict(environ),
@@ -139,7 +137,7 @@ def _state(file: str) -> list[int] | None:
 def _content(file: str) -> str:
     data = read_or_none(file)
     if data is None:
-        data = "\n".join(sorted(os.listdir(file))).encode()  # noqa: PTH208 - a folder
+        data = "\n".join(sorted(os.listdir(file))).encode()
     return sha256(data).hexdigest()
 
 
@@ -210,26 +208,13 @@ def _graph_from_json(value: dict[str, Any]) -> Graph:
 
 
 def _node_from_row(row: list[Any], sources: list[tuple[SourceFile, ...]]) -> StageNode:
-    inputs = {name: _source_from_row(source) for name, source in row[5].items()}
-    outputs = {name: OutputSpec(*output) for name, output in row[6].items()}
-    return StageNode(
-        *row[:5],
-        inputs,
-        outputs,
-        tuple(row[7]),
-        row[8],
-        tuple(row[9]),
-        *row[10:13],
-        sources[row[13]],
-        sources[row[14]],
-        tuple(row[15]),
-        tuple(row[16]),
-        tuple(row[17]),
-        *row[18:21],
-        Resources(*row[21]),
-        row[22],
-        Mark(*row[23]),
-    )
+    row[5] = {name: _source_from_row(source) for name, source in row[5].items()}
+    row[6] = {name: OutputSpec(*output) for name, output in row[6].items()}
+    row[13], row[14] = sources[row[13]], sources[row[14]]
+    for index in (7, 9, 15, 16, 17):
+        row[index] = tuple(row[index])
+    row[21], row[23] = Resources(*row[21]), Mark(*row[23])
+    return StageNode._make(row)
 
 
 def _source_from_row(row: list[Any]) -> Source:

@@ -59,9 +59,7 @@ def _disk(root: Path) -> Check:
     free = shutil.disk_usage(root).free
     writable = os.access(root, os.W_OK)
     detail = f"{free / 1024**3:.1f} GiB free" + ("" if writable else ", not writable")
-    return Check(
-        "disk", writable and free > _FREE_BYTES, detail, "free 2 GiB, or set DEPLOY_RUNNER_HOME"
-    )
+    return Check("disk", writable and free > _FREE_BYTES, detail, "free 2 GiB, or set DEPLOY_RUNNER_HOME")
 
 
 def _sandbox() -> Check:
@@ -71,24 +69,29 @@ def _sandbox() -> Check:
 
 
 def _extras(graph: Graph) -> Iterator[Check]:
-    needed: dict[tuple[str, str], list[str]] = {}
+    needed: dict[str, tuple[str, list[str]]] = {}
     for node in graph.stages.values():
         extra = load_class(node.module, node.class_name, node.stage_dir).extra
         for module in (*node.preload, *_modules(node)):
-            needed.setdefault((module, extra), []).append(node.id)
-    for (module, extra), ids in needed.items():
-        found = importlib.util.find_spec(module) is not None
+            needed.setdefault(module, (extra, []))[1].append(node.id)
+    for module, (extra, ids) in sorted(needed.items()):
+        found = _installed(module)
         said = "installed" if found else f"missing, needed by {', '.join(ids)}"
         fix = f"pip install 'deploy-runner[{extra}]'" if extra else f"pip install {module}"
         yield Check(module, found, said, fix)
 
 
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
 def _modules(node: StageNode) -> Iterator[str]:
     for package in node.packages:
         name = package.replace("-", "_").lower()
-        yield {"sagemaker_core": "sagemaker", "pyyaml": "yaml", "scikit_learn": "sklearn"}.get(
-            name, name
-        )
+        yield {"sagemaker_core": "sagemaker", "pyyaml": "yaml", "scikit_learn": "sklearn"}.get(name, name)
 
 
 def _secrets(graph: Graph, environ: Mapping[str, str]) -> Iterator[Check]:
@@ -116,6 +119,4 @@ def _credentials(graph: Graph, environ: Mapping[str, str]) -> Iterator[Check]:
                     "export AWS_PROFILE=…, or use OIDC in CI")  # fmt: skip
     if any(n.uses.endswith(".hub") for n in pushes):
         found = "HF_TOKEN" in environ
-        yield Check(
-            "Hub token", found, "set" if found else "HF_TOKEN is not set", "export HF_TOKEN=…"
-        )
+        yield Check("Hub token", found, "set" if found else "HF_TOKEN is not set", "export HF_TOKEN=…")

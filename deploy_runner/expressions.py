@@ -125,9 +125,7 @@ def _value(expression: str, scope: Scope, mark: Mark, *, whole: bool) -> Json:
     root, _, rest = expression.partition(".")
     if root not in _ROOTS or not rest:
         known = "one of stages, vars, env, secrets, matrix and pipeline"
-        raise _Refused(
-            f"${{{{ {expression} }}}} does not begin with {known}", closest(root, list(_ROOTS))
-        )
+        raise _Refused(f"${{{{ {expression} }}}} does not begin with {known}", closest(root, list(_ROOTS)))
     if root == "vars":
         return scope.variables(rest, mark)
     if root == "pipeline":
@@ -141,9 +139,7 @@ def _value(expression: str, scope: Scope, mark: Mark, *, whole: bool) -> Json:
     return _member(root, rest, scope.env if root == "env" else scope.matrix, scope)
 
 
-def _member(
-    root: Literal["env", "matrix"] | str, name: str, known: Mapping[str, Json], scope: Scope
-) -> Json:
+def _member(root: Literal["env", "matrix"] | str, name: str, known: Mapping[str, Json], scope: Scope) -> Json:
     if name not in known:
         where = "declare it under `env:`" if root == "env" else "declare it under `matrix:`"
         raise _Refused(f"there is no {root}.{name} here", closest(name, list(known)) or where)
@@ -210,7 +206,5 @@ class Variables:
                 self._resolved(name, node)
             except _Refused as error:
                 mark = node.mark
-                self._problems.append(
-                    Problem(str(error), mark.file, mark.line, mark.column, error.fix)
-                )
+                self._problems.append(Problem(str(error), mark.file, mark.line, mark.column, error.fix))
         return dict(self._done)

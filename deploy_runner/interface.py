@@ -5,7 +5,6 @@ from __future__ import annotations
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -32,13 +31,10 @@ def is_open(model: type[BaseModel]) -> bool:
     return model.model_config.get("extra") == "allow"
 
 
-@cache
 def input_shapes(stage: type[Stage]) -> Mapping[str, InputShape]:
     """Return the declared inputs of a stage type by name."""
     return {
-        name: InputShape(
-            _container(field), _kinds(field), field.is_required(), field.description or ""
-        )
+        name: InputShape(_container(field), _kinds(field), field.is_required(), field.description or "")
         for name, field in stage.Inputs.model_fields.items()
     }
 
@@ -61,7 +57,6 @@ def _metadata(annotation: Any) -> Iterator[object]:
         yield from _metadata(argument)
 
 
-@cache
 def output_specs(stage: type[Stage]) -> Mapping[str, OutputSpec]:
     """Return the declared outputs of a stage type by name."""
     specs = {}
@@ -76,9 +71,7 @@ def code_references(model: BaseModel) -> Iterator[tuple[tuple[str | int, ...], s
     """Yield (path of the parameter, reference) of every `Code` parameter that is set."""
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
-        marked = any(
-            isinstance(m, CodeReference) for m in (*field.metadata, *_metadata(field.annotation))
-        )
+        marked = any(isinstance(m, CodeReference) for m in (*field.metadata, *_metadata(field.annotation)))
         if isinstance(value, BaseModel):
             yield from (((name, *path), code) for path, code in code_references(value))
         elif marked:

@@ -12,9 +12,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 from .types import SCHEMA_VERSION, Artifact, Json, PathSource, SourceFile, StageNode
 
@@ -43,9 +42,7 @@ _ISA_FLAGS = (
 
 def canonical(value: Any) -> bytes:
     """Return the canonical JSON of a value: sorted keys, no spaces, UTF-8, no NaN."""
-    text = json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "surrogatepass")
 
 
@@ -107,7 +104,7 @@ def _installed_versions() -> dict[str, str]:
     versions: dict[str, str] = {}
     for folder in reversed(sys.path):
         try:
-            names = os.listdir(folder or ".")  # noqa: PTH208
+            names = os.listdir(folder or ".")
         except OSError:
             continue
         for name in names:
@@ -119,10 +116,8 @@ def _installed_versions() -> dict[str, str]:
 
 def _isa() -> str:
     try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:  # noqa: PTH123
-            flags = next(
-                (set(s.split()) for s in file if s.startswith(("flags", "Features"))), set()
-            )
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            flags = next((set(s.split()) for s in file if s.startswith(("flags", "Features"))), set())
     except OSError:
         flags = set()
     return ",".join(flag for flag in _ISA_FLAGS if flag in flags) or "baseline"
@@ -161,8 +156,7 @@ def preimage(
     return image
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One component of a key that is not what it was: `component` is its dotted name."""
 
     component: str
@@ -183,9 +177,7 @@ def differences(old: Mapping[str, Json], new: Mapping[str, Json], node: StageNod
             continue
         if isinstance(before or after, dict) and isinstance(after or before, dict):
             for name, one, two in _leaves(before or {}, after or {}, ""):
-                changes.append(
-                    Change(f"{part}.{name}", one, two, _sentence(part, name, one, two, node))
-                )
+                changes.append(Change(f"{part}.{name}", one, two, _sentence(part, name, one, two, node)))
         else:
             changes.append(Change(part, before, after, _sentence(part, "", before, after, node)))
     return changes

@@ -149,6 +149,7 @@ class _Composer:
 
     def _mark(self, event: yaml.Event) -> Mark:
         start = event.start_mark
+        assert start is not None
         return Mark(self._file, start.line + 1, start.column + 1)
 
     def _error(self, event: yaml.Event, message: str, fix: str = "") -> SpecError:
@@ -265,4 +266,4 @@ class _Composer:
 
 def _type_name(value: Json) -> str:
     names = {type(None): "null", bool: "bool", int: "int", float: "float", str: "str"}
-    return names[type(value)]  # type: ignore[index]
+    return names[type(value)]

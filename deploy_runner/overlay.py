@@ -60,9 +60,7 @@ def merge(base: Node, over: Node) -> Node:
             value.pop(name, None)
             continue
         value[name] = merge(value[name], child) if name in value else child
-        keys[name] = (
-            keys[name] if isinstance(child.value, dict) and name in keys else over.keys[name]
-        )
+        keys[name] = keys[name] if isinstance(child.value, dict) and name in keys else over.keys[name]
     return Node(value, base.mark, keys)
 
 

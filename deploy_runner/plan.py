@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from .errors import Problem, SpecError, StageError, StoreError
 from .graph import select
@@ -24,8 +23,7 @@ Outputs = Mapping[str, Artifact]
 Verdict = Literal["hit", "miss", "heal", "converge"]
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """The verdict on one stage whose inputs are known, with the reason in words.
 
     `inputs` are the artifacts by flat input name. `record` is there on a hit and to be healed.
@@ -40,8 +38,7 @@ class Decision:
     record: ActionRecord | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
+class Action(NamedTuple):
     """One line of a plan; `state` "waits" means that an input isn't made yet."""
 
     stage: str
@@ -50,21 +47,19 @@ class Action:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """What a run would do, in order."""
 
     actions: tuple[Action, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Explanation:
+class Explanation(NamedTuple):
     """Why a stage is what it is, with every component that differs from the last run."""
 
     stage: str
     state: str
     reason: str
-    changes: tuple[Change, ...] = field(default=())
+    changes: tuple[Change, ...] = ()
 
 
 class Planner:
@@ -76,7 +71,7 @@ class Planner:
         self._environ = environ
         self.environment = KeyEnvironment(store.memo.digest)
         self._paths: dict[str, Artifact] = {}
-        self.last = LastKeys(store.home, os.path.abspath(graph.pipeline))  # noqa: PTH100
+        self.last = LastKeys(store.home, os.path.abspath(graph.pipeline))
 
     def decide(self, node: StageNode, upstream: Mapping[str, Outputs]) -> Decision:
         """Return the verdict on a stage, given the outputs of the stages that it needs.
@@ -120,9 +115,7 @@ class Planner:
             return known
         outputs = upstream[source.stage]
         if source.output not in outputs:
-            raise StageError(
-                f"stage {source.stage} made no output `{source.output}`, which {node.id} needs"
-            )
+            raise StageError(f"stage {source.stage} made no output `{source.output}`, which {node.id} needs")
         return outputs[source.output]
 
     def _digest_path(self, node: StageNode, source: PathSource) -> Artifact:
@@ -178,18 +171,21 @@ class Planner:
     def explain(self, stage: str) -> Explanation:
         """Return why a stage would be a hit or a miss.
 
-        Where a stage that it needs is not up to date, that one is named.
+        Where a stage that it needs is not up to date, that one is named, with its reason.
         """
         made: dict[str, Outputs] = {}
+        roots: dict[str, str] = {}
         for id_ in select(self.graph, [stage]):
             node = self.graph.stages[id_]
             waiting = [need for need in node.upstream if need not in made]
             if waiting and id_ == stage:
-                reason = f"{', '.join(waiting)} must be made first"
-                return Explanation(stage, "waits", reason, self._known_changes(node, made))
+                causes = "; ".join(f"{need}: {why}" for need, why in roots.items())
+                return Explanation(stage, "waits", f"for {causes}", self._known_changes(node, made))
             if waiting:
                 continue
             decision = self.decide(node, made)
+            if decision.state != "hit":
+                roots[id_] = self.why(node, decision)
             if id_ == stage:
                 return self._explanation(node, decision)
             if decision.state == "hit" and decision.record is not None:
@@ -201,9 +197,7 @@ class Planner:
             reason = f"nothing changed; action key {decision.key}"
             return Explanation(node.id, "hit", reason)
         changes = self.changes(node, decision)
-        reason = decision.reason or (
-            "never made before" if changes is None else "changed since the last run"
-        )
+        reason = decision.reason or ("never made before" if changes is None else "changed since the last run")
         return Explanation(node.id, decision.state, reason, tuple(changes or ()))
 
     def _known_changes(self, node: StageNode, made: Mapping[str, Outputs]) -> tuple[Change, ...]:

@@ -10,9 +10,8 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 from .errors import StoreError, UsageError
 from .store.files import write_atomic
@@ -23,8 +22,7 @@ __all__ = ["COUNTED", "Recorder", "RunRecord", "new_run_id", "read_record", "rec
 COUNTED = ("ran", "hit", "healed", "converged", "failed", "skipped", "interrupted")
 
 
-@dataclass(frozen=True, slots=True)
-class RunRecord:
+class RunRecord(NamedTuple):
     """One finished run. `data` is the content of `record.json`; see docs/reference.md."""
 
     folder: Path
@@ -93,9 +91,7 @@ class Recorder:
                 ) from error
         return self._log
 
-    def finish(
-        self, results: Mapping[str, StageResult], *, now_s: float, exit_code: int
-    ) -> RunRecord:
+    def finish(self, results: Mapping[str, StageResult], *, now_s: float, exit_code: int) -> RunRecord:
         """Write `record.json` and return the record."""
         if self._log is not None:
             self._log.close()
@@ -134,8 +130,7 @@ def _entry(result: StageResult) -> Json:
     }
     if result.outputs:
         entry["artifacts"] = {
-            name: {"digest": a.digest, "kind": a.kind, "size": a.size}
-            for name, a in result.outputs.items()
+            name: {"digest": a.digest, "kind": a.kind, "size": a.size} for name, a in result.outputs.items()
         }
     for name in ("reason", "error", "workdir"):
         if value := getattr(result, name):

@@ -118,8 +118,7 @@ def load_class(module: str, class_name: str, stage_dir: str) -> type[Stage]:
     """Import one stage class: what a worker does with what the registry found."""
     if module.startswith(_PROJECT):
         _project_package(Path(stage_dir))
-    cls = getattr(importlib.import_module(module), class_name)
-    assert issubclass(cls, Stage)
+    cls: type[Stage] = getattr(importlib.import_module(module), class_name)
     return cls
 
 
@@ -155,9 +154,7 @@ def _import(package: str, file: Path) -> ModuleType:
 
 def _stage_classes(module: ModuleType, file: Path) -> Iterator[type[Stage]]:
     for cls in vars(module).values():
-        if not (
-            inspect.isclass(cls) and issubclass(cls, Stage) and cls.__module__ == module.__name__
-        ):
+        if not (inspect.isclass(cls) and issubclass(cls, Stage) and cls.__module__ == module.__name__):
             continue
         if "uses" not in vars(cls):
             if cls.__name__.startswith("_"):

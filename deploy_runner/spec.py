@@ -120,11 +120,7 @@ def find_mark(node: Node, path: Sequence[str | int], *, key: bool = False) -> Ma
         children = node.value
         if isinstance(children, dict) and part in children:
             last = index == len(path) - 1
-            mark = (
-                node.keys.get(str(part), children[part].mark)
-                if key and last
-                else children[part].mark
-            )
+            mark = node.keys.get(str(part), children[part].mark) if key and last else children[part].mark
             node = children[part]
         elif isinstance(children, list) and isinstance(part, int) and part < len(children):
             node = children[part]
@@ -134,9 +130,7 @@ def find_mark(node: Node, path: Sequence[str | int], *, key: bool = False) -> Ma
     return mark
 
 
-def problems_of(
-    error: ValidationError, node: Node, what: str, known: Mapping[str, Any]
-) -> list[Problem]:
+def problems_of(error: ValidationError, node: Node, what: str, known: Mapping[str, Any]) -> list[Problem]:
     """Return one problem an error of pydantic: `what` names the thing, `known` its members."""
     problems: dict[tuple[str, int, int], Problem] = {}
     for detail in error.errors(include_url=False):
@@ -155,11 +149,10 @@ def _followable(node: Node, loc: Sequence[str | int]) -> list[str | int]:
     current: Any = node
     for part in loc:
         children = current.value if isinstance(current, Node) else None
-        if (isinstance(children, dict) and part in children) or (isinstance(children, list) and isinstance(part, int) and part < len(children)):
-            current = children[part]
-        else:
-            continue
-        path.append(part)
+        inside = isinstance(children, list) and isinstance(part, int) and part < len(children)
+        if inside or (isinstance(children, dict) and part in children):
+            current = children[part]  # type: ignore[index]
+            path.append(part)
     return path
 
 
@@ -182,8 +175,9 @@ def _shown(value: Json) -> str:
         return "a mapping"
     if isinstance(value, list):
         return "a list"
-    return {None: "nothing", True: "true", False: "false"}.get(value, repr(value)) if (  # type: ignore[arg-type]
-        value is None or isinstance(value, bool)) else repr(value)  # fmt: skip
+    if value is None or isinstance(value, bool):
+        return {None: "nothing", True: "true", False: "false"}[value]
+    return repr(value)
 
 
 _EXPECTED = {

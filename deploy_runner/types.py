@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -34,8 +33,7 @@ Json = Scalar | list["Json"] | dict[str, "Json"]
 Kind = Literal["file", "folder"]
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(NamedTuple):
     """A place in a text: `line` and `column` count from 1."""
 
     file: str
@@ -46,8 +44,7 @@ class Mark:
         return f"{self.file}:{self.line}:{self.column}"
 
 
-@dataclass(frozen=True, slots=True)
-class Artifact:
+class Artifact(NamedTuple):
     """A file or a folder by its content.
 
     `digest` is the SHA-256 (64 hex digits) of a file's bytes or of a folder's manifest;
@@ -59,8 +56,7 @@ class Artifact:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class PathSource:
+class PathSource(NamedTuple):
     """An input read from the project: `path` is relative to the project's root."""
 
     path: str
@@ -68,8 +64,7 @@ class PathSource:
     mark: Mark | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RefSource:
+class RefSource(NamedTuple):
     """An input that is another stage's output."""
 
     stage: str
@@ -81,8 +76,7 @@ class RefSource:
 Source = PathSource | RefSource
 
 
-@dataclass(frozen=True, slots=True)
-class OutputSpec:
+class OutputSpec(NamedTuple):
     """A declared output: `path` is relative to the stage's outputs folder."""
 
     path: str
@@ -90,16 +84,14 @@ class OutputSpec:
     optional: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class SourceFile:
+class SourceFile(NamedTuple):
     """A source file whose content enters an action key: `name` is what the key calls it."""
 
     name: str
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class Resources:
+class Resources(NamedTuple):
     """What a stage may use: CPU cores, memory in bytes, time in seconds (0: no limit)."""
 
     cpu: int = 1
@@ -107,8 +99,7 @@ class Resources:
     timeout_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class StageNode:
+class StageNode(NamedTuple):
     """One stage of a compiled pipeline, matrix expanded, references resolved.
 
     `inputs` is flat: a single input is `model`; the members of a mapping or list input are
@@ -149,8 +140,7 @@ class StageNode:
         return tuple(dict.fromkeys((*refs, *self.needs)))
 
 
-@dataclass(frozen=True, slots=True)
-class Graph:
+class Graph(NamedTuple):
     """A compiled pipeline: stages in topological order, and where every value came from.
 
     `origins` maps a dotted path (`vars.opset`, `stages.onnx.with.opset`) to its source, e.g.
@@ -162,25 +152,24 @@ class Graph:
     root: str
     pipeline: str
     stages: Mapping[str, StageNode]
-    vars: Mapping[str, Json] = field(default_factory=dict)
-    origins: Mapping[str, str] = field(default_factory=dict)
-    target: Mapping[str, Json] = field(default_factory=dict)
+    vars: Mapping[str, Json] = {}
+    origins: Mapping[str, str] = {}
+    target: Mapping[str, Json] = {}
     live: bool = False
-    cache: Mapping[str, Json] = field(default_factory=dict)
+    cache: Mapping[str, Json] = {}
 
 
 State = Literal["ran", "hit", "healed", "converged", "failed", "skipped", "interrupted"]
 
 
-@dataclass(frozen=True, slots=True)
-class StageResult:
+class StageResult(NamedTuple):
     """How one stage ended in a run. `reason` says why it ran, was skipped, or failed."""
 
     id: str
     state: State
     key: str = ""
-    outputs: Mapping[str, Artifact] = field(default_factory=dict)
-    figures: Mapping[str, Json] = field(default_factory=dict)
+    outputs: Mapping[str, Artifact] = {}
+    figures: Mapping[str, Json] = {}
     seconds: float = 0.0
     reason: str = ""
     error: str = ""
@@ -188,8 +177,7 @@ class StageResult:
     workdir: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """Something that happened in a run, in the order it happened.
 
     `kind`: "run-started", "stage-started", "stage-log" (text), "stage-progress" (text,

@@ -91,9 +91,7 @@ def _resolve(root: Path, bases: tuple[PurePosixPath, ...], dotted: list[str]) ->
 class _ProjectFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
     """Import the files of one closure, and nothing else of the project."""
 
-    def __init__(
-        self, files: Mapping[str, Path], digests: Mapping[str, str], entry_dir: str
-    ) -> None:
+    def __init__(self, files: Mapping[str, Path], digests: Mapping[str, str], entry_dir: str) -> None:
         self._files = dict(files)
         self._digests = digests
         self._bases = tuple(dict.fromkeys(("", f"{entry_dir}/" if entry_dir != "." else "")))
@@ -105,9 +103,7 @@ class _ProjectFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         for base in self._bases:
             for name, package in ((f"{base}{stem}/__init__.py", True), (f"{base}{stem}.py", False)):
                 if name in self._files:
-                    spec = importlib.machinery.ModuleSpec(
-                        fullname, self, origin=name, is_package=package
-                    )
+                    spec = importlib.machinery.ModuleSpec(fullname, self, origin=name, is_package=package)
                     spec.has_location = True
                     return spec
             if any(name.startswith(f"{base}{stem}/") for name in self._files):

@@ -29,9 +29,7 @@ def run(pipeline: Pipeline, names: list[str], args: argparse.Namespace) -> int:
 
     stream = sys.stderr if args.json else sys.stdout
     quiet = args.quiet
-    reporter = (
-        Silent() if quiet else choose(pipeline.graph, os.environ, stream=stream, log=args.log)
-    )
+    reporter = Silent() if quiet else choose(pipeline.graph, os.environ, stream=stream, log=args.log)
     results: dict[str, StageResult] = {}
 
     def on_event(event: Event) -> None:
@@ -75,9 +73,7 @@ def plan(pipeline: Pipeline, names: list[str], args: argparse.Namespace) -> int:
 
     actions = api.plan(pipeline, names).actions
     if args.json:
-        rows = [
-            {"stage": a.stage, "state": a.state, "key": a.key, "reason": a.reason} for a in actions
-        ]
+        rows = [{"stage": a.stage, "state": a.state, "key": a.key, "reason": a.reason} for a in actions]
         print(json.dumps({"target": pipeline.graph.target.get("name"), "actions": rows}))
         return 0
     width = max((len(a.stage) for a in actions), default=0)
@@ -170,9 +166,7 @@ def _show_runs(home: Path, args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps({k: v for k, v in data.items() if k != "stages"}))
         else:
-            print(
-                f"{record.id}  exit {data['exit_code']}  {len(record.stages)} stages  {data['target']}"
-            )
+            print(f"{record.id}  exit {data['exit_code']}  {len(record.stages)} stages  {data['target']}")
     return 0
 
 

@@ -42,9 +42,10 @@ def pack(target: Path, members: Mapping[str, Path]) -> str:
     """
     from isal import igzip
 
-    with target.open("wb") as raw, igzip.GzipFile(
-        filename="", mode="wb", compresslevel=_LEVEL, fileobj=raw, mtime=0
-    ) as compressed:
+    with (
+        target.open("wb") as raw,
+        igzip.GzipFile(filename="", mode="wb", compresslevel=_LEVEL, fileobj=raw, mtime=0) as compressed,
+    ):
         hashing = _Hashing(compressed)
         with tarfile.open(fileobj=hashing, mode="w|", format=tarfile.PAX_FORMAT) as tar:
             for folder in _folders(members):

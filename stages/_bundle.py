@@ -41,7 +41,12 @@ class Port:
     def as_dict(self) -> dict[str, Any]:
         """Return the port as JSON."""
         dynamic = {str(axis): name for axis, name in self.dynamic.items()}
-        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape), "dynamic": dynamic}
+        return {
+            "name": self.name,
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+            "dynamic": dynamic,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +105,12 @@ def load_bundle(folder: Path) -> Bundle:
         raise StageError("the input is not a model bundle", fix="give it model.prepare's output") from None
     ports = {
         part: [
-            Port(p["name"], p["dtype"], tuple(p["shape"]), {int(a): n for a, n in p["dynamic"].items()})
+            Port(
+                p["name"],
+                p["dtype"],
+                tuple(p["shape"]),
+                {int(a): n for a, n in p["dynamic"].items()},
+            )
             for p in data[part]
         ]
         for part in ("inputs", "outputs")

@@ -43,7 +43,9 @@ def read_samples(path: Path, inputs: list[str], limit: int | None) -> list[dict[
     for name in inputs:
         found = name if name in arrays else "x" if len(inputs) == 1 and "x" in arrays else ""
         if not found:
-            raise StageError(f"the calibration data has no array {name!r}, it has {', '.join(arrays) or 'none'}")
+            raise StageError(
+                f"the calibration data has no array {name!r}, it has {', '.join(arrays) or 'none'}"
+            )
         chosen[name] = arrays[found]
     count = min(len(array) for array in chosen.values())
     if not count:
@@ -77,7 +79,10 @@ def compute_ranges(
         "minmax": (CalibrationMethod.MinMax, {}),
         # With the library's own default of 128 bins there is no threshold to search for: entropy
         # then gives the ranges of minmax.
-        "entropy": (CalibrationMethod.Entropy, {"num_bins": bins, "num_quantized_bins": _QUANTIZED_BINS}),
+        "entropy": (
+            CalibrationMethod.Entropy,
+            {"num_bins": bins, "num_quantized_bins": _QUANTIZED_BINS},
+        ),
         "percentile": (CalibrationMethod.Percentile, {"num_bins": bins, "percentile": percentile}),
     }
     kind, options = methods[method]

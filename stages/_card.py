@@ -46,14 +46,22 @@ def model_card(
 
 def _eval_results(reports: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
-        {"type": "accuracy", "name": f"accuracy ({name})", "value": round(report["accuracy"] / 100, 6)}
+        {
+            "type": "accuracy",
+            "name": f"accuracy ({name})",
+            "value": round(report["accuracy"] / 100, 6),
+        }
         for name, report in sorted(reports.items())
         if "accuracy" in report
     ]
 
 
 def _results_table(reports: Mapping[str, Mapping[str, Any]]) -> str:
-    lines = ["## Measured\n", "| model | accuracy | loss in points | samples |", "|---|---:|---:|---:|"]
+    lines = [
+        "## Measured\n",
+        "| model | accuracy | loss in points | samples |",
+        "|---|---:|---:|---:|",
+    ]
     for name, report in sorted(reports.items()):
         if "accuracy" in report:
             drop = "" if report.get("drop") is None else f"{report['drop']:.2f}"

@@ -197,9 +197,20 @@ def _harmless_names() -> Iterator[tuple[Any, str]]:
         if isinstance(kind, type) and name not in ("ObjectDType",):
             yield kind, f"numpy.dtypes.{name}"
     yield _codecs.encode, "_codecs.encode"
-    for kind in (pathlib.PosixPath, pathlib.PurePosixPath, pathlib.WindowsPath, pathlib.PureWindowsPath):
+    for kind in (
+        pathlib.PosixPath,
+        pathlib.PurePosixPath,
+        pathlib.WindowsPath,
+        pathlib.PureWindowsPath,
+    ):
         yield kind, f"pathlib.{kind.__name__}"
-    for kind in (datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone):
+    for kind in (
+        datetime.datetime,
+        datetime.date,
+        datetime.time,
+        datetime.timedelta,
+        datetime.timezone,
+    ):
         yield kind, f"datetime.{kind.__name__}"
     yield argparse.Namespace, "argparse.Namespace"
     yield collections.defaultdict, "collections.defaultdict"
@@ -325,5 +336,3 @@ def _unshared(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _is_partial(tensor: torch.Tensor) -> bool:
     return tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
-
-

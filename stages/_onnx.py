@@ -128,7 +128,9 @@ def runner(path: Path, *, threads: int) -> Model:
     def run(arrays: Mapping[str, Any]) -> dict[str, Any]:
         missing = [name for name in inputs if name not in arrays]
         if missing:
-            raise StageError(f"the model wants the input {missing[0]!r}, the samples have {', '.join(arrays)}")
+            raise StageError(
+                f"the model wants the input {missing[0]!r}, the samples have {', '.join(arrays)}"
+            )
         try:
             results = opened.run(outputs, {name: arrays[name] for name in inputs})
         except Exception as error:

@@ -100,7 +100,9 @@ def ensure_bucket(s3: Any, bucket: str, region: str, transcript: Transcript, *, 
             raise StageError(f"there is no bucket {bucket}",
                              fix="make it, or set target.aws.create_bucket: true") from error  # fmt: skip
         place = {"LocationConstraint": region}
-        s3.create_bucket(Bucket=bucket, **({} if region == "us-east-1" else {"CreateBucketConfiguration": place}))
+        s3.create_bucket(
+            Bucket=bucket, **({} if region == "us-east-1" else {"CreateBucketConfiguration": place})
+        )
         transcript.add("s3:CreateBucket", bucket=bucket)
 
 
@@ -111,4 +113,6 @@ def read_back(s3: Any, bucket: str, key: str, digest: str) -> None:
     for chunk in body.iter_chunks(_CHUNK_BYTES):
         found.update(chunk)
     if found.hexdigest() != digest:
-        raise StageError(f"s3://{bucket}/{key} was read back with the digest {found.hexdigest()}, not {digest}")
+        raise StageError(
+            f"s3://{bucket}/{key} was read back with the digest {found.hexdigest()}, not {digest}"
+        )

@@ -18,7 +18,13 @@ from ._parity import Model, compare, gate
 if TYPE_CHECKING:
     import torch
 
-_WRITERS_OWN = ("version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id")
+_WRITERS_OWN = (
+    "version",
+    "byteorder",
+    ".format_version",
+    ".storage_alignment",
+    ".data/serialization_id",
+)
 
 
 @contextmanager

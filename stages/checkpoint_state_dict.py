@@ -89,7 +89,9 @@ def _define_in_main(code: str, value: Any) -> None:
     setattr(sys.modules["__main__"], code.rpartition(":")[2], value)
 
 
-def _verify(outputs: CheckpointStateDict.Outputs, weights: Mapping[str, Any], tied: Mapping[str, str]) -> None:
+def _verify(
+    outputs: CheckpointStateDict.Outputs, weights: Mapping[str, Any], tied: Mapping[str, str]
+) -> None:
     import torch
 
     written = _checkpoint.read_safetensors(outputs.weights)

@@ -86,8 +86,7 @@ class ModelPrepare(Stage):
         arrays = reference_inputs(ports, samples, ctx.seed)
         before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
         cases = [
-            Case(name, case, run_eager(module, case, params.output_names))
-            for name, case in arrays.items()
+            Case(name, case, run_eager(module, case, params.output_names)) for name, case in arrays.items()
         ]
         lines = _checklist(module, cases, params, ports[0][0], before)
         text = json.dumps(lines, indent=2, ensure_ascii=False)
@@ -100,9 +99,7 @@ class ModelPrepare(Stage):
             raise GateError(f"the pre-save checklist fails: {'; '.join(failed)}")
 
 
-def run_eager(
-    module: nn.Module, arrays: Mapping[str, Any], names: list[str] | None
-) -> dict[str, Any]:
+def run_eager(module: nn.Module, arrays: Mapping[str, Any], names: list[str] | None) -> dict[str, Any]:
     """Run the module under no_grad; return its outputs as arrays by name.
 
     Raises StageError with the user's line where the module refuses the inputs.
@@ -123,18 +120,26 @@ def run_eager(
 
 
 def _checklist(
-    module: nn.Module, cases: list[Case], params: ModelPrepare.Params, first: Port, before: Mapping[str, Any]
+    module: nn.Module,
+    cases: list[Case],
+    params: ModelPrepare.Params,
+    first: Port,
+    before: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
     import numpy as np
     import torch
 
     lines: dict[str, dict[str, Any]] = {}
 
-    def check(name: str, ok: bool, detail: str) -> None:  # noqa: FBT001
+    def check(name: str, ok: bool, detail: str) -> None:
         lines[name] = {"ok": bool(ok), "detail": detail}
 
     training = [name for name, part in module.named_modules() if part.training]
-    check("eval mode", not training, f"in training mode: {training[:3]}" if training else "every module")
+    check(
+        "eval mode",
+        not training,
+        f"in training mode: {training[:3]}" if training else "every module",
+    )
     tensors = [*module.named_parameters(), *module.named_buffers()]
     elsewhere = [name for name, t in tensors if t.device.type != "cpu"]
     check("CPU tensors", not elsewhere, f"elsewhere: {elsewhere[:3]}" if elsewhere else "every tensor")
@@ -146,10 +151,18 @@ def _checklist(
     check("batch of one agrees", *_batches(module, cases, params))
     again = run_eager(module, cases[0].inputs, params.output_names)
     same = all(np.array_equal(again[n], a, equal_nan=True) for n, a in cases[0].outputs.items())
-    check("deterministic", same, "two runs, equal bits" if same else "two runs differ: is something random?")
+    check(
+        "deterministic",
+        same,
+        "two runs, equal bits" if same else "two runs differ: is something random?",
+    )
     after = module.state_dict()
     changed = [name for name, t in before.items() if not torch.equal(t, after[name])]
-    check("no training-only state", not changed, f"a forward pass changes {changed[:3]}" if changed else "kept")
+    check(
+        "no training-only state",
+        not changed,
+        f"a forward pass changes {changed[:3]}" if changed else "kept",
+    )
     return lines
 
 
@@ -235,5 +248,3 @@ def _size_of(label: str, case: Case, ports: list[Port]) -> int:
         for axis, found in port.dynamic.items()
         if found == label
     )
-
-

@@ -44,9 +44,7 @@ class OnnxCheck(Stage):
 
         report: File = Output("report.json", "what was checked, inputs, outputs, opset, operators")
 
-    def run(
-        self, ctx: Context, params: OnnxCheck.Params, inputs: Inputs, outputs: Outputs
-    ) -> None:
+    def run(self, ctx: Context, params: OnnxCheck.Params, inputs: Inputs, outputs: Outputs) -> None:
         """Check from the outside in: a later check may trust the earlier ones."""
         file = _onnx.onnx_file(inputs.model)
         model = _onnx.load_proto(inputs.model, weights=False)
@@ -84,8 +82,6 @@ def _infer_shapes(file: Path, target: Path) -> None:
     import onnx
 
     try:
-        onnx.shape_inference.infer_shapes_path(
-            str(file), str(target), strict_mode=True, data_prop=True
-        )
+        onnx.shape_inference.infer_shapes_path(str(file), str(target), strict_mode=True, data_prop=True)
     except Exception as error:
         raise GateError(f"the shapes of the model contradict each other: {first_line(error)}") from error

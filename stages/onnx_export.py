@@ -169,13 +169,16 @@ def _refusal(way: str, error: Exception) -> StageError:
     lines = _LINE.findall(text)
     where = f" at {lines[-1][0]}:{lines[-1][1]}" if lines else _bundle.user_line(error)
     if "data-dependent" in text.lower() or "GuardOnDataDependent" in text:
-        return StageError(f"the model's control flow depends on its data{where}, "
-                          f"which the {way} exporter can't keep", fix="use torch.cond, or exporter: torchscript")  # fmt: skip
+        said = f"the model's control flow depends on its data{where}, which the {way} exporter can't keep"
+        return StageError(said, fix="use torch.cond, or exporter: torchscript")
     operator = _OPERATOR.search(text)
     if operator and ("Unsupported" in text or "No ONNX function" in text or "not supported" in text):
         return StageError(f"the operator {operator.group(1)} has no ONNX equivalent{where}",
                           fix="replace it in the model, or keep this model as TorchScript")  # fmt: skip
-    said = next((_bundle.first_line(Exception(t)) for t in reversed(texts) if t.strip()), type(error).__name__)
+    said = next(
+        (_bundle.first_line(Exception(t)) for t in reversed(texts) if t.strip()),
+        type(error).__name__,
+    )
     return StageError(f"the {way} exporter refuses the model{where}: {said[:300]}",
                       fix="try the other exporter, or torch.script")  # fmt: skip
 

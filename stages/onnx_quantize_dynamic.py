@@ -58,8 +58,8 @@ class OnnxQuantizeDynamic(Stage):
         proto = _onnx.load_proto(inputs.model, weights=False)
         present = {node.op_type for node in proto.graph.node}
         if not present & set(params.operators):
-            raise StageError(f"the model has none of {', '.join(params.operators)}, only "
-                             f"{', '.join(sorted(present))}", fix="name others under `operators`")  # fmt: skip
+            wanted, there = ", ".join(params.operators), ", ".join(sorted(present))
+            raise StageError(f"the model has none of {wanted}, only {there}", fix="name others: `operators`")
         made = ctx.workdir / "int8.onnx"
         try:
             quantize_dynamic(

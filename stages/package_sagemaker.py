@@ -112,7 +112,10 @@ def _ports(values: Any) -> list[dict[str, Any]]:
 
 
 def _write_code(
-    staged: Path, params: PackageSagemaker.Params, inputs: PackageSagemaker.Inputs, described: Mapping[str, Any]
+    staged: Path,
+    params: PackageSagemaker.Params,
+    inputs: PackageSagemaker.Inputs,
+    described: Mapping[str, Any],
 ) -> None:
     from . import _sagemaker_inference
 

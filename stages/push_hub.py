@@ -105,9 +105,7 @@ def _full_name(api: Any, ctx: Context, params: PushHub.Params) -> str:
     return f"{namespace or api.whoami()['name']}/{params.repo}"
 
 
-def _layout(
-    ctx: Context, params: PushHub.Params, inputs: PushHub.Inputs, repo: str
-) -> dict[str, Path]:
+def _layout(ctx: Context, params: PushHub.Params, inputs: PushHub.Inputs, repo: str) -> dict[str, Path]:
     """Return the repository's files: weights at the top, ONNX under onnx/, as its users expect."""
     files: dict[str, Path] = {}
     if inputs.weights is not None:
@@ -118,7 +116,10 @@ def _layout(
     bundle = _bundle.load_bundle(inputs.reference) if inputs.reference else None
     if bundle is not None:
         config = ctx.workdir / "config.json"
-        ports = {"inputs": [p.as_dict() for p in bundle.inputs], "outputs": [p.as_dict() for p in bundle.outputs]}
+        ports = {
+            "inputs": [p.as_dict() for p in bundle.inputs],
+            "outputs": [p.as_dict() for p in bundle.outputs],
+        }
         config.write_text(json.dumps(ports, indent=2, sort_keys=True) + "\n", "utf-8")
         files["config.json"] = config
     if not files:
@@ -141,7 +142,9 @@ def _onnx_files(name: str, model: Path) -> dict[str, Path]:
     files = {path: file}
     if (data := file.with_name(_onnx.DATA_NAME)).is_file():
         if path != "onnx/model.onnx":
-            raise StageError(f"the model {name!r} has external data, which keeps its name: publish it as `model`")
+            raise StageError(
+                f"the model {name!r} has external data, which keeps its name: publish it as `model`"
+            )
         files[f"onnx/{_onnx.DATA_NAME}"] = data
     return files
 
@@ -210,9 +213,7 @@ def _tag(api: Any, params: PushHub.Params, repo: str, transcript: Transcript) ->
     transcript.add("hub:create_tag", repo=repo, tag=params.tag)
 
 
-def _read_back(
-    api: Any, params: PushHub.Params, repo: str, files: Mapping[str, Path], folder: Path
-) -> None:
+def _read_back(api: Any, params: PushHub.Params, repo: str, files: Mapping[str, Path], folder: Path) -> None:
     """Download every file of the commit and compare its digest."""
     head = api.repo_info(repo, revision=params.revision).sha
     for path, file in sorted(files.items()):
@@ -225,7 +226,9 @@ def _plain_error(error: Any) -> StageError | ConflictError:
     status = error.response.status_code if error.response is not None else 0
     said = getattr(error, "server_message", None) or _bundle.first_line(error)
     if status in (401, 403):
-        return StageError(f"the Hub refuses these credentials: {said}", fix="export HF_TOKEN=… with write access")
+        return StageError(
+            f"the Hub refuses these credentials: {said}", fix="export HF_TOKEN=… with write access"
+        )
     if status == 409:
         return ConflictError(f"the Hub has a conflict: {said}")
     return StageError(f"the Hub answers {status}: {said}")

@@ -172,14 +172,14 @@ class _Deployment:
 
         image, role = self._chosen["image_uri"], self._chosen["role_arn"]
         name = self._named("model", self._url, image, role, self._environment)
-        container = ContainerDefinition(
-            image=image, model_data_url=self._url, environment=self._environment
-        )
+        container = ContainerDefinition(image=image, model_data_url=self._url, environment=self._environment)
         self._make(Model, "sagemaker:CreateModel", name, model_name=name,
                    primary_container=container, execution_role_arn=role)  # fmt: skip
         found = Model.get(model_name=name, **self._where)
         if found.primary_container.model_data_url != self._url:
-            raise ConflictError(f"the model {name} is there, and serves {found.primary_container.model_data_url}")
+            raise ConflictError(
+                f"the model {name} is there, and serves {found.primary_container.model_data_url}"
+            )
         return name
 
     def _config(self, model: str) -> str:

@@ -17,12 +17,18 @@ class RunCommand(Stage):
     uses = "run.command"
 
     class Params(StageParams):
+        """The step."""
+
         command: str | list[str] = Field(description="a shell text, or a list of arguments")
 
     class Inputs(StageInputs):
+        """Inputs under names of your own."""
+
         model_config = ConfigDict(extra="allow")
 
     class Outputs(StageOutputs):
+        """Outputs under names of your own."""
+
         model_config = ConfigDict(extra="allow")
 
     def command(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> list[str]:

@@ -19,18 +19,22 @@ class RunPython(Stage):
     uses = "run.python"
 
     class Params(StageParams):
+        """The step."""
+
         function: Code = Field(description="the function, as path/to/file.py:name")
         params: dict[str, Any] = Field(default={}, description="keyword arguments for it")
 
     class Inputs(StageInputs):
+        """Inputs under names of your own."""
+
         model_config = ConfigDict(extra="allow")
 
     class Outputs(StageOutputs):
+        """Outputs under names of your own."""
+
         model_config = ConfigDict(extra="allow")
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Call the function."""
         function = ctx.load(params.function)
-        function(
-            ctx, dict(inputs.model_extra or {}), dict(outputs.model_extra or {}), **params.params
-        )
+        function(ctx, dict(inputs.model_extra or {}), dict(outputs.model_extra or {}), **params.params)

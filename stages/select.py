@@ -91,9 +91,7 @@ class Select(Stage):
 
 def _table(ctx: Context, params: Select.Params, inputs: Select.Inputs) -> list[_Candidate]:
     bundle = _bundle.load_bundle(inputs.reference)
-    models = {
-        name: _runtime.open_model(ctx, path, bundle) for name, path in inputs.candidates.items()
-    }
+    models = {name: _runtime.open_model(ctx, path, bundle) for name, path in inputs.candidates.items()}
     times = measure(models, choose_case(bundle, None).inputs, params.rounds)
     rows = []
     for name, path in inputs.candidates.items():

@@ -52,7 +52,12 @@ class TorchScript(Stage):
         with _torchscript.quiet():
             try:
                 program = torch.jit.script(bundle.module())
-            except (RuntimeError, torch.jit.frontend.FrontendError, AttributeError, TypeError) as error:
+            except (
+                RuntimeError,
+                torch.jit.frontend.FrontendError,
+                AttributeError,
+                TypeError,
+            ) as error:
                 raise _refusal(error) from error
             if params.freeze:
                 program = torch.jit.freeze(program)

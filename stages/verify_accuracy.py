@@ -44,9 +44,12 @@ class VerifyAccuracy(Stage):
         """The metric and its limits."""
 
         metric: Code | None = Field(
-            None, description="function(outputs, labels) → score from 0 to 1 (default: top-1 accuracy)"
+            None,
+            description="function(outputs, labels) → score from 0 to 1 (default: top-1 accuracy)",
         )
-        max_drop: float | None = Field(None, ge=0, description="largest loss against the reference, in points")
+        max_drop: float | None = Field(
+            None, ge=0, description="largest loss against the reference, in points"
+        )
         min_accuracy: float | None = Field(None, ge=0, le=100, description="lowest accuracy, in percent")
 
     class Inputs(StageInputs):
@@ -88,7 +91,11 @@ def top1(outputs: Any, labels: Any) -> float:
 
 
 def _score(
-    run: Model, arrays: dict[str, Any], labels: Any, metric: Callable[..., Any], bundle: _bundle.Bundle | None
+    run: Model,
+    arrays: dict[str, Any],
+    labels: Any,
+    metric: Callable[..., Any],
+    bundle: _bundle.Bundle | None,
 ) -> float:
     """Return the metric in percent, of the model's first output over all samples."""
     import numpy as np
@@ -110,7 +117,9 @@ def _named(arrays: dict[str, Any], bundle: _bundle.Bundle | None) -> dict[str, A
 
 def _refuse(stage: str, params: VerifyAccuracy.Params, report: dict[str, Any]) -> None:
     if params.min_accuracy is not None and report["accuracy"] < params.min_accuracy:
-        raise GateError(f"{stage}: the accuracy is {report['accuracy']:.2f} %, below {params.min_accuracy:g} %")
+        raise GateError(
+            f"{stage}: the accuracy is {report['accuracy']:.2f} %, below {params.min_accuracy:g} %"
+        )
     if params.max_drop is None:
         return
     if report["drop"] is None:
@@ -118,5 +127,6 @@ def _refuse(stage: str, params: VerifyAccuracy.Params, report: dict[str, Any]) -
     if report["drop"] > params.max_drop:
         raise GateError(
             f"{stage}: the accuracy falls by {report['drop']:.2f} points, from "
-            f"{report['reference_accuracy']:.2f} % to {report['accuracy']:.2f} %; allowed are {params.max_drop:g}"
+            f"{report['reference_accuracy']:.2f} % to {report['accuracy']:.2f} %; "
+            f"allowed are {params.max_drop:g}"
         )

@@ -38,7 +38,9 @@ class VerifyLatency(Stage):
     class Params(StageParams):
         """How to measure, and the limit."""
 
-        max_ratio: float | None = Field(None, gt=0, description="largest median, as a share of the reference's")
+        max_ratio: float | None = Field(
+            None, gt=0, description="largest median, as a share of the reference's"
+        )
         rounds: int = Field(200, ge=5, description="how many times each model runs")
         case: str | None = Field(None, description="the reference case to run (default: the smallest)")
 

@@ -14,10 +14,10 @@ from typing import Any
 from ..errors import DeployRunnerError, StageError
 from ..keys import KeyEnvironment
 from ..plan import Decision
-from ..store.cas import Store, remove_tree
+from ..store.cas import Store
 from ..store.locks import Lock
 from ..store.records import ActionRecord
-from ..types import Artifact, Graph, Json, PathSource, StageNode, StageResult
+from ..types import Artifact, Graph, Json, PathSource, StageNode, StageResult, State
 from .redact import Redactor
 from .worker import PROGRESS
 
@@ -25,6 +25,11 @@ __all__ = ["Action", "finish", "request"]
 
 _PLAIN_ENV = ("PATH", "LANG", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "LD_LIBRARY_PATH")
 _CLOUD = re.compile(r"(AWS|HF|HUGGING_FACE|HUGGINGFACE)_|(HTTPS?|NO|ALL)_PROXY\Z", re.IGNORECASE)
+_CREDENTIAL_FILES = {
+    "AWS_SHARED_CREDENTIALS_FILE": ".aws/credentials",
+    "AWS_CONFIG_FILE": ".aws/config",
+    "HF_TOKEN_PATH": ".cache/huggingface/token",
+}
 _TAIL_LINES = 200
 _SCANNED_BYTES = 1 << 20
 
@@ -118,9 +123,7 @@ def secrets_of(node: StageNode, environ: Mapping[str, str]) -> dict[str, str]:
     return {name: environ[name] for name in node.secrets}
 
 
-def _staged(
-    node: StageNode, name: str, decision: Decision, graph: Graph, store: Store
-) -> dict[str, Any]:
+def _staged(node: StageNode, name: str, decision: Decision, graph: Graph, store: Store) -> dict[str, Any]:
     """Return where an input comes from and where it goes: `inputs/<name><suffix>`."""
     artifact = decision.inputs[name]
     suffix = decision.suffixes[name] if artifact.kind == "file" else ""
@@ -134,14 +137,12 @@ def _staged(
     return row
 
 
-def _environment(
-    action: Action, environ: Mapping[str, str], cloud: Mapping[str, str]
-) -> dict[str, str]:
+def _environment(action: Action, environ: Mapping[str, str], cloud: Mapping[str, str]) -> dict[str, str]:
     work = str(action.work)
     threads = str(action.node.resources.cpu)
     env = {name: environ[name] for name in _PLAIN_ENV if name in environ}
     env |= {
-        "HOME": f"{work}/home",
+        "HOME": f"{work}/scratch",
         "TMPDIR": f"{work}/scratch",
         "LC_ALL": "C.UTF-8",
         "TZ": "UTC",
@@ -158,9 +159,8 @@ def live_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Return what a live push gets of the runner's environment: credentials and proxies."""
     env = {name: value for name, value in environ.items() if _CLOUD.match(name)}
     home = environ.get("HOME", "")
-    for name, place in (("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials"),
-                        ("AWS_CONFIG_FILE", ".aws/config"), ("HF_TOKEN_PATH", ".cache/huggingface/token")):  # fmt: skip
-        if name not in env and home and os.path.exists(f"{home}/{place}"):  # noqa: PTH110
+    for name, place in _CREDENTIAL_FILES.items():
+        if name not in env and home and os.path.exists(f"{home}/{place}"):
             env[name] = f"{home}/{place}"
     return env
 
@@ -175,7 +175,7 @@ def finish(
     ended = StageResult(node.id, "failed", decision.key, {}, figures, seconds, decision.reason)
     try:
         if action.stopping == "interrupted":
-            return _with(ended, state="interrupted", reason="the run was interrupted")
+            return ended._replace(state="interrupted", reason="the run was interrupted")
         _raise_failure(action, status, result, spawn_error)
         outputs = _ingest(action, store)
         if not (node.converges and graph.live):
@@ -183,17 +183,11 @@ def finish(
                 decision.key, node.uses, outputs, figures, decision.preimage, seconds))  # fmt: skip
     except DeployRunnerError as error:
         message = action.redactor.text(str(error))
-        return _with(ended, error=message, exit_code=error.exit_code)
-    state = "healed" if decision.state == "heal" else "ran"
+        return ended._replace(error=message, exit_code=error.exit_code)
+    state: State = "healed" if decision.state == "heal" else "ran"
     if node.converges and graph.live and result.get("converged"):
         state = "converged"
-    return _with(ended, state=state, outputs=outputs)
-
-
-def _with(result: StageResult, **changes: Any) -> StageResult:
-    from dataclasses import replace
-
-    return replace(result, **changes)
+    return ended._replace(state=state, outputs=outputs)
 
 
 def _read_result(path: Path) -> dict[str, Any]:
@@ -243,7 +237,7 @@ def _last_line(action: Action) -> str:
 def _ingest(action: Action, store: Store) -> dict[str, Artifact]:
     """Take the declared outputs into the store, and refuse what was not declared."""
     made = action.folder / "made"
-    os.rename(action.work / "outputs", made)  # noqa: PTH104
+    os.rename(action.work / "outputs", made)
     specs = action.node.outputs
     _refuse_undeclared(action, made)
     outputs: dict[str, Artifact] = {}
@@ -269,8 +263,8 @@ def _refuse_undeclared(action: Action, made: Path) -> None:
         for name in files:
             if here / name not in declared:
                 shown = (here / name).relative_to(made)
-                raise StageError(f"it wrote {shown}, which is not a declared output",
-                                 fix="declare it under `outputs:`, or write it to the scratch folder")  # fmt: skip
+                fix = "declare it under `outputs:`, or write it to the scratch folder"
+                raise StageError(f"it wrote {shown}, which is not a declared output", fix=fix)
 
 
 def _refuse_secrets(action: Action, output: str, path: Path) -> None:
@@ -282,11 +276,3 @@ def _refuse_secrets(action: Action, output: str, path: Path) -> None:
             name = action.redactor.found_in(file.read_bytes())
             if name:
                 raise StageError(f"its output `{output}` contains the secret {name}")
-
-
-def clean(action: Action, *, keep: bool) -> str:
-    """Remove the action's folder; or keep its workdir, and return where it is."""
-    if keep:
-        return str(action.work)
-    remove_tree(action.folder)
-    return ""

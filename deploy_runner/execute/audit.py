@@ -23,9 +23,7 @@ class ReadGuard:
     def __init__(self, project: str, home: str, allowed: Iterable[str]) -> None:
         self.violations: list[str] = []
         self._project = os.path.realpath(project)
-        self._guarded = tuple(
-            {self._project + os.sep, *([os.path.realpath(home) + os.sep] if home else [])}
-        )
+        self._guarded = tuple({self._project + os.sep, *([os.path.realpath(home) + os.sep] if home else [])})
         self._home = os.path.realpath(home) + os.sep if home else ""
         self._allowed = tuple(os.path.realpath(path) for path in allowed)
         self._busy = False
@@ -59,7 +57,7 @@ class ReadGuard:
             return False
         if any(real == a or real.startswith(a + os.sep) for a in self._allowed):
             return False
-        if not os.path.isfile(real):  # noqa: PTH113
+        if not os.path.isfile(real):
             return False  # Looking for a file that isn't there changes nothing.
         inside = real.startswith(self._project + os.sep)
         return inside or not real.removeprefix(self._home).startswith(_CONFIGURATION)

@@ -8,16 +8,16 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import DeployRunnerError, StageError
 from ..plan import Decision, Outputs, Planner
-from ..store.cas import Store
+from ..store.cas import Store, remove_tree
 from ..store.locks import Lock
 from ..types import Event, Graph, StageNode, StageResult
-from .action import Action, clean, finish, live_environment, request, secrets_of
+from .action import Action, finish, live_environment, request, secrets_of
 from .fork import ForkServer
 from .redact import Redactor
 from .worker import PROGRESS
@@ -73,6 +73,7 @@ class Crew:
         self._servers: dict[bool, ForkServer] = {}
         self._count = 0
         self._done: list[StageResult] = []
+        self._trash: list[Path] = []
         self._selector = selectors.DefaultSelector()
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._selector.register(self._wake_r, selectors.EVENT_READ, self._woken)
@@ -159,7 +160,7 @@ class Crew:
                 reason="another run made it"))  # fmt: skip
             return
         reason = "forced" if waiting.forced else self._planner.why(node, decision)
-        decision = replace(decision, reason=reason)
+        decision = decision._replace(reason=reason)
         self._count += 1
         folder = self._store.new_tmp() / f"{self._count:04d}"
         redactor = Redactor(secrets_of(node, self._environ))
@@ -171,14 +172,12 @@ class Crew:
             self._launch(action)
         except BaseException:
             action.close()
-            clean(action, keep=False)
+            self._trash.append(folder)
             raise
 
     def _launch(self, action: Action) -> None:
         cloud = self._cloud(action)
-        asked = request(
-            action, self._graph, self._store, self._planner.environment, self._environ, cloud
-        )
+        asked = request(action, self._graph, self._store, self._planner.environment, self._environ, cloud)
         read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(write_end, True)
         try:
@@ -211,9 +210,7 @@ class Crew:
         def log(line: str) -> None:
             self._log(action, line)
 
-        return stack.enter_context(
-            dry_run(action.folder / "servers", services=services, log=log)
-        )
+        return stack.enter_context(dry_run(action.folder / "servers", services=services, log=log))
 
     def _server(self, *, heavy: bool) -> ForkServer:
         if heavy not in self._servers:
@@ -223,9 +220,7 @@ class Crew:
             home = str(self._store.new_tmp())
             server = ForkServer(list(modules), threads=self._cpu, home=home)
             self._servers[heavy] = server
-            self._selector.register(
-                server.channel, selectors.EVENT_READ, lambda: self._answered(heavy)
-            )
+            self._selector.register(server.channel, selectors.EVENT_READ, lambda: self._answered(heavy))
         return self._servers[heavy]
 
     # Watching --------------------------------------------------------------------------------
@@ -238,6 +233,8 @@ class Crew:
             self._start_ready()
             if self._done:
                 break
+            while self._trash:  # Now, because the stages that waited for these have started.
+                remove_tree(self._trash.pop())
             for key, _ in self._selector.select(self._timeout()):
                 key.data()
             self._enforce_limits()
@@ -336,13 +333,14 @@ class Crew:
         action.close()
         del self._running[action.folder.name]
         try:
-            result = finish(
-                action, status, self._store, self._graph, seconds=seconds, spawn_error=error
-            )
+            result = finish(action, status, self._store, self._graph, seconds=seconds, spawn_error=error)
         finally:
             action.lock.release(remove=True)
-        workdir = clean(action, keep=self._keep)
-        self._done.append(replace(result, workdir=workdir))
+        if self._keep:
+            result = result._replace(workdir=str(action.work))
+        else:
+            self._trash.append(action.folder)
+        self._done.append(result)
 
     def close(self) -> None:
         """Stop what still runs, the servers, and give the signals back."""

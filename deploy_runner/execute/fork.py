@@ -61,10 +61,7 @@ class ForkServer:
         return [json.loads(line) for line in lines]
 
     def stop(self) -> None:
-        """Close the channel, upon which the server kills its workers and ends."""
+        """End the server; a worker that still runs dies with it."""
         self.channel.close()
-        try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._process.kill()
+        self._process.wait()

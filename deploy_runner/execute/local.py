@@ -107,9 +107,7 @@ class _Run:
         finally:
             if self._crew is not None:
                 self._crew.close()
-        keys = {
-            id_: r.key for id_, r in self._results.items() if r.state in ("ran", "hit", "healed")
-        }
+        keys = {id_: r.key for id_, r in self._results.items() if r.state in ("ran", "hit", "healed")}
         self._planner.last.update(keys)
         return {id_: self._results[id_] for id_ in self._order}
 

@@ -26,9 +26,7 @@ class Redactor:
             if len(value) >= _SHORTEST:
                 self._names |= dict.fromkeys(_forms(value), name)
         longest_first = sorted(self._names, key=len, reverse=True)
-        self._pattern = (
-            re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
-        )
+        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     def text(self, text: str) -> str:
         """Return the text without secrets."""

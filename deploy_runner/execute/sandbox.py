@@ -7,6 +7,7 @@ may be made, and resource limits everywhere. Whatever the kernel lacks is left o
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import resource
 import site
@@ -16,7 +17,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from functools import cache
 
-__all__ = ["available", "confine", "interpreter_paths"]
+__all__ = ["available", "confine", "interpreter_paths", "warm_up"]
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _RULE_PATH_BENEATH = 1
@@ -40,9 +41,7 @@ def available() -> str:
     """Return in words what `confine` can use on this machine; this process is not confined."""
     abi = _abi()
     files = f"landlock (ABI {abi})" if abi else "no landlock: only Python's audit hook guards files"
-    return (
-        f"{files}; {'no network in workers' if abi >= 4 or os.geteuid() == 0 else 'network open'}"
-    )
+    return f"{files}; {'no network in workers' if abi >= 4 or os.geteuid() == 0 else 'network open'}"
 
 
 @cache
@@ -61,18 +60,25 @@ def _abi() -> int:
 def interpreter_paths() -> tuple[str, ...]:
     """Return the folders of the interpreter, its libraries and installed packages."""
     found = {sys.prefix, sys.base_prefix, sys.exec_prefix, *sysconfig.get_paths().values()}
-    found |= set(site.getsitepackages()) | {os.path.dirname(os.path.realpath(sys.executable))}  # noqa: PTH120
-    found |= {os.path.dirname(p) for p in _engine_paths()}  # noqa: PTH120
-    return tuple(sorted(p for p in found if p and p != "/" and os.path.exists(p)))  # noqa: PTH110
+    found |= set(site.getsitepackages()) | {os.path.dirname(os.path.realpath(sys.executable))}
+    found |= {os.path.dirname(p) for p in _engine_paths()}
+    there = sorted(p for p in found if p and p != "/" and os.path.exists(p))
+    kept: list[str] = []
+    for path in there:
+        if not path.startswith(tuple(f"{known}/" for known in (*kept, *_SYSTEM))):
+            kept.append(path)
+    return tuple(kept)
 
 
 def _engine_paths() -> Iterator[str]:
-    import deploy_runner
-    import deploy_runner.stages
+    for name in ("deploy_runner", "deploy_runner.stages"):
+        yield str(importlib.import_module(name).__file__)
 
-    for module in (deploy_runner, deploy_runner.stages):
-        assert module.__file__
-        yield module.__file__
+
+def warm_up() -> None:
+    """Find out what every worker needs to know, before they are forked."""
+    interpreter_paths()
+    _abi()
 
 
 def confine(*, read: Iterable[str], write: Iterable[str], network: bool) -> list[str]:
@@ -126,7 +132,7 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
     except OSError:
         return  # What isn't there needs no right.
     try:
-        if not os.path.isdir(f"/proc/self/fd/{fd}"):  # noqa: PTH112
+        if not os.path.isdir(f"/proc/self/fd/{fd}"):
             rights &= _FILE_ONLY
         rule = struct.pack("=Qi", rights, fd)
         _libc().syscall(_ADD_RULE, ruleset, _RULE_PATH_BENEATH, rule, 0)

@@ -20,7 +20,7 @@ import socket
 import sys
 from typing import Any
 
-from . import worker
+from . import sandbox, worker
 
 __all__ = ["main"]
 
@@ -38,16 +38,20 @@ def main(fd: int, modules: list[str]) -> None:
         # The stage itself says what is missing, and how to install it.
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
+    sandbox.warm_up()
     gc.collect()
     gc.freeze()
     _Server(socket.socket(fileno=fd), libc).serve()
 
 
 class _Server:
+    """Forks a spare worker ahead of each request, so that nobody waits for the fork."""
+
     def __init__(self, channel: socket.socket, libc: ctypes.CDLL) -> None:
         self._channel = channel
         self._libc = libc
         self._workers: dict[int, str] = {}
+        self._spare: tuple[int, socket.socket] | None = None
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def serve(self) -> None:
@@ -56,7 +60,7 @@ class _Server:
         selector = selectors.DefaultSelector()
         selector.register(self._channel, selectors.EVENT_READ)
         selector.register(self._wake_r, selectors.EVENT_READ)
-        self._say({"event": "ready"})
+        self._fork_spare()
         while True:
             for key, _ in selector.select():
                 if key.fileobj is self._channel:
@@ -72,38 +76,43 @@ class _Server:
             self._channel.sendall(json.dumps(message).encode() + b"\n")
 
     def _request(self) -> bool:
-        try:
-            data, fds, _, _ = socket.recv_fds(self._channel, 4, 1)
-        except ConnectionResetError:
+        """Hand the next request to the spare worker; False where the channel has closed."""
+        message = _receive(self._channel)
+        if message is None:
             return False
-        if not data:
-            return False
-        while len(data) < 4:
-            data += self._channel.recv(4 - len(data))
-        size = int.from_bytes(data, "big")
-        body = bytearray()
-        while len(body) < size:
-            chunk = self._channel.recv(size - len(body))
-            if not chunk:
-                return False
-            body += chunk
-        self._fork(json.loads(body), fds[0])
-        os.close(fds[0])
+        body, log_fd = message
+        action = json.loads(body)["action"]
+        if self._spare is None:
+            self._fork_spare()
+        if self._spare is None:
+            self._say({"event": "exited", "action": action, "status": 0,
+                       "error": "no process can be made for the worker"})  # fmt: skip
+        else:
+            pid, spare = self._spare
+            with spare, contextlib.suppress(OSError):
+                _send(spare, body, log_fd)
+            self._spare = None
+            self._workers[pid] = action
+            self._say({"event": "started", "action": action, "pid": pid})
+            self._fork_spare()
+        os.close(log_fd)
         return True
 
-    def _fork(self, request: dict[str, Any], log_fd: int) -> None:
+    def _fork_spare(self) -> None:
+        ours, theirs = socket.socketpair()
         try:
             pid = os.fork()
-        except OSError as error:
-            self._say({"event": "exited", "action": request["action"], "status": 0,
-                       "error": f"no process can be made: {error.strerror}"})  # fmt: skip
+        except OSError:
             return
         if pid == 0:
-            self._child(request, log_fd)
-        self._workers[pid] = request["action"]
-        self._say({"event": "started", "action": request["action"], "pid": pid})
+            ours.close()
+            self._channel.close()
+            self._child(theirs)
+        theirs.close()
+        self._spare = (pid, ours)
 
-    def _child(self, request: dict[str, Any], log_fd: int) -> None:
+    def _child(self, channel: socket.socket) -> None:
+        """Wait for a request, run it, and end; never returns."""
         code = 70
         try:
             signal.set_wakeup_fd(-1)
@@ -111,11 +120,15 @@ class _Server:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.setsid()
             self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            message = _receive(channel)
+            if message is None:
+                os._exit(0)
+            body, log_fd = message
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(log_fd, 1)
             os.dup2(log_fd, 2)
             os.closerange(3, 256)
-            code = worker.run(request)
+            code = worker.run(json.loads(body))
         except BaseException:
             import traceback
 
@@ -151,6 +164,31 @@ class _Server:
         for pid in self._workers:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
+
+
+def _send(channel: socket.socket, body: bytes, log_fd: int) -> None:
+    socket.send_fds(channel, [len(body).to_bytes(4, "big")], [log_fd])
+    channel.sendall(body)
+
+
+def _receive(channel: socket.socket) -> tuple[bytes, int] | None:
+    """Return a request's body and its log descriptor, or None where the channel has closed."""
+    try:
+        data, fds, _, _ = socket.recv_fds(channel, 4, 1)
+        if not data:
+            return None
+        while len(data) < 4:
+            data += channel.recv(4 - len(data))
+        body = bytearray()
+        size = int.from_bytes(data, "big")
+        while len(body) < size:
+            chunk = channel.recv(size - len(body))
+            if not chunk:
+                return None
+            body += chunk
+    except ConnectionResetError:
+        return None
+    return bytes(body), fds[0]
 
 
 if __name__ == "__main__":

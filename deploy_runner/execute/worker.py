@@ -74,7 +74,7 @@ def _stage_inputs(request: dict[str, Any]) -> dict[str, Path]:
     """Copy every input into the private workdir; what is the project's is verified."""
     os.umask(0o022)
     work = Path(request["work"])
-    for name in ("inputs", "outputs", "scratch", "home"):
+    for name in ("inputs", "outputs", "scratch"):
         (work / name).mkdir()
     os.chdir(work)
     placed = {}
@@ -138,12 +138,8 @@ def _context(request: dict[str, Any]) -> Context:
     )
 
 
-def _models(
-    cls: type[Stage], request: dict[str, Any], placed: Mapping[str, Path]
-) -> tuple[Any, Any, Any]:
-    params = cls.Params.model_validate_json(
-        json.dumps(_with_secrets(request["params"], request["secrets"]))
-    )
+def _models(cls: type[Stage], request: dict[str, Any], placed: Mapping[str, Path]) -> tuple[Any, Any, Any]:
+    params = cls.Params.model_validate_json(json.dumps(_with_secrets(request["params"], request["secrets"])))
     inputs: dict[str, Any] = {}
     for name, path in placed.items():
         field, _, member = name.partition("/")
@@ -180,9 +176,7 @@ def _seed(request: dict[str, Any]) -> None:
         torch.manual_seed(request["seed"])
 
 
-def _exec(
-    argv: list[str], inputs: Mapping[str, Path], request: dict[str, Any], result_fd: int
-) -> None:
+def _exec(argv: list[str], inputs: Mapping[str, Path], request: dict[str, Any], result_fd: int) -> None:
     """Become the user's command; its exit status is the stage's."""
     outputs = Path(request["work"]) / "outputs"
     for name, path in inputs.items():

@@ -28,7 +28,7 @@ def extend_moto() -> None:
 
     if getattr(SageMakerModelBackend, "_deploy_runner", False):
         return
-    SageMakerModelBackend._deploy_runner = True
+    setattr(SageMakerModelBackend, "_deploy_runner", True)  # noqa: B010 - not moto's own
     _refuse_existing(SageMakerModelBackend)
     _require_models(SageMakerModelBackend)
     _add_updates(SageMakerModelBackend, SageMakerResponse)
@@ -134,7 +134,7 @@ def _update(backend: Any, name: str, config: str) -> str:
         raise _refuse(f'Could not find endpoint configuration "{_arn(backend, "endpoint-config", config)}".')
     endpoint = backend.endpoints[name]
     if endpoint.endpoint_status != "InService":
-        raise _refuse(f"Cannot update in-progress endpoint \"{endpoint.arn}\".")
+        raise _refuse(f'Cannot update in-progress endpoint "{endpoint.arn}".')
     if endpoint.endpoint_config_name == config:
         raise _refuse("Cannot update endpoint with the endpoint configuration it already uses.")
     endpoint.next_config = backend.endpoint_configs[config]

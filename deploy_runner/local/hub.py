@@ -87,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "local-hub"
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name upstream
         """Say nothing; `LocalHub.requests` has it."""
 
     def do_GET(self) -> None:
@@ -259,7 +259,11 @@ class _Handler(BaseHTTPRequestHandler):
         answers = []
         for file in body.get("files", []):
             lfs = wants_lfs(file["path"], int(file["size"]))
-            answer = {"path": file["path"], "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False}
+            answer = {
+                "path": file["path"],
+                "uploadMode": "lfs" if lfs else "regular",
+                "shouldIgnore": False,
+            }
             if (known := commit.files.get(file["path"])) is not None:
                 answer["oid"] = known.lfs or known.oid
             answers.append(answer)
@@ -275,7 +279,7 @@ class _Handler(BaseHTTPRequestHandler):
         large = multipart and any(int(o["size"]) > _MULTIPART_BYTES for o in body["objects"])
         self._json({"transfer": "multipart" if large else "basic", "objects": objects})
 
-    def _lfs_object(self, oid: str, size: int, multipart: bool) -> dict[str, Any]:  # noqa: FBT001
+    def _lfs_object(self, oid: str, size: int, multipart: bool) -> dict[str, Any]:
         answer: dict[str, Any] = {"oid": oid, "size": size}
         if self.hub.state.lfs_path(oid).exists():
             return answer
@@ -284,7 +288,10 @@ class _Handler(BaseHTTPRequestHandler):
         if multipart and size > _MULTIPART_BYTES:
             count = -(-size // _PART_BYTES)
             parts = {str(n): f"{href}/part/{n}" for n in range(1, count + 1)}
-            upload = {"href": f"{href}/complete", "header": {"chunk_size": str(_PART_BYTES), **parts}}
+            upload = {
+                "href": f"{href}/complete",
+                "header": {"chunk_size": str(_PART_BYTES), **parts},
+            }
         answer["actions"] = {"upload": upload, "verify": {"href": f"{href}/verify"}}
         return answer
 
@@ -415,10 +422,13 @@ class _Handler(BaseHTTPRequestHandler):
     @_route("GET", "/api/{repo}/commits/(?P<revision>.+)")
     def _commits(self, kind: str, repo: str, revision: str) -> None:
         history = self.hub.state.history(self._repo(kind, repo), revision)
-        self._json([
-            {"id": c.id, "title": c.title, "message": c.message, "date": c.date, "authors": [{"user": "local"}]}
-            for c in history
-        ])  # fmt: skip
+        authors = [{"user": "local"}]
+        self._json(
+            [
+                {"id": c.id, "title": c.title, "message": c.message, "date": c.date, "authors": authors}
+                for c in history
+            ]
+        )
 
     @_route("GET", "/api/{repo}(?:/revision/(?P<revision>.+))?")
     def _info(self, kind: str, repo: str, revision: str = "main") -> None:
@@ -434,13 +444,17 @@ class _Handler(BaseHTTPRequestHandler):
                     row["lfs"] = {**described["lfs"], "sha256": entry.lfs}
             siblings.append(row)
         self._json({
-            "_id": hashlib.sha256(repo.encode()).hexdigest()[:24], "id": repo, "modelId": repo, "author": repo.split("/")[0],
+            "_id": hashlib.sha256(repo.encode()).hexdigest()[:24], "id": repo, "modelId": repo,
+            "author": repo.split("/")[0],
             "sha": commit.id, "private": found.private, "disabled": False, "gated": False,
             "lastModified": commit.date, "createdAt": commit.date, "downloads": 0, "likes": 0,
             "tags": [], "siblings": siblings,
         })  # fmt: skip
 
-    @_route("GET", r"/(?:(?P<kind>datasets|spaces)/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+|refs/pr/\d+)/(?P<path>.+)")
+    @_route(
+        "GET",
+        r"/(?:(?P<kind>datasets|spaces)/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+|refs/pr/\d+)/(?P<path>.+)",
+    )
     def _resolve(self, repo: str, revision: str, path: str, kind: str = "models") -> None:
         commit = self.hub.state.resolve(self._repo(kind, repo), revision)
         entry = commit.files.get(path)
@@ -490,7 +504,11 @@ class _Handler(BaseHTTPRequestHandler):
 def _described(entry: Entry) -> dict[str, Any]:
     answer: dict[str, Any] = {"oid": entry.oid, "size": entry.size}
     if entry.lfs:
-        answer["lfs"] = {"oid": entry.lfs, "size": entry.size, "pointerSize": 120 + len(str(entry.size))}
+        answer["lfs"] = {
+            "oid": entry.lfs,
+            "size": entry.size,
+            "pointerSize": 120 + len(str(entry.size)),
+        }
     return answer
 
 

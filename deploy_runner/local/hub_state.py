@@ -170,9 +170,7 @@ class HubState:
             files = dict(head.files)
             for operation in operations:
                 self._apply(files, operation)
-            made = self._write_commit(
-                repo, head.id, header["summary"], header.get("description", ""), files
-            )
+            made = self._write_commit(repo, head.id, header["summary"], header.get("description", ""), files)
             number = 0
             if create_pull:
                 number = len(repo.pulls) + 1

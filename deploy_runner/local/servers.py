@@ -33,8 +33,7 @@ def dry_run(
     }
     with ExitStack() as stack:
         processes = {
-            name: stack.enter_context(_process(commands[name], folder / f"{name}.log"))
-            for name in services
+            name: stack.enter_context(_process(commands[name], folder / f"{name}.log")) for name in services
         }
         env: dict[str, str] = {}
         for name, process in processes.items():
@@ -47,7 +46,7 @@ def dry_run(
 @contextmanager
 def _process(arguments: Sequence[str], log: Path) -> Iterator[subprocess.Popen[str]]:
     with log.open("w", encoding="utf-8") as errors:
-        process = subprocess.Popen(  # noqa: S603
+        process = subprocess.Popen(
             [sys.executable, "-sP", "-m", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

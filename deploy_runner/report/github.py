@@ -54,9 +54,7 @@ class GithubReporter(PlainReporter):
         if event.result.state == "failed":
             mark = self._graph.stages[event.stage].mark
             message = f"{event.stage}: {event.result.error}"
-            self._print(
-                annotation("error", message, file=mark.file, line=mark.line, column=mark.column)
-            )
+            self._print(annotation("error", message, file=mark.file, line=mark.line, column=mark.column))
 
     def finish(self, results: Mapping[str, StageResult], seconds: float) -> None:
         """Print the counts."""
@@ -79,8 +77,7 @@ def job_summary(record: RunRecord) -> str:
         figures = stage["figures"] if isinstance(stage["figures"], dict) else {}
         said = str(stage.get("error") or "") or figures_line(figures)
         rows.append(
-            f"| {_cell(id_)} | {stage['state']} | {duration(float(str(stage['seconds'])))} "
-            f"| {_cell(said)} |"
+            f"| {_cell(id_)} | {stage['state']} | {duration(float(str(stage['seconds'])))} | {_cell(said)} |"
         )
     return "\n".join(rows) + "\n"
 

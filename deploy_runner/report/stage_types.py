@@ -24,9 +24,7 @@ def describe(entry: Described) -> str:
 
 
 def _member(member: Described) -> str:
-    default = (
-        "" if member.get("required") else f" = {member['default']}" if "default" in member else ""
-    )
+    default = "" if member.get("required") else f" = {member['default']}" if "default" in member else ""
     said = f": {member['description']}" if member.get("description") else ""
     return f"{member['name']} ({member['type']}{default}){said}"
 

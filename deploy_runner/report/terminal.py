@@ -80,9 +80,7 @@ class LiveReporter(PlainReporter):
         elif event.kind == "stage-progress" and self._progress is not None:
             task = self._tasks.get(event.stage)
             if task is not None:
-                self._progress.update(
-                    task, completed=event.fraction, total=1.0, note=event.text or ""
-                )
+                self._progress.update(task, completed=event.fraction, total=1.0, note=event.text or "")
         else:
             if event.kind == "stage-finished" and self._progress is not None:
                 task = self._tasks.pop(event.stage, None)

@@ -13,9 +13,8 @@ import os
 import stat as stat_module
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ..errors import StoreError
 from ..types import Artifact, Json
@@ -30,8 +29,7 @@ Presence = Literal["present", "missing", "damaged"]
 Piece = tuple[str, str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """One file of a folder artifact; `path` is relative, with `/`."""
 
     path: str
@@ -40,8 +38,7 @@ class Member:
     executable: bool
 
 
-@dataclass(frozen=True, slots=True)
-class VerifyReport:
+class VerifyReport(NamedTuple):
     """What a verification of every object found; damaged objects have been removed."""
 
     objects: int
@@ -87,7 +84,7 @@ class Store:
         self._tmp: Path | None = None
         self._tmp_lock: Lock | None = None
         try:
-            os.makedirs(home, exist_ok=True)  # noqa: PTH103
+            os.makedirs(home, exist_ok=True)
         except OSError as error:
             raise store_error(error, home) from error
 
@@ -144,8 +141,7 @@ class Store:
         if artifact.kind == "file":
             return [(self._object(artifact.digest), "", 0o644)]
         return [
-            (self._object(m.digest), m.path, 0o755 if m.executable else 0o644)
-            for m in self.members(artifact)
+            (self._object(m.digest), m.path, 0o755 if m.executable else 0o644) for m in self.members(artifact)
         ]
 
     def materialise(self, artifact: Artifact, target: Path) -> None:
@@ -166,13 +162,13 @@ class Store:
         for a link that leaves `root`, or something that is neither file nor folder.
         """
         _stay_inside(path, root)
-        if os.path.isdir(path):  # noqa: PTH112
+        if os.path.isdir(path):
             members = [
                 Member(name, self.memo.digest(full), st.st_size, bool(st.st_mode & 0o111))
                 for name, full, st in _walk(path)
             ]
             return _folder(members)
-        state = os.stat(path)  # noqa: PTH116
+        state = os.stat(path)
         if not stat_module.S_ISREG(state.st_mode):
             raise StoreError(f"{path} is neither a file nor a folder")
         return Artifact(self.memo.digest(path), "file", state.st_size)
@@ -207,7 +203,7 @@ class Store:
                 raise StoreError(f"output {name} is a hard link", fix="write a copy instead")
             digest = sha256_file(path)
             if self._object_state(digest, st.st_size, True) == "present":
-                os.unlink(path)  # noqa: PTH108
+                os.unlink(path)
             else:
                 os.fchmod(fd, 0o444)
                 os.fsync(fd)
@@ -218,11 +214,11 @@ class Store:
 
     def _place(self, path: str, digest: str) -> None:
         target = self._object(digest)
-        folder = os.path.dirname(target)  # noqa: PTH120
-        if not os.path.isdir(folder):  # noqa: PTH112
-            os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+        folder = os.path.dirname(target)
+        if not os.path.isdir(folder):
+            os.makedirs(folder, exist_ok=True)
             fsync_folder(self._objects)
-        os.rename(path, target)  # noqa: PTH104
+        os.rename(path, target)
         fsync_folder(folder)
 
     def _put_bytes(self, data: bytes, digest: str) -> None:
@@ -248,7 +244,7 @@ class Store:
             lock = Lock(f"{os.fspath(self.home)}/tmp/{name}.lock")
             lock.acquire()
             try:
-                os.mkdir(self.home / "tmp" / name, 0o700)  # noqa: PTH102
+                os.mkdir(self.home / "tmp" / name, 0o700)
             except OSError as error:
                 lock.release(remove=True)
                 raise store_error(error, self.home / "tmp") from error
@@ -259,7 +255,7 @@ class Store:
         """Remove the temporary folders whose owners are gone; return how many."""
         swept = 0
         try:
-            names = os.listdir(self.home / "tmp")  # noqa: PTH208
+            names = os.listdir(self.home / "tmp")
         except OSError:
             return 0
         for name in names:
@@ -309,14 +305,14 @@ class Store:
         count, total, damaged = 0, 0, []
         for digest, path in self.objects():
             count += 1
-            total += os.stat(path).st_size  # noqa: PTH116
+            total += os.stat(path).st_size
             try:
                 sound = sha256_file(path) == digest
             except OSError:
                 sound = False
             if not sound:
                 damaged.append(digest)
-                os.unlink(path)  # noqa: PTH108
+                os.unlink(path)
         keys = list(self.records.keys())
         refused = tuple(key for key in keys if self.records.get(key) is None)
         for key in refused:
@@ -370,14 +366,14 @@ def remove_tree(path: Path) -> None:
     import shutil
 
     def make_writable(function: object, name: str, info: object) -> None:
-        for place in (os.path.dirname(name), name):  # noqa: PTH120
+        for place in (os.path.dirname(name), name):
             try:
-                os.chmod(place, 0o700)  # noqa: PTH101
+                os.chmod(place, 0o700)
             except OSError:
                 continue
         shutil.rmtree(name, ignore_errors=True)
         try:
-            os.unlink(name)  # noqa: PTH108
+            os.unlink(name)
         except OSError:
             return
 
@@ -417,9 +413,7 @@ def _walk(folder: str) -> Iterator[tuple[str, str, os.stat_result]]:
                 if not entry.name.isprintable():
                     raise StoreError(f"{name!r} has a name that can't be kept")
                 if entry.is_symlink():
-                    raise StoreError(
-                        f"{entry.path} is a symbolic link inside a folder", fix="copy it there"
-                    )
+                    raise StoreError(f"{entry.path} is a symbolic link inside a folder", fix="copy it there")
                 st = entry.stat()
                 if stat_module.S_ISDIR(st.st_mode):
                     pending.append((f"{name}/", entry.path))

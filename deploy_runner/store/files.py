@@ -36,8 +36,8 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     Parent folders are made. Raises StoreError, and leaves no temporary file, where that fails.
     """
     name = os.fspath(path)
-    folder = os.path.dirname(name) or "."  # noqa: PTH120 - on the path of every stage
-    temporary = f"{folder}/.{os.path.basename(name)}.{os.getpid()}-{os.urandom(4).hex()}"  # noqa: PTH119
+    folder = os.path.dirname(name) or "."
+    temporary = f"{folder}/.{os.path.basename(name)}.{os.getpid()}-{os.urandom(4).hex()}"
     try:
         fd = _create(temporary, folder, mode)
         try:
@@ -48,7 +48,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
                 os.fsync(fd)
             finally:
                 os.close(fd)
-            os.rename(temporary, name)  # noqa: PTH104
+            os.rename(temporary, name)
         except BaseException:
             _remove(temporary)
             raise
@@ -62,13 +62,13 @@ def _create(temporary: str, folder: str, mode: int) -> int:
     try:
         return os.open(temporary, flags, mode)
     except FileNotFoundError:
-        os.makedirs(folder, exist_ok=True)  # noqa: PTH103
+        os.makedirs(folder, exist_ok=True)
         return os.open(temporary, flags, mode)
 
 
 def _remove(path: str) -> None:
     try:
-        os.unlink(path)  # noqa: PTH108
+        os.unlink(path)
     except OSError:
         return
 
@@ -85,7 +85,7 @@ def fsync_folder(folder: str | os.PathLike[str]) -> None:
 def read_or_none(path: str | os.PathLike[str]) -> bytes | None:
     """Return a file's content, or None where it is absent or unreadable."""
     try:
-        with open(path, "rb") as file:  # noqa: PTH123
+        with open(path, "rb") as file:
             return file.read()
     except OSError:
         return None

@@ -58,14 +58,14 @@ class Lock:
             try:
                 return os.open(self.path, flags, 0o644)
             except FileNotFoundError:
-                os.makedirs(os.path.dirname(self.path), exist_ok=True)  # noqa: PTH103, PTH120
+                os.makedirs(os.path.dirname(self.path), exist_ok=True)
                 return os.open(self.path, flags, 0o644)
         except OSError as error:
             raise store_error(error, self.path) from error
 
     def _still_named(self, fd: int) -> bool:
         try:
-            named = os.stat(self.path)  # noqa: PTH116
+            named = os.stat(self.path)
         except FileNotFoundError:
             return False
         mine = os.fstat(fd)
@@ -78,7 +78,7 @@ class Lock:
         fd, self._fd = self._fd, None
         try:
             if remove:
-                os.unlink(self.path)  # noqa: PTH108
+                os.unlink(self.path)
         except OSError:
             pass  # A lock file that stays is harmless.
         finally:

@@ -11,8 +11,8 @@ import hmac
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ..types import Artifact, Json
 from .files import read_or_none, store_error, write_atomic
@@ -22,8 +22,7 @@ __all__ = ["ActionRecord", "LastKeys", "Records"]
 _SECRET_BYTES = 32
 
 
-@dataclass(frozen=True, slots=True)
-class ActionRecord:
+class ActionRecord(NamedTuple):
     """What one action made. `preimage` is what its key is the hash of."""
 
     key: str
@@ -90,7 +89,7 @@ class Records:
     def remove(self, key: str) -> None:
         """Forget a record."""
         try:
-            os.unlink(self._path(key))  # noqa: PTH108
+            os.unlink(self._path(key))
         except OSError:
             return
 
@@ -127,7 +126,7 @@ class Records:
         except OSError as error:
             raise store_error(error, path) from error
         finally:
-            os.unlink(fresh)  # noqa: PTH108
+            os.unlink(fresh)
         return read_or_none(path) or b""
 
 
@@ -163,6 +162,6 @@ class LastKeys:
 def listdir(path: str) -> list[str]:
     """Return the names in a folder, none where there is no such folder."""
     try:
-        return os.listdir(path)  # noqa: PTH208
+        return os.listdir(path)
     except OSError:
         return []

@@ -30,13 +30,13 @@ _SCHEMA = """CREATE TABLE IF NOT EXISTS memo (
 
 def sha256_file(path: str) -> str:
     """Return the SHA-256 of a file's content, streamed."""
-    with open(path, "rb") as file:  # noqa: PTH123
+    with open(path, "rb") as file:
         return file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint(path: str) -> Fingerprint:
     """Return what identifies a file's state without reading it. Raises OSError."""
-    s = os.stat(path)  # noqa: PTH116
+    s = os.stat(path)
     return (s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev)
 
 
@@ -134,7 +134,7 @@ class StatMemo:
         if attempt == 0:
             for suffix in ("", "-wal", "-shm"):
                 try:
-                    os.unlink(self._path + suffix)  # noqa: PTH108
+                    os.unlink(self._path + suffix)
                 except OSError:
                     continue
 

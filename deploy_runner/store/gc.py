@@ -1,0 +1,101 @@
+"""Remove what nothing refers to: mark from the runs that are kept, sweep while no run is live.
+
+A run holds the store's gc lock shared for its whole time; sweeping takes it exclusively, so an
+object that a live run has found, or has just made, is never taken from under it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import StoreError
+from ..types import Artifact, Json
+from .cas import Store, remove_tree
+from .locks import Lock
+from .records import listdir
+
+__all__ = ["GcReport", "collect"]
+
+
+class GcReport(NamedTuple):
+    """What was removed, or with `dry_run` what would be."""
+
+    objects: int
+    bytes: int
+    records: int
+    runs: int
+    kept_objects: int
+    dry_run: bool
+
+    def as_dict(self) -> dict[str, Json]:
+        """Return the report as JSON."""
+        return dict(self._asdict())
+
+    def __str__(self) -> str:
+        verb = "would remove" if self.dry_run else "removed"
+        return (
+            f"{verb} {self.objects} objects ({self.bytes} bytes), {self.records} action records and "
+            f"{self.runs} runs; {self.kept_objects} objects are kept"
+        )
+
+
+def collect(store: Store, *, keep_runs: int, dry_run: bool = False) -> GcReport:
+    """Remove every object, action record and run that the last `keep_runs` runs don't refer to.
+
+    Raises StoreError while a run is going on: waiting for it could take hours.
+    """
+    lock = Lock(f"{os.fspath(store.home)}/gc.lock")
+    if not lock.try_acquire():
+        raise StoreError("a run is using this store", fix="run gc when it has ended")
+    try:
+        store.sweep_tmp()
+        return _sweep(store, keep_runs, dry_run=dry_run)
+    finally:
+        lock.release()
+
+
+def _sweep(store: Store, keep_runs: int, *, dry_run: bool) -> GcReport:
+    from ..record import recorded_runs
+
+    kept_runs: set[str] = set()
+    keys: set[str] = set()
+    digests: set[str] = set()
+    for run in recorded_runs(store.home):
+        if len(kept_runs) == keep_runs:
+            break
+        kept_runs.add(run.id)
+        keys |= {str(stage["key"]) for stage in run.stages.values()}
+    for key in keys:
+        record = store.records.get(key)
+        for artifact in record.outputs.values() if record else ():
+            digests |= set(_closure(store, artifact))
+    doomed = [(d, p) for d, p in store.objects() if d not in digests]
+    freed = sum(os.stat(path).st_size for _, path in doomed)
+    old_keys = [key for key in store.records.keys() if key not in keys]  # noqa: SIM118
+    old_runs = [name for name in listdir(f"{os.fspath(store.home)}/runs") if name not in kept_runs]
+    if not dry_run:
+        # Records first: a record without its objects is healed, an object without one is refuse.
+        for key in old_keys:
+            store.records.remove(key)
+        for _, path in doomed:
+            os.unlink(path)
+        for name in old_runs:
+            remove_tree(Path(store.home) / "runs" / name)
+        for name in listdir(f"{os.fspath(store.home)}/locks"):
+            _remove_lock(f"{os.fspath(store.home)}/locks/{name}")
+    return GcReport(len(doomed), freed, len(old_keys), len(old_runs), len(digests), dry_run)
+
+
+def _closure(store: Store, artifact: Artifact) -> Iterator[str]:
+    yield artifact.digest
+    if artifact.kind == "folder" and store.state(artifact) == "present":
+        yield from (member.digest for member in store.members(artifact))
+
+
+def _remove_lock(path: str) -> None:
+    lock = Lock(path)
+    if lock.try_acquire():
+        lock.release(remove=True)
