@@ -123,7 +123,6 @@ class _Builder:
             origins=self._document.origins,
             target=target,
             live=bool(target.get("live")),
-            cache=spec.cache.model_dump(mode="json"),
         )
 
     # Structure -------------------------------------------------------------------------------
@@ -333,7 +332,7 @@ class _Builder:
 
     def _env(self, draft: _Draft, scope: Scope) -> dict[str, str]:
         for index, name in enumerate(draft.spec.env):
-            if name not in scope.env:
+            if name not in self.env_names:
                 mark = find_mark(draft.node, ("env", index))
                 self._say(mark, f"{name} is not declared under the pipeline's `env:`",
                           closest(name, list(scope.env)) or f"env: {{{name}: null}}")  # fmt: skip

@@ -155,7 +155,6 @@ def _graph_to_json(graph: Graph) -> dict[str, Any]:
         "origins": dict(graph.origins),
         "target": dict(graph.target),
         "live": graph.live,
-        "cache": dict(graph.cache),
         "sources": [[[f.name, f.path] for f in files] for files in sources],
         "stages": rows,
     }

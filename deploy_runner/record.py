@@ -52,9 +52,9 @@ class RunRecord(NamedTuple):
 
 
 def new_run_id(now_s: float) -> str:
-    """Return a new id: UTC time, then four random hex digits (two runs may start at once)."""
+    """Return a new id: UTC time to the microsecond, so that ids sort by time; then a random part."""
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now_s))
-    return f"{stamp}-{os.urandom(3).hex()}"
+    return f"{stamp}.{int(now_s % 1 * 1e6):06d}-{os.urandom(2).hex()}"
 
 
 class Recorder:

@@ -71,12 +71,6 @@ class TargetSpec(BaseModel):
     live: bool = Field(False, description="true: a real remote; false: local servers of a dry run")
 
 
-class CacheSpec(_Model):
-    """How the store is kept."""
-
-    keep_runs: int = Field(10, ge=1, description="runs that `cache gc` keeps")
-
-
 class StageSpec(_Model):
     """One stage of the pipeline."""
 
@@ -106,7 +100,6 @@ class PipelineSpec(_Model):
         default={}, description="environment variables with their defaults; null: required"
     )
     target: TargetSpec = Field(default=TargetSpec(), description="where pushes go")
-    cache: CacheSpec = Field(default=CacheSpec(), description="how the store is kept")
     stages: dict[str, StageSpec] = Field(description="the stages by name")
 
 

@@ -156,7 +156,6 @@ class Graph(NamedTuple):
     origins: Mapping[str, str] = {}
     target: Mapping[str, Json] = {}
     live: bool = False
-    cache: Mapping[str, Json] = {}
 
 
 State = Literal["ran", "hit", "healed", "converged", "failed", "skipped", "interrupted"]

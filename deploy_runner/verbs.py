@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ from .types import Artifact, Event, Json, StageResult
 
 if TYPE_CHECKING:
     from .api import Pipeline
+
+_KEPT_RUNS = 10
 
 __all__ = ["cache", "diff", "explain", "get", "plan", "run", "show", "stages"]
 
@@ -341,7 +344,9 @@ def cache(path: str, args: argparse.Namespace) -> int:
         return 0 if report.ok else 1
     from .store.gc import collect
 
-    collected = collect(store, keep_runs=args.keep_runs or 10, dry_run=args.dry_run)
+    runs = islice(recorded_runs(store.home), args.keep_runs or _KEPT_RUNS)
+    kept = {run.id: [str(stage["key"]) for stage in run.stages.values()] for run in runs}
+    collected = collect(store, kept=kept, dry_run=args.dry_run)
     print(json.dumps(collected.as_dict()) if args.json else collected)
     return 0
 

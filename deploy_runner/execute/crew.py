@@ -16,7 +16,7 @@ from ..errors import DeployRunnerError, StageError
 from ..plan import Decision, Outputs, Planner
 from ..store.cas import Store, remove_tree
 from ..store.locks import Lock
-from ..types import Event, Graph, StageNode, StageResult
+from ..types import Event, Graph, StageNode, StageResult, State
 from .action import Action, finish, live_environment, request, secrets_of
 from .fork import ForkServer
 from .redact import Redactor
@@ -101,12 +101,15 @@ class Crew:
     def _woken(self) -> None:
         os.read(self._wake_r, 4096)
 
-    def _stop_all(self) -> None:
+    def drop_waiting(self, state: State, reason: str) -> None:
+        """End what has not started yet with this state."""
         for waiting in self._waiting:
-            self._done.append(StageResult(
-                waiting.node.id, "interrupted", reason="the run was interrupted"))  # fmt: skip
+            self._done.append(StageResult(waiting.node.id, state, reason=reason))
             waiting.lock.release()
         self._waiting.clear()
+
+    def _stop_all(self) -> None:
+        self.drop_waiting("interrupted", "the run was interrupted")
         for action in self._running.values():
             if not action.stopping:
                 self._stop(action, "interrupted")
@@ -337,9 +340,11 @@ class Crew:
         finally:
             action.lock.release(remove=True)
         if self._keep:
-            result = result._replace(workdir=str(action.work))
-        else:
-            self._trash.append(action.folder)
+            kept = self._run_folder / "workdirs" / action.node.id
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            action.work.rename(kept)
+            result = result._replace(workdir=str(kept))
+        self._trash.append(action.folder)
         self._done.append(result)
 
     def close(self) -> None:

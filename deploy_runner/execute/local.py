@@ -148,6 +148,8 @@ class _Run:
         self._results[result.id] = result
         self._made[result.id] = result.outputs
         self._emit(Event("stage-finished", time.time(), result.id, result=result))
+        if result.state == "failed" and self._fail_fast and self._crew is not None:
+            self._crew.drop_waiting("skipped", f"--fail-fast: {result.id}")
         for follower in self._followers[result.id]:
             self._missing[follower] -= 1
             if not self._missing[follower]:

@@ -7,7 +7,7 @@ object that a live run has found, or has just made, is never taken from under it
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,32 +42,25 @@ class GcReport(NamedTuple):
         )
 
 
-def collect(store: Store, *, keep_runs: int, dry_run: bool = False) -> GcReport:
-    """Remove every object, action record and run that the last `keep_runs` runs don't refer to.
+def collect(store: Store, *, kept: Mapping[str, Iterable[str]], dry_run: bool = False) -> GcReport:
+    """Remove every object, action record and run that the kept runs don't refer to.
 
-    Raises StoreError while a run is going on: waiting for it could take hours.
+    `kept` maps the ids of the runs to keep to the action keys in them. Raises StoreError while a
+    run is going on: waiting for it could take hours.
     """
     lock = Lock(f"{os.fspath(store.home)}/gc.lock")
     if not lock.try_acquire():
         raise StoreError("a run is using this store", fix="run gc when it has ended")
     try:
         store.sweep_tmp()
-        return _sweep(store, keep_runs, dry_run=dry_run)
+        return _sweep(store, kept, dry_run=dry_run)
     finally:
         lock.release()
 
 
-def _sweep(store: Store, keep_runs: int, *, dry_run: bool) -> GcReport:
-    from ..record import recorded_runs
-
-    kept_runs: set[str] = set()
-    keys: set[str] = set()
+def _sweep(store: Store, kept: Mapping[str, Iterable[str]], *, dry_run: bool) -> GcReport:
+    keys = {key for run in kept.values() for key in run}
     digests: set[str] = set()
-    for run in recorded_runs(store.home):
-        if len(kept_runs) == keep_runs:
-            break
-        kept_runs.add(run.id)
-        keys |= {str(stage["key"]) for stage in run.stages.values()}
     for key in keys:
         record = store.records.get(key)
         for artifact in record.outputs.values() if record else ():
@@ -75,7 +68,7 @@ def _sweep(store: Store, keep_runs: int, *, dry_run: bool) -> GcReport:
     doomed = [(d, p) for d, p in store.objects() if d not in digests]
     freed = sum(os.stat(path).st_size for _, path in doomed)
     old_keys = [key for key in store.records.keys() if key not in keys]  # noqa: SIM118
-    old_runs = [name for name in listdir(f"{os.fspath(store.home)}/runs") if name not in kept_runs]
+    old_runs = [name for name in listdir(f"{os.fspath(store.home)}/runs") if name not in kept]
     if not dry_run:
         # Records first: a record without its objects is healed, an object without one is refuse.
         for key in old_keys:
