@@ -41,6 +41,11 @@ class StageType:
     origin: str
 
     @property
+    def file(self) -> Path:
+        """Return the file that defines the class."""
+        return self.stage_dir / f"{self.module.rpartition('.')[2]}.py"
+
+    @property
     def summary(self) -> str:
         """Return the first line of the class's docstring."""
         return (self.cls.__doc__ or "").strip().partition("\n")[0]
@@ -63,12 +68,15 @@ class Registry:
         """Return the stage type of this name, or None. Raises SpecError for a broken file."""
         self._read_project()
         if uses not in self._found:
-            file = self._builtin_dir / f"{uses.replace('.', '_')}.py"
+            file = self._builtin_file(uses)
             if uses and not uses.startswith("_") and file.is_file():
                 self._add(_BUILTIN, file, "built-in")
         if uses not in self._found:
             self._read_installed()
         return self._found.get(uses)
+
+    def _builtin_file(self, uses: str) -> Path:
+        return self._builtin_dir / f"{uses.replace('.', '_')}.py"
 
     def names(self) -> list[str]:
         """Return the name of every stage type, sorted."""
@@ -104,8 +112,11 @@ class Registry:
     def _add(self, package: str, file: Path, origin: str) -> None:
         for cls in _stage_classes(_import(package, file), file):
             known = self._found.get(cls.uses)
-            if known is not None and known.origin != origin and not _same_file(known, file):
-                message = f"the stage type {cls.uses!r} is {known.origin} already"
+            other = known.file if known is not None else self._builtin_file(cls.uses)
+            if other.is_file() and other.resolve() != file.resolve():
+                if other.read_bytes() == file.read_bytes():
+                    continue
+                message = f"the stage type {cls.uses!r} is there already, in {other.name}"
                 raise _broken(file, _line_of(cls), message, "give yours another name")
             if known is None:
                 closure = import_closure(file.parent, file.name)
@@ -179,11 +190,6 @@ def _line_of(cls: type[Stage]) -> int:
         return inspect.getsourcelines(cls)[1]
     except OSError:
         return 1
-
-
-def _same_file(known: StageType, file: Path) -> bool:
-    own = known.stage_dir / f"{known.module.rpartition('.')[2]}.py"
-    return own.read_bytes() == file.read_bytes()
 
 
 def _broken(file: Path, line: int, message: str, fix: str = "") -> SpecError:
