@@ -125,7 +125,7 @@ def _pipeline_options(parser: argparse.ArgumentParser, *, stages: str = "") -> N
         parser.add_argument(
             "names",
             nargs="*",
-            metavar=("PIPELINE", "STAGE"),
+            metavar="PIPELINE STAGE",
             help=f"the pipeline (default: {_DEFAULT}), then {stages}",
         )
     else:

@@ -74,7 +74,8 @@ def _set_tree(expression: str) -> Node:
     try:
         node = load_yaml(text, source) if text.strip() else Node("", mark)
     except SpecError as error:
-        raise UsageError(f"--set {path}: {error.problems[0].message}") from None
+        said = error.problems[0].message
+        raise UsageError(f"--set {path}: {said}", fix=f"quote a text: --set '{path}=\"…\"'") from None
     _relabel(node, mark)
     for name in reversed(names):
         node = Node({name: node}, mark, {name: mark})

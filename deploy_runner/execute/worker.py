@@ -55,7 +55,8 @@ def run(request: dict[str, Any]) -> int:
         cls().run(ctx, params, stage_inputs, outputs)
         result["ok"] = True
     except BaseException as error:
-        traceback.print_exc()
+        if error.__cause__ is not None or not isinstance(error, DeployRunnerError):
+            traceback.print_exc()
         result |= {"ok": False, "error": _described(error, request)}
     if ctx is not None:
         result |= {"figures": _finite(ctx.figures), "converged": ctx.converged}

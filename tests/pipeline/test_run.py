@@ -156,9 +156,7 @@ def test_fail_fast_starts_nothing_more(project: Project) -> None:
         ("extra", "it wrote extra.txt, which is not a declared output"),
     ],
 )
-def test_a_stage_that_misbehaves_fails_with_one_clear_sentence(
-    project: Project, how: str, said: str
-) -> None:
+def test_a_stage_that_misbehaves_fails_with_one_clear_sentence(project: Project, how: str, said: str) -> None:
     project.pipeline(f"odd: {{uses: text.odd, with: {{how: {how}}}}}")
     result = project.run(exits=1)
     assert result["failed"] == 1
@@ -219,9 +217,7 @@ def test_a_stage_has_no_network(project: Project, unused_port: int) -> None:
 
 
 def test_a_worker_inherits_no_environment_but_what_is_declared(project: Project) -> None:
-    project.pipeline(
-        "odd: {uses: text.odd, env: [WANTED], with: {how: env}}", head="env: {WANTED: null}\n"
-    )
+    project.pipeline("odd: {uses: text.odd, env: [WANTED], with: {how: env}}", head="env: {WANTED: null}\n")
     project.run(WANTED="yes", UNWANTED="no", AWS_SECRET_ACCESS_KEY="secret")
     names = project.output("odd", WANTED="yes").decode().splitlines()
     assert "WANTED" in names
@@ -310,7 +306,9 @@ def test_eight_runs_at_once_make_each_artifact_once(chain: Project) -> None:
 
 
 def test_a_killed_holder_lets_the_waiter_go_on(project: Project) -> None:
-    project.pipeline("slow: {uses: run.command, outputs: {o: o}, with: {command: 'sleep 3; echo 1 > $OUTPUT_O'}}")
+    project.pipeline(
+        "slow: {uses: run.command, outputs: {o: o}, with: {command: 'sleep 3; echo 1 > $OUTPUT_O'}}"
+    )
     first = project.start("run")
     assert first.stdout is not None
     for line in first.stdout:

@@ -103,9 +103,7 @@ def test_a_cycle_is_named_whole(project: Project) -> None:
         c: {uses: text.upper, inputs: {text: "${{ stages.b.outputs.text }}"}}
         """
     )
-    assert problems(project) == [
-        "pipeline.yaml:4:3: the stages need each other in a circle: a → b → c → a"
-    ]
+    assert problems(project) == ["pipeline.yaml:4:3: the stages need each other in a circle: a → b → c → a"]
 
 
 def test_nothing_is_written_for_a_bad_pipeline(project: Project) -> None:
@@ -226,7 +224,9 @@ def test_a_broken_stage_file_is_named_with_its_line(project: Project) -> None:
 
 
 def test_a_project_may_not_shadow_a_built_in_stage_type(project: Project) -> None:
-    own = 'from deploy_runner.sdk import Stage\nclass Mine(Stage):\n    """Mine."""\n    uses = "run.command"\n'
+    own = (
+        'from deploy_runner.sdk import Stage\nclass Mine(Stage):\n    """Mine."""\n    uses = "run.command"\n'
+    )
     project.write("stages/mine.py", own)
     project.pipeline("a: {uses: run.command, with: {command: 'true'}}")
     assert "the stage type 'run.command' is there already, in run_command.py" in problems(project)[0]

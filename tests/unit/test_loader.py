@@ -68,7 +68,9 @@ def test_what_it_refuses_has_a_place_and_a_reason(text: str, said: str) -> None:
 def test_bombs_are_refused_at_once() -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
-    merges = ["m0: &m0 {a: 1}"] + [f"m{i}: &m{i} {{<<: [{', '.join([f'*m{i - 1}'] * 9)}]}}" for i in range(1, 12)]
+    merges = ["m0: &m0 {a: 1}"] + [
+        f"m{i}: &m{i} {{<<: [{', '.join([f'*m{i - 1}'] * 9)}]}}" for i in range(1, 12)
+    ]
     nested = "a: " + "[" * 20_000
     started = time.process_time()
     for text in ("\n".join(lines), "\n".join(merges), nested):

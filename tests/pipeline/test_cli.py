@@ -1,0 +1,246 @@
+"""The command line: what each verb prints, and its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy_runner.cli import build_parser
+from tests.conftest import Project
+
+VERBS = (
+    "run", "plan", "validate", "explain", "graph", "show", "get", "diff", "cache", "stages", "schema", "init", "doctor",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(project: Project, verb: str) -> None:
+    assert f"deploy-runner {verb}" in project.cli(verb, "--help").stdout
+
+
+def test_the_set_of_verbs_and_flags_is_frozen() -> None:
+    actions = build_parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+    assert tuple(actions) == VERBS  # type: ignore[arg-type]
+    flags = {s for parser in actions.values() for a in parser._actions for s in a.option_strings}  # type: ignore[union-attr]
+    assert flags == {
+        "-h", "--help", "--debug", "--config", "--set", "--json", "--fail-fast", "--force", "--cpu", "--memory",
+        "--keep-workdirs", "--log", "-q", "--quiet", "--values", "--format", "--run", "--runs", "--replay",
+        "-o", "--to", "--old", "--new", "--keep-runs", "--dry-run", "--factory", "--shape",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["run", "nope.yaml"], "error: nope.yaml does not exist"),
+        (["run", "stages/"], "error: stages is a folder (name the pipeline's YAML file)"),
+        (["run", "d"], "error: pipeline.yaml has no stage 'd' (the stages are a, b, c)"),
+        (["explain"], "error: which stage? (`deploy-runner explain STAGE`)"),
+        (["show"], "error: nothing has been run here yet (start with `deploy-runner run`)"),
+        (["get", "a"], "error: nothing has been run here yet (start with `deploy-runner run`)"),
+        (
+            ["stages", "onnx.exprt"],
+            "error: there is no stage type 'onnx.exprt' (did you mean 'onnx.export'?)",
+        ),
+        (["run", "--config", "nope.yaml"], "error: nope.yaml does not exist"),
+        (["run", "--memory", "lots"], "is not a size such as 512MiB or 2GB"),
+        (["run", "--cpu", "0"], "'0' is not a whole number above 0"),
+        (["frobnicate"], "invalid choice: 'frobnicate'"),
+        (["run", "--nope"], "unrecognized arguments: --nope"),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_exit_code_2(chain: Project, args: list[str], said: str) -> None:
+    assert said in chain.cli(*args, exits=2).stderr
+
+
+def test_options_may_stand_anywhere(chain: Project) -> None:
+    assert chain.states("pipeline.yaml", "--set", "stages.a.with.suffix=x", "a") == {"a": "ran"}
+
+
+def test_validate_says_how_many_stages(chain: Project) -> None:
+    assert chain.cli("validate").stdout == "pipeline.yaml: valid, 3 stages\n"
+    value = json.loads(chain.cli("validate", "--json").stdout)
+    assert value == {"valid": True, "name": "test", "stages": ["a", "b", "c"]}
+
+
+def test_plan_shows_what_would_run_and_why_without_running(chain: Project) -> None:
+    assert chain.cli("plan").stdout == (
+        "a  miss     never made before\nb  waits    for a\nc  waits    for b\n3 stages: 3 to run, 0 up to date\n"
+    )
+    assert not chain.objects()
+    chain.run()
+    assert chain.cli("plan").stdout.endswith("3 stages: 0 to run, 3 up to date\n")
+
+
+def test_plan_values_says_where_each_value_comes_from(chain: Project) -> None:
+    lines = chain.cli("plan", "--values", "--set", "stages.b.with.times=5").stdout.splitlines()
+    assert 'stages.a.with.suffix = "!"  (pipeline.yaml:4:64)' in lines
+    assert "stages.b.with.times = 5  (--set stages.b.with.times=5)" in lines
+    assert "stages.a.with.times = 1  (default)" in lines
+
+
+def test_graph_draws_in_three_forms(chain: Project) -> None:
+    assert chain.cli("graph").stdout.splitlines()[1] == "b  text.upper  ← a"
+    assert "s0 --> s1" in chain.cli("graph", "--format", "mermaid").stdout
+    assert '"a" -> "b";' in chain.cli("graph", "--format", "dot").stdout
+
+
+def test_show_and_diff_tell_the_runs_apart(chain: Project) -> None:
+    chain.run()
+    chain.run("--set", "stages.a.with.suffix=??")
+    assert len(chain.cli("show", "--runs").stdout.splitlines()) == 2
+    shown = chain.cli("show", "a").stdout
+    assert "figure letters: 2" in shown
+    assert "a: figure letters 1 → 2" in chain.cli("diff").stdout
+    assert chain.cli("show", "a", "--replay").stdout == (
+        "deploy-runner run pipeline.yaml a --force --keep-workdirs --log\n"
+    )
+    assert "did you mean 'a'" in chain.cli("show", "aa", exits=2).stderr
+
+
+def test_show_log_prints_what_the_worker_printed(project: Project) -> None:
+    project.pipeline("odd: {uses: text.odd, with: {how: log}}")
+    project.run()
+    assert project.cli("show", "odd", "--log").stdout == "the secret is \n"
+
+
+def test_get_copies_an_output_and_never_overwrites(chain: Project) -> None:
+    chain.run()
+    assert chain.cli("get", "c.text").stdout == "upper.txt\n"
+    assert (chain.folder / "upper.txt").read_text() == "HELLO!HELLO!"
+    assert "is there already" in chain.cli("get", "c.text", exits=2).stderr
+    assert "has no output 'nope'" in chain.cli("get", "c.nope", exits=2).stderr
+
+
+def test_cache_verify_finds_damage_and_gc_keeps_the_last_runs(chain: Project) -> None:
+    chain.run()
+    assert "all sound" in chain.cli("cache", "verify").stdout
+    target = chain.objects()[0]
+    target.chmod(0o644)
+    target.write_bytes(b"X")
+    assert "removed what was damaged" in chain.cli("cache", "verify", exits=1).stdout
+    chain.run()
+    chain.run("--set", "stages.a.with.suffix=new")
+    removed = json.loads(chain.cli("cache", "gc", "--keep-runs", "1", "--json").stdout)
+    assert removed["objects"] == 2
+    assert chain.run("--set", "stages.a.with.suffix=new")["hit"] == 3
+
+
+def test_doctor_says_what_is_missing_before_anything_runs(project: Project) -> None:
+    project.pipeline('odd: {uses: text.odd, with: {secret: "${{ secrets.TOKEN }}"}}')
+    said = project.cli("doctor", exits=2).stdout
+    assert "FAIL secret TOKEN: not set, needed by odd (export TOKEN=…)" in said
+    assert "FAIL" not in project.cli("doctor", TOKEN="abcd").stdout
+
+
+def test_a_live_target_needs_credentials(project: Project) -> None:
+    project.write("package.tar.gz", b"x")
+    project.pipeline(
+        "push: {uses: push.sagemaker, inputs: {package: package.tar.gz}, with: {endpoint: e, bucket: b, "
+        "role_arn: r, image_uri: i}}",
+        head="target: {name: production, live: true, aws: {region: eu-central-1}}\n",
+    )
+    assert "FAIL AWS credentials: none found" in project.cli("doctor", exits=2, HOME="/nonexistent").stdout
+    error = project.run(exits=1, HOME="/nonexistent", AWS_EC2_METADATA_DISABLED="true")["stages"]["push"][
+        "error"
+    ]
+    assert error == "no AWS credentials are found (export AWS_PROFILE=…, or use OIDC in CI)"
+
+
+def test_json_errors_and_progress_stay_apart(chain: Project) -> None:
+    done = chain.cli("run", "--json")
+    assert len(done.stdout.splitlines()) == 1
+    assert "3 stages: 3 ran" in done.stderr
+
+
+def test_actions_get_groups_annotations_and_a_summary(project: Project, tmp_path: Path) -> None:
+    project.pipeline(
+        """
+        good: {uses: text.odd, with: {how: log}}
+        bad: {uses: text.odd, with: {how: gate}}
+        """
+    )
+    summary = tmp_path / "summary.md"
+    done = project.cli("run", exits=1, GITHUB_ACTIONS="true", GITHUB_STEP_SUMMARY=str(summary))
+    assert "::group::good: log\nthe secret is \n::endgroup::" in done.stdout
+    assert "::error file=pipeline.yaml,line=5,col=3::bad: 3 is more than 2" in done.stdout
+    assert "| bad | failed |" in summary.read_text()
+    project.pipeline("bad: {uses: text.od}")
+    done = project.cli("run", exits=2, GITHUB_ACTIONS="true")
+    assert "::error file=pipeline.yaml,line=4,col=15::there is no stage type 'text.od'" in done.stdout
+
+
+def test_a_terminal_gets_colours_unless_no_color(chain: Project) -> None:
+    def on_terminal(**env: str) -> str:
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "deploy_runner", "run"],
+            cwd=chain.folder, stdout=theirs, stderr=theirs, env={**chain.env, "TERM": "xterm", **env},
+        )  # fmt: skip
+        os.close(theirs)
+        data = b""
+        try:
+            while chunk := os.read(ours, 4096):
+                data += chunk
+        except OSError:  # The other end is closed.
+            process.wait()
+        os.close(ours)
+        return data.decode()
+
+    assert "\x1b[32m✓ a" in on_terminal()
+    assert "\x1b[2m= a" in on_terminal()
+    assert "\x1b[2m" not in on_terminal(NO_COLOR="1")
+
+
+def test_the_report_is_one_page_that_escapes_what_it_shows(project: Project) -> None:
+    project.pipeline('a: {uses: text.upper, inputs: {text: in.txt}, with: {suffix: "<script>"}}', head="")
+    project.run()
+    (page,) = (project.folder / ".deploy-runner/runs").rglob("report.html")
+    text = page.read_text()
+    assert "text.upper" in text
+    assert "<script>" not in text
+
+
+def test_init_writes_a_project_that_runs_at_once(tmp_path: Path) -> None:
+    from tests.conftest import DIGITS
+
+    project = Project(tmp_path / "new")
+    project.write("net.py", (DIGITS / "model.py").read_text())
+    args = [
+        "init",
+        str(DIGITS / "digits.pt"),
+        str(project.folder),
+        "--factory",
+        "net.py:build",
+        "--shape",
+        "1,1,8,8",
+    ]
+    assert "now: deploy-runner run" in project.cli(*args).stdout
+    assert project.run()["ran"] == 5
+    assert "is there already" in project.cli(*args, exits=2).stderr
+
+
+def test_init_needs_no_factory(tmp_path: Path) -> None:
+    from tests.conftest import DIGITS
+
+    project = Project(tmp_path / "new")
+    project.cli("init", str(DIGITS / "digits.pt"))
+    assert project.run()["ran"] == 1
+    assert "does not exist" in project.cli("init", "nope.pt", "other", exits=2).stderr
+
+
+def test_the_python_api_has_the_same_verbs(chain: Project) -> None:
+    import deploy_runner
+
+    pipeline = deploy_runner.load(chain.folder / "pipeline.yaml", sets=["stages.b.with.times=4"])
+    assert [a.state for a in deploy_runner.plan(pipeline).actions] == ["miss", "waits", "waits"]
+    record = deploy_runner.run(pipeline, ["b"])
+    assert record.exit_code == 0
+    assert record.stages["b"]["state"] == "ran"
+    assert deploy_runner.explain(pipeline, "b").state == "hit"
