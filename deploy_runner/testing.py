@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from . import usercode
-from .sdk import CodeReference, Context, Stage
+from .interface import code_references
+from .sdk import Context, Stage
 from .types import Json
 
 __all__ = ["StageRun", "run_stage"]
@@ -47,11 +48,9 @@ def run_stage(
     scratch.mkdir(parents=True, exist_ok=True)
     checked = stage.Params.model_validate_json(json.dumps(dict(params or {})))
     files: dict[str, Path] = {}
-    for name, field in stage.Params.model_fields.items():
-        value = getattr(checked, name)
-        if value is not None and any(isinstance(m, CodeReference) for m in field.metadata):
-            assert project is not None, f"{name} needs project="
-            files |= usercode.import_closure(project, usercode.code_file(value))
+    for path, code in code_references(checked):
+        assert project is not None, f"{path[0]} needs project="
+        files |= usercode.import_closure(project, usercode.code_file(code))
     places = {name: made / field.default for name, field in stage.Outputs.model_fields.items()} | {
         name: made / path for name, path in (outputs or {}).items()
     }

@@ -140,7 +140,17 @@ class _ProjectFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
 
 
 def install(files: Mapping[str, Path], digests: Mapping[str, str], entry_dir: str) -> None:
-    """Make the closure's files importable in this process, before everything else."""
+    """Make the closure's files importable in this process, before everything else.
+
+    A module of the same name that another closure brought is forgotten.
+    """
+    paths = {str(path) for path in files.values()}
+    for name, module in list(sys.modules.items()):
+        finder = getattr(getattr(module, "__spec__", None), "loader", None)
+        if isinstance(finder, _ProjectFinder) and module.__file__ not in paths:
+            origin = module.__spec__.origin if module.__spec__ else None
+            if origin in files:
+                del sys.modules[name]
     sys.meta_path.insert(0, _ProjectFinder(files, digests, entry_dir))
 
 

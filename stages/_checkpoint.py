@@ -56,12 +56,12 @@ def _sniff_zip(path: Path) -> Format:
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError):
         raise StageError("the checkpoint is truncated or damaged: its zip directory is missing",
                          fix="copy it again from where it was trained") from None  # fmt: skip
-    _check_members(members, path.stat().st_size)
     names = {member.filename.partition("/")[2] for member in members}
     if "constants.pkl" in names:
         return "torchscript"
     if "models/model.json" in names or any(n.endswith("model.json") for n in names):
         return "pt2"
+    _check_members(members, path.stat().st_size)
     if "data.pkl" in names:
         return "torch"
     raise StageError("the file is a zip archive, but not one that torch.save wrote")
@@ -136,7 +136,7 @@ def _read_pickle(path: Path, form: Format, *, trust: bool) -> Any:
     try:
         if trust:
             return torch.load(path, weights_only=False, **options)
-        with torch.serialization.safe_globals(list(_harmless())):
+        with torch.serialization.safe_globals(list(_harmless_names())):
             return torch.load(path, weights_only=True, **options)
     except pickle.UnpicklingError as error:
         raise _refused(path, form, str(error)) from None
@@ -158,7 +158,8 @@ def _refused(path: Path, form: Format, said: str) -> StageError:
             every = torch.serialization.get_unsafe_globals_in_checkpoint(path)
             found = [name for name in every if name not in known] or found
     if not found:
-        line = _ANSI.sub("", said).strip().partition("\n")[0]
+        text = _ANSI.sub("", said).rpartition("WeightsUnpickler error:")[2].strip()
+        line = text.partition("\n")[0]
         return StageError(f"the checkpoint's pickle is refused: {line[:200]}",
                           fix="is this file what torch.save wrote?")  # fmt: skip
     names = ", ".join(list(dict.fromkeys(found))[:5])
@@ -169,8 +170,8 @@ def _refused(path: Path, form: Format, said: str) -> StageError:
                       fix="save weights and plain values only")  # fmt: skip
 
 
-def _harmless() -> Iterator[Any]:
-    yield from _harmless_names()
+def _plain_mapping(*factory: Any) -> dict[Any, Any]:
+    return {}
 
 
 def _harmless_names() -> Iterator[tuple[Any, str]]:
@@ -180,7 +181,6 @@ def _harmless_names() -> Iterator[tuple[Any, str]]:
     """
     import _codecs
     import argparse
-    import collections
     import datetime
     import pathlib
 
@@ -213,7 +213,8 @@ def _harmless_names() -> Iterator[tuple[Any, str]]:
     ):
         yield kind, f"datetime.{kind.__name__}"
     yield argparse.Namespace, "argparse.Namespace"
-    yield collections.defaultdict, "collections.defaultdict"
+    # torch fills plain mappings only; the factory of a defaultdict is not needed to read it.
+    yield _plain_mapping, "collections.defaultdict"
     for builtin in (int, float, list, dict, str, bool):
         yield builtin, f"builtins.{builtin.__name__}"
 

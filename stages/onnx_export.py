@@ -127,7 +127,7 @@ def _export_with(way: str, bundle: Bundle, opset: int, file: Path) -> None:
             warnings.simplefilter("ignore")
             torch.onnx.export(module, bundle.example(), str(file), **options)
     except Exception as error:
-        raise _refusal(way, error) from error
+        raise _refusal(way, error, bundle) from error
 
 
 def _dynamic_shapes(bundle: Bundle, module: Any) -> dict[str, Any] | tuple[Any, ...] | None:
@@ -158,7 +158,7 @@ def _scripted_if_branching(bundle: Bundle, module: Any) -> Any:
     return module
 
 
-def _refusal(way: str, error: Exception) -> StageError:
+def _refusal(way: str, error: Exception, bundle: Bundle) -> StageError:
     """Name the operator and the user's line; the exporters hide both deep in a chain of causes."""
     texts: list[str] = []
     cause: BaseException | None = error
@@ -173,6 +173,7 @@ def _refusal(way: str, error: Exception) -> StageError:
         return StageError(said, fix="use torch.cond, or exporter: torchscript")
     operator = _OPERATOR.search(text)
     if operator and ("Unsupported" in text or "No ONNX function" in text or "not supported" in text):
+        where = where or _line_of_operator(bundle, operator.group(1))
         return StageError(f"the operator {operator.group(1)} has no ONNX equivalent{where}",
                           fix="replace it in the model, or keep this model as TorchScript")  # fmt: skip
     said = next(
@@ -181,6 +182,18 @@ def _refusal(way: str, error: Exception) -> StageError:
     )
     return StageError(f"the {way} exporter refuses the model{where}: {said[:300]}",
                       fix="try the other exporter, or torch.script")  # fmt: skip
+
+
+def _line_of_operator(bundle: Bundle, operator: str) -> str:
+    """Return the user's line that calls an operator; the exporter's error doesn't say it."""
+    import torch
+
+    program = torch.export.export(bundle.module(), bundle.example(), strict=False)
+    for node in program.graph.nodes:
+        if operator in str(node.target):
+            lines = _LINE.findall(node.meta.get("stack_trace") or "")
+            return f" at {lines[-1][0]}:{lines[-1][1]}" if lines else ""
+    return ""
 
 
 def _check_axes(bundle: Bundle, model: Any) -> None:

@@ -44,7 +44,9 @@ def test_everything_runs_and_every_gate_holds(ran: tuple[Project, dict]) -> None
 
 def test_the_three_calibrations_really_differ(ran: tuple[Project, dict]) -> None:  # type: ignore[type-arg]
     _, result = ran
-    digests = {result["stages"][f"int8[{m}]"]["outputs"]["model"] for m in ("minmax", "entropy", "percentile")}
+    digests = {
+        result["stages"][f"int8[{m}]"]["outputs"]["model"] for m in ("minmax", "entropy", "percentile")
+    }
     assert len(digests) == 3
 
 

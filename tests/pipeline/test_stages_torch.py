@@ -1,0 +1,396 @@
+"""checkpoint.state_dict, model.prepare, torch.trace and torch.script on real files."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import pickle
+import struct
+import zipfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from deploy_runner.errors import GateError, StageError
+from deploy_runner.registry import Registry
+from deploy_runner.sdk import Stage
+from deploy_runner.testing import StageRun, run_stage
+from tests.conftest import DIGITS, ROOT
+
+
+def stage(uses: str) -> type[Stage]:
+    found = Registry(ROOT / "tests").get(uses)
+    assert found is not None
+    return found.cls
+
+
+def extract(
+    tmp_path: Path, content: Any, *, name: str = "c.pt", params: dict[str, Any] | None = None, **ctx: Any
+) -> StageRun:
+    path = tmp_path / name
+    if not path.exists():
+        torch.save(content, path)
+    return run_stage(
+        stage("checkpoint.state_dict"), tmp_path / "run", inputs={"checkpoint": path}, params=params, **ctx
+    )
+
+
+def weights() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return torch.nn.Linear(3, 2).state_dict()
+
+
+@pytest.mark.parametrize(
+    ("wrap", "params"),
+    [
+        pytest.param(lambda w: w, {}, id="bare"),
+        pytest.param(lambda w: {"epoch": 1, "model_state_dict": w}, {}, id="model_state_dict"),
+        pytest.param(lambda w: {"state_dict": w}, {}, id="state_dict"),
+        pytest.param(lambda w: {"model": w}, {}, id="model"),
+        pytest.param(lambda w: {f"module.{k}": v for k, v in w.items()}, {}, id="DDP"),
+        pytest.param(lambda w: {f"_orig_mod.module.{k}": v for k, v in w.items()}, {}, id="compile and DDP"),
+        pytest.param(lambda w: {"a": {"b": w}}, {"key": "a.b"}, id="a key of one's own"),
+        pytest.param(lambda w: {"state_dict": {f"net.{k}": v for k, v in w.items()} | {"x": torch.ones(1)}},
+                     {"strip_prefix": "net."}, id="a prefix of one's own"),
+    ],
+)  # fmt: skip
+def test_every_usual_layout_gives_the_same_weights(tmp_path: Path, wrap: Any, params: dict[str, Any]) -> None:
+    made = load_file(extract(tmp_path, wrap(weights()), params=params)["weights"])
+    assert sorted(made) == ["bias", "weight"]
+    assert all(torch.equal(made[name], tensor) for name, tensor in weights().items())
+
+
+def test_legacy_files_safetensors_and_shards_are_read(tmp_path: Path) -> None:
+    torch.save(weights(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    save_file(weights(), tmp_path / "w.safetensors")
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    save_file({"weight": weights()["weight"]}, shards / "model-1.safetensors")
+    save_file({"bias": weights()["bias"]}, shards / "model-2.safetensors")
+    index = {"weight_map": {"weight": "model-1.safetensors", "bias": "model-2.safetensors"}}
+    (shards / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = {
+        name: run_stage(stage("checkpoint.state_dict"), tmp_path / "run" / name, inputs={"checkpoint": tmp_path / name})["weights"].read_bytes()
+        for name in ("old.pt", "w.safetensors", "shards")
+    }  # fmt: skip
+    assert len(set(found.values())) == 1
+
+
+def test_what_training_loops_write_is_accepted_and_told(tmp_path: Path) -> None:
+    content = {
+        "model_state_dict": weights(),
+        "epoch": 3,
+        "best_acc": (np.arange(4) == np.arange(4)).mean(),
+        "history": np.arange(5.0),
+        "when": datetime.datetime(2026, 11, 24, tzinfo=datetime.UTC),
+        "path": Path("runs/1"),
+        "args": argparse.Namespace(lr=0.1),
+        "counts": defaultdict(int, a=1),
+    }
+    made = extract(tmp_path, content)
+    training = json.loads(made["metadata"].read_text())["training"]
+    assert training == {"epoch": 3, "best_acc": 1.0}
+
+
+def test_tied_tensors_are_written_once_and_survive(tmp_path: Path) -> None:
+    tied = torch.ones(4, 2)
+    made = extract(tmp_path, {"embed.weight": tied, "head.weight": tied, "view": torch.zeros(10)[2:4]})
+    assert json.loads(made["metadata"].read_text())["tied"] == {"head.weight": "embed.weight"}
+    assert sorted(load_file(made["weights"])) == ["embed.weight", "view"]
+
+
+class _Evil:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.system, (f"touch {self.path}",))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_with_code_is_refused_and_nothing_runs(tmp_path: Path, legacy: bool) -> None:
+    canary = tmp_path / "canary"
+    content = {"model_state_dict": weights(), "x": _Evil(str(canary))}
+    torch.save(content, tmp_path / "c.pt", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(StageError, match="runs code: posix.system; nothing was executed"):
+        extract(tmp_path, None)
+    assert not canary.exists()
+
+
+def test_a_whole_module_needs_trust(tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(3, 2), tmp_path / "c.pt")
+    with pytest.raises(StageError, match="a whole pickled module") as error:
+        extract(tmp_path, None)
+    assert "trust: true" in error.value.fix
+    assert sorted(load_file(extract(tmp_path, None, trust=True)["weights"])) == ["bias", "weight"]
+
+
+def _truncated(path: Path) -> None:
+    torch.save(weights(), path)
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def _zip(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "x")
+
+
+def _compressed(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * 1_000_000)
+
+
+def _torchscript(path: Path) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        pytest.param(lambda p: p.write_bytes(b""), "the checkpoint is empty", id="empty"),
+        pytest.param(lambda p: p.write_bytes(b"hello world, no checkpoint"), "not a checkpoint", id="junk"),
+        pytest.param(_truncated, "truncated or damaged", id="truncated"),
+        pytest.param(_zip, "not one that torch.save wrote", id="another zip"),
+        pytest.param(_compressed, "is compressed or encrypted", id="a zip bomb"),
+        pytest.param(_torchscript, "is a TorchScript program, not a checkpoint", id="TorchScript"),
+        pytest.param(lambda p: p.mkdir(), "a folder without", id="a folder"),
+        pytest.param(lambda p: p.write_bytes(struct.pack("<Q", 2**62) + b"{}"), "not a checkpoint", id="huge header"),
+        pytest.param(lambda p: p.write_bytes(struct.pack("<Q", 4) + b'{"a"' + b"x" * 30), "safetensors file is damaged",
+                     id="bad safetensors"),
+        pytest.param(lambda p: p.write_bytes(pickle.dumps({"a": 1}, protocol=4)), "refused|damaged|unusual|no state_dict",
+                     id="a bare pickle"),
+        pytest.param(lambda p: torch.save({"loss": 1.0, "epoch": 2}, p), "it has loss, epoch", id="no state_dict"),
+        pytest.param(lambda p: torch.save([1, 2], p), "holds a list, not a mapping", id="a list"),
+    ],
+)  # fmt: skip
+def test_what_is_no_checkpoint_is_refused_with_its_reason(tmp_path: Path, write: Any, said: str) -> None:
+    write(tmp_path / "c.pt")
+    with pytest.raises(StageError, match=said):
+        extract(tmp_path, None)
+
+
+def test_an_unknown_key_lists_what_is_there(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="has no key 'ema', it has model_state_dict, epoch"):
+        extract(tmp_path, {"model_state_dict": weights(), "epoch": 1}, params={"key": "ema"})
+
+
+MODELS = """
+import torch
+from torch import nn
+
+class Branch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.linear(x)
+        if x.sum() > 0:
+            return y + 1
+        return y * 2
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+    def forward(self, left, right):
+        return {"sum": self.linear(left + right), "difference": self.linear(left - right)}
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.head = nn.Linear(4, 7, bias=False)
+        self.head.weight = self.embed.weight
+    def forward(self, tokens):
+        return self.head(self.embed(tokens))
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.register_buffer("calls", torch.zeros(()))
+    def forward(self, x):
+        self.calls += 1
+        return self.linear(x)
+
+class Random(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+    def forward(self, x):
+        return self.linear(x) + torch.rand(())
+
+class Text(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1)
+        self.head = nn.Linear(8, 3)
+    def forward(self, tokens):
+        return self.head(self.encoder(self.embed(tokens)).mean(1))
+
+class Memory(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(4, 6, batch_first=True)
+        self.head = nn.Linear(6, 2)
+    def forward(self, steps):
+        out, _ = self.lstm(steps)
+        return self.head(out[:, -1])
+
+def branch(): return Branch()
+def two(): return Two()
+def tied(): return Tied()
+def counting(): return Counting()
+def random(): return Random()
+def text(): return Text()
+def memory(): return Memory()
+def wrong(): return 3
+"""
+
+
+def bundle(tmp_path: Path, name: str, **params: Any) -> StageRun:
+    """Make the bundle of one of MODELS, with seeded weights."""
+    project = tmp_path / "project"
+    project.mkdir(parents=True, exist_ok=True)
+    (project / "models.py").write_text(MODELS)
+    scope: dict[str, Any] = {}
+    exec(MODELS, scope)
+    torch.manual_seed(1)
+    module = scope[name]()
+    made = tmp_path / f"{name}.pt"
+    torch.save(module.state_dict() if isinstance(module, torch.nn.Module) else {"x": torch.ones(1)}, made)
+    extracted = run_stage(stage("checkpoint.state_dict"), tmp_path / f"w-{name}", inputs={"checkpoint": made})
+    return run_stage(
+        stage("model.prepare"), tmp_path / f"b-{name}", inputs={"weights": extracted["weights"]},
+        params={"factory": f"models.py:{name}", **params}, project=project,
+    )  # fmt: skip
+
+
+def test_prepare_stores_cases_of_several_sizes_and_the_code(tmp_path: Path) -> None:
+    made = bundle(tmp_path, "text", example={"shape": [1, 5], "dtype": "int64", "high": 11},
+                  dynamic={"tokens": {"0": "batch", "1": "length"}})["model"]  # fmt: skip
+    with np.load(made / "reference.npz") as arrays:
+        shapes = {arrays[name].shape for name in arrays.files if "/in/" in name}
+    assert shapes == {(2, 5), (1, 8), (5, 11)}
+    assert (made / "code/models.py").read_text() == MODELS
+    described = json.loads((made / "bundle.json").read_text())
+    assert described["inputs"][0]["dynamic"] == {"0": "batch", "1": "length"}
+    assert described["outputs"][0]["dynamic"] == {"0": "batch"}
+
+
+def test_several_inputs_and_a_dict_of_outputs_keep_their_names(tmp_path: Path) -> None:
+    example = {"right": {"shape": [1, 4]}, "left": {"shape": [1, 4]}}
+    described = json.loads((bundle(tmp_path, "two", example=example)["model"] / "bundle.json").read_text())
+    assert [p["name"] for p in described["inputs"]] == ["left", "right"]
+    assert [p["name"] for p in described["outputs"]] == ["sum", "difference"]
+
+
+def test_tied_weights_fit_the_model_again(tmp_path: Path) -> None:
+    made = bundle(tmp_path, "tied", example={"shape": [1, 3], "dtype": "int64", "high": 7})
+    assert made.figures["checks"] == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("counting", "no training-only state (a forward pass changes ['calls'])"),
+        ("random", "deterministic (two runs differ: is something random?)"),
+    ],
+)
+def test_the_checklist_refuses_and_names_the_line(tmp_path: Path, name: str, said: str) -> None:
+    with pytest.raises(GateError) as error:
+        bundle(tmp_path, name, example={"shape": [1, 4]})
+    assert said in str(error.value)
+
+
+def test_a_checkpoint_that_does_not_fit_lists_every_difference(tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    torch.save({"linear.weight": torch.ones(3, 5), "other": torch.ones(1)}, path)
+    made = run_stage(stage("checkpoint.state_dict"), tmp_path / "w", inputs={"checkpoint": path})
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "models.py").write_text(MODELS)
+    with pytest.raises(StageError) as error:
+        run_stage(stage("model.prepare"), tmp_path / "b", inputs={"weights": made["weights"]},
+                  params={"factory": "models.py:branch", "example": {"shape": [1, 4]}}, project=project)  # fmt: skip
+    assert error.value.message == (
+        "the checkpoint doesn't fit the model: missing linear.bias; unexpected other; "
+        "shapes differ: linear.weight is (3, 5), the model wants (3, 4)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "said"),
+    [
+        ("branch", {"example": {"shape": [1, 9]}}, r"the model refuses the example x \(2, 9\): .* at models.py:"),
+        ("branch", {"example": {"shape": [1, 4]}, "expect_shape": [1, 7]}, r"expected shapes .output is \[2, 3\], expected \[2, 7\]"),
+        ("branch", {"example": {"y": {"shape": [1, 4]}}}, r"forward\(\) has no argument 'y', it has x"),
+        ("branch", {"example": {"shape": [1, 4]}, "dynamic": {"x": {"7": "n"}}}, "has no axis 7"),
+        ("wrong", {"example": {"shape": [1, 4]}}, "models.py:wrong returned int, not an nn.Module"),
+    ],
+)  # fmt: skip
+def test_a_wrong_example_is_one_sentence(
+    tmp_path: Path, name: str, params: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(StageError, match=said):
+        bundle(tmp_path, name, **params)
+
+
+CASES = {
+    "text": {"example": {"shape": [1, 5], "dtype": "int64", "high": 11}, "dynamic": {"tokens": {"0": "batch", "1": "length"}}},
+    "memory": {"example": {"shape": [1, 5, 4]}, "dynamic": {"steps": {"0": "batch", "1": "length"}}},
+    "two": {"example": {"left": {"shape": [1, 4]}, "right": {"shape": [1, 4]}}},
+    "tied": {"example": {"shape": [1, 3], "dtype": "int64", "high": 7}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_traces_and_onnx_exports_agree_with_eager_on_every_model(tmp_path: Path, name: str) -> None:
+    model = bundle(tmp_path, name, **CASES[name])["model"]
+    exported = run_stage(stage("onnx.export"), tmp_path / "onnx", inputs={"model": model})
+    assert exported.figures["opset"] == 20
+    assert exported.figures["argmax_agreement"] == 1.0
+    if name != "two":  # A trace of a dict output is refused by torch itself.
+        traced = run_stage(stage("torch.trace"), tmp_path / "trace", inputs={"model": model})
+        assert traced.figures["max_abs"] < 1e-5
+
+
+def test_control_flow_on_data_is_refused_by_trace_and_kept_by_script_and_onnx(tmp_path: Path) -> None:
+    model = bundle(tmp_path, "branch", example={"shape": [2, 4]})["model"]
+    with pytest.raises(StageError, match="control flow depends on its data at models.py:11") as error:
+        run_stage(stage("torch.trace"), tmp_path / "trace", inputs={"model": model})
+    assert "torch.script" in error.value.fix
+    assert (
+        run_stage(stage("torch.script"), tmp_path / "script", inputs={"model": model}).figures["max_abs"]
+        == 0.0
+    )
+    exported = run_stage(stage("onnx.export"), tmp_path / "onnx", inputs={"model": model})
+    assert exported.figures["exporter"] == "torchscript"
+
+
+def test_torchscript_bytes_hold_no_path(tmp_path: Path) -> None:
+    model = bundle(tmp_path, "memory", **CASES["memory"])["model"]
+    made = run_stage(stage("torch.trace"), tmp_path / "t", inputs={"model": model})["model"].read_bytes()
+    assert str(tmp_path).encode() not in made
+    assert b"debug_pkl" not in made
+
+
+def test_the_example_checkpoint_is_what_its_script_makes() -> None:
+    content = torch.load(DIGITS / "digits.pt", weights_only=False)
+    assert list(content) == ["epoch", "model_state_dict", "optimizer_state_dict", "loss", "best_acc"]
+    assert content["best_acc"] > 0.97
+    assert (DIGITS / "digits.pt").stat().st_size < 1_000_000
+    assert content["optimizer_state_dict"]["state"]
+    with np.load(DIGITS / "heldout.npz") as held, np.load(DIGITS / "calibration.npz") as calibration:
+        seen = {row.tobytes() for row in held["x"]}
+        assert not [row for row in calibration["x"] if row.tobytes() in seen]
