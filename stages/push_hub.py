@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,7 +76,7 @@ class PushHub(Stage):
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError
 
-        api = HfApi()
+        api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
         transcript = Transcript()
         try:
             repo = _full_name(api, ctx, params)
@@ -89,6 +90,10 @@ class PushHub(Stage):
         except (OSError, ValueError) as error:
             raise StageError(f"the Hub can't be used: {_bundle.first_line(error)}",
                              fix="export HF_TOKEN=…") from error  # fmt: skip
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2"):
+                raise
+            raise StageError(f"the Hub can't be reached: {_bundle.first_line(error)}") from error
         ctx.converged = not transcript.changed
         digests = {path: file_digest(file) for path, file in sorted(files.items())}
         ctx.figure("repo", repo)

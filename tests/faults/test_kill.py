@@ -1,0 +1,112 @@
+"""SIGKILL at any moment: nothing damaged under a final name, and the next run needs no human."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from deploy_runner.store.cas import Store
+from tests.conftest import Project
+
+
+def prepare(project: Project) -> dict[str, object]:
+    """Write a pipeline of commands and Python stages, run it once, and forget everything."""
+    project.pipeline(
+        """
+        a: {uses: text.upper, inputs: {text: in.txt}}
+        b: {uses: run.command, inputs: {x: "${{ stages.a.outputs.text }}"}, outputs: {o: o, d: d/},
+            with: {command: "seq 20000 > $OUTPUT_O; mkdir $OUTPUT_D; cat $INPUT_X > $OUTPUT_D/x; seq 9 > $OUTPUT_D/y"}}
+        c: {uses: text.join, inputs: {texts: {b: "${{ stages.b.outputs.o }}", a: "${{ stages.a.outputs.text }}"}}}
+        d: {uses: text.upper, inputs: {text: "${{ stages.c.outputs.text }}"}}
+        """
+    )
+    expected = {k: v["outputs"] for k, v in project.run()["stages"].items()}
+    subprocess.run(["rm", "-rf", str(project.folder / ".deploy-runner")], check=True)
+    return expected
+
+
+def kill_at_random(project: Project, count: int, seed: int) -> int:
+    """Kill `count` runs at random moments; return how many were killed before they had ended."""
+    expected, rng, killed = prepare(project), random.Random(seed), 0
+    home = project.folder / ".deploy-runner"
+    for turn in range(count):
+        if turn % 5 == 0:
+            subprocess.run(["rm", "-rf", str(home)], check=True)
+        process = project.start("run")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=rng.uniform(0, 1.2))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            killed += 1
+        process.communicate()
+        assert_sound(home)
+        if turn % 5 == 4:
+            result = project.run()
+            assert {k: v["outputs"] for k, v in result["stages"].items()} == expected
+            assert not list((home / "tmp").iterdir()) if (home / "tmp").exists() else True
+    return killed
+
+
+def assert_sound(home: Path) -> None:
+    if home.exists():
+        report = Store(home).verify_all()
+        assert report.ok, report
+
+
+def test_killed_runs_leave_nothing_damaged_and_the_next_run_goes_on(project: Project) -> None:
+    assert kill_at_random(project, 10, seed=1) > 0
+
+
+@pytest.mark.faults
+def test_a_hundred_killed_runs_never_need_a_human(project: Project) -> None:
+    assert kill_at_random(project, 100, seed=2) > 50
+
+
+def test_no_worker_outlives_a_killed_runner(project: Project) -> None:
+    project.pipeline("slow: {uses: run.command, with: {command: 'sleep 977'}}")
+    process = project.start("run")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("> slow"):
+            break
+    deadline = time.monotonic() + 20
+    while not running("sleep 977") and time.monotonic() < deadline:
+        os.sched_yield()
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    while running("sleep 977") and time.monotonic() < deadline:
+        os.sched_yield()
+    assert not running("sleep 977")
+
+
+def running(command: str) -> bool:
+    done = subprocess.run(["ps", "-eo", "stat,args"], capture_output=True, text=True, check=True)
+    return any(
+        line.split(None, 1)[1] == command for line in done.stdout.splitlines() if not line.startswith("Z")
+    )
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_completes_once_there_is_room(
+    project: Project, tmp_path: Path
+) -> None:
+    home = tmp_path / "small"
+    home.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(home)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        project.pipeline("a: {uses: run.command, outputs: {o: o}, with: {command: 'seq 100000 > $OUTPUT_O'}}")
+        done = project.cli("run", exits=1, DEPLOY_RUNNER_HOME=str(home))
+        assert "No space left on device" in done.stdout + done.stderr or "exited" in done.stdout
+        assert_sound(home)
+        subprocess.run(["mount", "-o", "remount,size=30m", str(home)], check=True)
+        assert project.run(DEPLOY_RUNNER_HOME=str(home))["ran"] == 1
+    finally:
+        subprocess.run(["umount", "-l", str(home)], check=True)

@@ -1,0 +1,168 @@
+"""The local Hub answers the real huggingface_hub client as the Hub does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy_runner.local.hub import LocalHub
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    with LocalHub(tmp_path / "hub") as running:
+        yield running
+
+
+@pytest.fixture
+def api(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    import huggingface_hub.constants as constants
+    from huggingface_hub import HfApi
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    found = HfApi(endpoint=hub.url, token="hf_any")
+    found.create_repo("me/model")
+    return found
+
+
+def add(path: str, data: bytes) -> Any:
+    from huggingface_hub import CommitOperationAdd
+
+    return CommitOperationAdd(path, data)
+
+
+def test_a_commit_of_small_and_large_files_is_read_back(api: Any, tmp_path: Path) -> None:
+    large = os.urandom(70_000_000)  # Above the size from which parts are used.
+    files = {"README.md": b"---\nlicense: mit\n---\n", "a/w.safetensors": b"weights", "big.bin": large}
+    made = api.create_commit("me/model", [add(p, d) for p, d in files.items()], commit_message="first")
+    assert sorted(api.list_repo_files("me/model")) == sorted(files)
+    for path, data in files.items():
+        found = Path(api.hf_hub_download("me/model", path, local_dir=tmp_path / "d"))
+        assert found.read_bytes() == data
+    info = {i.path: i for i in api.get_paths_info("me/model", list(files))}
+    assert info["big.bin"].lfs.sha256 == hashlib.sha256(large).hexdigest()
+    assert info["README.md"].lfs is None
+    assert api.list_repo_commits("me/model")[0].commit_id == made.oid
+
+
+def test_a_commit_whose_parent_has_moved_is_refused(api: Any) -> None:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    parent = api.repo_info("me/model").sha
+    api.create_commit("me/model", [add("a", b"1")], commit_message="one", parent_commit=parent)
+    with pytest.raises(HfHubHTTPError, match="412") as error:
+        api.create_commit("me/model", [add("a", b"2")], commit_message="two", parent_commit=parent)
+    assert "A commit has happened since" in str(error.value)
+    assert len(api.list_repo_commits("me/model")) == 2
+
+
+def test_a_commit_is_all_or_nothing(hub: LocalHub, api: Any) -> None:
+    before = api.repo_info("me/model").sha
+    lines = [
+        {"key": "header", "value": {"summary": "s"}},
+        {"key": "file", "value": {"path": "a", "content": "MQ==", "encoding": "base64"}},
+        {"key": "lfsFile", "value": {"path": "b", "algo": "sha256", "oid": "0" * 64, "size": 1}},
+    ]
+    body = "\n".join(json.dumps(line) for line in lines).encode()
+    request = urllib.request.Request(
+        f"{hub.url}/api/models/me/model/commit/main", data=body, headers={"Authorization": "Bearer x"}
+    )
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        urllib.request.urlopen(request)
+    assert api.repo_info("me/model").sha == before
+
+
+def test_branches_tags_and_pull_requests(api: Any) -> None:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api.create_commit("me/model", [add("a", b"1")], commit_message="one")
+    api.create_tag("me/model", tag="v1")
+    with pytest.raises(HfHubHTTPError, match="409"):
+        api.create_tag("me/model", tag="v1")
+    api.create_branch("me/model", branch="dev")
+    api.create_commit("me/model", [add("b", b"2")], commit_message="two", revision="dev")
+    assert api.list_repo_files("me/model") == ["a"]
+    assert api.list_repo_files("me/model", revision="dev") == ["a", "b"]
+    pull = api.create_commit("me/model", [add("c", b"3")], commit_message="three", create_pr=True)
+    assert pull.pr_revision == "refs/pr/1"
+    assert api.list_repo_files("me/model", revision="refs/pr/1") == ["a", "c"]
+    api.delete_tag("me/model", tag="v1")
+    assert not api.list_repo_refs("me/model").tags
+
+
+def test_deleting_files_and_repositories(api: Any) -> None:
+    from huggingface_hub import CommitOperationDelete
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    api.create_commit("me/model", [add("a", b"1"), add("d/b", b"2")], commit_message="one")
+    api.create_commit("me/model", [CommitOperationDelete("d/", is_folder=True)], commit_message="two")
+    assert api.list_repo_files("me/model") == ["a"]
+    api.delete_repo("me/model")
+    with pytest.raises(RepositoryNotFoundError):
+        api.repo_info("me/model")
+
+
+def test_what_is_missing_has_the_hubs_error(api: Any, tmp_path: Path) -> None:
+    from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
+
+    with pytest.raises(EntryNotFoundError):
+        api.hf_hub_download("me/model", "nope", local_dir=tmp_path)
+    with pytest.raises(RevisionNotFoundError):
+        api.repo_info("me/model", revision="nope")
+
+
+def test_a_private_repository_needs_a_token(hub: LocalHub, api: Any) -> None:
+    api.create_repo("me/private", private=True)
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{hub.url}/api/models/me/private")
+    assert api.repo_info("me/private").private
+
+
+def test_ranges_are_served(hub: LocalHub, api: Any) -> None:
+    api.create_commit("me/model", [add("a", b"0123456789")], commit_message="one")
+    url = f"{hub.url}/me/model/resolve/main/a"
+    with urllib.request.urlopen(urllib.request.Request(url, headers={"Range": "bytes=2-4"})) as answer:
+        assert (answer.status, answer.read()) == (206, b"234")
+
+
+def test_a_path_that_leaves_the_repository_is_refused(hub: LocalHub, api: Any) -> None:
+    for path in ("../../x", "/etc/x"):
+        lines = [
+            {"key": "header", "value": {"summary": "s"}},
+            {"key": "file", "value": {"path": path, "content": ""}},
+        ]
+        request = urllib.request.Request(
+            f"{hub.url}/api/models/me/model/commit/main",
+            data="\n".join(map(json.dumps, lines)).encode(),
+            headers={"Authorization": "Bearer x"},
+        )
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            urllib.request.urlopen(request)
+
+
+def test_it_runs_as_a_command_and_keeps_its_state(tmp_path: Path) -> None:
+    from huggingface_hub import HfApi
+
+    for turn in range(2):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "deploy_runner.local.hub", "--root", str(tmp_path)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        api = HfApi(endpoint=json.loads(process.stdout.readline())["url"], token="x")
+        if turn == 0:
+            api.create_repo("me/kept")
+        assert api.repo_info("me/kept").id == "me/kept"
+        process.communicate(timeout=30)
+        assert process.returncode == 0
