@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: run test test-all test-faults check bench clean
+.PHONY: run test test-all test-faults check docs bench clean
 
 run: $(VENV)/.run
 	$(BIN)/python -m deploy_runner run pipeline.yaml
@@ -23,6 +23,9 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.dev
+	$(BIN)/python docs/generate.py
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks

@@ -1,0 +1,147 @@
+"""The documentation says what the code does, and its examples run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy_runner.compiled import compile_pipeline
+from deploy_runner.registry import Registry
+from tests.conftest import ROOT, Project
+
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+BLOCK = re.compile(r"^```([\w-]+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(kind: str) -> list[pytest.param]:  # type: ignore[valid-type]
+    return [
+        pytest.param(text, id=f"{page.name}-{index}")
+        for page in PAGES
+        for index, (found, text) in enumerate(BLOCK.findall(page.read_text()))
+        if found == kind
+    ]
+
+
+def test_the_generated_pages_are_current() -> None:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    for name, text in generate.pages().items():
+        assert (ROOT / "docs" / name).read_text() == text, f"make docs ({name})"
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_every_pipeline_in_the_docs_compiles(text: str, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    (tmp_path / "pipeline.yaml").write_text(text)
+    assert compile_pipeline(tmp_path / "pipeline.yaml").stages
+
+
+def test_the_matrix_of_the_docs_runs(tmp_path: Path) -> None:
+    text = next(t for k, t in BLOCK.findall((ROOT / "docs/writing-a-pipeline.md").read_text()) if "matrix: {name" in t)
+    project = Project(tmp_path / "p")
+    project.write("pipeline.yaml", text)
+    assert project.run()["ran"] == 4
+    assert project.output("loud[ada]") == b"ADA\n"
+
+
+@pytest.mark.parametrize("page", ["docs/writing-a-stage.md", "deploy_runner/sdk.py"])
+def test_the_stage_in_ten_lines_runs(page: str, tmp_path: Path) -> None:
+    text = (ROOT / page).read_text()
+    if page.endswith(".md"):
+        (source,) = (t for k, t in BLOCK.findall(text) if k == "python")
+    else:
+        source = text.partition('"""')[2]
+        source = source[source.index("    from deploy_runner.sdk") : source.index("The module is imported")]
+        source = "\n".join(line[4:] for line in source.replace('\\"', '"').splitlines())
+    project = Project(tmp_path / "p")
+    project.write("stages/upper.py", source)
+    project.write("in.txt", "hello")
+    project.pipeline('a: {uses: text.upper, inputs: {text: in.txt}, with: {suffix: "!"}}')
+    project.run()
+    assert project.output("a") == b"HELLO!"
+
+
+def test_every_stage_type_and_verb_is_documented() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for kind in Registry(ROOT).all():
+        assert f"`{kind.cls.uses}`" in readme
+        for model in (kind.cls.Params, kind.cls.Inputs, kind.cls.Outputs):
+            for name, field in model.model_fields.items():
+                assert field.description, f"{kind.cls.uses}: {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+def commands() -> list[str]:
+    text = "\n".join(t for k, t in BLOCK.findall((ROOT / "README.md").read_text()) if k == "console")
+    return [line.removeprefix("$ ") for line in text.splitlines() if line.startswith("$ ")]
+
+
+def test_the_readme_has_two_commands_to_begin_with() -> None:
+    assert commands()[:2] == ["make run", "make test"]
+    done = subprocess.run(["make", "-n", "run", "test"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "deploy_runner run pipeline.yaml" in done.stdout
+    assert "pytest" in done.stdout
+
+
+def test_the_other_commands_of_the_readme_run(tmp_path: Path) -> None:
+    """`make run` is tested as tests/pipeline/test_main_pipeline.py; `make test` is this."""
+    project = Project(tmp_path / "p")
+    for name in ("pipeline.yaml", "configs", "examples"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, project.folder / name)
+    (project.folder / "checkpoints").mkdir()
+    shutil.copy(ROOT / "examples/digits/digits.pt", project.folder / "checkpoints/best.pt")
+    rest = [c for c in commands() if c.startswith("deploy-runner")]
+    assert len(rest) == 3
+    for command in rest:
+        project.cli(*command.split()[1:])
+
+
+def test_the_schema_accepts_the_example_and_refuses_a_typing_error() -> None:
+    import jsonschema
+    import yaml
+
+    schema = json.loads((ROOT / "docs/pipeline.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    pipeline = yaml.safe_load((ROOT / "pipeline.yaml").read_text())
+    jsonschema.validate(pipeline, schema)
+    pipeline["stages"]["fp32"]["with"] = {"opste": 20}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(pipeline, schema)
+
+
+def test_pip_install_alone_gives_the_command_line_without_torch(tmp_path: Path) -> None:
+    """The base dependencies are all that the command line and the engine import."""
+    project = Project(tmp_path / "p")
+    project.pipeline("a: {uses: run.command, outputs: {o: o}, with: {command: 'echo hi > $OUTPUT_O'}}")
+    project.run()
+    blocked = (
+        "import sys\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in {'torch', 'numpy', 'onnx', 'onnxruntime', 'boto3', 'moto', 'huggingface_hub'}:\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Block())\n"
+        "from deploy_runner.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    for verb in (["run", "--force"], ["stages"], ["schema"], ["plan"], ["doctor"]):
+        done = subprocess.run(
+            [sys.executable, "-c", blocked, *verb], cwd=project.folder, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
