@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import signal
@@ -32,26 +31,25 @@ def prepare(project: Project) -> dict[str, object]:
     return expected
 
 
-def kill_at_random(project: Project, count: int, seed: int) -> int:
-    """Kill `count` runs at random moments; return how many were killed before they had ended."""
+def kill_at_random(project: Project, count: int, seed: int) -> None:
+    """Kill a run `count` times at random moments; now and then let one end, and compare."""
     expected, rng, killed = prepare(project), random.Random(seed), 0
     home = project.folder / ".deploy-runner"
-    for turn in range(count):
-        if turn % 5 == 0:
-            subprocess.run(["rm", "-rf", str(home)], check=True)
+    while killed < count:
         process = project.start("run")
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=rng.uniform(0, 1.2))
-        if process.poll() is None:
+        try:
+            process.wait(timeout=rng.uniform(0.05, 0.8))
+        except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             killed += 1
-        process.communicate()
+        finally:
+            process.communicate()
         assert_sound(home)
-        if turn % 5 == 4:
+        if process.returncode == 0 or killed % 5 == 0:
             result = project.run()
             assert {k: v["outputs"] for k, v in result["stages"].items()} == expected
-            assert not list((home / "tmp").iterdir()) if (home / "tmp").exists() else True
-    return killed
+            assert not (home / "tmp").exists() or not list((home / "tmp").iterdir())
+            subprocess.run(["rm", "-rf", str(home)], check=True)
 
 
 def assert_sound(home: Path) -> None:
@@ -61,12 +59,12 @@ def assert_sound(home: Path) -> None:
 
 
 def test_killed_runs_leave_nothing_damaged_and_the_next_run_goes_on(project: Project) -> None:
-    assert kill_at_random(project, 10, seed=1) > 0
+    kill_at_random(project, 10, seed=1)
 
 
 @pytest.mark.faults
 def test_a_hundred_killed_runs_never_need_a_human(project: Project) -> None:
-    assert kill_at_random(project, 100, seed=2) > 50
+    kill_at_random(project, 100, seed=2)
 
 
 def test_no_worker_outlives_a_killed_runner(project: Project) -> None:

@@ -1,0 +1,81 @@
+"""The Action and the workflows: valid by the published schemas, clean by zizmor, and run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT, Project
+
+BIN = Path(sys.executable).parent
+WORKFLOWS = [ROOT / ".github/workflows/ci.yml", ROOT / "examples/github-workflow/deploy.yml"]
+
+
+def check(*args: str) -> None:
+    done = subprocess.run([BIN / args[0], *args[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda p: p.name)
+def test_a_workflow_fits_the_published_schema(workflow: Path) -> None:
+    check("check-jsonschema", "--builtin-schema", "vendor.github-workflows", str(workflow))
+
+
+def test_the_action_fits_the_published_schema() -> None:
+    check("check-jsonschema", "--builtin-schema", "vendor.github-actions", "action.yml")
+
+
+def test_zizmor_finds_nothing() -> None:
+    check("zizmor", "--offline", "--no-progress", "action.yml", *map(str, WORKFLOWS))
+
+
+def test_every_action_is_pinned_by_its_commit() -> None:
+    for file in (ROOT / "action.yml", *WORKFLOWS):
+        for line in file.read_text().splitlines():
+            if "uses:" in line and "./" not in line:
+                _, _, reference = line.partition("@")
+                assert len(reference.split()[0]) == 40, line
+
+
+def test_inputs_reach_scripts_through_the_environment_only() -> None:
+    for step in yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"]:
+        assert "${{" not in step.get("run", "")
+
+
+def run_step(project: Project, tmp_path: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the script of the step `run` as the Actions runner does."""
+    steps = yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"]
+    script = next(step["run"] for step in steps if step.get("id") == "run")
+    for name in ("summary", "output"):
+        (tmp_path / name).touch()
+    return subprocess.run(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script],
+        cwd=project.folder, capture_output=True, text=True, check=False,
+        env={
+            **project.env, "PATH": f"{BIN}:{os.environ['PATH']}", "PIPELINE": "pipeline.yaml", "CONFIG": "", "STAGES": "",
+            "SETS": "", "RUNNER_TEMP": str(tmp_path), "GITHUB_ACTIONS": "true", **env,
+            "GITHUB_OUTPUT": str(tmp_path / "output"), "GITHUB_STEP_SUMMARY": str(tmp_path / "summary"),
+        },
+    )  # fmt: skip
+
+
+def test_the_actions_script_runs_the_pipeline(chain: Project, tmp_path: Path) -> None:
+    done = run_step(chain, tmp_path, STAGES="a b", SETS="stages.a.with.suffix=x y\n\nstages.b.with.times=3\n")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "output").read_text().removeprefix("result="))
+    assert {id_: stage["state"] for id_, stage in result["stages"].items()} == {"a": "ran", "b": "ran"}
+    assert "### deploy-runner: test (dry-run)" in (tmp_path / "summary").read_text()
+    assert chain.output("b") == b"HELLOX YHELLOX YHELLOX Y"
+
+
+def test_the_actions_script_fails_with_the_exit_code_of_the_run(project: Project, tmp_path: Path) -> None:
+    project.pipeline("bad: {uses: text.odd, with: {how: gate}}")
+    done = run_step(project, tmp_path)
+    assert done.returncode == 1
+    assert "::error file=pipeline.yaml" in done.stdout + done.stderr
