@@ -121,7 +121,9 @@ class Bench:
         )
         self.figures |= {f"fresh {count} {name}": seconds for name, seconds in found.items()}
         ratio = found["dvc"] / found["ours"]
-        self.verdict("a fresh chain at least 10 times faster than dvc", f"{ratio:.1f} times", reached=ratio >= 10)
+        self.verdict(
+            "a fresh chain at least 10 times faster than dvc", f"{ratio:.1f} times", reached=ratio >= 10
+        )
         overhead = (found["ours"] - found["bare"]) / count * 1e3
         self.verdict("overhead of a fresh stage below 10 ms", f"{overhead:.1f} ms", reached=overhead < 10)
 
@@ -139,12 +141,17 @@ class Bench:
         for folder in (without, with_it):
             timed(self.command(ours), folder)
         found = interleaved(
-            {"without": lambda: timed(self.command(ours), without), "with": lambda: timed(self.command(ours), with_it)},
+            {
+                "without": lambda: timed(self.command(ours), without),
+                "with": lambda: timed(self.command(ours), with_it),
+            },
             self.rounds,
-        )  # fmt: skip
+        )
         self.figures |= {f"no-op {name} {size >> 20} MiB": seconds for name, seconds in found.items()}
         ratio = found["with"] / found["without"]
-        self.verdict("an unchanged large input costs no re-hash (below 1.2)", f"{ratio:.2f}", reached=ratio <= 1.2)
+        self.verdict(
+            "an unchanged large input costs no re-hash (below 1.2)", f"{ratio:.2f}", reached=ratio <= 1.2
+        )
 
     def all(self, *, quick: bool) -> None:
         """Run every case of the list."""
@@ -152,12 +159,18 @@ class Bench:
         count = 10 if quick else 100
         small = self.no_op(count, (ours, dvc, doit))
         ratio = small["dvc"] / small["ours"]
-        self.verdict(f"a no-op of {count} at least 8 times faster than dvc", f"{ratio:.1f} times", reached=ratio >= 8)
+        self.verdict(
+            f"a no-op of {count} at least 8 times faster than dvc", f"{ratio:.1f} times", reached=ratio >= 8
+        )
         ratio = small["ours"] / small["doit"]
-        self.verdict(f"a no-op of {count} not slower than doit", f"{ratio:.2f} of its time", reached=ratio <= 1)
+        self.verdict(
+            f"a no-op of {count} not slower than doit", f"{ratio:.2f} of its time", reached=ratio <= 1
+        )
         large = self.no_op(10 * count, (ours, doit))
         growth = large["ours"] / small["ours"]
-        self.verdict("ten times the stages in under 3 times the time", f"{growth:.2f} times", reached=growth < 3)
+        self.verdict(
+            "ten times the stages in under 3 times the time", f"{growth:.2f} times", reached=growth < 3
+        )
         self.large_input((16 if quick else 1024) << 20)
         self.fresh(count)
 
@@ -175,7 +188,9 @@ def main() -> int:
         print(f"{name:<28} {seconds * 1e3:>9.1f} ms")
     results = HERE / "results"
     results.mkdir(exist_ok=True)
-    (results / "latest.json").write_text(json.dumps({"seconds": bench.figures, "targets": bench.verdicts}, indent=2))
+    (results / "latest.json").write_text(
+        json.dumps({"seconds": bench.figures, "targets": bench.verdicts}, indent=2)
+    )
     return 0 if args.quick or all(reached for _, _, reached in bench.verdicts) else 1
 
 

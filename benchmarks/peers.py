@@ -56,7 +56,12 @@ def _write_doit(folder: Path, count: int, extra: str) -> None:
 
 
 PEERS = (
-    Peer("ours", (str(Path(__file__).parent.parent),), _write_ours, ("deploy-runner", "run", "pipeline.yaml", "-q")),
+    Peer(
+        "ours",
+        (str(Path(__file__).parent.parent),),
+        _write_ours,
+        ("deploy-runner", "run", "pipeline.yaml", "-q"),
+    ),
     Peer("dvc", ("dvc==3.67.1",), _write_dvc, ("dvc", "repro", "-q"), (("dvc", "init", "--no-scm", "-q"),)),
     Peer("doit", ("doit==0.37.0",), _write_doit, ("doit", "-v", "0")),
 )

@@ -153,7 +153,9 @@ class Crew:
 
     def _start(self, waiting: _Waiting) -> None:
         """Begin an action whose lock is held, unless another run has made it meanwhile."""
-        node, decision = waiting.node, self._planner.decide(waiting.node, waiting.upstream)
+        node, decision = waiting.node, waiting.decision
+        if decision.state != "miss" or self._store.records.get(decision.key) is not None:
+            decision = self._planner.decide(node, waiting.upstream)
         if decision.state == "hit" and not waiting.forced:
             waiting.lock.release()
             record = decision.record

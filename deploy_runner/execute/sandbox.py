@@ -17,7 +17,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from functools import cache
 
-__all__ = ["available", "confine", "interpreter_paths", "warm_up"]
+__all__ = ["Sandbox", "available", "interpreter_paths", "warm_up"]
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _RULE_PATH_BENEATH = 1
@@ -38,7 +38,7 @@ _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom", "/dev/shm",
 
 
 def available() -> str:
-    """Return in words what `confine` can use on this machine; this process is not confined."""
+    """Return in words what a Sandbox can use on this machine; this process is not confined."""
     abi = _abi()
     files = f"landlock (ABI {abi})" if abi else "no landlock: only Python's audit hook guards files"
     return f"{files}; {'no network in workers' if abi >= 4 or os.geteuid() == 0 else 'network open'}"
@@ -81,49 +81,67 @@ def warm_up() -> None:
     _abi()
 
 
-def confine(*, read: Iterable[str], write: Iterable[str], network: bool) -> list[str]:
-    """Confine this process and its children for good; return what was used, in words.
+class Sandbox:
+    """The confinement of one process, made ready before it is known what it will run.
 
-    It may read the system, the interpreter and `read`, and write below `write`. Never raises
-    for what the kernel doesn't have.
+    What takes time, the network namespace and the rules for the system's folders, is done when
+    the object is made; `close_up` adds the stage's own paths and confines for good. Nothing is
+    raised for what the kernel doesn't have.
     """
-    used = []
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if not network and _leave_network():
-        used.append("network namespace")
-    abi = _abi()
-    if abi and _landlock(abi, list(read), list(write), network=network):
-        used.append(f"landlock {abi}")
-    return used
+
+    def __init__(self, *, network: bool) -> None:
+        self.used: list[str] = []
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        self._abi = _abi()
+        if not network and _leave_network():
+            self.used.append("network namespace")
+        self._rights = _rights(self._abi)
+        self._ruleset = self._begin(network=network) if self._abi else -1
+
+    def _begin(self, *, network: bool) -> int:
+        net = _NET if not network else 0
+        attributes = struct.pack("Q", self._rights)
+        if self._abi >= 4:
+            attributes = struct.pack("QQ", self._rights, net)
+        ruleset: int = _libc().syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0)
+        if ruleset >= 0:
+            for path in (*_SYSTEM, *interpreter_paths()):
+                _allow(ruleset, path, _READ & self._rights)
+            for path in _DEVICES:
+                _allow(ruleset, path, self._rights)
+        return ruleset
+
+    def close_up(self, *, read: Iterable[str], write: Iterable[str]) -> list[str]:
+        """Confine this process and its children; return what was used, in words.
+
+        It may read the system, the interpreter and `read`, and write below `write`.
+        """
+        if self._ruleset >= 0:
+            for path in read:
+                _allow(self._ruleset, path, _READ & self._rights)
+            for path in write:
+                _allow(self._ruleset, path, self._rights)
+            _libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+            if _libc().syscall(_RESTRICT_SELF, self._ruleset, 0) == 0:
+                self.used.append(f"landlock {self._abi}")
+            os.close(self._ruleset)
+        return self.used
+
+
+def _rights(abi: int) -> int:
+    """Return the access rights that a version of landlock knows.
+
+    Device ioctls are left alone: a terminal's are harmless, and libraries probe them.
+    """
+    rights = _ALL_V1
+    rights |= _REFER if abi >= 2 else 0
+    rights |= _TRUNCATE if abi >= 3 else 0
+    return rights
 
 
 def _leave_network() -> bool:
     flags = _CLONE_NEWNET if os.geteuid() == 0 else _CLONE_NEWNET | _CLONE_NEWUSER
     return bool(_libc().unshare(flags) == 0)
-
-
-def _landlock(abi: int, read: list[str], write: list[str], *, network: bool) -> bool:
-    rights = _ALL_V1
-    rights |= _REFER if abi >= 2 else 0
-    rights |= _TRUNCATE if abi >= 3 else 0
-    # Device ioctls are left alone: a terminal's are harmless, and libraries probe them.
-    net = _NET if abi >= 4 and not network else 0
-    attributes = struct.pack("QQ", rights, net) if abi >= 4 else struct.pack("Q", rights)
-    libc = _libc()
-    ruleset = libc.syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0)
-    if ruleset < 0:
-        return False
-    try:
-        for path in (*_SYSTEM, *interpreter_paths(), *read):
-            _allow(ruleset, path, _READ & rights)
-        for path in _DEVICES:
-            _allow(ruleset, path, rights)
-        for path in write:
-            _allow(ruleset, path, rights)
-        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        return bool(libc.syscall(_RESTRICT_SELF, ruleset, 0) == 0)
-    finally:
-        os.close(ruleset)
 
 
 def _allow(ruleset: int, path: str, rights: int) -> None:

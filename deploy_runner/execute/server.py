@@ -20,7 +20,8 @@ import socket
 import sys
 from typing import Any
 
-from . import sandbox, worker
+from . import worker
+from .sandbox import Sandbox, warm_up
 
 __all__ = ["main"]
 
@@ -38,7 +39,7 @@ def main(fd: int, modules: list[str]) -> None:
         # The stage itself says what is missing, and how to install it.
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
-    sandbox.warm_up()
+    warm_up()
     gc.collect()
     gc.freeze()
     _Server(socket.socket(fileno=fd), libc).serve()
@@ -60,7 +61,7 @@ class _Server:
         selector = selectors.DefaultSelector()
         selector.register(self._channel, selectors.EVENT_READ)
         selector.register(self._wake_r, selectors.EVENT_READ)
-        self._fork_spare()
+        self._fork_spare(network=False)
         while True:
             for key, _ in selector.select():
                 if key.fileobj is self._channel:
@@ -81,24 +82,28 @@ class _Server:
         if message is None:
             return False
         body, log_fd = message
-        action = json.loads(body)["action"]
+        request = json.loads(body)
+        if self._spare is None or request["network"]:
+            self._fork_spare(network=request["network"])
         if self._spare is None:
-            self._fork_spare()
-        if self._spare is None:
-            self._say({"event": "exited", "action": action, "status": 0,
+            self._say({"event": "exited", "action": request["action"], "status": 0,
                        "error": "no process can be made for the worker"})  # fmt: skip
         else:
             pid, spare = self._spare
             with spare, contextlib.suppress(OSError):
                 _send(spare, body, log_fd)
             self._spare = None
-            self._workers[pid] = action
-            self._say({"event": "started", "action": action, "pid": pid})
-            self._fork_spare()
+            self._workers[pid] = request["action"]
+            self._say({"event": "started", "action": request["action"], "pid": pid})
+            self._fork_spare(network=False)
         os.close(log_fd)
         return True
 
-    def _fork_spare(self) -> None:
+    def _fork_spare(self, *, network: bool) -> None:
+        """Fork a worker that waits for its request; one that waits already is let go."""
+        if self._spare is not None:
+            self._spare[1].close()
+            self._spare = None
         ours, theirs = socket.socketpair()
         try:
             pid = os.fork()
@@ -107,11 +112,11 @@ class _Server:
         if pid == 0:
             ours.close()
             self._channel.close()
-            self._child(theirs)
+            self._child(theirs, network=network)
         theirs.close()
         self._spare = (pid, ours)
 
-    def _child(self, channel: socket.socket) -> None:
+    def _child(self, channel: socket.socket, *, network: bool) -> None:
         """Wait for a request, run it, and end; never returns."""
         code = 70
         try:
@@ -120,6 +125,7 @@ class _Server:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.setsid()
             self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            sandbox = Sandbox(network=network)
             message = _receive(channel)
             if message is None:
                 os._exit(0)
@@ -127,8 +133,9 @@ class _Server:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(log_fd, 1)
             os.dup2(log_fd, 2)
-            os.closerange(3, 256)
-            code = worker.run(json.loads(body))
+            os.close(log_fd)
+            channel.close()
+            code = worker.run(json.loads(body), sandbox)
         except BaseException:
             import traceback
 

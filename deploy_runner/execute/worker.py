@@ -25,7 +25,7 @@ from ..store.cas import copy_path, copy_pieces
 from ..types import Artifact
 from ..usercode import load
 from .audit import ReadGuard
-from .sandbox import confine, interpreter_paths
+from .sandbox import Sandbox, interpreter_paths
 
 __all__ = ["PROGRESS", "run"]
 
@@ -35,7 +35,7 @@ PROGRESS = "\x1eprogress\x1f"
 _MEMORY_SLACK_BYTES = 512 << 20
 
 
-def run(request: dict[str, Any]) -> int:
+def run(request: dict[str, Any], sandbox: Sandbox) -> int:
     """Run one request in this process, which ends afterwards; return its exit code."""
     result_fd = os.open(request["result"], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     guard = ReadGuard("/nonexistent", "", ())
@@ -43,7 +43,7 @@ def run(request: dict[str, Any]) -> int:
     result: dict[str, Any] = {}
     try:
         inputs = _stage_inputs(request)
-        result["sandbox"] = _confine(request)
+        result["sandbox"] = _confine(request, sandbox)
         cls = load_class(request["module"], request["class_name"], request["stage_dir"])
         ctx = _context(request)
         params, stage_inputs, outputs = _models(cls, request, inputs)
@@ -92,7 +92,7 @@ def _stage_inputs(request: dict[str, Any]) -> dict[str, Path]:
     return placed
 
 
-def _confine(request: dict[str, Any]) -> list[str]:
+def _confine(request: dict[str, Any], sandbox: Sandbox) -> list[str]:
     os.environ.clear()
     os.environ.update(request["env"])
     if request["memory_bytes"]:
@@ -100,7 +100,7 @@ def _confine(request: dict[str, Any]) -> list[str]:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     code = [path for path, _ in request["code"].values()]
     read = [*code, request["stage_dir"], *request["readable"]]
-    return confine(read=read, write=[request["work"]], network=request["network"])
+    return sandbox.close_up(read=read, write=[request["work"]])
 
 
 def _guard(request: dict[str, Any]) -> ReadGuard:

@@ -47,7 +47,9 @@ def test_every_pipeline_in_the_docs_compiles(text: str, tmp_path: Path) -> None:
 
 
 def test_the_matrix_of_the_docs_runs(tmp_path: Path) -> None:
-    text = next(t for k, t in BLOCK.findall((ROOT / "docs/writing-a-pipeline.md").read_text()) if "matrix: {name" in t)
+    text = next(
+        t for k, t in BLOCK.findall((ROOT / "docs/writing-a-pipeline.md").read_text()) if "matrix: {name" in t
+    )
     project = Project(tmp_path / "p")
     project.write("pipeline.yaml", text)
     assert project.run()["ran"] == 4
@@ -142,6 +144,10 @@ def test_pip_install_alone_gives_the_command_line_without_torch(tmp_path: Path) 
     )
     for verb in (["run", "--force"], ["stages"], ["schema"], ["plan"], ["doctor"]):
         done = subprocess.run(
-            [sys.executable, "-c", blocked, *verb], cwd=project.folder, capture_output=True, text=True, check=False
+            [sys.executable, "-c", blocked, *verb],
+            cwd=project.folder,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
