@@ -25,6 +25,7 @@ class ForkServer:
             "TZ": "UTC",
             "PYTHONHASHSEED": "0",
             "PYTHONDONTWRITEBYTECODE": "1",
+            "PYDANTIC_DISABLE_PLUGINS": "__all__",
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
         }

@@ -40,7 +40,6 @@ def main(fd: int, modules: list[str]) -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
     warm_up()
-    gc.collect()
     gc.freeze()
     _Server(socket.socket(fileno=fd), libc).serve()
 

@@ -215,9 +215,7 @@ class Store:
     def _place(self, path: str, digest: str) -> None:
         target = self._object(digest)
         folder = os.path.dirname(target)
-        if not os.path.isdir(folder):
-            os.makedirs(folder, exist_ok=True)
-            fsync_folder(self._objects)
+        os.makedirs(folder, exist_ok=True)
         os.rename(path, target)
         fsync_folder(folder)
 
