@@ -1,4 +1,8 @@
-"""A pipeline's tree → its compiled graph; every problem of the file is gathered first."""
+"""A pipeline's tree → its compiled graph; every problem of the file is gathered first.
+
+The module is long because one builder gathers the problems of all parts: structure, matrix,
+parameters, inputs, order, in this sequence.
+"""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ def chain(project: Project) -> Project:
 
 
 @pytest.fixture
-def unused_port() -> Iterator[int]:
+def used_port() -> Iterator[int]:
     """A port of loopback on which something listens."""
     import socket
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from ..errors import DeployRunnerError, StageError
 from ..plan import Decision, Outputs, Planner
-from ..store.cas import Store, remove_tree
+from ..store.cas import Store
+from ..store.copies import remove_tree
 from ..store.locks import Lock
 from ..types import Event, Graph, StageNode, StageResult, State
 from .action import Action, finish, live_environment, request, secrets_of

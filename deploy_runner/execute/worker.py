@@ -21,7 +21,7 @@ from typing import Any
 from ..errors import DeployRunnerError
 from ..registry import load_class
 from ..sdk import Context, Stage
-from ..store.cas import copy_path, copy_pieces
+from ..store.copies import copy_path, copy_pieces
 from ..types import Artifact
 from ..usercode import load
 from .audit import ReadGuard

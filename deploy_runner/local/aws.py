@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import socket
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -179,7 +181,13 @@ def main(argv: list[str] | None = None) -> int:
 
     extend_moto()
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=args.port, verbose=False)
-    server.start()
+    try:
+        with socket.create_server(("127.0.0.1", args.port)):
+            pass  # moto's server starts in a thread, where a refusal would be lost.
+        server.start()
+    except OSError as error:
+        print(f"error: port {args.port} can't be used: {os.strerror(error.errno or 0)}", file=sys.stderr)  # noqa: T201
+        return 2
     host, port = server.get_host_and_port()
     print(json.dumps({"url": f"http://{host}:{port}"}), flush=True)  # noqa: T201
     sys.stdin.read()

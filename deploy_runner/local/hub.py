@@ -8,6 +8,9 @@
 Repositories, atomic commits, `parent_commit` conflicts, LFS (basic and multipart), branches, tags,
 pull requests, private repositories and downloads with ranges. No Xet: clients need
 HF_HUB_DISABLE_XET=1.
+
+The module is long because one class answers the whole protocol, a short method a route; what is
+kept is in `hub_state`.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import re
 import sys
 import threading
@@ -518,7 +522,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, required=True, help="where everything is kept")
     parser.add_argument("--port", type=int, default=0, help="default: a free one")
     args = parser.parse_args(argv)
-    with LocalHub(args.root, port=args.port) as hub:
+    try:
+        running = LocalHub(args.root, port=args.port)
+    except OSError as error:
+        print(f"error: port {args.port} can't be used: {os.strerror(error.errno or 0)}", file=sys.stderr)  # noqa: T201
+        return 2
+    with running as hub:
         print(json.dumps({"url": hub.url}), flush=True)  # noqa: T201
         sys.stdin.read()
     return 0

@@ -11,31 +11,23 @@ from __future__ import annotations
 import json
 import os
 import stat as stat_module
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ..errors import StoreError
 from ..types import Artifact, Json
-from .files import copy_private, fsync_folder, read_or_none, store_error
+from .copies import Piece, copy_pieces, remove_tree
+from .files import fsync_folder, read_or_none, store_error
+from .folders import Member, folder_artifact, manifest, sha256_bytes, stay_inside, walk
 from .locks import Lock
 from .records import Records, listdir
 from .stat import StatMemo, fingerprint, sha256_file
 
-__all__ = ["Member", "Piece", "Presence", "Store", "VerifyReport", "copy_path", "copy_pieces"]
+__all__ = ["Presence", "Store", "VerifyReport"]
 
 Presence = Literal["present", "missing", "damaged"]
-Piece = tuple[str, str, int]
-
-
-class Member(NamedTuple):
-    """One file of a folder artifact; `path` is relative, with `/`."""
-
-    path: str
-    digest: str
-    size: int
-    executable: bool
 
 
 class VerifyReport(NamedTuple):
@@ -128,7 +120,7 @@ class Store:
     def members(self, artifact: Artifact) -> list[Member]:
         """Return the files of a folder artifact. Raises StoreError if its manifest is lost."""
         data = read_or_none(self._object(artifact.digest))
-        if data is None or _sha256(data) != artifact.digest:
+        if data is None or sha256_bytes(data) != artifact.digest:
             raise StoreError(f"the manifest of folder {artifact.digest} is lost or damaged",
                              fix="run again: it is healed by re-making it")  # fmt: skip
         return [Member(m["path"], m["digest"], m["size"], m["x"]) for m in json.loads(data)]
@@ -161,13 +153,13 @@ class Store:
         Unchanged files are not read again. Raises OSError where it can't be read, StoreError
         for a link that leaves `root`, or something that is neither file nor folder.
         """
-        _stay_inside(path, root)
+        stay_inside(path, root)
         if os.path.isdir(path):
             members = [
                 Member(name, self.memo.digest(full), st.st_size, bool(st.st_mode & 0o111))
-                for name, full, st in _walk(path)
+                for name, full, st in walk(path)
             ]
-            return _folder(members)
+            return folder_artifact(members)
         state = os.stat(path)
         if not stat_module.S_ISREG(state.st_mode):
             raise StoreError(f"{path} is neither a file nor a folder")
@@ -186,9 +178,9 @@ class Store:
             if not stat_module.S_ISDIR(os.lstat(name).st_mode):
                 member = self._ingest_file(name, path.name)
                 return Artifact(member.digest, "file", member.size)
-            members = [self._ingest_file(full, rel) for rel, full, _ in _walk(name)]
-            folder = _folder(members)
-            self._put_bytes(_manifest(members), folder.digest)
+            members = [self._ingest_file(full, rel) for rel, full, _ in walk(name)]
+            folder = folder_artifact(members)
+            self._put_bytes(manifest(members), folder.digest)
         except OSError as error:
             raise store_error(error, name) from error
         return folder
@@ -316,115 +308,3 @@ class Store:
         for key in refused:
             self.records.remove(key)
         return VerifyReport(count, total, tuple(damaged), len(keys), refused)
-
-
-def copy_pieces(pieces: Iterable[Piece], target: Path, *, folder: bool) -> None:
-    """Copy the pieces of an artifact to `target`. Raises StoreError."""
-    try:
-        if folder:
-            target.mkdir()
-        for source, name, mode in pieces:
-            place = target / name if name else target
-            if name:
-                place.parent.mkdir(parents=True, exist_ok=True)
-            copy_private(source, place, mode)
-    except OSError as error:
-        raise store_error(error, target) from error
-
-
-def copy_path(source: str, target: Path, expected: Artifact, root: str) -> None:
-    """Copy a file or folder of the project to `target`, and check that it is `expected`.
-
-    Raises StoreError where the content is not what it was when the key was made.
-    """
-    try:
-        _stay_inside(source, root)
-        if expected.kind == "file":
-            copy_private(os.path.realpath(source), target, 0o644)
-            found = Artifact(sha256_file(str(target)), "file", expected.size)
-        else:
-            target.mkdir()
-            found = _folder([_copy_member(*entry, target) for entry in _walk(source)])
-    except OSError as error:
-        raise store_error(error, source) from error
-    if found.digest != expected.digest:
-        raise StoreError(f"{source} changed while the run was going on", fix="run again")
-
-
-def _copy_member(name: str, full: str, st: os.stat_result, target: Path) -> Member:
-    place = target / name
-    place.parent.mkdir(parents=True, exist_ok=True)
-    executable = bool(st.st_mode & 0o111)
-    copy_private(full, place, 0o755 if executable else 0o644)
-    return Member(name, sha256_file(str(place)), place.stat().st_size, executable)
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a folder and all in it, whatever the modes a stage gave its files."""
-    import shutil
-
-    def make_writable(function: object, name: str, info: object) -> None:
-        for place in (os.path.dirname(name), name):
-            try:
-                os.chmod(place, 0o700)
-            except OSError:
-                continue
-        shutil.rmtree(name, ignore_errors=True)
-        try:
-            os.unlink(name)
-        except OSError:
-            return
-
-    shutil.rmtree(path, onerror=make_writable)
-
-
-def _sha256(data: bytes) -> str:
-    from hashlib import sha256
-
-    return sha256(data).hexdigest()
-
-
-def _manifest(members: list[Member]) -> bytes:
-    rows: list[Mapping[str, object]] = [
-        {"digest": m.digest, "path": m.path, "size": m.size, "x": m.executable}
-        for m in sorted(members, key=lambda m: m.path)
-    ]
-    return json.dumps(rows, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _folder(members: list[Member]) -> Artifact:
-    return Artifact(_sha256(_manifest(members)), "folder", sum(m.size for m in members))
-
-
-def _walk(folder: str) -> Iterator[tuple[str, str, os.stat_result]]:
-    """Yield (relative path, path, stat) of the files below a folder, sorted.
-
-    Raises StoreError for a link, a special file, or an unprintable name.
-    """
-    pending = [("", folder)]
-    files: list[tuple[str, str, os.stat_result]] = []
-    while pending:
-        prefix, place = pending.pop()
-        with os.scandir(place) as entries:
-            for entry in entries:
-                name = f"{prefix}{entry.name}"
-                if not entry.name.isprintable():
-                    raise StoreError(f"{name!r} has a name that can't be kept")
-                if entry.is_symlink():
-                    raise StoreError(f"{entry.path} is a symbolic link inside a folder", fix="copy it there")
-                st = entry.stat()
-                if stat_module.S_ISDIR(st.st_mode):
-                    pending.append((f"{name}/", entry.path))
-                elif stat_module.S_ISREG(st.st_mode):
-                    files.append((name, entry.path, st))
-                else:
-                    raise StoreError(f"{entry.path} is neither a file nor a folder")
-    return iter(sorted(files))
-
-
-def _stay_inside(path: str, root: str) -> None:
-    """Refuse a path that a link leads out of the project."""
-    real = os.path.realpath(path)
-    base = os.path.realpath(root)
-    if real != base and not real.startswith(base + os.sep):
-        raise StoreError(f"{path} leads out of the project, to {real}", fix="copy it into it")

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from ..errors import StoreError
 from ..types import Artifact, Json
-from .cas import Store, remove_tree
+from .cas import Store
+from .copies import remove_tree
 from .locks import Lock
 from .records import listdir
 

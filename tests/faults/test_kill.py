@@ -91,6 +91,20 @@ def running(command: str) -> bool:
     )
 
 
+def test_a_read_only_store_is_one_sentence(project: Project, tmp_path: Path) -> None:
+    home = tmp_path / "small"
+    home.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(home)], check=False).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        project.pipeline("a: {uses: text.upper, inputs: {text: in.txt}}")
+        done = project.cli("run", exits=1, DEPLOY_RUNNER_HOME=str(home))
+        assert "Read-only file system" in done.stderr
+        assert "set DEPLOY_RUNNER_HOME to a folder that can be written" in done.stderr
+    finally:
+        subprocess.run(["umount", "-l", str(home)], check=True)
+
+
 def test_a_full_disk_is_one_sentence_and_the_run_completes_once_there_is_room(
     project: Project, tmp_path: Path
 ) -> None:

@@ -210,8 +210,8 @@ def test_a_stage_cannot_write_outside_of_its_workdir(project: Project) -> None:
     assert not target.exists()
 
 
-def test_a_stage_has_no_network(project: Project, unused_port: int) -> None:
-    project.pipeline(f'caller: {{uses: text.odd, with: {{how: connect, path: "{unused_port}"}}}}')
+def test_a_stage_has_no_network(project: Project, used_port: int) -> None:
+    project.pipeline(f'caller: {{uses: text.odd, with: {{how: connect, path: "{used_port}"}}}}')
     error = project.run(exits=1)["stages"]["caller"]["error"]
     assert "Error" in error
 

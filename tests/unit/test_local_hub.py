@@ -151,6 +151,19 @@ def test_a_path_that_leaves_the_repository_is_refused(hub: LocalHub, api: Any) -
             urllib.request.urlopen(request)
 
 
+@pytest.mark.parametrize("server", ["hub", "aws"])
+def test_a_port_in_use_is_one_sentence(server: str, used_port: int, tmp_path: Path) -> None:
+    root = ["--root", str(tmp_path)] if server == "hub" else []
+    done = subprocess.run(
+        [sys.executable, "-m", f"deploy_runner.local.{server}", "--port", str(used_port), *root],
+        capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: port {used_port} can't be used: Address already in use\n",
+    )
+
+
 def test_it_runs_as_a_command_and_keeps_its_state(tmp_path: Path) -> None:
     from huggingface_hub import HfApi
 

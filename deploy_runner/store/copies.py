@@ -1,0 +1,78 @@
+"""Private copies of artifacts and of project files, and the removal of what a stage left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..errors import StoreError
+from ..types import Artifact
+from .files import copy_private, store_error
+from .folders import Member, folder_artifact, stay_inside, walk
+from .stat import sha256_file
+
+__all__ = ["Piece", "copy_path", "copy_pieces", "remove_tree"]
+
+Piece = tuple[str, str, int]
+"""(source file, name inside the target or nothing, mode)."""
+
+
+def copy_pieces(pieces: Iterable[Piece], target: Path, *, folder: bool) -> None:
+    """Copy the pieces of an artifact to `target`. Raises StoreError."""
+    try:
+        if folder:
+            target.mkdir()
+        for source, name, mode in pieces:
+            place = target / name if name else target
+            if name:
+                place.parent.mkdir(parents=True, exist_ok=True)
+            copy_private(source, place, mode)
+    except OSError as error:
+        raise store_error(error, target) from error
+
+
+def copy_path(source: str, target: Path, expected: Artifact, root: str) -> None:
+    """Copy a file or folder of the project to `target`, and check that it is `expected`.
+
+    Raises StoreError where the content is not what it was when the key was made.
+    """
+    try:
+        stay_inside(source, root)
+        if expected.kind == "file":
+            copy_private(os.path.realpath(source), target, 0o644)
+            found = Artifact(sha256_file(str(target)), "file", expected.size)
+        else:
+            target.mkdir()
+            found = folder_artifact([_copy_member(*entry, target) for entry in walk(source)])
+    except OSError as error:
+        raise store_error(error, source) from error
+    if found.digest != expected.digest:
+        raise StoreError(f"{source} changed while the run was going on", fix="run again")
+
+
+def _copy_member(name: str, full: str, st: os.stat_result, target: Path) -> Member:
+    place = target / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    executable = bool(st.st_mode & 0o111)
+    copy_private(full, place, 0o755 if executable else 0o644)
+    return Member(name, sha256_file(str(place)), place.stat().st_size, executable)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder and all in it, whatever the modes a stage gave its files."""
+    import shutil
+
+    def make_writable(function: object, name: str, info: object) -> None:
+        for place in (os.path.dirname(name), name):
+            try:
+                os.chmod(place, 0o700)
+            except OSError:
+                continue
+        shutil.rmtree(name, ignore_errors=True)
+        try:
+            os.unlink(name)
+        except OSError:
+            return
+
+    shutil.rmtree(path, onerror=make_writable)
