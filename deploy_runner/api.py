@@ -23,6 +23,7 @@ from .store.files import write_atomic
 from .types import Event, Graph, StageResult
 
 if TYPE_CHECKING:
+    from .execute.fork import ForkServer
     from .plan import Explanation, Plan, Planner
     from .store.cas import Store
 
@@ -65,17 +66,21 @@ def load(
     config: Sequence[str | os.PathLike[str]] = (),
     sets: Sequence[str] = (),
     environ: Mapping[str, str] | None = None,
+    on_compile: Callable[[], None] | None = None,
 ) -> Pipeline:
     """Read and check a pipeline with its overlays (`config`) and `--set` expressions (`sets`).
 
     Raises SpecError with every problem of the file, or UsageError where there is no such file.
-    Nothing is written where the pipeline is refused.
+    Nothing is written where the pipeline is refused. `on_compile` is called where the compiled form
+    is not in the store, before the work of compiling begins.
     """
     environ = os.environ if environ is None else environ
     path = Path(pipeline)
     home = home_of(path, environ)
     overlays = [Path(overlay) for overlay in config]
-    graph = compile_pipeline(path, overlays=overlays, sets=list(sets), environ=environ, home=home)
+    graph = compile_pipeline(
+        path, overlays=overlays, sets=list(sets), environ=environ, home=home, on_compile=on_compile
+    )
     return Pipeline(graph, home, environ)
 
 
@@ -99,12 +104,13 @@ def run(
     fail_fast: bool = False,
     force: bool = False,
     keep_workdirs: bool = False,
+    early: ForkServer | None = None,
 ) -> RunRecord:
     """Make what `stages` (all, if empty) need and lack; return the run's record.
 
     A stage that fails is in the record, not raised; `record.exit_code` says how the run ended.
-    `on_event` sees every event in order. Raises UsageError for an unknown stage, and StoreError
-    where the store can't be written.
+    `on_event` sees every event in order; `early` is a fork server that was started ahead. Raises
+    UsageError for an unknown stage, and StoreError where the store can't be written.
     """
     from .execute.local import execute
 
@@ -129,6 +135,7 @@ def run(
         force=force,
         keep_workdirs=keep_workdirs,
         environ=pipeline.environ,
+        early=early,
     )
     record = recorder.finish(results, now_s=time.time(), exit_code=_exit_code(results))
     if any(result.state != "hit" for result in results.values()):

@@ -271,8 +271,8 @@ def _print_json(value: object) -> None:
 def _run(args: argparse.Namespace) -> int:
     from .verbs import run
 
-    pipeline, names = _load(args)
-    return run(pipeline, names, args)
+    path, names = _path_and_names(args)
+    return run(path, names, args)
 
 
 def _plan(args: argparse.Namespace) -> int:

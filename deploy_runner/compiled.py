@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,13 @@ def compile_pipeline(
     sets: Sequence[str] = (),
     environ: Mapping[str, str] = os.environ,
     home: Path | None = None,
+    on_compile: Callable[[], None] | None = None,
 ) -> Graph:
     """Return the compiled pipeline.
 
     Raises SpecError with every problem of the file, UsageError where a file is missing. The
-    compiled form is kept in `home`, if that can be written.
+    compiled form is kept in `home`, if that can be written; where it isn't there, `on_compile` is
+    called before the work begins.
     """
     if home is None:
         configured = environ.get("DEPLOY_RUNNER_HOME")
@@ -60,6 +62,8 @@ def compile_pipeline(
     known = _read(cache, environ)
     if known is not None:
         return known
+    if on_compile is not None:
+        on_compile()
     graph, env_names, files = _compile(path, overlays, sets, environ)
     if home.parent.is_dir():
         _write(cache, graph, {name: environ.get(name) for name in env_names}, files)

@@ -19,13 +19,33 @@ from .types import Artifact, Event, Json, StageResult
 
 if TYPE_CHECKING:
     from .api import Pipeline
+    from .execute.fork import ForkServer
 
 _KEPT_RUNS = 10
 
 __all__ = ["cache", "diff", "explain", "get", "plan", "run", "show", "stages"]
 
 
-def run(pipeline: Pipeline, names: list[str], args: argparse.Namespace) -> int:
+def run(path: str, names: list[str], args: argparse.Namespace) -> int:
+    """Load and run; where the pipeline must be compiled, the fork server starts meanwhile."""
+    from .api import load
+
+    early: list[ForkServer] = []
+
+    def start_server() -> None:
+        from .execute.fork import ForkServer
+
+        early.append(ForkServer(threads=1))
+
+    try:
+        pipeline = load(path, config=args.config, sets=args.sets, on_compile=start_server)
+        return _run(pipeline, names, args, early[0] if early else None)
+    finally:
+        for server in early:
+            server.stop()
+
+
+def _run(pipeline: Pipeline, names: list[str], args: argparse.Namespace, early: ForkServer | None) -> int:
     """Run and show it; append the job summary where GitHub asks for one."""
     from . import api
     from .report.terminal import Silent, choose
@@ -51,6 +71,7 @@ def run(pipeline: Pipeline, names: list[str], args: argparse.Namespace) -> int:
             fail_fast=args.fail_fast,
             force=args.force,
             keep_workdirs=args.keep_workdirs,
+            early=early,
         )
     finally:
         reporter.finish(results, time.monotonic() - started_s)

@@ -57,7 +57,9 @@ class Crew:
         cpu: int | None,
         memory_bytes: int | None,
         keep_workdirs: bool,
+        early: ForkServer | None,
     ) -> None:
+        self._early = early
         self.interrupted = False
         self._graph = graph
         self._planner = planner
@@ -223,8 +225,9 @@ class Crew:
             nodes = [n for n in self._nodes if bool(n.preload) == heavy]
             modules = dict.fromkeys(m for n in nodes for m in n.preload)
             modules |= dict.fromkeys(n.module for n in nodes if n.module.startswith(_BUILTIN))
-            home = str(self._store.new_tmp())
-            server = ForkServer(list(modules), threads=self._cpu, home=home)
+            server = None if heavy else self._early
+            server = server or ForkServer(threads=self._cpu)
+            server.preload(list(modules))
             self._servers[heavy] = server
             self._selector.register(server.channel, selectors.EVENT_READ, lambda: self._answered(heavy))
         return self._servers[heavy]

@@ -16,11 +16,11 @@ __all__ = ["ForkServer"]
 class ForkServer:
     """One fork server process. `channel` is what a selector waits on."""
 
-    def __init__(self, modules: Sequence[str], *, threads: int, home: str) -> None:
+    def __init__(self, *, threads: int) -> None:
         self.channel, theirs = socket.socketpair()
         env = {
             "PATH": os.environ.get("PATH", os.defpath),
-            "HOME": home,
+            "HOME": "/nonexistent",
             "LC_ALL": "C.UTF-8",
             "TZ": "UTC",
             "PYTHONHASHSEED": "0",
@@ -38,7 +38,7 @@ class ForkServer:
         ]
         with theirs:
             self._process = subprocess.Popen(
-                [*command, *modules],
+                command,
                 env=env,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -46,6 +46,11 @@ class ForkServer:
                 start_new_session=True,
             )
         self._unread = b""
+
+    def preload(self, modules: Sequence[str]) -> None:
+        """Have the server import modules, for the workers that it forks from then on."""
+        body = json.dumps({"preload": list(modules)}).encode()
+        self.channel.sendall(len(body).to_bytes(4, "big") + body)
 
     def spawn(self, request: dict[str, Any], log_fd: int) -> None:
         """Ask for a worker; `log_fd` becomes its standard output and error."""

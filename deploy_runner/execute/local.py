@@ -20,6 +20,7 @@ from ..types import Artifact, Event, Graph, StageNode, StageResult
 
 if TYPE_CHECKING:
     from .crew import Crew
+    from .fork import ForkServer
 
 __all__ = ["execute"]
 
@@ -38,12 +39,13 @@ def execute(
     force: bool = False,
     keep_workdirs: bool = False,
     environ: Mapping[str, str] = os.environ,
+    early: ForkServer | None = None,
 ) -> dict[str, StageResult]:
     """Make what the targets (all, if None) need and lack; return every stage's result.
 
     A stage that fails is in the results, not raised. SIGINT and SIGTERM stop the workers; what
-    is not finished is "interrupted". Raises UsageError for an unknown target and StoreError
-    where the store can't be used.
+    is not finished is "interrupted". `early` is a fork server that was started ahead. Raises
+    UsageError for an unknown target and StoreError where the store can't be used.
     """
     wanted = select(graph, targets)
     forced = frozenset(
@@ -56,7 +58,7 @@ def execute(
 
         return Crew(
             graph, planner, store, wanted, emit, run_folder, environ,
-            cpu=cpu, memory_bytes=memory_bytes, keep_workdirs=keep_workdirs,
+            cpu=cpu, memory_bytes=memory_bytes, keep_workdirs=keep_workdirs, early=early,
         )  # fmt: skip
 
     with store.hold():

@@ -29,16 +29,12 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
-def main(fd: int, modules: list[str]) -> None:
-    """Serve requests on the socket `fd` until it closes. A module that is missing is left out."""
+def main(fd: int) -> None:
+    """Serve requests on the socket `fd` until it closes."""
     libc = ctypes.CDLL(None)
     # Orphans of a worker come to this process, which can then wait for all of a group to die.
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for module in modules:
-        # The stage itself says what is missing, and how to install it.
-        with contextlib.suppress(ImportError):
-            importlib.import_module(module)
     warm_up()
     gc.freeze()
     _Server(socket.socket(fileno=fd), libc).serve()
@@ -82,6 +78,9 @@ class _Server:
             return False
         body, log_fd = message
         request = json.loads(body)
+        if "preload" in request:
+            self._preload(request["preload"])
+            return True
         if self._spare is None or request["network"]:
             self._fork_spare(network=request["network"])
         if self._spare is None:
@@ -97,6 +96,14 @@ class _Server:
             self._fork_spare(network=False)
         os.close(log_fd)
         return True
+
+    def _preload(self, modules: list[str]) -> None:
+        """Import modules; one that is missing is left out, and the stage says how to install it."""
+        for module in modules:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(module)
+        gc.freeze()
+        self._fork_spare(network=False)
 
     def _fork_spare(self, *, network: bool) -> None:
         """Fork a worker that waits for its request; one that waits already is let go."""
@@ -178,7 +185,7 @@ def _send(channel: socket.socket, body: bytes, log_fd: int) -> None:
 
 
 def _receive(channel: socket.socket) -> tuple[bytes, int] | None:
-    """Return a request's body and its log descriptor, or None where the channel has closed."""
+    """Return a message's body and its descriptor (or -1), or None where the channel has closed."""
     try:
         data, fds, _, _ = socket.recv_fds(channel, 4, 1)
         if not data:
@@ -194,8 +201,8 @@ def _receive(channel: socket.socket) -> tuple[bytes, int] | None:
             body += chunk
     except ConnectionResetError:
         return None
-    return bytes(body), fds[0]
+    return bytes(body), fds[0] if fds else -1
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2:])
+    main(int(sys.argv[1]))
