@@ -73,6 +73,8 @@ def compile_pipeline(
 def _compile(
     path: Path, overlays: Sequence[Path], sets: Sequence[str], environ: Mapping[str, str]
 ) -> tuple[Graph, frozenset[str], list[str]]:
+    # Looking for pydantic's plugins reads the metadata of every installed package.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from .build import build
     from .overlay import DEFAULT_OVERLAY, load_document
     from .registry import Registry

@@ -167,27 +167,30 @@ def live_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 def finish(
     action: Action, status: int, store: Store, graph: Graph, *, seconds: float, spawn_error: str
-) -> StageResult:
-    """Return how the stage ended; on success its outputs are in the store and recorded."""
+) -> tuple[StageResult, ActionRecord | None]:
+    """Return how the stage ended, and the record to put before its lock is given back.
+
+    On success its outputs are in the store.
+    """
     node, decision = action.node, action.decision
     result = _read_result(action.folder / "result.json")
     figures: dict[str, Json] = action.redactor.json(result.get("figures", {}))
     ended = StageResult(node.id, "failed", decision.key, {}, figures, seconds, decision.reason)
     try:
         if action.stopping == "interrupted":
-            return ended._replace(state="interrupted", reason="the run was interrupted")
+            return ended._replace(state="interrupted", reason="the run was interrupted"), None
         _raise_failure(action, status, result, spawn_error)
         outputs = _ingest(action, store)
-        if not (node.converges and graph.live):
-            store.records.put(ActionRecord(
-                decision.key, node.uses, outputs, figures, decision.preimage, seconds))  # fmt: skip
     except DeployRunnerError as error:
         message = action.redactor.text(str(error))
-        return ended._replace(error=message, exit_code=error.exit_code)
+        return ended._replace(error=message, exit_code=error.exit_code), None
     state: State = "healed" if decision.state == "heal" else "ran"
     if node.converges and graph.live and result.get("converged"):
         state = "converged"
-    return ended._replace(state=state, outputs=outputs)
+    if node.converges and graph.live:
+        return ended._replace(state=state, outputs=outputs), None
+    record = ActionRecord(decision.key, node.uses, outputs, figures, decision.preimage, seconds)
+    return ended._replace(state=state, outputs=outputs), record
 
 
 def _read_result(path: Path) -> dict[str, Any]:

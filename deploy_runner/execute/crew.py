@@ -17,6 +17,7 @@ from ..plan import Decision, Outputs, Planner
 from ..store.cas import Store
 from ..store.copies import remove_tree
 from ..store.locks import Lock
+from ..store.records import ActionRecord
 from ..types import Event, Graph, StageNode, StageResult, State
 from .action import Action, finish, live_environment, request, secrets_of
 from .fork import ForkServer
@@ -77,6 +78,7 @@ class Crew:
         self._count = 0
         self._done: list[StageResult] = []
         self._trash: list[Path] = []
+        self._unrecorded: list[tuple[Lock, ActionRecord | None]] = []
         self._selector = selectors.DefaultSelector()
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._selector.register(self._wake_r, selectors.EVENT_READ, self._woken)
@@ -242,13 +244,27 @@ class Crew:
             self._start_ready()
             if self._done:
                 break
-            while self._trash:  # Now, because the stages that waited for these have started.
-                remove_tree(self._trash.pop())
+            self._tidy()
             for key, _ in self._selector.select(self._timeout()):
                 key.data()
             self._enforce_limits()
         done, self._done = self._done, []
         return done
+
+    def _tidy(self) -> None:
+        """Put records and remove folders: now, because the stages that waited have started.
+
+        A lock is given back only when its record is there, so that no other run does the work again.
+        """
+        while self._unrecorded:
+            lock, record = self._unrecorded.pop()
+            try:
+                if record is not None:
+                    self._store.records.put(record)
+            finally:
+                lock.release(remove=True)
+        while self._trash:
+            remove_tree(self._trash.pop())
 
     def _timeout(self) -> float | None:
         now = time.monotonic()
@@ -341,10 +357,8 @@ class Crew:
         self._close_pipe(action)
         action.close()
         del self._running[action.folder.name]
-        try:
-            result = finish(action, status, self._store, self._graph, seconds=seconds, spawn_error=error)
-        finally:
-            action.lock.release(remove=True)
+        result, record = finish(action, status, self._store, self._graph, seconds=seconds, spawn_error=error)
+        self._unrecorded.append((action.lock, record))
         if self._keep:
             kept = self._run_folder / "workdirs" / action.node.id
             kept.parent.mkdir(parents=True, exist_ok=True)
@@ -357,6 +371,12 @@ class Crew:
         """Stop what still runs, the servers, and give the signals back."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        try:
+            self._tidy()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
         for action in self._running.values():
             action.signal(signal.SIGKILL)
             action.close()
