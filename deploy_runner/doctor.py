@@ -113,8 +113,8 @@ def _credentials(graph: Graph, environ: Mapping[str, str]) -> Iterator[Check]:
         yield Check("credentials", True, "none needed: the target is a dry run")
         return
     if any(not n.uses.endswith(".hub") for n in pushes):
-        home = Path(environ.get("HOME", "~")).expanduser()
-        found = any(v in environ for v in _AWS_VARIABLES) or (home / ".aws/credentials").exists()
+        known = os.path.join(environ.get("HOME", ""), ".aws/credentials")
+        found = any(v in environ for v in _AWS_VARIABLES) or os.path.exists(known)
         yield Check("AWS credentials", found, "found" if found else "none found",
                     "export AWS_PROFILE=…, or use OIDC in CI")  # fmt: skip
     if any(n.uses.endswith(".hub") for n in pushes):

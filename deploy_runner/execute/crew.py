@@ -229,7 +229,7 @@ class Crew:
             modules |= dict.fromkeys(n.module for n in nodes if n.module.startswith(_BUILTIN))
             server = None if heavy else self._early
             server = server or ForkServer(threads=self._cpu)
-            server.preload(list(modules))
+            server.preload(list(modules), home=str(self._store.new_tmp()))
             self._servers[heavy] = server
             self._selector.register(server.channel, selectors.EVENT_READ, lambda: self._answered(heavy))
         return self._servers[heavy]

@@ -47,9 +47,12 @@ class ForkServer:
             )
         self._unread = b""
 
-    def preload(self, modules: Sequence[str]) -> None:
-        """Have the server import modules, for the workers that it forks from then on."""
-        body = json.dumps({"preload": list(modules)}).encode()
+    def preload(self, modules: Sequence[str], *, home: str) -> None:
+        """Have the server import modules, for the workers that it forks from then on.
+
+        Some libraries write to the home folder when they are imported: `home` is theirs.
+        """
+        body = json.dumps({"preload": list(modules), "home": home}).encode()
         self.channel.sendall(len(body).to_bytes(4, "big") + body)
 
     def spawn(self, request: dict[str, Any], log_fd: int) -> None:

@@ -79,6 +79,7 @@ class _Server:
         body, log_fd = message
         request = json.loads(body)
         if "preload" in request:
+            os.environ["HOME"] = request["home"]
             self._preload(request["preload"])
             return True
         if self._spare is None or request["network"]:

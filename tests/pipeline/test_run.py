@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Project
+from tests.conftest import DIGITS, Project
 
 
 def test_a_fresh_run_makes_everything_and_a_second_run_nothing(chain: Project) -> None:
@@ -222,6 +223,15 @@ def test_a_worker_inherits_no_environment_but_what_is_declared(project: Project)
     names = project.output("odd", WANTED="yes").decode().splitlines()
     assert "WANTED" in names
     assert not {"UNWANTED", "AWS_SECRET_ACCESS_KEY"} & set(names)
+
+
+def test_a_run_writes_nothing_into_the_home_folder(project: Project, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.copy(DIGITS / "digits.pt", project.folder)
+    project.pipeline("weights: {uses: checkpoint.state_dict, inputs: {checkpoint: digits.pt}}")
+    project.run(HOME=str(home))
+    assert not list(home.iterdir())
 
 
 def test_a_secret_is_written_nowhere(project: Project) -> None:
