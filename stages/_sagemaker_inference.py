@@ -36,6 +36,8 @@ def input_fn(body, content_type):
         value = json.loads(body)
         if isinstance(value, dict) and isinstance(value.get("inputs"), dict):
             return value["inputs"]
+        if isinstance(value, dict) and "instances" not in value:
+            raise ValueError("the request has neither 'inputs' by name nor 'instances'")
         return {None: value["instances"] if isinstance(value, dict) else value}
     data = body.encode() if isinstance(body, str) else body
     if kind == "text/csv":

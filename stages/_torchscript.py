@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploy_runner.sdk import Context
+from deploy_runner.sdk import Context, Field, File, Folder, Output, StageInputs, StageOutputs, StageParams
 
 from . import _bundle
 from ._bundle import Bundle
@@ -25,6 +25,26 @@ _WRITERS_OWN = (
     ".storage_alignment",
     ".data/serialization_id",
 )
+
+
+class Params(StageParams):
+    """How close the program must be."""
+
+    freeze: bool = Field(False, description="inline the weights and fold batch normalisation")
+    atol: float = Field(1e-5, ge=0, description="absolute tolerance against eager")
+    rtol: float = Field(1e-5, ge=0, description="relative tolerance against eager")
+
+
+class Inputs(StageInputs):
+    """The model."""
+
+    model: Folder = Field(description="the bundle of model.prepare")
+
+
+class Outputs(StageOutputs):
+    """The program."""
+
+    model: File = Output("model.pt", "TorchScript, loaded back and compared")
 
 
 @contextmanager
@@ -76,9 +96,16 @@ def runner(program: Any, inputs: list[str], outputs: list[str]) -> Model:
     return run
 
 
-def verify(ctx: Context, bundle: Bundle, path: Path, *, atol: float, rtol: float) -> None:
-    """Load the file back, run every reference case, and fail beyond the tolerance."""
+def deliver(ctx: Context, bundle: Bundle, program: Any, params: Params, path: Path) -> None:
+    """Freeze if asked, save, load back, run every reference case; fail beyond the tolerance."""
+    import torch
+
+    if params.freeze:
+        with quiet():
+            program = torch.jit.freeze(program)
+    save(program, path)
     run = runner(load(path), bundle.input_names, bundle.output_names)
-    gate(ctx, compare(bundle.cases, run, atol=atol, rtol=rtol), atol=atol, rtol=rtol)
+    parity = compare(bundle.cases, run, atol=params.atol, rtol=params.rtol)
+    gate(ctx, parity, atol=params.atol, rtol=params.rtol)
     ctx.figure("bytes", path.stat().st_size)
     ctx.figure("cases", [case.name for case in bundle.cases])

@@ -2,18 +2,7 @@
 
 from __future__ import annotations
 
-from deploy_runner.sdk import (
-    Context,
-    Field,
-    File,
-    Folder,
-    Output,
-    Stage,
-    StageError,
-    StageInputs,
-    StageOutputs,
-    StageParams,
-)
+from deploy_runner.sdk import Context, Stage, StageError
 
 from . import _bundle, _torchscript
 
@@ -27,22 +16,9 @@ class TorchScript(Stage):
     facets = ("arch",)
     extra = "torch"
 
-    class Params(StageParams):
-        """How close the program must be."""
-
-        freeze: bool = Field(False, description="inline the weights and fold batch normalisation")
-        atol: float = Field(1e-5, ge=0, description="absolute tolerance against eager")
-        rtol: float = Field(1e-5, ge=0, description="relative tolerance against eager")
-
-    class Inputs(StageInputs):
-        """The model."""
-
-        model: Folder = Field(description="the bundle of model.prepare")
-
-    class Outputs(StageOutputs):
-        """The program."""
-
-        model: File = Output("model.pt", "TorchScript, loaded back and compared")
+    Params = _torchscript.Params
+    Inputs = _torchscript.Inputs
+    Outputs = _torchscript.Outputs
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Compile, save, load back, compare."""
@@ -59,10 +35,7 @@ class TorchScript(Stage):
                 TypeError,
             ) as error:
                 raise _refusal(error) from error
-            if params.freeze:
-                program = torch.jit.freeze(program)
-        _torchscript.save(program, outputs.model)
-        _torchscript.verify(ctx, bundle, outputs.model, atol=params.atol, rtol=params.rtol)
+        _torchscript.deliver(ctx, bundle, program, params, outputs.model)
 
 
 def _refusal(error: Exception) -> StageError:

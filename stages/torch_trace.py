@@ -5,18 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from deploy_runner.sdk import (
-    Context,
-    Field,
-    File,
-    Folder,
-    Output,
-    Stage,
-    StageError,
-    StageInputs,
-    StageOutputs,
-    StageParams,
-)
+from deploy_runner.sdk import Context, Stage, StageError
 
 from . import _bundle, _torchscript
 from ._bundle import Bundle
@@ -40,34 +29,14 @@ class TorchTrace(Stage):
     facets = ("arch",)
     extra = "torch"
 
-    class Params(StageParams):
-        """How close the trace must be."""
-
-        freeze: bool = Field(False, description="inline the weights and fold batch normalisation")
-        atol: float = Field(1e-5, ge=0, description="absolute tolerance against eager")
-        rtol: float = Field(1e-5, ge=0, description="relative tolerance against eager")
-
-    class Inputs(StageInputs):
-        """The model."""
-
-        model: Folder = Field(description="the bundle of model.prepare")
-
-    class Outputs(StageOutputs):
-        """The program."""
-
-        model: File = Output("model.pt", "TorchScript, loaded back and compared")
+    Params = _torchscript.Params
+    Inputs = _torchscript.Inputs
+    Outputs = _torchscript.Outputs
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Trace, check other inputs, save, load back, compare."""
-        import torch
-
         bundle = _bundle.load_bundle(inputs.model)
-        program = _trace(bundle)
-        if params.freeze:
-            with _torchscript.quiet():
-                program = torch.jit.freeze(program)
-        _torchscript.save(program, outputs.model)
-        _torchscript.verify(ctx, bundle, outputs.model, atol=params.atol, rtol=params.rtol)
+        _torchscript.deliver(ctx, bundle, _trace(bundle), params, outputs.model)
 
 
 def _trace(bundle: Bundle) -> torch.jit.ScriptModule:

@@ -204,6 +204,17 @@ def test_an_undeclared_read_fails_the_stage_and_says_the_line_to_add(project: Pr
     )
 
 
+def test_a_command_cannot_read_an_undeclared_file_either(project: Project) -> None:
+    from deploy_runner.execute.sandbox import available
+
+    if "landlock" not in available().partition(";")[0] or available().startswith("no landlock"):
+        pytest.skip("this kernel has no landlock")
+    extra = project.write("data/extra.csv", "1,2")
+    project.pipeline(f"sneaky: {{uses: run.command, with: {{command: 'cat {extra}'}}}}")
+    error = project.run(exits=1)["stages"]["sneaky"]["error"]
+    assert error == f"the command exited 1 (it printed last: cat: {extra}: Permission denied)"
+
+
 def test_a_stage_cannot_write_outside_of_its_workdir(project: Project) -> None:
     target = project.folder / "stolen.txt"
     project.pipeline(f"writer: {{uses: text.odd, with: {{how: write, path: {target}}}}}")
