@@ -205,7 +205,12 @@ def _add_results(verbs: _Verbs) -> None:
 
 def _add_store(verbs: _Verbs) -> None:
     cache = _verb(verbs, "cache", _cache, "look after the store")
-    cache.add_argument("action", choices=("verify", "gc"), help="verify every object, or clean up")
+    cache.add_argument(
+        "action",
+        choices=("verify", "gc", "pin", "unpin"),
+        help="verify every object, remove what no kept run refers to, keep a run for good or no longer",
+    )
+    cache.add_argument("--run", default="", metavar="ID", help="pin, unpin: the run (default: the last)")
     _pipeline_options(cache)
     cache.add_argument("--keep-runs", type=_positive, metavar="N", help="gc: runs to keep")
     cache.add_argument("--dry-run", action="store_true", help="gc: say what would go")

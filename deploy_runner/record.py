@@ -17,7 +17,16 @@ from .errors import StoreError, UsageError
 from .store.files import write_atomic
 from .types import Event, Graph, Json, StageResult
 
-__all__ = ["COUNTED", "Recorder", "RunRecord", "new_run_id", "read_record", "recorded_runs"]
+__all__ = [
+    "COUNTED",
+    "Recorder",
+    "RunRecord",
+    "new_run_id",
+    "pin_run",
+    "pinned_runs",
+    "read_record",
+    "recorded_runs",
+]
 
 COUNTED = ("ran", "hit", "healed", "converged", "failed", "skipped", "interrupted")
 
@@ -158,6 +167,22 @@ def read_record(home: Path, run: str = "") -> RunRecord:
     if run:
         raise UsageError(f"no run {run!r} is recorded here", fix="`deploy-runner show` lists runs")
     raise UsageError("nothing has been run here yet", fix="start with `deploy-runner run`")
+
+
+def pinned_runs(home: Path) -> set[str]:
+    """Return the ids of the runs that are kept for good."""
+    try:
+        value = json.loads((home / "pins.json").read_bytes())
+    except (OSError, ValueError):
+        return set()
+    return {str(run) for run in value} if isinstance(value, list) else set()
+
+
+def pin_run(home: Path, run: str, *, keep: bool) -> None:
+    """Keep a run for good, or no longer."""
+    known = pinned_runs(home)
+    changed = known | {run} if keep else known - {run}
+    write_atomic(home / "pins.json", json.dumps(sorted(changed)).encode())
 
 
 def _read(folder: Path) -> RunRecord | None:

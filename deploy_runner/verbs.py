@@ -8,13 +8,12 @@ import os
 import shlex
 import sys
 import time
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .api import home_of
 from .errors import UsageError
-from .record import RunRecord, read_record, recorded_runs
+from .record import RunRecord, pin_run, pinned_runs, read_record, recorded_runs
 from .types import Artifact, Event, Json, StageResult
 
 if TYPE_CHECKING:
@@ -352,10 +351,16 @@ def _run_changes(old: RunRecord, new: RunRecord) -> list[dict[str, Json]]:
 
 
 def cache(path: str, args: argparse.Namespace) -> int:
-    """Verify every object of the store, or collect what nothing refers to."""
+    """Verify every object, collect what nothing refers to, or pin a run against that."""
     from .store.cas import Store
 
-    store = Store(home_of(Path(path), os.environ))
+    home = home_of(Path(path), os.environ)
+    if args.action in ("pin", "unpin"):
+        run_id = read_record(home, args.run).id
+        pin_run(home, run_id, keep=args.action == "pin")
+        print(json.dumps({args.action: run_id}) if args.json else f"{args.action}ned {run_id}")
+        return 0
+    store = Store(home)
     if args.action == "verify":
         report = store.verify_all()
         if args.json:
@@ -365,8 +370,12 @@ def cache(path: str, args: argparse.Namespace) -> int:
         return 0 if report.ok else 1
     from .store.gc import collect
 
-    runs = islice(recorded_runs(store.home), args.keep_runs or _KEPT_RUNS)
-    kept = {run.id: [str(stage["key"]) for stage in run.stages.values()] for run in runs}
+    pinned = pinned_runs(home)
+    kept = {
+        run.id: [str(stage["key"]) for stage in run.stages.values()]
+        for index, run in enumerate(recorded_runs(home))
+        if index < (args.keep_runs or _KEPT_RUNS) or run.id in pinned
+    }
     collected = collect(store, kept=kept, dry_run=args.dry_run)
     print(json.dumps(collected.as_dict()) if args.json else collected)
     return 0

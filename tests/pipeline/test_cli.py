@@ -132,6 +132,18 @@ def test_cache_verify_finds_damage_and_gc_keeps_the_last_runs(chain: Project) ->
     assert chain.run("--set", "stages.a.with.suffix=new")["hit"] == 3
 
 
+def test_a_pinned_run_survives_gc(chain: Project) -> None:
+    first = chain.run()["run"]
+    assert chain.cli("cache", "pin").stdout == f"pinned {first}\n"
+    chain.run("--set", "stages.a.with.suffix=new")
+    chain.cli("cache", "gc", "--keep-runs", "1")
+    assert chain.run()["hit"] == 3
+    chain.cli("cache", "unpin", "--run", first)
+    chain.run("--set", "stages.a.with.suffix=new")
+    chain.cli("cache", "gc", "--keep-runs", "1")
+    assert chain.run()["ran"] == 3
+
+
 def test_doctor_says_what_is_missing_before_anything_runs(project: Project) -> None:
     project.pipeline('odd: {uses: text.odd, with: {secret: "${{ secrets.TOKEN }}"}}')
     said = project.cli("doctor", exits=2).stdout
