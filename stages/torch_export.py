@@ -1,0 +1,119 @@
+"""`torch.export`: the model as an exported program (.pt2), the successor of TorchScript."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deploy_runner.sdk import (
+    Context,
+    Field,
+    File,
+    Folder,
+    Output,
+    Stage,
+    StageError,
+    StageInputs,
+    StageOutputs,
+    StageParams,
+)
+
+from . import _bundle
+from ._bundle import Bundle
+from ._parity import Model, compare, gate
+
+_PATHS = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn")
+"""What the exporter notes about where a node came from: it differs between two folders."""
+
+
+_FIXED = re.compile(r"You marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)")
+
+
+class TorchExport(Stage):
+    """Export the model as a .pt2 program with dynamic shapes, loaded back and compared.
+
+    Control flow that depends on the data is refused with its line: it must be written with
+    torch.cond.
+    """
+
+    uses = "torch.export"
+    packages = ("torch", "numpy")
+    preload = ("torch", "safetensors.torch")
+    facets = ("arch",)
+    extra = "torch"
+
+    class Params(StageParams):
+        """How close the program must be."""
+
+        atol: float = Field(1e-5, ge=0, description="absolute tolerance against eager")
+        rtol: float = Field(1e-5, ge=0, description="relative tolerance against eager")
+
+    class Inputs(StageInputs):
+        """The model."""
+
+        model: Folder = Field(description="the bundle of model.prepare")
+
+    class Outputs(StageOutputs):
+        """The program."""
+
+        model: File = Output("model.pt2", "the exported program")
+
+    def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
+        """Export, strip, save, load back, compare."""
+        import torch
+
+        bundle = _bundle.load_bundle(inputs.model)
+        program = _export(bundle)
+        for node in program.graph.nodes:
+            for name in _PATHS:
+                node.meta.pop(name, None)
+        with outputs.model.open("wb") as file:  # To a name, the name would be in the bytes.
+            torch.export.save(program, file)
+        parity = compare(bundle.cases, _runner(outputs.model, bundle), atol=params.atol, rtol=params.rtol)
+        gate(ctx, parity, atol=params.atol, rtol=params.rtol)
+        ctx.figure("bytes", outputs.model.stat().st_size)
+        ctx.figure("cases", [case.name for case in bundle.cases])
+
+
+def _export(bundle: Bundle) -> Any:
+    import torch
+
+    names = {label for port in bundle.inputs for label in port.dynamic.values()}
+    dims = {name: torch.export.Dim(name) for name in sorted(names)}
+    shapes = tuple(
+        {axis: dims[label] for axis, label in port.dynamic.items()} or None for port in bundle.inputs
+    )
+    try:
+        with torch.no_grad():
+            return torch.export.export(
+                bundle.module(), bundle.example(), dynamic_shapes=shapes if dims else None, strict=False
+            )
+    except Exception as error:
+        where = _bundle.user_line(error)
+        text = f"{type(error).__name__} {error}"
+        if "data-dependent" in text.lower() or "GuardOnDataDependent" in text:
+            fix = "use torch.cond there, or torch.script for this model"
+            raise StageError(f"the model's control flow depends on its data{where}", fix=fix) from error
+        if fixed := _FIXED.search(text):
+            said = f"the model fixes the dynamic axis {fixed.group(1)!r} to {fixed.group(2)}{where}"
+            raise StageError(
+                said, fix="leave it out of model.prepare's `dynamic`, or use onnx.export"
+            ) from error
+        raise StageError(f"the model can't be exported: {_bundle.first_line(error)}{where}",
+                         fix="try torch.trace or torch.script") from error  # fmt: skip
+
+
+def _runner(path: Path, bundle: Bundle) -> Model:
+    import torch
+
+    module = torch.export.load(path).module()
+
+    def run(arrays: Mapping[str, Any]) -> dict[str, Any]:
+        with torch.no_grad():
+            result = module(*_bundle.tensors(arrays, bundle.input_names))
+        flat = _bundle.flatten_outputs(result, bundle.output_names)
+        return {name: tensor.numpy() for name, tensor in flat.items()}
+
+    return run
