@@ -82,7 +82,6 @@ class Crew:
         self._selector = selectors.DefaultSelector()
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._selector.register(self._wake_r, selectors.EVENT_READ, self._woken)
-        store.sweep_tmp()
         self._handlers = self._catch_signals()
 
     @property

@@ -62,6 +62,7 @@ def execute(
         )  # fmt: skip
 
     with store.hold():
+        store.sweep_tmp()
         return _Run(graph, planner, wanted, forced, emit, make_crew, fail_fast=fail_fast).go()
 
 

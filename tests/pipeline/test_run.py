@@ -32,6 +32,15 @@ def test_touch_without_change_is_a_hit(chain: Project) -> None:
     assert chain.run()["hit"] == 3
 
 
+def test_a_run_of_hits_sweeps_what_a_killed_run_left(chain: Project) -> None:
+    chain.run()
+    left = chain.folder / ".deploy-runner/tmp/1-dead"
+    left.mkdir(parents=True)
+    left.with_name("1-dead.lock").touch()
+    assert chain.run()["hit"] == 3
+    assert not list(left.parent.iterdir())
+
+
 def test_a_changed_input_runs_its_cone(chain: Project) -> None:
     chain.run()
     chain.write("in.txt", "bye")
