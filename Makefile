@@ -37,7 +37,7 @@ $(VENV)/bin/python:
 		|| { rm -rf $(VENV); echo "Python's venv is missing: apt-get install python3-venv"; exit 2; }
 
 $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) -e ".[all]"
+	$(PIP) -e ".[torch,onnx,sagemaker,hub]"
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.run

@@ -1,75 +1,242 @@
-"""Calibration samples, and the ranges that onnxruntime finds with them.
+"""Calibration samples from arrays, pictures or a function, streamed, and the ranges found with them.
 
-The ranges are computed in chunks, since the histogram methods otherwise keep every intermediate
-tensor (about 7 MB a sample of a small CNN).
+Samples are never held all at once, nor are the ranges computed in one go: the histogram methods
+otherwise keep every intermediate tensor (about 7 MB a sample of a small CNN).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
-from deploy_runner.sdk import StageError
+from deploy_runner.sdk import Code, Context, Field, StageError, StageParams
 
-from ._bundle import first_line, read_arrays
+from ._bundle import Bundle, Case, first_line, user_line
+from ._parity import Model, compare
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
 
 Method = Literal["minmax", "entropy", "percentile"]
 
 _CHUNK = 10
 _QUANTIZED_BINS = 128
+_PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".webp": "WEBP"}
+
+
+class Pictures(StageParams):
+    """How a picture becomes an array: resized to the input, divided by 255, normalised."""
+
+    mean: list[float] = Field(default=[0.0], description="subtracted, one for each channel or one for all")
+    std: list[float] = Field(default=[1.0], description="divided by, after the mean")
+
+
+class Source(StageParams):
+    """Where calibration samples come from: the parameters of every stage that calibrates."""
+
+    samples: int | None = Field(None, ge=1, description="use at most so many samples")
+    pictures: Pictures = Field(default=Pictures(), description="for a folder of pictures: their values")
+    function: Code | None = Field(
+        None, description="function(path of the input `calibration`, or None) that yields samples"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """What a model takes for one input; an axis of any size is None."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+def slots_of_bundle(bundle: Bundle) -> list[Slot]:
+    """Return the inputs of a bundle's model."""
+    return [
+        Slot(p.name, p.dtype, tuple(None if i in p.dynamic else n for i, n in enumerate(p.shape)))
+        for p in bundle.inputs
+    ]
+
+
+def slots_of_onnx(model: onnx.ModelProto) -> list[Slot]:
+    """Return the inputs of an ONNX model that aren't weights."""
+    from onnx import helper
+
+    weights = {tensor.name for tensor in model.graph.initializer}
+    slots = []
+    for value in model.graph.input:
+        kind = value.type.tensor_type
+        if value.name not in weights:
+            shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim)
+            slots.append(Slot(value.name, helper.tensor_dtype_to_np_dtype(kind.elem_type).name, shape))
+    return slots
+
+
+class Samples:
+    """Samples by input name, each a batch of one, read anew for every pass over them."""
+
+    def __init__(
+        self, open_: Callable[[], Iterator[Mapping[str, Any]]], slots: list[Slot], limit: int | None
+    ) -> None:
+        self._open = open_
+        self._slots = slots
+        self._limit = limit
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        count = 0
+        for sample in itertools.islice(self._open(), self._limit):
+            count += 1
+            yield {slot.name: _fit(slot, sample[slot.name]) for slot in self._slots}
+        if not count:
+            raise StageError("the calibration data is empty")
+
+
+def open_samples(ctx: Context, source: Source, calibration: Path | None, slots: list[Slot]) -> Samples:
+    """Return the samples of an .npz, a folder of pictures, or the user's function.
+
+    In an .npz an array is found by its input's name, or `x` for a model with one input. Raises
+    StageError for what doesn't fit, at the latest where the samples are read.
+    """
+    if source.function is not None:
+        function = ctx.load(source.function)
+        return Samples(lambda: _from_function(function, calibration, slots), slots, source.samples)
+    if calibration is None:
+        raise StageError("there is nothing to calibrate with",
+                         fix="give the input `calibration`, or name a `function`")  # fmt: skip
+    if calibration.is_dir():
+        return Samples(lambda: _from_pictures(calibration, source.pictures, slots), slots, source.samples)
+    return Samples(lambda: _from_arrays(calibration, slots), slots, source.samples)
+
+
+def _fit(slot: Slot, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return a sample in the model's type; refuse another kind of number, and inf and nan."""
+    import numpy as np
+
+    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        raise StageError(f"the calibration data {slot.name!r} has values that are not finite")
+    if array.dtype.kind != np.dtype(slot.dtype).kind:
+        raise StageError(f"the calibration data {slot.name!r} is {array.dtype}, the model takes {slot.dtype}")
+    return np.ascontiguousarray(array, dtype=slot.dtype)
+
+
+def _check_shape(slot: Slot, shape: tuple[int, ...]) -> None:
+    """Compare the shape of one sample, without its batch axis, with the model's."""
+    fits = len(shape) == len(slot.shape) - 1 and all(
+        want in (None, got) for want, got in zip(slot.shape[1:], shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("any" if n is None else str(n) for n in slot.shape[1:])
+        raise StageError(f"a sample of {slot.name!r} has the shape {shape}, the model takes ({wanted})")
+
+
+def _from_arrays(path: Path, slots: list[Slot]) -> Iterator[dict[str, Any]]:
+    """Read one sample after the other out of an .npz, whose arrays may be larger than memory."""
+    try:
+        with zipfile.ZipFile(path) as archive, ExitStack() as opened:
+            known = [n.removesuffix(".npy") for n in archive.namelist()]
+            readers = []
+            for slot in slots:
+                name = slot.name if slot.name in known else "x" if len(slots) == 1 and "x" in known else ""
+                if not name:
+                    raise StageError(f"the calibration data has no array {slot.name!r}, it has "
+                                     f"{', '.join(known) or 'none'}")  # fmt: skip
+                info = archive.getinfo(f"{name}.npy")
+                readers.append(_rows(opened.enter_context(archive.open(info)), slot, info.file_size))
+            for rows in zip(*readers, strict=False):
+                yield {slot.name: row for slot, row in zip(slots, rows, strict=True)}
+    except (zipfile.BadZipFile, ValueError, KeyError, OSError, EOFError, NotImplementedError) as error:
+        raise StageError(f"{path.name} is not an .npz of plain arrays: {first_line(error)}") from None
+
+
+def _rows(file: IO[bytes], slot: Slot, file_bytes: int) -> Iterator[Any]:
+    """Yield an array's rows, each as a batch of one."""
+    import numpy as np
+
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    if dtype.hasobject:
+        raise ValueError(f"the array {slot.name!r} holds Python objects")
+    if not shape or (fortran and len(shape) > 1):
+        raise ValueError(f"the array {slot.name!r} is a single value or in Fortran order")
+    _check_shape(slot, shape[1:])
+    row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+    if shape[0] * row_bytes > file_bytes:
+        raise ValueError(f"the array {slot.name!r} is truncated")
+    for _ in range(shape[0]):
+        yield np.frombuffer(file.read(row_bytes), dtype).reshape(1, *shape[1:])
+
+
+def _from_pictures(folder: Path, pictures: Pictures, slots: list[Slot]) -> Iterator[dict[str, Any]]:
+    """Read the pictures of a folder, in the order of their names."""
+    import numpy as np
+    from PIL import Image, UnidentifiedImageError
+
+    if len(slots) != 1 or len(slots[0].shape) != 4 or None in slots[0].shape[1:]:
+        raise StageError("a folder of pictures fits a model with one input of shape [batch, channels, "
+                         "height, width]", fix="use an .npz or a `function`")  # fmt: skip
+    name, (_, channels, height, width) = slots[0].name, slots[0].shape
+    if channels not in (1, 3):
+        raise StageError(f"pictures have 1 or 3 channels, the model takes {channels}")
+    assert height is not None
+    assert width is not None
+    mean, std = (np.array(v, np.float32).reshape(-1, 1, 1) for v in (pictures.mean, pictures.std))
+    if len(mean) not in (1, channels) or len(std) not in (1, channels) or not std.all():
+        raise StageError(f"pictures: mean and std want 1 or {channels} values, and no std of 0")
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in _PICTURES):
+        try:
+            with Image.open(path, formats=sorted(set(_PICTURES.values()))) as image:
+                resized = image.convert("L" if channels == 1 else "RGB").resize((width, height))
+        except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+            said = first_line(error).replace(str(path), path.name)
+            raise StageError(f"{path.relative_to(folder)} is not a picture: {said}") from None
+        pixels = np.asarray(resized, np.float32).reshape(height, width, channels).transpose(2, 0, 1) / 255
+        yield {name: ((pixels - mean) / std)[None]}
+
+
+def _from_function(
+    function: Callable[[Path | None], Iterable[Any]], calibration: Path | None, slots: list[Slot]
+) -> Iterator[dict[str, Any]]:
+    """Take what the user's function yields: arrays or mappings, of single samples or batches."""
+    import numpy as np
+
+    try:
+        for given in function(calibration):
+            named = given if isinstance(given, Mapping) else {slots[0].name: given}
+            missing = [slot.name for slot in slots if slot.name not in named]
+            if missing:
+                raise StageError(f"the calibration function yields no {missing[0]!r}, but {', '.join(named)}")
+            batch = {slot.name: np.asarray(named[slot.name]) for slot in slots}
+            if all(batch[slot.name].ndim == len(slot.shape) - 1 for slot in slots):
+                batch = {name: array[None] for name, array in batch.items()}
+            for slot in slots:
+                _check_shape(slot, batch[slot.name].shape[1:])
+            for i in range(min(len(array) for array in batch.values())):
+                yield {name: array[i : i + 1] for name, array in batch.items()}
+    except StageError:
+        raise
+    except Exception as error:
+        raise StageError(f"the calibration function fails: {first_line(error)}{user_line(error)}") from error
 
 
 class _Reader:
     """Hands out one chunk of samples, one batch of one at a time."""
 
-    def __init__(self, samples: list[dict[str, Any]]) -> None:
+    def __init__(self, samples: Iterable[dict[str, Any]]) -> None:
         self._samples = iter(samples)
 
     def get_next(self) -> dict[str, Any] | None:
         return next(self._samples, None)
 
 
-def read_samples(path: Path, inputs: list[str], limit: int | None) -> list[dict[str, Any]]:
-    """Return the samples of an .npz, each as a batch of one by input name.
-
-    An array is found by its input's name, or `x` for a model with one input. Raises StageError
-    for what doesn't fit.
-    """
-    import numpy as np
-
-    arrays = read_arrays(path)
-    chosen: dict[str, Any] = {}
-    for name in inputs:
-        found = name if name in arrays else "x" if len(inputs) == 1 and "x" in arrays else ""
-        if not found:
-            raise StageError(
-                f"the calibration data has no array {name!r}, it has {', '.join(arrays) or 'none'}"
-            )
-        chosen[name] = arrays[found]
-    count = min(len(array) for array in chosen.values())
-    if not count:
-        raise StageError("the calibration data is empty")
-    for name, array in chosen.items():
-        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-            raise StageError(f"the calibration data {name!r} has values that are not finite")
-    total = min(count, limit or count)
-    return [{n: np.ascontiguousarray(a[i : i + 1]) for n, a in chosen.items()} for i in range(total)]
-
-
-def _chunks(samples: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    for start in range(0, len(samples), _CHUNK):
-        yield samples[start : start + _CHUNK]
-
-
 def compute_ranges(
-    model: Path,
-    samples: list[dict[str, Any]],
-    cache: Path,
-    *,
-    method: Method,
-    bins: int,
-    percentile: float,
+    model: Path, samples: Samples, cache: Path, *, method: Method, bins: int, percentile: float
 ) -> None:
     """Write the ranges of every tensor to `cache`, in onnxruntime's own JSON form."""
     from onnxruntime.quantization import CalibrationMethod
@@ -93,24 +260,27 @@ def compute_ranges(
             calibrate_method=kind,
             extra_options=options,
         )
-        for chunk in _chunks(samples):
+        remaining = iter(samples)
+        while chunk := list(itertools.islice(remaining, _CHUNK)):
             calibrator.collect_data(_Reader(chunk))
         ranges = calibrator.compute_data()
+    except StageError:
+        raise
     except Exception as error:
         raise StageError(f"the calibration fails: {first_line(error)}",
                          fix="do the samples have the model's shape and type?") from error  # fmt: skip
     save_tensors_data(ranges, cache)
 
 
-def agreement(reference: Any, candidate: Any, samples: list[Mapping[str, Any]]) -> dict[str, float]:
-    """Return how two models' outputs agree on samples: argmax agreement, max abs, cosine."""
-    from ._bundle import Case
-    from ._parity import compare
-
-    cases = [Case(str(i), sample, reference(sample)) for i, sample in enumerate(samples)]
+def agreement(
+    reference: Model, candidate: Model, samples: Iterable[Mapping[str, Any]]
+) -> dict[str, float | int]:
+    """Return how two models' outputs agree on samples: argmax agreement, max abs, cosine, count."""
+    cases = (Case(str(i), sample, reference(sample)) for i, sample in enumerate(samples))
     parity = compare(cases, candidate, atol=0.0, rtol=0.0)
     return {
         "argmax_agreement": parity.argmax_agreement,
         "max_abs": parity.max_abs,
         "cosine": parity.cosine,
+        "samples": parity.samples,
     }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploy_runner.sdk import StageError
 
-from ._bundle import first_line
+from ._bundle import closest_name, first_line
 from ._parity import Model
 
 if TYPE_CHECKING:
@@ -98,6 +98,15 @@ def _clean_nodes(nodes: Any) -> None:
 def opset_of(model: onnx.ModelProto) -> int:
     """Return the version of the standard operators that a model uses."""
     return next((int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
+def refuse_unknown_nodes(model: onnx.ModelProto, excluded: list[str]) -> None:
+    """Raise StageError for a name of `exclude` that no node has."""
+    names = [node.name for node in model.graph.node]
+    for name in excluded:
+        if name not in names:
+            raise StageError(f"exclude: the model has no node {name!r}, it has {', '.join(names[:8])}, …",
+                             fix=closest_name(name, names))  # fmt: skip
 
 
 def session(path: Path, *, threads: int) -> onnxruntime.InferenceSession:

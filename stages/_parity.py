@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from deploy_runner.sdk import Context, GateError, StageError
@@ -11,7 +11,7 @@ from deploy_runner.sdk import Context, GateError, StageError
 if TYPE_CHECKING:
     import numpy as np
 
-    from ._bundle import Arrays, Case
+    from ._bundle import Case
 
 Model = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Runs a model: arrays by input name → arrays by output name."""
@@ -23,7 +23,9 @@ class Parity:
 
     `excess` is max(|a - b| - (atol + rtol * |b|)): above 0 the tolerance is broken. `cosine` is
     the smallest cosine similarity of a sample, `argmax_agreement` the share of samples whose
-    largest value over the last axis is at the same place.
+    largest value over the last axis is at the same place. `worst_sample` holds the arrays of the
+    sample that breaks the tolerance most, or comes nearest to it: `in/NAME`, `expected/NAME` and
+    `actual/NAME`.
     """
 
     max_abs: float = 0.0
@@ -32,6 +34,7 @@ class Parity:
     argmax_agreement: float = 1.0
     excess: float = float("-inf")
     worst: str = ""
+    worst_sample: Mapping[str, Any] = field(default_factory=dict)
     samples: int = 0
     _agreed: float = 0.0
 
@@ -48,8 +51,8 @@ class Parity:
     def add(
         self, where: str, expected: np.ndarray[Any, Any], actual: np.ndarray[Any, Any],
         atol: float, rtol: float,
-    ) -> None:  # fmt: skip
-        """Take one output of one case into account."""
+    ) -> int | None:  # fmt: skip
+        """Take one output of one case into account; return its worst sample if there is none worse."""
         import numpy as np
 
         a, b = actual.astype(np.float64), expected.astype(np.float64)
@@ -57,19 +60,22 @@ class Parity:
             raise GateError(f"{where}: one of the models gives values that are not finite")
         difference = np.abs(a - b)
         if difference.size == 0:
-            return
+            return None
         rows = difference.reshape(len(difference), -1) if difference.ndim else difference.reshape(1, 1)
         self.max_abs = max(self.max_abs, float(difference.max()))
         scale = np.maximum(np.abs(b), np.finfo(np.float32).tiny)
         large = np.abs(b) > atol
         if large.any():
             self.max_rel = max(self.max_rel, float((difference / scale)[large].max()))
-        over = (difference - (atol + rtol * np.abs(b))).reshape(rows.shape)
-        if over.max() > self.excess:
-            self.excess = float(over.max())
-            self.worst = f"{where}, sample {int(over.max(axis=1).argmax())}"
         self._directions(a.reshape(rows.shape), b.reshape(rows.shape))
         self._agree(a, b)
+        over = (difference - (atol + rtol * np.abs(b))).reshape(rows.shape)
+        if over.max() <= self.excess:
+            return None
+        self.excess = float(over.max())
+        sample = int(over.max(axis=1).argmax())
+        self.worst = f"{where}, sample {sample}"
+        return sample
 
     def _directions(self, a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> None:
         import numpy as np
@@ -90,9 +96,7 @@ class Parity:
         self.argmax_agreement = self._agreed / self.samples
 
 
-def compare(
-    cases: Sequence[Case], run: Model, *, atol: float, rtol: float, expected: str = "outputs"
-) -> Parity:
+def compare(cases: Iterable[Case], run: Model, *, atol: float, rtol: float) -> Parity:
     """Run a model on every case and return the differences from the reference outputs.
 
     Raises GateError where an output is missing or has another shape than the reference.
@@ -100,8 +104,7 @@ def compare(
     parity = Parity()
     for case in cases:
         actual = run(case.inputs)
-        reference: Arrays = getattr(case, expected)
-        for name, array in reference.items():
+        for name, array in case.outputs.items():
             if name not in actual:
                 raise GateError(f"the model has no output {name!r}, it has {', '.join(actual)}")
             if actual[name].shape != array.shape:
@@ -109,8 +112,17 @@ def compare(
                     f"{case.name}: output {name!r} has the shape {tuple(actual[name].shape)}, "
                     f"the reference has {tuple(array.shape)}"
                 )
-            parity.add(f"{case.name}, output {name!r}", array, actual[name], atol, rtol)
+            worst = parity.add(f"{case.name}, output {name!r}", array, actual[name], atol, rtol)
+            if worst is not None:
+                parity.worst_sample = {f"in/{n}": _row(a, worst) for n, a in case.inputs.items()} | {
+                    f"expected/{name}": _row(array, worst), f"actual/{name}": _row(actual[name], worst)
+                }  # fmt: skip
     return parity
+
+
+def _row(array: np.ndarray[Any, Any], index: int) -> np.ndarray[Any, Any]:
+    """Return one sample, as a batch of one; an array without that many rows whole."""
+    return array[index : index + 1].copy() if array.ndim and len(array) > index else array
 
 
 def gate(ctx: Context, parity: Parity, *, atol: float, rtol: float) -> None:

@@ -16,12 +16,11 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
-    StageParams,
 )
 
 from . import _calibration, _onnx
 from ._bundle import first_line
-from ._calibration import Method
+from ._calibration import Method, Samples, Source
 
 _PER_CHANNEL_OPSET = 13
 
@@ -39,7 +38,7 @@ class OnnxQuantizeStatic(Stage):
     facets = ("arch", "isa")
     extra = "onnx"
 
-    class Params(StageParams):
+    class Params(Source):
         """How to quantize."""
 
         method: Method = Field("minmax", description="how ranges are found")
@@ -49,13 +48,14 @@ class OnnxQuantizeStatic(Stage):
         per_channel: bool = Field(False, description="one scale for each output channel of weights")
         reduce_range: bool = Field(False, description="7-bit weights, for x86 CPUs without VNNI")
         exclude: list[str] = Field(default=[], description="names of nodes to leave in float")
-        samples: int | None = Field(None, ge=1, description="use at most so many samples")
 
     class Inputs(StageInputs):
         """The float model and the samples."""
 
         model: File | Folder = Field(description="the float ONNX model")
-        calibration: File = Field(description="an .npz of samples, by input name or `x`")
+        calibration: File | Folder | None = Field(
+            None, description="an .npz of samples, by input name or `x`; a folder of pictures"
+        )
 
     class Outputs(StageOutputs):
         """The int8 model."""
@@ -70,34 +70,25 @@ class OnnxQuantizeStatic(Stage):
         if params.per_channel and params.format == "QDQ" and opset < _PER_CHANNEL_OPSET:
             raise StageError(f"per_channel with QDQ needs opset {_PER_CHANNEL_OPSET}, the model has {opset}",
                              fix="export with a newer opset, or use format: QOperator")  # fmt: skip
-        _refuse_unknown(params.exclude, [node.name for node in proto.graph.node])
-        names = [i.name for i in proto.graph.input]
-        samples = _calibration.read_samples(inputs.calibration, names, params.samples)
+        _onnx.refuse_unknown_nodes(proto, params.exclude)
+        slots = _calibration.slots_of_onnx(proto)
+        samples = _calibration.open_samples(ctx, params, inputs.calibration, slots)
         made = _quantize(ctx, params, source, samples)
         _onnx.save_proto(_onnx.load_proto(made), outputs.model)
         reference = _onnx.runner(inputs.model, threads=ctx.threads)
         candidate = _onnx.runner(outputs.model, threads=ctx.threads)
-        for name, value in _calibration.agreement(reference, candidate, samples).items():  # type: ignore[arg-type]
+        for name, value in _calibration.agreement(reference, candidate, samples).items():
             ctx.figure(name, value)
         before, after = _onnx.size_bytes(inputs.model), _onnx.size_bytes(outputs.model)
         ctx.figure("bytes", after)
         ctx.figure("smaller", round(before / after, 3))
-        ctx.figure("samples", len(samples))
 
 
-def _refuse_unknown(excluded: list[str], names: list[str]) -> None:
-    for name in excluded:
-        if name not in names:
-            raise StageError(f"exclude: the model has no node {name!r}, it has {', '.join(names[:8])}, …")
-
-
-def _quantize(
-    ctx: Context, params: OnnxQuantizeStatic.Params, source: Path, samples: list[dict[str, object]]
-) -> Path:
+def _quantize(ctx: Context, params: OnnxQuantizeStatic.Params, source: Path, samples: Samples) -> Path:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     logging.getLogger().setLevel(logging.ERROR)
-    ready = _preprocessed(ctx, source)
+    ready = preprocessed(ctx, source)
     ranges, made = ctx.workdir / "ranges.json", ctx.workdir / "int8.onnx"
     _calibration.compute_ranges(
         ready, samples, ranges, method=params.method, bins=params.bins, percentile=params.percentile
@@ -121,7 +112,7 @@ def _quantize(
     return made
 
 
-def _preprocessed(ctx: Context, source: Path) -> Path:
+def preprocessed(ctx: Context, source: Path) -> Path:
     """Fold batch normalisation and infer shapes, which a legacy export has not done."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

@@ -55,6 +55,7 @@ class VerifyParity(Stage):
         """The report."""
 
         report: File = Output("parity.json", "the figures and the limits")
+        worst: File = Output("worst.npz", "the worst sample: in/NAME, expected/NAME, actual/NAME")
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Run every reference case, report, refuse."""
@@ -66,6 +67,7 @@ class VerifyParity(Stage):
             ctx.figure(name, value)
         report = {**parity.figures(), "worst": parity.worst, "limits": params.model_dump()}
         outputs.report.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", "utf-8")
+        _bundle.write_arrays(outputs.worst, parity.worst_sample)
         refusals = _refusals(params, parity)
         if refusals:
             raise GateError(f"{ctx.stage}: {'; '.join(refusals)}; worst at {parity.worst}")

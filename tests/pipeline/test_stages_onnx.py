@@ -141,7 +141,7 @@ def test_per_channel_below_opset_13_is_refused_before_calibrating(tmp_path: Path
         ({"x": np.full((2, 1, 8, 8), np.nan, np.float32)}, "values that are not finite"),
         (
             {"x": np.zeros((2, 1, 9, 9), np.float32)},
-            "the calibration fails: .*invalid dimensions for input: image",
+            r"a sample of 'image' has the shape \(1, 9, 9\), the model takes \(1, 8, 8\)",
         ),
     ],
 )
@@ -247,7 +247,12 @@ def parity(tmp_path: Path, candidate: Path, bundle: Path, **params: Any) -> Stag
 def test_parity_holds_for_fp32_and_is_refused_for_int8_by_name(
     tmp_path: Path, fp32: Path, int8: Path, bundle: Path
 ) -> None:
-    assert parity(tmp_path / "a", fp32, bundle, atol=1e-5, rtol=1e-5).figures["samples"] == 65
+    held = parity(tmp_path / "a", fp32, bundle, atol=1e-5, rtol=1e-5)
+    assert held.figures["samples"] == 65
+    with np.load(held["worst"]) as worst:
+        difference = np.abs(worst["actual/output"] - worst["expected/output"])
+        assert worst["in/image"].shape == (1, 1, 8, 8)
+        assert 0 < difference.max() <= held.figures["max_abs"]
     with pytest.raises(
         GateError,
         match=r"verify.parity: the outputs differ by up to .*; worst at samples64, output 'output', sample \d+",
@@ -316,6 +321,7 @@ def test_select_takes_the_best_within_the_limit(tmp_path: Path, fp32: Path, int8
         stage("select"), tmp_path / "l", inputs=inputs, params={"objective": "size", "max_drop": 1.0}
     )
     assert loose.figures["chosen"] == "b"
+    assert "loss of accuracy (points)" in loose["plot"].read_text()
     assert (loose["model"] / "model.onnx").read_bytes() == (int8 / "model.onnx").read_bytes()
     inputs["accuracy"] = {"a": report(tmp_path / "a", 2.0), "b": report(tmp_path / "b", 3.0)}
     with pytest.raises(GateError, match=r"no candidate fits: a loses 2\.00 points; b loses 3\.00 points"):
