@@ -22,7 +22,7 @@ from deploy_runner.sdk import (
     StageParams,
 )
 
-from . import _bundle, _onnx, _runtime
+from . import _bundle, _onnx, _plot, _runtime
 from ._latency import measure
 from .verify_latency import choose_case
 
@@ -47,7 +47,7 @@ class Select(Stage):
     """
 
     uses = "select"
-    packages = ("onnxruntime", "torch", "numpy")
+    packages = ("onnxruntime", "torch", "numpy", "matplotlib")
     preload = ("onnxruntime", "torch", "safetensors.torch")
     facets = ("arch", "isa")
     extra = "onnx"
@@ -71,6 +71,7 @@ class Select(Stage):
 
         model: Folder = Output("model", "a copy of the chosen model")
         choice: File = Output("choice.json", "which one it is, and why the others are not")
+        plot: File = Output("pareto.svg", "loss of accuracy over latency or size, and the choice")
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Measure, refuse, choose, copy."""
@@ -86,7 +87,19 @@ class Select(Stage):
         kept = ("accuracy", "drop", "bytes", "refused")
         table = {row.name: {k: v for k, v in asdict(row).items() if k in kept} for row in rows}
         choice = {"chosen": best.name, "objective": params.objective, "candidates": table}
+        _draw(outputs.plot, rows, best.name, params)
         outputs.choice.write_text(json.dumps(choice, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def _draw(path: Path, rows: list[_Candidate], chosen: str, params: Select.Params) -> None:
+    """Plot what was gained against what was lost."""
+    latency = params.objective == "latency"
+    points = [
+        _plot.Point(row.name, row.latency_us if latency else row.bytes / 1e6, row.drop, bool(row.refused))
+        for row in rows
+    ]
+    axis = "median latency (µs)" if latency else "size (MB)"
+    _plot.pareto(path, points, chosen, x=axis, y="loss of accuracy (points)", limit=params.max_drop)
 
 
 def _table(ctx: Context, params: Select.Params, inputs: Select.Inputs) -> list[_Candidate]:

@@ -25,6 +25,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto
 h1 { font-size: 1.4rem; margin-bottom: .2rem; }
 p.sub { color: var(--dim); margin-top: 0; }
 table { border-collapse: collapse; width: 100%; }
+caption { text-align: left; color: var(--dim); }
 th, td { text-align: left; vertical-align: top; padding: .4rem .6rem; }
 tr { border-bottom: 1px solid var(--line); }
 td.num { text-align: right; white-space: nowrap; }
@@ -64,7 +65,17 @@ figure { margin: 1.5rem 0; } figure img { max-width: 100%; background: #fff; }
 </dl>
 {% for name, value in stage.figures.items() if value is mapping or
    (value is iterable and value is not string) %}
+{% if is_table(value) %}
+<table><caption>{{ name }}</caption>
+<thead><tr><th></th>{% for column in value.values() | first %}<th>{{ column }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for row, cells in value.items() %}
+<tr><th>{{ row }}</th>{% for cell in cells.values() %}<td>{{ number(cell) }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table>
+{% else %}
 <details><summary>{{ name }}</summary><pre><code>{{ value | tojson(indent=2) }}</code></pre></details>
+{% endif %}
 {% endfor %}
 </td>
 </tr>
@@ -106,8 +117,15 @@ def render(record: RunRecord, graph: Graph, pictures: Mapping[tuple[str, str], b
         duration=duration,
         size=size,
         number=lambda value: f"{value:.6g}" if isinstance(value, float) else value,
+        is_table=_is_table,
         pictures=sources,
     )
+
+
+def _is_table(value: object) -> bool:
+    """Say whether a figure is rows by name with the same columns each."""
+    rows = list(value.values()) if isinstance(value, Mapping) else []
+    return bool(rows) and all(isinstance(row, Mapping) and [*row] == [*rows[0]] for row in rows)
 
 
 def _data_uri(path: str, content: bytes) -> str:

@@ -1,0 +1,74 @@
+"""Deliver a quantized module as TorchScript, proved against the float model."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from deploy_runner.sdk import Context, GateError, StageError
+
+from . import _bundle, _torchscript
+from ._bundle import Bundle
+from ._parity import compare
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence torch's notices that eager quantization is deprecated, and use its plain kernels."""
+    import torch
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def deliver(ctx: Context, bundle: Bundle, quantized: Any, path: Path) -> None:
+    """Trace, save, load back; compare with the quantized module exactly, with the float one in figures.
+
+    Raises StageError where an operator has no quantized form, GateError where the file computes
+    something else than the module.
+    """
+    import torch
+
+    names = (bundle.input_names, bundle.output_names)
+    with quiet():
+        try:
+            reference = _torchscript.runner(quantized, *names)
+            cases = [_bundle.Case(c.name, c.inputs, reference(c.inputs)) for c in bundle.cases]
+            program = torch.jit.trace(quantized, bundle.example(), strict=False, check_trace=False)
+        except Exception as error:
+            raise _refusal(error) from error
+        _torchscript.save(program, path)
+        run = _torchscript.runner(_torchscript.load(path), *names)
+        loaded = compare(cases, run, atol=1e-6, rtol=1e-6)
+        if loaded.excess > 0:
+            raise GateError(f"the saved program differs from the quantized module by up to "
+                            f"{loaded.max_abs:.3g}; worst at {loaded.worst}")  # fmt: skip
+        parity = compare(bundle.cases, run, atol=0.0, rtol=0.0)
+    for name, value in parity.figures().items():
+        ctx.figure(name, value)
+    before, after = (bundle.folder / "weights.safetensors").stat().st_size, path.stat().st_size
+    ctx.figure("bytes", after)
+    ctx.figure("smaller", round(before / after, 3))
+
+
+def _refusal(error: Exception) -> StageError:
+    """Name the operator that has no kernel for quantized tensors."""
+    found = re.search(r"Could not run '([\w:.]+)'", str(error))
+    if found is None:
+        where = _bundle.user_line(error)
+        return StageError(f"the quantized model can't run: {_bundle.first_line(error)}{where}",
+                          fix="leave the modules around it out: `exclude`")  # fmt: skip
+    return StageError(
+        f"the operator {found.group(1)} has no int8 form in torch{_bundle.user_line(error)}",
+        fix="leave the modules around it out with `exclude`, or use onnx.quantize_static",
+    )
