@@ -63,8 +63,15 @@ def save(program: torch.jit.ScriptModule, path: Path) -> None:
     buffer = io.BytesIO()
     with quiet():
         torch.jit.save(program, buffer)
-    buffer.seek(0)
-    reader = torch._C.PyTorchFileReader(buffer)
+    path.write_bytes(without_debug_files(buffer))
+
+
+def without_debug_files(archive: io.BytesIO) -> memoryview:
+    """Copy the records of a TorchScript archive that the program alone depends on."""
+    import torch
+
+    archive.seek(0)
+    reader = torch._C.PyTorchFileReader(archive)
     clean = io.BytesIO()
     writer = torch._C.PyTorchFileWriter(clean)
     for name in sorted(reader.get_all_records()):
@@ -72,7 +79,7 @@ def save(program: torch.jit.ScriptModule, path: Path) -> None:
             record = reader.get_record(name)
             writer.write_record(name, record, len(record))
     writer.write_end_of_file()
-    path.write_bytes(clean.getbuffer())
+    return clean.getbuffer()
 
 
 def load(path: Path) -> torch.jit.ScriptModule:

@@ -142,10 +142,10 @@ def _scripted_if_branching(bundle: Bundle, module: Any) -> Any:
     """Return the model as TorchScript where a trace would keep one branch of it only."""
     import torch
 
-    from .torch_trace import _trace
+    from .torch_trace import trace
 
     try:
-        _trace(bundle)
+        trace(bundle)
     except StageError as error:
         if "control flow" not in error.message:
             return module

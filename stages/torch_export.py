@@ -91,18 +91,23 @@ def _export(bundle: Bundle) -> Any:
                 bundle.module(), bundle.example(), dynamic_shapes=shapes if dims else None, strict=False
             )
     except Exception as error:
-        where = _bundle.user_line(error)
-        text = f"{type(error).__name__} {error}"
-        if "data-dependent" in text.lower() or "GuardOnDataDependent" in text:
-            fix = "use torch.cond there, or torch.script for this model"
-            raise StageError(f"the model's control flow depends on its data{where}", fix=fix) from error
-        if fixed := _FIXED.search(text):
-            said = f"the model fixes the dynamic axis {fixed.group(1)!r} to {fixed.group(2)}{where}"
-            raise StageError(
-                said, fix="leave it out of model.prepare's `dynamic`, or use onnx.export"
-            ) from error
-        raise StageError(f"the model can't be exported: {_bundle.first_line(error)}{where}",
-                         fix="try torch.trace or torch.script") from error  # fmt: skip
+        raise refusal(error) from error
+
+
+def refusal(error: Exception) -> StageError:
+    """Say why torch.export refuses a model, with the user's line and the way out."""
+    where = _bundle.user_line(error)
+    text = f"{type(error).__name__} {error}"
+    if "data-dependent" in text.lower() or "GuardOnDataDependent" in text:
+        fix = "use torch.cond there, or torch.script for this model"
+        return StageError(f"the model's control flow depends on its data{where}", fix=fix)
+    if fixed := _FIXED.search(text):
+        said = f"the model fixes the dynamic axis {fixed.group(1)!r} to {fixed.group(2)}{where}"
+        return StageError(said, fix="leave it out of model.prepare's `dynamic`, or use onnx.export")
+    return StageError(
+        f"the model can't be exported: {_bundle.first_line(error)}{where}",
+        fix="try torch.trace or torch.script",
+    )
 
 
 def _runner(path: Path, bundle: Bundle) -> Model:

@@ -36,10 +36,14 @@ class TorchTrace(Stage):
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Trace, check other inputs, save, load back, compare."""
         bundle = _bundle.load_bundle(inputs.model)
-        _torchscript.deliver(ctx, bundle, _trace(bundle), params, outputs.model)
+        _torchscript.deliver(ctx, bundle, trace(bundle), params, outputs.model)
 
 
-def _trace(bundle: Bundle) -> torch.jit.ScriptModule:
+def trace(bundle: Bundle) -> torch.jit.ScriptModule:
+    """Trace a bundle's model, and try the trace on inputs of other sizes and values.
+
+    Raises StageError that names the user's line where the model's control flow depends on its data.
+    """
     import torch
 
     module = bundle.module()

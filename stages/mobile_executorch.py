@@ -1,0 +1,208 @@
+"""`mobile.executorch`: the model for ExecuTorch (.pte), on the XNNPACK backend."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from deploy_runner.sdk import (
+    Context,
+    Field,
+    File,
+    Folder,
+    GateError,
+    Output,
+    Stage,
+    StageError,
+    StageInputs,
+    StageOutputs,
+)
+
+from . import _bundle, _calibration, _snippets
+from ._bundle import Bundle, Case
+from ._parity import Model, compare, gate
+
+_LARGEST = 16
+"""With XNNPACK a smaller example than the axis' maximum silently lowers that maximum."""
+
+
+class MobileExecutorch(Stage):
+    """Lower the model to ExecuTorch, load it with its runtime, and compare at every size.
+
+    It is run at its largest sizes too: a program takes no more than what it was planned for. With
+    `quantize: int8` weights and activations are int8, calibrated on samples.
+    """
+
+    uses = "mobile.executorch"
+    packages = ("torch", "executorch", "torchao", "numpy")
+    preload = ("torch", "safetensors.torch")
+    facets = ("arch", "isa")
+    extra = "mobile"
+
+    class Params(_calibration.Source):
+        """How to lower."""
+
+        backend: Literal["xnnpack", "portable"] = Field(
+            "xnnpack", description="whose kernels; portable ones run everywhere, about 100 times slower"
+        )
+        quantize: Literal["none", "int8"] = Field("none", description="int8 needs calibration samples")
+        largest: dict[str, int] = Field(
+            default={},
+            description="the largest size of each dynamic axis (default: 16, or the cases')",
+        )
+        atol: float = Field(1e-4, ge=0, description="absolute tolerance against eager, for float programs")
+        rtol: float = Field(1e-4, ge=0, description="relative tolerance against eager, for float programs")
+
+    class Inputs(StageInputs):
+        """The model and the samples."""
+
+        model: Folder = Field(description="the bundle of model.prepare")
+        calibration: File | Folder | None = Field(
+            None, description="for int8: an .npz of samples, by input name or `x`; a folder of pictures"
+        )
+
+    class Outputs(StageOutputs):
+        """The program, and code that runs it."""
+
+        model: File = Output("model.pte", "loaded and run by ExecuTorch's runtime")
+        snippets: Folder = Output("snippets", "Kotlin and Swift with the model's shapes")
+
+    def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
+        """Export, quantize if asked, lower, load, compare at the cases' and at the largest sizes."""
+        bundle = _bundle.load_bundle(inputs.model)
+        largest = _largest_sizes(bundle, params.largest)
+        case = _largest_case(bundle, largest)
+        logging.getLogger().setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = bundle.module()
+            if params.quantize == "int8":
+                slots = _calibration.slots_of_bundle(bundle)
+                samples = _calibration.open_samples(ctx, params, inputs.calibration, slots)
+                module = _quantized(bundle, module, case, largest, samples)
+            program, delegated = _lower(_export(bundle, module, case, largest), params.backend)
+        outputs.model.write_bytes(program)
+        cases = [*bundle.cases, *([case] if largest else [])]
+        exact = params.quantize == "none"
+        tolerance = {"atol": params.atol, "rtol": params.rtol} if exact else {"atol": 0.0, "rtol": 0.0}
+        parity = compare(cases, _runner(outputs.model, bundle), **tolerance)
+        if exact:
+            gate(ctx, parity, **tolerance)
+        for name, value in parity.figures().items():
+            ctx.figure(name, value)
+        _snippets.write(outputs.snippets, "executorch", bundle.inputs, bundle.outputs)
+        ctx.figure("bytes", outputs.model.stat().st_size)
+        ctx.figure("delegated", delegated)
+        ctx.figure("largest", largest)  # type: ignore[arg-type]
+
+
+def _largest_sizes(bundle: Bundle, given: Mapping[str, int]) -> dict[str, int]:
+    """Return the largest size of each dynamic axis, never below what the reference cases have."""
+    seen: dict[str, int] = {}
+    for port in bundle.inputs:
+        for axis, label in port.dynamic.items():
+            seen[label] = max(seen.get(label, 1), *(c.inputs[port.name].shape[axis] for c in bundle.cases))
+    for label, size in given.items():
+        if label not in seen:
+            raise StageError(
+                f"largest: the model has no dynamic axis {label!r}, only {', '.join(seen) or 'none'}"
+            )
+        if size < seen[label]:
+            raise StageError(f"largest: {label} is {size}, but a reference case has {seen[label]}")
+    return {label: given.get(label, max(size, _LARGEST)) for label, size in sorted(seen.items())}
+
+
+def _largest_case(bundle: Bundle, largest: Mapping[str, int]) -> Case:
+    """Return a case of the largest sizes: the first one's inputs, repeated, with eager's outputs."""
+    import numpy as np
+    import torch
+
+    arrays = {}
+    for port in bundle.inputs:
+        array = bundle.cases[0].inputs[port.name]
+        for axis, label in port.dynamic.items():
+            array = np.take(array, range(largest[label]), axis=axis, mode="wrap")
+        arrays[port.name] = np.ascontiguousarray(array)
+    with torch.no_grad():
+        result = bundle.module()(*_bundle.tensors(arrays, bundle.input_names))
+    flat = _bundle.flatten_outputs(result, bundle.output_names)
+    return Case("the largest sizes", arrays, {name: tensor.numpy() for name, tensor in flat.items()})
+
+
+def _export(bundle: Bundle, module: Any, case: Case, largest: Mapping[str, int]) -> Any:
+    import torch
+
+    dims = {label: torch.export.Dim(label, min=1, max=size) for label, size in largest.items()}
+    shapes = tuple({axis: dims[label] for axis, label in p.dynamic.items()} or None for p in bundle.inputs)
+    try:
+        with torch.no_grad():
+            return torch.export.export(
+                module,
+                _bundle.tensors(case.inputs, bundle.input_names),
+                dynamic_shapes=shapes if dims else None,
+            )
+    except Exception as error:
+        from .torch_export import refusal
+
+        raise refusal(error) from error
+
+
+def _quantized(
+    bundle: Bundle, module: Any, case: Case, largest: Mapping[str, int], samples: _calibration.Samples
+) -> Any:
+    """Return the module quantized by PyTorch 2 Export: prepared, calibrated, converted."""
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    prepared = prepare_pt2e(_export(bundle, module, case, largest).module(), quantizer)
+    for sample in samples:
+        prepared(*_bundle.tensors(sample, bundle.input_names))
+    return convert_pt2e(prepared)
+
+
+def _lower(program: Any, backend: str) -> tuple[bytes, str]:
+    """Return the program's bytes, and how many operators the backend took of how many."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    partitioners = [XnnpackPartitioner()] if backend == "xnnpack" else []
+    try:
+        before = sum(node.op == "call_function" for node in program.graph.nodes)
+        edge = to_edge_transform_and_lower(program, partitioner=partitioners)
+        calls = [str(n.target) for n in edge.exported_program().graph.nodes if n.op == "call_function"]
+        buffer: bytes = edge.to_executorch().buffer
+    except Exception as error:
+        raise StageError(f"ExecuTorch can't lower the model: {_bundle.first_line(error)}",
+                         fix="try `backend: portable`, or mobile.lite") from error  # fmt: skip
+    if backend == "xnnpack" and not any("executorch_call_delegate" in call for call in calls):
+        raise GateError("XNNPACK took no operator of the model: it would run about 100 times slower")
+    rest = sum("executorch_call_delegate" not in call and "getitem" not in call for call in calls)
+    return buffer, f"{max(before - rest, 0)} of {before} operators"
+
+
+def _runner(path: Path, bundle: Bundle) -> Model:
+    from executorch.runtime import Runtime
+
+    program = Runtime.get().load_program(path)
+    method = program.load_method("forward")
+    if method is None:
+        raise StageError("ExecuTorch's runtime can't load the program")
+
+    # A method whose program is gone crashes the process.
+    def run(arrays: Mapping[str, Any], _program: Any = program) -> dict[str, Any]:
+        try:
+            result = method.execute(_bundle.tensors(arrays, bundle.input_names))
+        except RuntimeError as error:
+            shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+            raise StageError(f"ExecuTorch can't run inputs of shape {shapes}: "
+                             f"{_bundle.first_line(error)}") from error  # fmt: skip
+        return {n: t.numpy().copy() for n, t in zip(bundle.output_names, result, strict=True)}
+
+    return run

@@ -1,0 +1,108 @@
+"""mobile.lite and mobile.executorch: converted, loaded by their runtimes, run at every size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy_runner.errors import StageError
+from deploy_runner.testing import StageRun, run_stage
+from tests.pipeline.test_stages_onnx import CALIBRATION, bundle, folder
+from tests.pipeline.test_stages_torch import CASES, stage
+from tests.pipeline.test_stages_torch import bundle as bundle_of
+
+__all__ = ["bundle", "folder"]
+
+
+def lite(tmp_path: Path, model: Path, **inputs: Path) -> StageRun:
+    return run_stage(stage("mobile.lite"), tmp_path / "lite", inputs={"model": model, **inputs})
+
+
+def executorch(tmp_path: Path, model: Path, calibration: Path | None = None, **params: Any) -> StageRun:
+    inputs = {"model": model, "calibration": calibration}
+    return run_stage(stage("mobile.executorch"), tmp_path / "et", inputs=inputs, params=params)
+
+
+def test_lite_says_what_this_torch_could_optimise(tmp_path: Path, bundle: Path) -> None:
+    import torch.backends.xnnpack
+
+    made = lite(tmp_path, bundle)
+    expected = (
+        "optimize_for_mobile" if torch.backends.xnnpack.enabled else "frozen only: this torch has no XNNPACK"
+    )
+    assert made.figures["optimized"] == expected
+    assert made.figures["max_abs"] < 1e-4
+    assert b"debug_pkl" not in made["model"].read_bytes()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_lite_agrees_with_eager_on_every_model(tmp_path: Path, name: str) -> None:
+    made = lite(tmp_path, bundle_of(tmp_path, name, **CASES[name])["model"])
+    assert made.figures["max_abs"] < 1e-5
+
+
+def test_lite_takes_a_scripted_program_where_a_trace_is_refused(tmp_path: Path) -> None:
+    model = bundle_of(tmp_path, "branch", example={"shape": [2, 4]})["model"]
+    with pytest.raises(StageError, match="control flow depends on its data at models.py:11"):
+        lite(tmp_path, model)
+    program = run_stage(stage("torch.script"), tmp_path / "s", inputs={"model": model})["model"]
+    assert lite(tmp_path, model, program=program).figures["max_abs"] == 0.0
+
+
+def test_the_snippets_hold_the_models_real_names_and_shapes(tmp_path: Path) -> None:
+    model = bundle_of(tmp_path, "two", **CASES["two"])["model"]
+    snippets = lite(tmp_path, model)["snippets"]
+    assert sorted(p.name for p in snippets.iterdir()) == [
+        "Predict.kt",
+        "Predict.swift",
+        "TorchModule.h",
+        "TorchModule.mm",
+    ]
+    kotlin = (snippets / "Predict.kt").read_text()
+    assert "fun predict(left: FloatArray, right: FloatArray): FloatArray" in kotlin
+    assert "Tensor.fromBlob(left, longArrayOf(1, 4))" in kotlin
+    assert 'toDictStringKey()["sum"]!!.toTensor()' in kotlin
+    assert "//   left: float32 [batch, 4]" in kotlin
+    assert 'toGenericDict().at("sum").toTensor()' in (snippets / "TorchModule.mm").read_text()
+    exported = executorch(tmp_path, model)["snippets"]
+    assert "Tensor<Float>(left, shape: [1, 4])" in (exported / "Predict.swift").read_text()
+    assert "EValue.from(leftTensor), EValue.from(rightTensor)" in (exported / "Predict.kt").read_text()
+
+
+@pytest.mark.parametrize("name", ["text", "two", "tied"])
+def test_executorch_agrees_with_eager_up_to_the_largest_sizes(tmp_path: Path, name: str) -> None:
+    made = executorch(tmp_path, bundle_of(tmp_path, name, **CASES[name])["model"], largest={"batch": 20})
+    assert made.figures["max_abs"] < 1e-5
+    assert made.figures["largest"]["batch"] == 20
+
+
+def test_executorch_delegates_and_quantizes(tmp_path: Path, bundle: Path) -> None:
+    made = executorch(tmp_path / "float", bundle)
+    quantized = executorch(tmp_path / "int8", bundle, CALIBRATION, quantize="int8")
+    assert made.figures["delegated"] == "10 of 12 operators"
+    assert made.figures["max_abs"] < 1e-4
+    assert quantized.figures["argmax_agreement"] > 0.97
+    assert quantized.figures["bytes"] * 3 < made.figures["bytes"]
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"largest": {"height": 9}}, "the model has no dynamic axis 'height', only batch"),
+        ({"largest": {"batch": 3}}, "batch is 3, but a reference case has 64"),
+        ({"quantize": "int8"}, "there is nothing to calibrate with"),
+    ],
+)
+def test_a_wrong_request_is_one_sentence(
+    tmp_path: Path, bundle: Path, params: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(StageError, match=said):
+        executorch(tmp_path, bundle, **params)
+
+
+def test_executorch_names_an_axis_that_the_model_fixes(tmp_path: Path) -> None:
+    model = bundle_of(tmp_path, "memory", **CASES["memory"])["model"]
+    with pytest.raises(StageError, match="the model fixes the dynamic axis 'length'"):
+        executorch(tmp_path, model)
