@@ -360,9 +360,8 @@ def test_traces_and_onnx_exports_agree_with_eager_on_every_model(tmp_path: Path,
     exported = run_stage(stage("onnx.export"), tmp_path / "onnx", inputs={"model": model})
     assert exported.figures["opset"] == 20
     assert exported.figures["argmax_agreement"] == 1.0
-    if name != "two":  # A trace of a dict output is refused by torch itself.
-        traced = run_stage(stage("torch.trace"), tmp_path / "trace", inputs={"model": model})
-        assert traced.figures["max_abs"] < 1e-5
+    traced = run_stage(stage("torch.trace"), tmp_path / "trace", inputs={"model": model})
+    assert traced.figures["max_abs"] < 1e-5
 
 
 def test_control_flow_on_data_is_refused_by_trace_and_kept_by_script_and_onnx(tmp_path: Path) -> None:

@@ -1,0 +1,133 @@
+"""`torch.save_full`: the whole module as one pickle, with the code that it needs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path, PurePosixPath
+
+from deploy_runner.sdk import (
+    Context,
+    Field,
+    Folder,
+    Output,
+    Stage,
+    StageError,
+    StageInputs,
+    StageOutputs,
+    StageParams,
+)
+
+from . import _bundle
+from ._bundle import Bundle, Case
+from ._parity import compare, gate
+
+_LOADER = '''"""The model, ready to run: `from load_model import load; model = load()`."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def load():
+    """Return the module in eval mode on the CPU. The pickle runs code: load your own files only."""
+    for code in {folders}:
+        sys.path.insert(0, str(FOLDER / code))
+    return torch.load(FOLDER / "model.pt", map_location="cpu", weights_only=False)
+'''
+
+_PROOF = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import numpy, torch
+from load_model import load
+module, names = load(), json.loads(sys.argv[2])
+with torch.no_grad(), numpy.load(sys.argv[3]) as arrays:
+    for case, inputs in names.items():
+        result = module(*(torch.from_numpy(arrays[name]) for name in inputs))
+        leaves = [t for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
+        numpy.savez(f"{sys.argv[4]}/{case}.npz", *(t.numpy() for t in leaves))
+"""
+
+
+class TorchSaveFull(Stage):
+    """Save the whole module by torch.save, with its source files and a loader beside it.
+
+    It is loaded back in a fresh Python process that has nothing but this folder, and compared.
+    Loading such a file runs code: it suits your own Python programs, nobody else's.
+    """
+
+    uses = "torch.save_full"
+    packages = ("torch", "numpy")
+    preload = ("torch", "safetensors.torch")
+    facets = ("arch", "isa")
+    extra = "torch"
+
+    class Params(StageParams):
+        """How close the module must be."""
+
+        atol: float = Field(1e-5, ge=0, description="absolute tolerance against eager")
+        rtol: float = Field(1e-5, ge=0, description="relative tolerance against eager")
+
+    class Inputs(StageInputs):
+        """The model."""
+
+        model: Folder = Field(description="the bundle of model.prepare")
+
+    class Outputs(StageOutputs):
+        """The module."""
+
+        model: Folder = Output("model", "model.pt, load_model.py and code/")
+
+    def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
+        """Save, load back elsewhere, compare."""
+        import torch
+
+        bundle = _bundle.load_bundle(inputs.model)
+        outputs.model.mkdir(exist_ok=True)
+        try:
+            with (outputs.model / "model.pt").open(
+                "wb"
+            ) as file:  # To a name, the name would be in the bytes.
+                torch.save(bundle.module(), file)
+        except Exception as error:
+            said = f"the module can't be pickled: {_bundle.first_line(error)}"
+            raise StageError(said, fix="define its classes at the top level of a file") from error
+        shutil.copytree(inputs.model / "code", outputs.model / "code", copy_function=shutil.copyfile)
+        parent = PurePosixPath(bundle.factory.rpartition(":")[0]).parent
+        folders = list(dict.fromkeys([str(PurePosixPath("code") / parent), "code"]))
+        (outputs.model / "load_model.py").write_text(_LOADER.replace("{folders}", repr(folders)), "utf-8")
+        parity = compare(
+            _load_elsewhere(ctx, bundle, outputs.model), _recorded, atol=params.atol, rtol=params.rtol
+        )
+        gate(ctx, parity, atol=params.atol, rtol=params.rtol)
+        ctx.figure("bytes", (outputs.model / "model.pt").stat().st_size)
+
+
+def _recorded(arrays: _bundle.Arrays) -> _bundle.Arrays:
+    return arrays
+
+
+def _load_elsewhere(ctx: Context, bundle: Bundle, folder: Path) -> list[Case]:
+    """Run the cases in a process that imports nothing of ours; return them as expected and found."""
+    names = {case.name: [f"{case.name}/in/{n}" for n in bundle.input_names] for case in bundle.cases}
+    made = ctx.workdir / "made"
+    made.mkdir()
+    arguments = [str(folder), json.dumps(names), str(bundle.folder / "reference.npz"), str(made)]
+    done = subprocess.run(
+        [sys.executable, "-B", "-I", "-c", _PROOF, *arguments], capture_output=True, text=True, timeout=600
+    )
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["it died"])[-1]
+        raise StageError(f"the saved module can't be loaded by a fresh Python: {said}",
+                         fix="what does it need that its imports don't name?")  # fmt: skip
+    found = []
+    for case in bundle.cases:
+        arrays = list(_bundle.read_arrays(made / f"{case.name}.npz").values())
+        found.append(Case(case.name, dict(zip(bundle.output_names, arrays, strict=True)), case.outputs))
+    return found
