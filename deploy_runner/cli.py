@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["build_parser", "main"]
 
 _DEFAULT = "pipeline.yaml"
+_FORMATS = (
+    "safetensors", "full", "torchscript", "script", "pt2", "onnx", "fp16", "int8", "ptl", "pte", "sagemaker",
+)  # fmt: skip
 _Verb = Callable[[argparse.Namespace], int]
 
 
@@ -227,6 +230,27 @@ def _add_project(verbs: _Verbs) -> None:
     init.add_argument("folder", nargs="?", default=".", help="where to (default: here)")
     init.add_argument("--factory", metavar="FILE.py:NAME", help="what builds your nn.Module")
     init.add_argument("--shape", metavar="1,3,224,224", help="the shape of one example input")
+    convert = _verb(verbs, "convert", _convert, "convert a checkpoint at once, by a pipeline made on the fly")
+    convert.add_argument("checkpoint", help="the trained checkpoint")
+    required = {
+        "--to": ("onnx,int8,ptl", f"any of {', '.join(_FORMATS)}"),
+        "--factory": ("FILE.py:NAME", "what builds your nn.Module"),
+        "--shape": ("1,3,224,224", "the shape of one example input"),
+    }
+    for flag, (metavar, text) in required.items():
+        convert.add_argument(flag, required=True, metavar=metavar, help=text)
+    optional = {
+        "--dtype": ("TYPE", "float32", "the example's element type"),
+        "--calibration": ("PATH", None, "an .npz or a folder of pictures: int8 is then calibrated"),
+        "--output": ("FOLDER", "converted", "where the results go"),
+        "--pipeline": ("FILE", "convert.yaml", "the pipeline to write"),
+    }
+    for flag, (metavar, default, text) in optional.items():
+        said = f"{text} (default: {default})" if default else text
+        convert.add_argument(flag, default=default, metavar=metavar, help=said)
+    _json_option(convert, "print one JSON object last on standard output, progress on stderr")
+    convert.add_argument("--log", action="store_true", help="show the stages' log lines")
+    convert.add_argument("-q", "--quiet", action="store_true", help="print errors only")
     doctor = _verb(verbs, "doctor", _doctor, "check that all a pipeline needs is here")
     _pipeline_options(doctor)
     _json_option(doctor)
@@ -357,16 +381,24 @@ def _schema(args: argparse.Namespace) -> int:
 def _init(args: argparse.Namespace) -> int:
     from .scaffold import init
 
-    shape = None
-    if args.shape:
-        try:
-            shape = [int(part) for part in args.shape.split(",")]
-        except ValueError:
-            raise UsageError(
-                f"--shape {args.shape} is not a list of whole numbers", fix="e.g. --shape 1,3,32,32"
-            ) from None
+    shape = _numbers(args.shape) if args.shape else None
     print(init(args.checkpoint, args.folder, factory=args.factory, shape=shape))
     return 0
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"--shape {text} is not a list of whole numbers", fix="e.g. --shape 1,3,32,32"
+        ) from None
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from .verbs import convert
+
+    return convert(args, _numbers(args.shape))
 
 
 def _doctor(args: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from .api import home_of
 from .errors import UsageError
 from .record import RunRecord, pin_run, pinned_runs, read_record, recorded_runs
-from .types import Artifact, Event, Json, StageResult
+from .types import Artifact, Event, Json, Kind, StageResult
 
 if TYPE_CHECKING:
     from .api import Pipeline
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _KEPT_RUNS = 10
 
-__all__ = ["cache", "diff", "explain", "get", "plan", "run", "show", "stages"]
+__all__ = ["cache", "convert", "diff", "explain", "get", "plan", "run", "show", "stages"]
 
 
 def run(path: str, names: list[str], args: argparse.Namespace) -> int:
@@ -86,6 +86,43 @@ def _run(pipeline: Pipeline, names: list[str], args: argparse.Namespace, early: 
     if args.json:
         print(json.dumps(record.summary(), ensure_ascii=False))
     return record.exit_code
+
+
+def convert(args: argparse.Namespace, shape: list[int]) -> int:
+    """Write a pipeline for the formats, run it, and copy what it made into a folder.
+
+    A format that fails doesn't keep the others from being made.
+    """
+    from . import api
+    from .convert import FORMATS, write_pipeline
+
+    formats = [name.strip() for name in args.to.split(",") if name.strip()]
+    path, folder = Path(args.pipeline), Path(args.output)
+    write_pipeline(
+        path, args.checkpoint, formats,
+        factory=args.factory, shape=shape, dtype=args.dtype, calibration=args.calibration,
+    )  # fmt: skip
+    pipeline = api.load(path)
+    places = {}
+    for name in formats:
+        stage, _, output = FORMATS[name][0].rpartition(".")
+        place = folder / name / Path(pipeline.graph.stages[stage].outputs[output].path).name
+        if place.exists():
+            raise UsageError(f"{place} is there already", fix="name another folder: --output")
+        places[f"{stage}.{output}"] = place
+    options = {"cpu": None, "memory": None, "fail_fast": False, "force": False, "keep_workdirs": False}
+    code = _run(pipeline, [], argparse.Namespace(**{**vars(args), **options}), None)
+    record = read_record(pipeline.home)
+    for name, place in places.items():
+        stage, _, output = name.rpartition(".")
+        artifacts = record.stages[stage].get("artifacts")
+        entry = artifacts.get(output) if isinstance(artifacts, dict) else None
+        if isinstance(entry, dict):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            pipeline.store.materialise(_artifact(entry), place)
+            if not args.quiet:
+                print(place, file=sys.stderr if args.json else sys.stdout)
+    return code
 
 
 def plan(pipeline: Pipeline, names: list[str], args: argparse.Namespace) -> int:
@@ -265,11 +302,7 @@ def get(path: str, names: list[str], args: argparse.Namespace) -> int:
     pipeline = load(path, config=args.config, sets=args.sets)
     record = read_record(pipeline.home)
     stage_id, output, entry = _find_output(record, names[0])
-    artifact = Artifact(
-        str(entry["digest"]),
-        "folder" if entry["kind"] == "folder" else "file",
-        int(str(entry["size"])),
-    )
+    artifact = _artifact(entry)
     node = pipeline.graph.stages.get(stage_id)
     own = Path(node.outputs[output].path).name if node and output in node.outputs else output
     destination = Path(args.to) if args.to else Path(own)
@@ -284,6 +317,11 @@ def get(path: str, names: list[str], args: argparse.Namespace) -> int:
     pipeline.store.materialise(artifact, destination)
     print(destination)
     return 0
+
+
+def _artifact(entry: dict[str, Json]) -> Artifact:
+    kind: Kind = "folder" if entry["kind"] == "folder" else "file"
+    return Artifact(str(entry["digest"]), kind, int(str(entry["size"])))
 
 
 def _find_output(record: RunRecord, name: str) -> tuple[str, str, dict[str, Json]]:
