@@ -153,7 +153,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Load weights into a module, tied tensors included.
+    """Make weights the module's own, without copying them; tied tensors are one again.
 
     Raises StageError that lists missing and unexpected keys and every difference of shape. A
     key that is missing from the file but shares its memory with one that is there is tied.
@@ -173,7 +173,18 @@ def load_weights(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> None
             f"the checkpoint doesn't fit the model: {'; '.join(problems)}",
             fix="name another factory, other kwargs, or the checkpoint's key",
         )
-    module.load_state_dict(given, strict=True)
+    cast = {name: tensor.to(expected[name].dtype) for name, tensor in given.items()}
+    module.load_state_dict(cast, strict=True, assign=True)
+    for names in storages.values():
+        for name in names[1:]:
+            _tie(module, name, names[0])
+
+
+def _tie(module: nn.Module, name: str, to: str) -> None:
+    """Make two names one tensor again: assigning has given each its own."""
+    owner, _, attribute = name.rpartition(".")
+    other, _, original = to.rpartition(".")
+    setattr(module.get_submodule(owner), attribute, getattr(module.get_submodule(other), original))
 
 
 def _differences(expected: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:

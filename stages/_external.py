@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from deploy_runner.sdk import StageError
+
+from ._onnx import all_tensors
 
 if TYPE_CHECKING:
     import onnx
@@ -28,25 +29,11 @@ def check_external_data(model: onnx.ModelProto, folder: Path) -> int:
     Raises StageError that names the tensor.
     """
     count = 0
-    for tensor in _tensors(model.graph):
+    for tensor in all_tensors(model.graph):
         if tensor.data_location == 1:
             count += 1
             _check(tensor, folder)
     return count
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield sparse.values
-        yield sparse.indices
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _tensors(inner)
 
 
 def _check(tensor: onnx.TensorProto, folder: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from deploy_runner.sdk import StageError
 
@@ -17,8 +18,16 @@ if TYPE_CHECKING:
 
 FILE_NAME = "model.onnx"
 DATA_NAME = "model.onnx.data"
-SINGLE_FILE_BYTES = 1_900_000_000
-"""Protobuf's limit is 2 GiB; what is larger keeps its weights in DATA_NAME beside it."""
+SINGLE_FILE_BYTES = 500_000_000
+"""What is larger keeps its weights in DATA_NAME beside it, so that nobody holds all of them at once.
+
+Protobuf's own limit is 2 GiB, but writing a message takes several times its size.
+"""
+
+_ALIGNMENT = 4096
+"""So that runtimes may map each tensor."""
+
+_CHUNK_BYTES = 1 << 20
 
 
 def onnx_file(path: Path) -> Path:
@@ -65,6 +74,55 @@ def save_proto(model: onnx.ModelProto, folder: Path) -> Path:
     return file
 
 
+def move_proto(model: onnx.ModelProto, source: Path, folder: Path) -> Path:
+    """Write a model that was read without its weights into a folder, as save_proto does.
+
+    External data, in `source`, is gathered in one file without being read into memory.
+    """
+    tensors = [tensor for tensor in all_tensors(model.graph) if tensor.data_location == 1]
+    if not tensors:
+        return save_proto(model, folder)
+    clean(model)
+    folder.mkdir(exist_ok=True)
+    with (folder / DATA_NAME).open("wb") as data:
+        for tensor in tensors:
+            _append(tensor, source, data)
+    file = folder / FILE_NAME
+    file.write_bytes(model.SerializeToString(deterministic=True))
+    return file
+
+
+def _append(tensor: onnx.TensorProto, source: Path, data: BinaryIO) -> None:
+    """Copy a tensor's external data to the end of `data`, and say so in the tensor."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    data.write(b"\0" * (-data.tell() % _ALIGNMENT))
+    start = data.tell()
+    with (source / entries["location"]).open("rb") as file:
+        file.seek(int(entries.get("offset", 0)))
+        left = int(entries["length"]) if "length" in entries else os.fstat(file.fileno()).st_size
+        while left > 0 and (chunk := file.read(min(left, _CHUNK_BYTES))):
+            data.write(chunk)
+            left -= len(chunk)
+    del tensor.external_data[:]
+    for key, value in (("location", DATA_NAME), ("offset", start), ("length", data.tell() - start)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Yield every tensor of a graph and of the graphs inside it."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield sparse.values
+        yield sparse.indices
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for inner in (attribute.g, *attribute.graphs):
+                yield from all_tensors(inner)
+
+
 def clean(model: onnx.ModelProto) -> None:
     """Remove what differs between two exports of one model on two machines."""
     del model.metadata_props[:]
@@ -109,14 +167,19 @@ def refuse_unknown_nodes(model: onnx.ModelProto, excluded: list[str]) -> None:
                              fix=closest_name(name, names))  # fmt: skip
 
 
-def session(path: Path, *, threads: int) -> onnxruntime.InferenceSession:
-    """Open a model on the CPU. Raises StageError where the runtime can't load it."""
+def session(path: Path, *, threads: int, lean: bool = False) -> onnxruntime.InferenceSession:
+    """Open a model on the CPU; `lean` runs slower, from the file's own pages, without copies of weights.
+
+    Raises StageError where the runtime can't load it.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if lean:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         opened = onnxruntime.InferenceSession(
             str(onnx_file(path)), options, providers=["CPUExecutionProvider"]
@@ -128,9 +191,9 @@ def session(path: Path, *, threads: int) -> onnxruntime.InferenceSession:
     return opened
 
 
-def runner(path: Path, *, threads: int) -> Model:
-    """Return a model as a function of arrays by name."""
-    opened = session(path, threads=threads)
+def runner(path: Path, *, threads: int, lean: bool = False) -> Model:
+    """Return a model as a function of arrays by name; `lean` as in session()."""
+    opened = session(path, threads=threads, lean=lean)
     inputs = [i.name for i in opened.get_inputs()]
     outputs = [o.name for o in opened.get_outputs()]
 

@@ -197,12 +197,13 @@ class _Trainer:
         import torch
 
         module = self._build()
-        _bundle.load_weights(module, checkpoint["model_state_dict"])
+        state = copy.deepcopy({n: checkpoint[n] for n in ("model_state_dict", "optimizer_state_dict")})
+        _bundle.load_weights(module, state["model_state_dict"])
         for parameter in module.parameters():
             parameter.requires_grad_(True)
         optimizer = self._optimizer(module)
         try:
-            optimizer.load_state_dict(copy.deepcopy(checkpoint["optimizer_state_dict"]))
+            optimizer.load_state_dict(state["optimizer_state_dict"])
         except (ValueError, KeyError, RuntimeError) as error:
             said = f"the checkpoint's optimizer doesn't fit: {_bundle.first_line(error)}"
             raise StageError(said, fix="is it the same optimizer, with the same groups?") from error

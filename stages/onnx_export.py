@@ -12,6 +12,7 @@ from deploy_runner.sdk import (
     Context,
     Field,
     Folder,
+    GateError,
     Output,
     Stage,
     StageError,
@@ -24,7 +25,9 @@ from . import _bundle, _onnx
 from ._bundle import Bundle
 from ._parity import compare, gate
 
-_OPERATOR = re.compile(r"(?:op='|operator '|No ONNX function found for .*?')([\w.:]+)")
+_OPERATOR = re.compile(
+    r"(?:op='|operator '|No ONNX function found for .*?'|unrecognized namespace )([\w.:]*\w)"
+)
 _LINE = re.compile(r'File "([^"/][^"]*\.py)", line (\d+)')
 _LOWEST_DYNAMO = 18
 
@@ -60,7 +63,7 @@ class OnnxExport(Stage):
     class Outputs(StageOutputs):
         """The ONNX model."""
 
-        model: Folder = Output("model", "model.onnx, and model.onnx.data if it is over 2 GB")
+        model: Folder = Output("model", "model.onnx, and model.onnx.data if it is over 500 MB")
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Export, clean, read back, compare."""
@@ -68,8 +71,17 @@ class OnnxExport(Stage):
         exporter = _export(ctx, bundle, params, outputs.model)
         model = _onnx.load_proto(outputs.model, weights=False)
         _check_axes(bundle, model)
-        run = _onnx.runner(outputs.model, threads=ctx.threads)
-        parity = compare(bundle.cases, run, atol=params.atol, rtol=params.rtol)
+        lean = _onnx.size_bytes(outputs.model) > _onnx.SINGLE_FILE_BYTES
+        run = _onnx.runner(outputs.model, threads=ctx.threads, lean=lean)
+        try:
+            parity = compare(bundle.cases, run, atol=params.atol, rtol=params.rtol)
+        except GateError:
+            raise
+        except StageError as error:
+            ctx.log(str(error))
+            shapes = ", ".join(f"{n} {tuple(a.shape)}" for n, a in bundle.cases[0].inputs.items())
+            raise StageError(f"the {exporter} exporter made a model that takes {shapes} only",
+                             fix="use the other exporter") from error  # fmt: skip
         gate(ctx, parity, atol=params.atol, rtol=params.rtol)
         ctx.figure("opset", _onnx.opset_of(model))
         ctx.figure("exporter", exporter)
@@ -88,7 +100,7 @@ def _export(ctx: Context, bundle: Bundle, params: OnnxExport.Params, folder: Pat
         raw.mkdir()
         try:
             _export_with(way, bundle, params.opset, raw / _onnx.FILE_NAME)
-            model = _onnx.load_proto(raw)
+            model = _onnx.load_proto(raw, weights=False)
             delivered = _onnx.opset_of(model)
             if delivered != params.opset:
                 raise StageError(
@@ -99,7 +111,7 @@ def _export(ctx: Context, bundle: Bundle, params: OnnxExport.Params, folder: Pat
             ctx.log(f"{way}: {error}")
             refusals.append(error)
             continue
-        _onnx.save_proto(model, folder)
+        _onnx.move_proto(model, raw, folder)
         return way
     raise refusals[0]
 
@@ -117,17 +129,24 @@ def _export_with(way: str, bundle: Bundle, opset: int, file: Path) -> None:
     }
     if way == "dynamo":
         options["dynamic_shapes"] = _dynamic_shapes(bundle, module)
-        options["external_data"] = False
+        size = (bundle.folder / "weights.safetensors").stat().st_size
+        options["external_data"] = size > _onnx.SINGLE_FILE_BYTES
     else:
         module = _scripted_if_branching(bundle, module)
         ports = (*bundle.inputs, *bundle.outputs)
         options["dynamic_axes"] = {p.name: dict(p.dynamic) for p in ports if p.dynamic}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # The fused encoder layer has no ONNX equivalent.
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             torch.onnx.export(module, bundle.example(), str(file), **options)
     except Exception as error:
         raise _refusal(way, error, bundle) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.data = torch.empty(0)  # The exporters' caches keep the module, not its weights.
 
 
 def _dynamic_shapes(bundle: Bundle, module: Any) -> dict[str, Any] | tuple[Any, ...] | None:
@@ -172,7 +191,8 @@ def _refusal(way: str, error: Exception, bundle: Bundle) -> StageError:
         said = f"the model's control flow depends on its data{where}, which the {way} exporter can't keep"
         return StageError(said, fix="use torch.cond, or exporter: torchscript")
     operator = _OPERATOR.search(text)
-    if operator and ("Unsupported" in text or "No ONNX function" in text or "not supported" in text):
+    unknown = ("Unsupported", "No ONNX function", "not supported", "unrecognized namespace")
+    if operator and any(said in text for said in unknown):
         where = where or _line_of_operator(bundle, operator.group(1))
         return StageError(f"the operator {operator.group(1)} has no ONNX equivalent{where}",
                           fix="replace it in the model, or keep this model as TorchScript")  # fmt: skip
@@ -190,7 +210,7 @@ def _line_of_operator(bundle: Bundle, operator: str) -> str:
 
     program = torch.export.export(bundle.module(), bundle.example(), strict=False)
     for node in program.graph.nodes:
-        if operator in str(node.target):
+        if operator.replace("::", ".") in str(node.target):
             lines = _LINE.findall(node.meta.get("stack_trace") or "")
             return f" at {lines[-1][0]}:{lines[-1][1]}" if lines else ""
     return ""
