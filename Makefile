@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: run test test-all test-faults check docs bench clean
+.PHONY: run test test-all test-faults check docs formats bench clean
 
 run: $(VENV)/.run
 	$(BIN)/python -m deploy_runner run pipeline.yaml
@@ -26,6 +26,9 @@ check: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/generate.py
+
+formats: $(VENV)/.dev
+	$(BIN)/python -m pytest -q tests/pipeline/test_formats.py --write-formats
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 from deploy_runner.sdk import Context, StageError
@@ -10,22 +9,41 @@ from deploy_runner.sdk import Context, StageError
 from . import _bundle, _onnx, _torchscript
 from ._parity import Model
 
+_SUFFIXES = ".onnx, .pt, .pt2, .ptl or .pte"
+
 
 def open_model(ctx: Context, path: Path, reference: _bundle.Bundle | None = None) -> Model:
-    """Return a model as a function of arrays by name: ONNX, TorchScript, or a bundle itself.
+    """Return a model as a function of arrays by name: any format that a stage makes, or a bundle.
 
-    TorchScript has no names of its own: `reference` gives them. Raises StageError for others.
+    What has no names of its own takes them from `reference`. Raises StageError for other files.
     """
     if path.is_dir() and (path / "bundle.json").is_file():
         return _eager(_bundle.load_bundle(path))
     if path.is_dir() or path.suffix == ".onnx":
         return _onnx.runner(path, threads=ctx.threads)
-    if zipfile.is_zipfile(path):
-        if reference is None:
-            raise StageError("a TorchScript model needs the bundle it was made from as `reference`")
-        program = _torchscript.load(path)
-        return _torchscript.runner(program, reference.input_names, reference.output_names)
-    raise StageError(f"{path.name} is neither ONNX nor TorchScript")
+    if path.suffix not in (".pt", ".pth", ".pt2", ".ptl", ".pte"):
+        raise StageError(f"{path.name} is no model that can be run", fix=f"give it {_SUFFIXES}")
+    if reference is None:
+        raise StageError(f"{path.name} has no names of inputs and outputs",
+                         fix="give the bundle it was made from as `reference`")  # fmt: skip
+    try:
+        return _open(path, reference)
+    except StageError:
+        reference.module()  # It may need operators that the model's own code registers.
+        return _open(path, reference)
+
+
+def _open(path: Path, bundle: _bundle.Bundle) -> Model:
+    if path.suffix == ".pt2":
+        from .torch_export import runner
+    elif path.suffix == ".ptl":
+        from .mobile_lite import runner
+    elif path.suffix == ".pte":
+        from .mobile_executorch import runner
+    else:
+        names = (bundle.input_names, bundle.output_names)
+        return _torchscript.runner(_torchscript.load(path), *names)
+    return runner(path, bundle)
 
 
 def _eager(bundle: _bundle.Bundle) -> Model:

@@ -15,6 +15,8 @@ from . import _bundle, _torchscript
 from ._bundle import Bundle
 from ._parity import compare
 
+_EXACT = {"atol": 1e-6, "rtol": 1e-6}
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
@@ -32,7 +34,9 @@ def quiet() -> Iterator[None]:
 
 
 def deliver(ctx: Context, bundle: Bundle, quantized: Any, path: Path) -> None:
-    """Trace, save, load back; compare with the quantized module exactly, with the float one in figures.
+    """Trace or script, save, load back; compare exactly with the quantized module.
+
+    The figures compare with the float one.
 
     Raises StageError where an operator has no quantized form, GateError where the file computes
     something else than the module.
@@ -45,11 +49,15 @@ def deliver(ctx: Context, bundle: Bundle, quantized: Any, path: Path) -> None:
             reference = _torchscript.runner(quantized, *names)
             cases = [_bundle.Case(c.name, c.inputs, reference(c.inputs)) for c in bundle.cases]
             program = torch.jit.trace(quantized, bundle.example(), strict=False, check_trace=False)
+            if compare(cases, _torchscript.runner(program, *names), **_EXACT).excess > 0:
+                program = torch.jit.script(quantized)  # A trace keeps one branch only.
+        except GateError:
+            raise
         except Exception as error:
             raise _refusal(error) from error
         _torchscript.save(program, path)
         run = _torchscript.runner(_torchscript.load(path), *names)
-        loaded = compare(cases, run, atol=1e-6, rtol=1e-6)
+        loaded = compare(cases, run, **_EXACT)
         if loaded.excess > 0:
             raise GateError(f"the saved program differs from the quantized module by up to "
                             f"{loaded.max_abs:.3g}; worst at {loaded.worst}")  # fmt: skip

@@ -9,7 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploy_runner.sdk import Context, Field, File, Folder, Output, StageInputs, StageOutputs, StageParams
+from deploy_runner.sdk import (
+    Context,
+    Field,
+    File,
+    Folder,
+    Output,
+    StageError,
+    StageInputs,
+    StageOutputs,
+    StageParams,
+)
 
 from . import _bundle
 from ._bundle import Bundle
@@ -83,11 +93,15 @@ def without_debug_files(archive: io.BytesIO) -> memoryview:
 
 
 def load(path: Path) -> torch.jit.ScriptModule:
-    """Read a program onto the CPU."""
+    """Read a program onto the CPU. Raises StageError where it isn't one."""
     import torch
 
-    with quiet():
-        return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-any-return]
+    try:
+        with quiet():
+            return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-any-return]
+    except RuntimeError as error:
+        said = f"{path.name} is not a TorchScript program: {_bundle.first_line(error)}"
+        raise StageError(said, fix="give it the output of torch.trace or torch.script") from error
 
 
 def runner(program: Any, inputs: list[str], outputs: list[str]) -> Model:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +29,9 @@ from ._bundle import Bundle, Case
 from ._parity import Model, compare, gate
 
 _LARGEST = 16
-"""With XNNPACK a smaller example than the axis' maximum silently lowers that maximum."""
+"""With XNNPACK an example below 16 silently lowers the axis' maximum."""
+
+_MISSING = re.compile(r"Missing out variants: \{'([\w:.]+)'")
 
 
 class MobileExecutorch(Stage):
@@ -51,7 +56,7 @@ class MobileExecutorch(Stage):
         quantize: Literal["none", "int8"] = Field("none", description="int8 needs calibration samples")
         largest: dict[str, int] = Field(
             default={},
-            description="the largest size of each dynamic axis (default: 16, or the cases')",
+            description="what each dynamic axis must take at least (default: 16, or the cases')",
         )
         atol: float = Field(1e-4, ge=0, description="absolute tolerance against eager, for float programs")
         rtol: float = Field(1e-4, ge=0, description="relative tolerance against eager, for float programs")
@@ -88,7 +93,7 @@ class MobileExecutorch(Stage):
         cases = [*bundle.cases, *([case] if largest else [])]
         exact = params.quantize == "none"
         tolerance = {"atol": params.atol, "rtol": params.rtol} if exact else {"atol": 0.0, "rtol": 0.0}
-        parity = compare(cases, _runner(outputs.model, bundle), **tolerance)
+        parity = compare(cases, runner(outputs.model, bundle), **tolerance)
         if exact:
             gate(ctx, parity, **tolerance)
         for name, value in parity.figures().items():
@@ -100,7 +105,11 @@ class MobileExecutorch(Stage):
 
 
 def _largest_sizes(bundle: Bundle, given: Mapping[str, int]) -> dict[str, int]:
-    """Return the largest size of each dynamic axis, never below what the reference cases have."""
+    """Return the size to plan each dynamic axis for, never below what the reference cases have.
+
+    The sizes are different primes: where an axis happens to be as long as another one of some tensor
+    (16 in a model with 4 x 4 pixels), lowering takes it for fixed.
+    """
     seen: dict[str, int] = {}
     for port in bundle.inputs:
         for axis, label in port.dynamic.items():
@@ -112,7 +121,15 @@ def _largest_sizes(bundle: Bundle, given: Mapping[str, int]) -> dict[str, int]:
             )
         if size < seen[label]:
             raise StageError(f"largest: {label} is {size}, but a reference case has {seen[label]}")
-    return {label: given.get(label, max(size, _LARGEST)) for label, size in sorted(seen.items())}
+    sizes: dict[str, int] = {}
+    for label, size in sorted(seen.items()):
+        wanted = given.get(label, max(size, _LARGEST))
+        sizes[label] = next(n for n in itertools.count(wanted) if _is_prime(n) and n not in sizes.values())
+    return sizes
+
+
+def _is_prime(number: int) -> bool:
+    return number > 1 and all(number % divisor for divisor in range(2, math.isqrt(number) + 1))
 
 
 def _largest_case(bundle: Bundle, largest: Mapping[str, int]) -> Case:
@@ -179,6 +196,9 @@ def _lower(program: Any, backend: str) -> tuple[bytes, str]:
         calls = [str(n.target) for n in edge.exported_program().graph.nodes if n.op == "call_function"]
         buffer: bytes = edge.to_executorch().buffer
     except Exception as error:
+        if missing := _MISSING.search(str(error)):
+            said = f"the operator {missing.group(1)} has no kernel in ExecuTorch"
+            raise StageError(said, fix="replace it in the model, or use mobile.lite") from error
         raise StageError(f"ExecuTorch can't lower the model: {_bundle.first_line(error)}",
                          fix="try `backend: portable`, or mobile.lite") from error  # fmt: skip
     if backend == "xnnpack" and not any("executorch_call_delegate" in call for call in calls):
@@ -187,7 +207,8 @@ def _lower(program: Any, backend: str) -> tuple[bytes, str]:
     return buffer, f"{max(before - rest, 0)} of {before} operators"
 
 
-def _runner(path: Path, bundle: Bundle) -> Model:
+def runner(path: Path, bundle: Bundle) -> Model:
+    """Return a program of ExecuTorch as a function of arrays by name."""
     from executorch.runtime import Runtime
 
     program = Runtime.get().load_program(path)

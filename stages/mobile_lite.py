@@ -66,7 +66,7 @@ class MobileLite(Stage):
         program = _torchscript.load(inputs.program) if inputs.program else trace(bundle)
         ready, optimized = _optimized(program)
         _save(ready, outputs.model)
-        parity = compare(bundle.cases, _runner(outputs.model, bundle), atol=params.atol, rtol=params.rtol)
+        parity = compare(bundle.cases, runner(outputs.model, bundle), atol=params.atol, rtol=params.rtol)
         gate(ctx, parity, atol=params.atol, rtol=params.rtol)
         _snippets.write(outputs.snippets, "lite", bundle.inputs, bundle.outputs)
         ctx.figure("optimized", optimized)
@@ -94,7 +94,8 @@ def _save(program: Any, path: Path) -> None:
     path.write_bytes(_torchscript.without_debug_files(archive))
 
 
-def _runner(path: Path, bundle: Bundle) -> Model:
+def runner(path: Path, bundle: Bundle) -> Model:
+    """Return a program of the lite interpreter as a function of arrays by name."""
     import torch
     from torch.jit.mobile import _load_for_lite_interpreter
 

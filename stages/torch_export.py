@@ -71,7 +71,7 @@ class TorchExport(Stage):
                 node.meta.pop(name, None)
         with outputs.model.open("wb") as file:  # To a name, the name would be in the bytes.
             torch.export.save(program, file)
-        parity = compare(bundle.cases, _runner(outputs.model, bundle), atol=params.atol, rtol=params.rtol)
+        parity = compare(bundle.cases, runner(outputs.model, bundle), atol=params.atol, rtol=params.rtol)
         gate(ctx, parity, atol=params.atol, rtol=params.rtol)
         ctx.figure("bytes", outputs.model.stat().st_size)
         ctx.figure("cases", [case.name for case in bundle.cases])
@@ -110,10 +110,15 @@ def refusal(error: Exception) -> StageError:
     )
 
 
-def _runner(path: Path, bundle: Bundle) -> Model:
+def runner(path: Path, bundle: Bundle) -> Model:
+    """Return an exported program as a function of arrays by name."""
     import torch
 
-    module = torch.export.load(path).module()
+    try:
+        module = torch.export.load(path).module()
+    except Exception as error:
+        raise StageError(f"{path.name} is not an exported program: {_bundle.first_line(error)}",
+                         fix="give it the output `model` of torch.export") from error  # fmt: skip
 
     def run(arrays: Mapping[str, Any]) -> dict[str, Any]:
         with torch.no_grad():

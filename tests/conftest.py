@@ -194,3 +194,9 @@ def used_port() -> Iterator[int]:
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-formats", action="store_true", help="write docs/formats.md from what the models do"
+    )

@@ -17,7 +17,8 @@ from onnx import TensorProto, helper
 from deploy_runner.errors import GateError, StageError
 from deploy_runner.testing import StageRun, run_stage
 from tests.conftest import DIGITS, ROOT
-from tests.pipeline.test_stages_torch import stage
+from tests.pipeline.test_stages_torch import bundle as bundle_of
+from tests.pipeline.test_stages_torch import line_of, stage
 
 HELD = DIGITS / "heldout.npz"
 CALIBRATION = DIGITS / "calibration.npz"
@@ -84,28 +85,13 @@ def test_the_file_holds_names_dynamic_axes_and_no_paths(fp32: Path) -> None:
 
 
 def test_an_operator_without_an_onnx_form_is_named_with_its_line(tmp_path: Path) -> None:
-    from tests.pipeline import test_stages_torch as zoo
-
-    source = (
-        "import torch\nfrom torch import nn\n"
-        "@torch.library.custom_op('shop::odd', mutates_args=())\n"
-        "def odd(x: torch.Tensor) -> torch.Tensor:\n    return x * 2\n"
-        "@odd.register_fake\ndef _(x):\n    return torch.empty_like(x)\n"
-        "class Custom(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-        "        self.linear = nn.Linear(4, 3)\n    def forward(self, x):\n"
-        "        return torch.ops.shop.odd(self.linear(x))\ndef custom(): return Custom()\n"
-    )
-    before, zoo.MODELS = zoo.MODELS, source
-    try:
-        model = zoo.bundle(tmp_path, "custom", example={"shape": [2, 4]})["model"]
-        with pytest.raises(StageError) as error:
-            run_stage(
-                stage("onnx.export"), tmp_path / "o", inputs={"model": model}, params={"exporter": "dynamo"}
-            )
-    finally:
-        zoo.MODELS = before
+    model = bundle_of(tmp_path, "custom")["model"]
+    with pytest.raises(StageError) as error:
+        run_stage(
+            stage("onnx.export"), tmp_path / "o", inputs={"model": model}, params={"exporter": "dynamo"}
+        )
     assert "shop.odd" in error.value.message
-    assert "models.py:14" in error.value.message
+    assert line_of("torch.ops.shop.odd(self") in error.value.message
 
 
 def test_the_methods_differ_and_keep_the_predictions(tmp_path: Path, fp32: Path) -> None:

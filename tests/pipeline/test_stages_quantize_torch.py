@@ -13,7 +13,7 @@ import pytest
 from deploy_runner.errors import GateError, StageError
 from deploy_runner.testing import StageRun, run_stage
 from tests.pipeline.test_stages_onnx import CALIBRATION, bundle, folder, fp32
-from tests.pipeline.test_stages_torch import CASES, stage
+from tests.pipeline.test_stages_torch import CASES, line_of, stage
 from tests.pipeline.test_stages_torch import bundle as bundle_of
 
 __all__ = ["bundle", "folder", "fp32"]
@@ -76,7 +76,7 @@ def test_layers_without_a_static_form_stay_in_float(tmp_path: Path, name: str, k
 def test_an_operator_without_an_int8_form_is_named_with_its_line(tmp_path: Path) -> None:
     model = bundle_of(tmp_path, "two", **CASES["two"])["model"]
     with pytest.raises(
-        StageError, match="the operator aten::add.out has no int8 form in torch at models.py:20"
+        StageError, match=f"the operator aten::add.out has no int8 form in torch at {line_of('left + right')}"
     ) as error:
         static(tmp_path, model, own_samples(tmp_path, model))
     assert "onnx.quantize_static" in error.value.fix

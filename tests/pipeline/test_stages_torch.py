@@ -23,6 +23,8 @@ from deploy_runner.registry import Registry
 from deploy_runner.sdk import Stage
 from deploy_runner.testing import StageRun, run_stage
 from tests.conftest import DIGITS, ROOT
+from tests.models.make import EXAMPLES
+from tests.models.make import weights as trained
 
 
 def stage(uses: str) -> type[Stage]:
@@ -182,97 +184,26 @@ def test_an_unknown_key_lists_what_is_there(tmp_path: Path) -> None:
         extract(tmp_path, {"model_state_dict": weights(), "epoch": 1}, params={"key": "ema"})
 
 
-MODELS = """
-import torch
-from torch import nn
+MODELS = (ROOT / "tests/models/models.py").read_text()
 
-class Branch(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(4, 3)
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.linear(x)
-        if x.sum() > 0:
-            return y + 1
-        return y * 2
 
-class Two(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(4, 3)
-    def forward(self, left, right):
-        return {"sum": self.linear(left + right), "difference": self.linear(left - right)}
-
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(7, 4)
-        self.head = nn.Linear(4, 7, bias=False)
-        self.head.weight = self.embed.weight
-    def forward(self, tokens):
-        return self.head(self.embed(tokens))
-
-class Counting(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(4, 3)
-        self.register_buffer("calls", torch.zeros(()))
-    def forward(self, x):
-        self.calls += 1
-        return self.linear(x)
-
-class Random(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(4, 3)
-    def forward(self, x):
-        return self.linear(x) + torch.rand(())
-
-class Text(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(11, 8)
-        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, 1)
-        self.head = nn.Linear(8, 3)
-    def forward(self, tokens):
-        return self.head(self.encoder(self.embed(tokens)).mean(1))
-
-class Memory(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.lstm = nn.LSTM(4, 6, batch_first=True)
-        self.head = nn.Linear(6, 2)
-    def forward(self, steps):
-        out, _ = self.lstm(steps)
-        return self.head(out[:, -1])
-
-def branch(): return Branch()
-def two(): return Two()
-def tied(): return Tied()
-def counting(): return Counting()
-def random(): return Random()
-def text(): return Text()
-def memory(): return Memory()
-def wrong(): return 3
-"""
+def line_of(code: str) -> str:
+    """Return where a line of MODELS is, as errors name it."""
+    lines = [number for number, line in enumerate(MODELS.splitlines(), 1) if code in line]
+    return f"models.py:{lines[0]}"
 
 
 def bundle(tmp_path: Path, name: str, **params: Any) -> StageRun:
-    """Make the bundle of one of MODELS, with seeded weights."""
+    """Make the bundle of one of MODELS, with its trained weights."""
     project = tmp_path / "project"
     project.mkdir(parents=True, exist_ok=True)
     (project / "models.py").write_text(MODELS)
-    scope: dict[str, Any] = {}
-    exec(MODELS, scope)
-    torch.manual_seed(1)
-    module = scope[name]()
     made = tmp_path / f"{name}.pt"
-    torch.save(module.state_dict() if isinstance(module, torch.nn.Module) else {"x": torch.ones(1)}, made)
+    torch.save({"x": torch.ones(1)} if name == "wrong" else trained(name), made)
     extracted = run_stage(stage("checkpoint.state_dict"), tmp_path / f"w-{name}", inputs={"checkpoint": made})
     return run_stage(
         stage("model.prepare"), tmp_path / f"b-{name}", inputs={"weights": extracted["weights"]},
-        params={"factory": f"models.py:{name}", **params}, project=project,
+        params={"factory": f"models.py:{name}", **(params or EXAMPLES[name])}, project=project,
     )  # fmt: skip
 
 
@@ -346,12 +277,7 @@ def test_a_wrong_example_is_one_sentence(
         bundle(tmp_path, name, **params)
 
 
-CASES = {
-    "text": {"example": {"shape": [1, 5], "dtype": "int64", "high": 11}, "dynamic": {"tokens": {"0": "batch", "1": "length"}}},
-    "memory": {"example": {"shape": [1, 5, 4]}, "dynamic": {"steps": {"0": "batch", "1": "length"}}},
-    "two": {"example": {"left": {"shape": [1, 4]}, "right": {"shape": [1, 4]}}},
-    "tied": {"example": {"shape": [1, 3], "dtype": "int64", "high": 7}},
-}  # fmt: skip
+CASES = {name: EXAMPLES[name] for name in ("text", "memory", "two", "tied")}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -366,7 +292,9 @@ def test_traces_and_onnx_exports_agree_with_eager_on_every_model(tmp_path: Path,
 
 def test_control_flow_on_data_is_refused_by_trace_and_kept_by_script_and_onnx(tmp_path: Path) -> None:
     model = bundle(tmp_path, "branch", example={"shape": [2, 4]})["model"]
-    with pytest.raises(StageError, match="control flow depends on its data at models.py:11") as error:
+    with pytest.raises(
+        StageError, match=f"control flow depends on its data at {line_of('if x.sum')}"
+    ) as error:
         run_stage(stage("torch.trace"), tmp_path / "trace", inputs={"model": model})
     assert "torch.script" in error.value.fix
     assert (
