@@ -13,6 +13,7 @@ so that later stages need nothing of the project, and their keys hold all of it 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+_FOLDERS = re.compile(r"(?<![\w./:])/(?:[^/\s'\"]+/)+(?=[^/\s])")
+"""The folders of an absolute path: a worker's are of no use to anybody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,21 +105,15 @@ def load_bundle(folder: Path) -> Bundle:
     """Read a bundle. Raises StageError where the folder isn't one."""
     try:
         data = json.loads((folder / "bundle.json").read_text("utf-8"))
-    except OSError:
+        ports = {part: [_port(given) for given in data[part]] for part in ("inputs", "outputs")}
+        return Bundle(folder, data["factory"], data["kwargs"], ports["inputs"], ports["outputs"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise StageError("the input is not a model bundle", fix="give it model.prepare's output") from None
-    ports = {
-        part: [
-            Port(
-                p["name"],
-                p["dtype"],
-                tuple(p["shape"]),
-                {int(a): n for a, n in p["dynamic"].items()},
-            )
-            for p in data[part]
-        ]
-        for part in ("inputs", "outputs")
-    }
-    return Bundle(folder, data["factory"], data["kwargs"], ports["inputs"], ports["outputs"])
+
+
+def _port(given: Mapping[str, Any]) -> Port:
+    dynamic = {int(axis): name for axis, name in given["dynamic"].items()}
+    return Port(given["name"], given["dtype"], tuple(given["shape"]), dynamic)
 
 
 def build_module(factory: Callable[..., Any], kwargs: Mapping[str, Any], name: str) -> nn.Module:
@@ -299,8 +297,9 @@ def user_line(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, or its class."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    """Return the first line of what an error says, or its class; of paths the last part only."""
+    said = str(error).strip().partition("\n")[0] or type(error).__name__
+    return _FOLDERS.sub("", said)
 
 
 def closest_name(name: str, known: Sequence[str]) -> str:

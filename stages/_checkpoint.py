@@ -220,8 +220,10 @@ def _harmless_names() -> Iterator[tuple[Any, str]]:
 
 
 _USUAL_KEYS = ("model_state_dict", "state_dict", "model", "module", "net", "network", "weights",
-               "ema_state_dict", "model_ema", "ema")  # fmt: skip
+               "ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema")  # fmt: skip
 _WRAPPERS = ("module.", "_orig_mod.")
+_AVERAGED = "n_averaged"
+"""The counter of torch.optim.swa_utils.AveragedModel, which wraps the model as `module`."""
 
 
 def find_state_dict(content: Any, key: str | None) -> tuple[dict[str, Any], str]:
@@ -283,6 +285,8 @@ def strip_wrappers(weights: dict[str, Any], prefix: str | None) -> tuple[dict[st
         if not inside:
             raise StageError(f"no key of the state_dict begins with {prefix!r}")
         return inside, prefix
+    if _AVERAGED in weights and all(k.startswith("module.") for k in weights if k != _AVERAGED):
+        weights = {name: value for name, value in weights.items() if name != _AVERAGED}
     while found := next((w for w in _WRAPPERS if all(k.startswith(w) for k in weights)), None):
         weights = {name.removeprefix(found): value for name, value in weights.items()}
         stripped += found

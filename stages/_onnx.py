@@ -51,10 +51,13 @@ def load_proto(path: Path, *, weights: bool = True) -> onnx.ModelProto:
     import onnx
 
     try:
-        return onnx.load(onnx_file(path), load_external_data=weights)
+        model = onnx.load(onnx_file(path), load_external_data=weights)
     except Exception as error:
         raise StageError(f"the ONNX model can't be read, it is truncated or damaged: {first_line(error)}",
                          fix="make it again") from error  # fmt: skip
+    if not model.graph.output:
+        raise StageError("the ONNX model is empty: its graph has no output", fix="make it again")
+    return model
 
 
 def save_proto(model: onnx.ModelProto, folder: Path) -> Path:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,16 @@ def _write_code(
     (staged / "requirements.txt").write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
 
+@contextmanager
+def _told(when: str) -> Iterator[None]:
+    """Say what the package's own code does when it fails."""
+    try:
+        yield
+    except Exception as error:
+        said = f"code/inference.py fails when it {when}: {type(error).__name__}: {_bundle.first_line(error)}"
+        raise StageError(said, fix="the container would fail alike") from error
+
+
 def _run_as_container(
     ctx: Context, params: PackageSagemaker.Params, inputs: PackageSagemaker.Inputs, package: Path
 ) -> None:
@@ -142,11 +153,13 @@ def _run_as_container(
     assert spec is not None
     assert spec.loader is not None
     code = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(code)
+    with _told("is imported"):
+        spec.loader.exec_module(code)
     missing = [n for n in ("model_fn", "input_fn", "predict_fn", "output_fn") if not hasattr(code, n)]
     if missing:
         raise StageError(f"code/inference.py defines no {missing[0]}, which the container calls")
-    model = code.model_fn(str(folder))
+    with _told("calls model_fn"):
+        model = code.model_fn(str(folder))
     if inputs.reference is None:
         return
     import numpy as np
@@ -157,9 +170,9 @@ def _run_as_container(
 
     def invoke(arrays: Mapping[str, Any]) -> dict[str, Any]:
         body = json.dumps({"inputs": {name: array.tolist() for name, array in arrays.items()}})
-        answer = code.output_fn(
-            code.predict_fn(code.input_fn(body, "application/json"), model), "application/json"
-        )
+        with _told("answers a request"):
+            read = code.input_fn(body, "application/json")
+            answer = code.output_fn(code.predict_fn(read, model), "application/json")
         return {name: np.asarray(values) for name, values in json.loads(answer)["outputs"].items()}
 
     parity = compare(cases, invoke, atol=params.atol, rtol=params.rtol)

@@ -59,7 +59,10 @@ def trace(bundle: Bundle) -> torch.jit.ScriptModule:
                              "one branch only", fix=_ADVICE) from error  # fmt: skip
         except RuntimeError as error:
             where = _bundle.user_line(error)
-            raise StageError(f"the model can't be traced: {_bundle.first_line(error)}{where}",
+            said = _bundle.first_line(error)
+            if said.startswith("Tracer cannot infer type"):  # The tensors are printed before the reason.
+                said = str(error).rpartition("\n:")[2]
+            raise StageError(f"the model can't be traced: {said}{where}",
                              fix="try torch.script or torch.export") from error  # fmt: skip
     _refuse_other_branches(bundle, module, program, caught)
     return program

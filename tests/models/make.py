@@ -60,7 +60,12 @@ def weights(name: str) -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
     generator = torch.Generator().manual_seed(2)
     module: nn.Module = getattr(models, name)()
-    if name in ("custom", "counting", "random"):  # No gradient, or nothing to learn: as they are made.
+    if name in (
+        "custom",
+        "counting",
+        "nested",
+        "random",
+    ):  # No gradient, or nothing to learn: as they are made.
         return module.state_dict()
     optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
     module.train()

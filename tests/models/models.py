@@ -84,6 +84,18 @@ class Two(nn.Module):
         return {"sum": self.linear(left + right), "difference": self.linear(left - right)}
 
 
+class Nested(nn.Module):
+    """Outputs inside of each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = self.linear(x)
+        return y, (y + 1, (y * 2, {"last": y - 3}))
+
+
 class Tied(nn.Module):
     """An embedding whose weights are those of the output layer."""
 
@@ -164,6 +176,10 @@ def branch():
 
 def two():
     return Two()
+
+
+def nested():
+    return Nested()
 
 
 def tied():

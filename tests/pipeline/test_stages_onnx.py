@@ -346,6 +346,23 @@ def test_a_package_that_the_container_would_reject_fails(tmp_path: Path, int8: P
         run_stage(stage("package.sagemaker"), tmp_path / "p", inputs=inputs)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def model_fn(:\n", "fails when it is imported: SyntaxError"),
+        ("def model_fn(d): return open(d + '/x')\ninput_fn = predict_fn = output_fn = model_fn", "fails when it calls model_fn: FileNotFoundError"),
+        ("def model_fn(d): pass\ndef input_fn(b, k): return 1 / 0\npredict_fn = output_fn = model_fn", "fails when it answers a request: ZeroDivisionError"),
+    ],
+)  # fmt: skip
+def test_code_that_fails_in_the_container_is_one_sentence(
+    tmp_path: Path, int8: Path, bundle: Path, text: str, said: str
+) -> None:
+    (tmp_path / "inference.py").write_text(text)
+    inputs = {"model": int8, "reference": bundle, "code": tmp_path / "inference.py"}
+    with pytest.raises(StageError, match=said):
+        run_stage(stage("package.sagemaker"), tmp_path / "p", inputs=inputs)
+
+
 @pytest.mark.parametrize("kind", ["application/json", "text/csv", "application/x-npy"])
 def test_the_packages_own_code_answers_every_content_type(
     tmp_path: Path, fp32: Path, bundle: Path, kind: str

@@ -58,6 +58,8 @@ def weights() -> dict[str, torch.Tensor]:
         pytest.param(lambda w: {"model": w}, {}, id="model"),
         pytest.param(lambda w: {f"module.{k}": v for k, v in w.items()}, {}, id="DDP"),
         pytest.param(lambda w: {f"_orig_mod.module.{k}": v for k, v in w.items()}, {}, id="compile and DDP"),
+        pytest.param(lambda w: {"n_averaged": torch.tensor(5)} | {f"module.{k}": v for k, v in w.items()}, {}, id="AveragedModel"),
+        pytest.param(lambda w: {"epoch": 1, "state_dict_ema": {f"_orig_mod.{k}": v for k, v in w.items()}}, {}, id="EMA and compile"),
         pytest.param(lambda w: {"a": {"b": w}}, {"key": "a.b"}, id="a key of one's own"),
         pytest.param(lambda w: {"state_dict": {f"net.{k}": v for k, v in w.items()} | {"x": torch.ones(1)}},
                      {"strip_prefix": "net."}, id="a prefix of one's own"),
@@ -288,6 +290,25 @@ def test_traces_and_onnx_exports_agree_with_eager_on_every_model(tmp_path: Path,
     assert exported.figures["argmax_agreement"] == 1.0
     traced = run_stage(stage("torch.trace"), tmp_path / "trace", inputs={"model": model})
     assert traced.figures["max_abs"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    "uses",
+    [
+        "torch.save_full",
+        "torch.trace",
+        "torch.script",
+        "torch.export",
+        "onnx.export",
+        "mobile.lite",
+        "mobile.executorch",
+    ],
+)
+def test_outputs_inside_of_each_other_come_out_flat(tmp_path: Path, uses: str) -> None:
+    params = {"example": {"shape": [1, 4]}, "output_names": ["a", "b", "c", "d"]}
+    model = bundle(tmp_path, "nested", **params)["model"]
+    made = run_stage(stage(uses), tmp_path / "n", inputs={"model": model})
+    assert made.figures["max_abs"] < 1e-6
 
 
 def test_control_flow_on_data_is_refused_by_trace_and_kept_by_script_and_onnx(tmp_path: Path) -> None:
