@@ -316,6 +316,7 @@ class _Builder:
             resources=self._resources(draft),
             target=target if cls.network else {},
             mark=self._root.value["stages"].child_marks(draft.name),
+            lineage=cls.lineage,
         )
 
     def _params(self, draft: _Draft, scope: Scope) -> BaseModel | None:

@@ -251,6 +251,14 @@ def _add_project(verbs: _Verbs) -> None:
     _json_option(convert, "print one JSON object last on standard output, progress on stderr")
     convert.add_argument("--log", action="store_true", help="show the stages' log lines")
     convert.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+    verify = _verb(verbs, "verify", _verify, "check a signed folder, offline")
+    verify.add_argument("folder", help="the output `signed` of package.sign, or a copy of it")
+    verify.add_argument("--key", metavar="PUBLIC.pem", help="the signer's public key")
+    verify.add_argument(
+        "--certificate", action="append", default=[], metavar="ROOT.pem",
+        help="instead of a key: a root certificate to trust; may be repeated",
+    )  # fmt: skip
+    _json_option(verify)
     doctor = _verb(verbs, "doctor", _doctor, "check that all a pipeline needs is here")
     _pipeline_options(doctor)
     _json_option(doctor)
@@ -399,6 +407,20 @@ def _convert(args: argparse.Namespace) -> int:
     from .verbs import convert
 
     return convert(args, _numbers(args.shape))
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from .verify import verify
+
+    found = verify(args.folder, key=args.key, certificates=args.certificate)
+    if args.json:
+        _print_json({"verified": True, **found._asdict()})
+        return 0
+    for name, digest in found.files.items():
+        print(f"{digest}  {name}")
+    made = f", made by deploy-runner {found.runner} from {', '.join(found.sources)}" if found.runner else ""
+    print(f"verified: {len(found.files)} files{made}")
+    return 0
 
 
 def _doctor(args: argparse.Namespace) -> int:

@@ -192,6 +192,7 @@ def _node_to_row(node: StageNode, sources: dict[tuple[SourceFile, ...], int]) ->
         [node.resources.cpu, node.resources.memory_bytes, node.resources.timeout_s],
         dict(node.target),
         _mark_to_row(node.mark),
+        node.lineage,
     ]
 
 

@@ -212,6 +212,8 @@ def _sentence(part: str, name: str, old: Json, new: Json, node: StageNode) -> st
              "outputs": "the output"}  # fmt: skip
     if part == "uses":
         return f"the stage type {change}"
+    if part == "lineage":
+        return "what its inputs were made from changed"
     if part == "schema":
         return "deploy-runner's own meaning of a key changed"
     return f"{words.get(part, part)} {name} {change}".replace("  ", " ")

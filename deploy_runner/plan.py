@@ -36,6 +36,7 @@ class Decision(NamedTuple):
     suffixes: Mapping[str, str]
     reason: str = ""
     record: ActionRecord | None = None
+    lineage: Mapping[str, Json] = {}
 
 
 class Action(NamedTuple):
@@ -71,6 +72,7 @@ class Planner:
         self._environ = environ
         self.environment = KeyEnvironment(store.memo.digest)
         self._paths: dict[str, Artifact] = {}
+        self._images: dict[str, Mapping[str, Json]] = {}
         self.last = LastKeys(store.home, os.path.abspath(graph.pipeline))
 
     def decide(self, node: StageNode, upstream: Mapping[str, Outputs]) -> Decision:
@@ -87,17 +89,39 @@ class Planner:
             mark = node.mark
             message = f"{error.filename} can't be read: {error.strerror}"
             raise SpecError([Problem(message, mark.file, mark.line, mark.column)]) from None
+        lineage = self._lineage(node, upstream) if node.lineage else {}
+        if lineage:
+            image["lineage"] = action_key(lineage)
+        self._images[node.id] = image
         key = action_key(image)
         known = (key, image, inputs, suffixes)
         if node.converges and self.graph.live:
-            return Decision("converge", *known, "a live push is compared with the remote each time")
+            reason = "a live push is compared with the remote each time"
+            return Decision("converge", *known, reason, None, lineage)
         record = self._store.records.get(key)
         if record is None:
-            return Decision("miss", *known, self._store.records.problem(key))
+            return Decision("miss", *known, self._store.records.problem(key), None, lineage)
         reason = self._unsound(record)
         if reason:
-            return Decision("heal", *known, reason, record)
-        return Decision("hit", *known, "", record)
+            return Decision("heal", *known, reason, record, lineage)
+        return Decision("hit", *known, "", record, lineage)
+
+    def _lineage(self, node: StageNode, upstream: Mapping[str, Outputs]) -> dict[str, Json]:
+        """Return stage id → its pre-image, the sources of its inputs and its outputs, of all before it."""
+        found: dict[str, Json] = {}
+        pending = list(node.upstream)
+        while pending:
+            id_ = pending.pop()
+            if id_ in found:
+                continue
+            before = self.graph.stages[id_]
+            pending += before.upstream
+            found[id_] = {
+                **self._images[id_],
+                "sources": {n: s.path for n, s in before.inputs.items() if isinstance(s, PathSource)},
+                "made": {name: [a.digest, a.kind, a.size] for name, a in upstream[id_].items()},
+            }
+        return dict(sorted(found.items()))
 
     def _unsound(self, record: ActionRecord) -> str:
         for name, artifact in record.outputs.items():

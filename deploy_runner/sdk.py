@@ -118,7 +118,8 @@ class Context:
     `workdir` is private scratch space that is deleted afterwards. `threads` is the number of
     CPU cores granted. `target` is the chosen target's mapping (empty unless the stage declares
     `network`), `secrets` the declared secrets by name. `code_files` are the project's files that
-    the stage's `Code` parameters need, by their path relative to the project.
+    the stage's `Code` parameters need, by their path relative to the project. `lineage` says of each
+    stage before this one what it was made from (empty unless the stage declares `lineage`).
     """
 
     stage: str
@@ -131,6 +132,7 @@ class Context:
     target: Mapping[str, Json] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict)
     code_files: Mapping[str, Path] = field(default_factory=dict)
+    lineage: Mapping[str, Any] = field(default_factory=dict)
     figures: dict[str, Json] = field(default_factory=dict)
     converged: bool = False
     _load: Callable[[str], Any] | None = None
@@ -166,7 +168,8 @@ class Stage:
     modules that the fork server imports before the stage is forked. `facets` are platform facts
     that the outputs depend on: "arch", "isa". `network` gives the worker the network, the target
     and its credentials; `services` are what a dry run must start for it: "aws", "hub".
-    `converges` marks a push: against a live target it always runs.
+    `converges` marks a push: against a live target it always runs. `lineage` gives the stage all that
+    its inputs were made from, and makes its key depend on it.
     """
 
     uses: ClassVar[str]
@@ -177,6 +180,7 @@ class Stage:
     network: ClassVar[bool] = False
     services: ClassVar[tuple[str, ...]] = ()
     converges: ClassVar[bool] = False
+    lineage: ClassVar[bool] = False
 
     class Params(StageParams):
         """No parameters."""

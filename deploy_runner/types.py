@@ -132,6 +132,7 @@ class StageNode(NamedTuple):
     resources: Resources
     target: Mapping[str, Json]
     mark: Mark
+    lineage: bool = False
 
     @property
     def upstream(self) -> tuple[str, ...]:

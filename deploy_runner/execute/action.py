@@ -106,6 +106,7 @@ def request(
         "matrix": dict(node.matrix),
         "target": dict(node.target),
         "secrets": secrets_of(node, environ),
+        "lineage": dict(action.decision.lineage),
         "code": {f.name: [f.path, digests[f.name]] for f in node.code},
         "project": graph.root,
         "user_home": environ.get("HOME", ""),

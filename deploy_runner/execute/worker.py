@@ -131,6 +131,7 @@ def _context(request: dict[str, Any]) -> Context:
         target=request["target"],
         secrets=request["secrets"],
         code_files=files,
+        lineage=request["lineage"],
         _load=lambda code: load(code, files, digests),
         _log=lambda message: print(message, flush=True),  # noqa: T201 - the log pipe
         _progress=lambda fraction, message: print(  # noqa: T201
