@@ -7,16 +7,15 @@ otherwise keep every intermediate tensor (about 7 MB a sample of a small CNN).
 from __future__ import annotations
 
 import itertools
-import zipfile
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from deploy_runner.sdk import Code, Context, Field, StageError, StageParams
 
-from ._bundle import Bundle, Case, first_line, user_line
+from ._bundle import Bundle, Case, array_header, first_line, open_arrays, user_line
 from ._parity import Model, compare
 
 if TYPE_CHECKING:
@@ -137,38 +136,27 @@ def _check_shape(slot: Slot, shape: tuple[int, ...]) -> None:
 
 def _from_arrays(path: Path, slots: list[Slot]) -> Iterator[dict[str, Any]]:
     """Read one sample after the other out of an .npz, whose arrays may be larger than memory."""
-    try:
-        with zipfile.ZipFile(path) as archive, ExitStack() as opened:
-            known = [n.removesuffix(".npy") for n in archive.namelist()]
-            readers = []
-            for slot in slots:
-                name = slot.name if slot.name in known else "x" if len(slots) == 1 and "x" in known else ""
-                if not name:
-                    raise StageError(f"the calibration data has no array {slot.name!r}, it has "
-                                     f"{', '.join(known) or 'none'}")  # fmt: skip
-                info = archive.getinfo(f"{name}.npy")
-                readers.append(_rows(opened.enter_context(archive.open(info)), slot, info.file_size))
-            for rows in zip(*readers, strict=False):
-                yield {slot.name: row for slot, row in zip(slots, rows, strict=True)}
-    except (zipfile.BadZipFile, ValueError, KeyError, OSError, EOFError, NotImplementedError) as error:
-        raise StageError(f"{path.name} is not an .npz of plain arrays: {first_line(error)}") from None
+    with open_arrays(path) as members:
+        readers = []
+        for slot in slots:
+            name = slot.name if slot.name in members else "x" if len(slots) == 1 and "x" in members else ""
+            if not name:
+                raise StageError(f"the calibration data has no array {slot.name!r}, it has "
+                                 f"{', '.join(members) or 'none'}")  # fmt: skip
+            readers.append(_rows(members[name], slot, members.sizes[name]))
+        for rows in zip(*readers, strict=False):
+            yield {slot.name: row for slot, row in zip(slots, rows, strict=True)}
 
 
 def _rows(file: IO[bytes], slot: Slot, file_bytes: int) -> Iterator[Any]:
     """Yield an array's rows, each as a batch of one."""
     import numpy as np
 
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(file)
-    if dtype.hasobject:
-        raise ValueError(f"the array {slot.name!r} holds Python objects")
+    shape, fortran, dtype = array_header(slot.name, file, file_bytes)
     if not shape or (fortran and len(shape) > 1):
         raise ValueError(f"the array {slot.name!r} is a single value or in Fortran order")
     _check_shape(slot, shape[1:])
-    row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
-    if shape[0] * row_bytes > file_bytes:
-        raise ValueError(f"the array {slot.name!r} is truncated")
+    row_bytes = math.prod(shape[1:]) * dtype.itemsize
     for _ in range(shape[0]):
         yield np.frombuffer(file.read(row_bytes), dtype).reshape(1, *shape[1:])
 

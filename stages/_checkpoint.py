@@ -8,7 +8,10 @@ the time: NumPy scalars and arrays, paths, dates, argparse namespaces, defaultdi
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import mmap
+import pickletools
 import re
 import struct
 import zipfile
@@ -24,6 +27,10 @@ if TYPE_CHECKING:
 Format = Literal["torch", "legacy", "safetensors", "sharded", "torchscript", "pt2"]
 
 _MAX_MEMBERS = 1_000_000
+_MAX_NAME = 1000
+_NEWER_PICKLES = tuple(f"Unsupported operand {opcode}" for opcode in (140, 147, 148, 149, 150))
+_LEGACY_PICKLES = 4
+"""A legacy file begins with its magic number, protocol, system and content, each a pickle."""
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _UNSAFE = re.compile(r"GLOBAL ([\w.]+)")
 
@@ -132,6 +139,7 @@ def _read_pickle(path: Path, form: Format, *, trust: bool) -> Any:
 
     import torch
 
+    _refuse_long_names(path, form)
     options: dict[str, Any] = {"map_location": "cpu", "mmap": form == "torch"}
     try:
         if trust:
@@ -147,6 +155,31 @@ def _read_pickle(path: Path, form: Format, *, trust: bool) -> Any:
                          fix="copy it again from where it was trained") from None  # fmt: skip
 
 
+def _refuse_long_names(path: Path, form: Format) -> None:
+    """Read the pickle's opcodes, without running them, for names that nobody gives to anything.
+
+    torch looks through the error message of such a name by a pattern that takes hours on it.
+    """
+    damaged = (OSError, ValueError, EOFError, OverflowError, UnicodeDecodeError, zipfile.BadZipFile)
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        contextlib.suppress(*damaged),  # What is damaged is told apart by who loads it.
+    ):
+        stream = _pickle_of(path) if form == "torch" else mapped
+        for _ in range(1 if form == "torch" else _LEGACY_PICKLES):
+            for opcode, argument, _ in pickletools.genops(stream):
+                if opcode.name in ("GLOBAL", "INST") and len(argument) > _MAX_NAME:
+                    raise StageError(f"the checkpoint's pickle is refused: it names something of "
+                                     f"{len(argument):,} letters; nothing was executed")  # fmt: skip
+
+
+def _pickle_of(path: Path) -> io.BytesIO:
+    with zipfile.ZipFile(path) as archive:
+        name = next(n for n in archive.namelist() if n.partition("/")[2] == "data.pkl")
+        return io.BytesIO(archive.read(name))
+
+
 def _refused(path: Path, form: Format, said: str) -> StageError:
     """Name what the pickle wanted to import; nothing of it was executed."""
     import torch
@@ -160,6 +193,9 @@ def _refused(path: Path, form: Format, said: str) -> StageError:
     if not found:
         text = _ANSI.sub("", said).rpartition("WeightsUnpickler error:")[2].strip()
         line = text.partition("\n")[0]
+        if line in _NEWER_PICKLES:
+            return StageError("the checkpoint is pickled by protocol 4 or newer, which torch's safe reader "
+                              "doesn't know", fix="save it by torch.save without pickle_protocol")  # fmt: skip
         return StageError(f"the checkpoint's pickle is refused: {line[:200]}",
                           fix="is this file what torch.save wrote?")  # fmt: skip
     names = ", ".join(list(dict.fromkeys(found))[:5])

@@ -22,7 +22,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "checkpoint.resume_check": {"factory": "models.py:mlp", "optimizer": "Adam"},
 }
 
-ANY_FILE = ("verify.size", "run.command", "run.python")
+ANY_FILE = ("verify.size", "package.sign", "run.command", "run.python")
 """What takes every file."""
 
 KINDS = [k.cls for k in Registry(ROOT / "tests").all() if not k.cls.network and k.cls.uses not in ANY_FILE]

@@ -1,0 +1,115 @@
+"""No file from outside runs code or leaves its place; no honest file is refused."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from pathlib import Path
+
+import pytest
+from deploy_runner.stages import _archive  # type: ignore[import-not-found]
+
+from deploy_runner.errors import DeployRunnerError
+from deploy_runner.testing import run_stage
+from tests.conftest import ROOT, Project
+from tests.pipeline.test_stages_torch import bundle, stage
+from tests.security.corpus import Place, Sample, samples
+
+SAMPLES = samples()
+SECRET = b"0123456789abcdef the secret outside"
+_CPU_SECONDS, _BYTES = 2.0, 256 << 20
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    folder = tmp_path / "given"
+    folder.mkdir()
+    (tmp_path / "secret").write_bytes(SECRET)
+    return Place(folder, tmp_path / "canary", tmp_path / "secret")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An honest model's weights, in a folder with its code."""
+    folder = tmp_path_factory.mktemp("honest")
+    return bundle(folder, "mlp")["model"] / "weights.safetensors"
+
+
+def give(sample: Sample, path: Path, made: Path, weights: Path) -> None:
+    """Give the file to the stage type that takes such files."""
+    if sample.kind == "checkpoint":
+        run_stage(stage("checkpoint.state_dict"), made, inputs={"checkpoint": path})
+    elif sample.kind == "onnx":
+        run_stage(stage("onnx.check"), made, inputs={"model": path})
+    elif sample.kind == "archive":
+        _archive.unpack(path, made / "unpacked")
+    else:
+        params = {"factory": "models.py:mlp", "example": {"shape": [1, 64]}}
+        inputs = {"weights": weights, "samples": path}
+        run_stage(stage("model.prepare"), made, inputs=inputs, params=params, project=ROOT / "tests/models")
+
+
+IN_PROCESS = [s for s in SAMPLES if s.kind not in ("yaml", "overlay")]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("sample", IN_PROCESS, ids=[s.name for s in IN_PROCESS])
+def test_a_malicious_file_is_refused_and_nothing_of_it_runs(
+    sample: Sample, place: Place, tmp_path: Path, weights: Path
+) -> None:
+    path = sample.make(place)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    started = time.process_time()
+    with pytest.raises(DeployRunnerError) as error:
+        give(sample, path, tmp_path / "made", weights)
+    assert "\n" not in error.value.message
+    assert len(error.value.message) < 500
+    assert time.process_time() - started < _CPU_SECONDS, "it cost too much time"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before < _BYTES, (
+        "it cost too much memory"
+    )
+    assert_untouched(place, tmp_path / "made")
+
+
+def assert_untouched(place: Place, made: Path) -> None:
+    assert not place.canary.exists()
+    assert place.secret.read_bytes() == SECRET
+    for path in made.rglob("*"):
+        assert not path.is_file() or SECRET not in path.read_bytes(), f"{path} holds bytes from outside"
+
+
+TEXTS = [s for s in SAMPLES if s.kind in ("yaml", "overlay")]
+
+
+@pytest.mark.parametrize("sample", TEXTS, ids=[s.name for s in TEXTS])
+def test_a_malicious_pipeline_is_refused_with_its_place(
+    sample: Sample, place: Place, project: Project
+) -> None:
+    given = place._replace(folder=project.folder)
+    project.pipeline("a: {uses: text.upper, inputs: {text: in.txt}}")
+    sample.make(given)
+    config = ["--config", "overlay.yaml"] if sample.kind == "overlay" else []
+    before = os.times().children_user
+    done = project.cli("validate", *config, exits=2)
+    assert os.times().children_user - before < _CPU_SECONDS
+    assert ".yaml" in done.stderr
+    assert len(done.stderr) < 5000
+    assert project.cli("run", *config, exits=2).returncode == 2
+    assert not given.canary.exists()
+
+
+def test_the_corpus_has_at_least_150_samples_with_names_of_their_own() -> None:
+    assert len(SAMPLES) >= 150
+    assert len({s.name for s in SAMPLES}) == len(SAMPLES)
+    assert {s.kind for s in SAMPLES} == {"checkpoint", "onnx", "arrays", "archive", "yaml", "overlay"}
+
+
+def test_the_canary_would_sing(place: Place) -> None:
+    """The samples are live: read by pickle itself, one of them touches its canary."""
+    import pickle
+
+    from tests.security.corpus import reduce_
+
+    pickle.loads(reduce_("posix", "system", f"touch {place.canary}"))
+    assert place.canary.exists()
