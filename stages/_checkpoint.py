@@ -194,8 +194,8 @@ def _refused(path: Path, form: Format, said: str) -> StageError:
         text = _ANSI.sub("", said).rpartition("WeightsUnpickler error:")[2].strip()
         line = text.partition("\n")[0]
         if line in _NEWER_PICKLES:
-            return StageError("the checkpoint is pickled by protocol 4 or newer, which torch's safe reader "
-                              "doesn't know", fix="save it by torch.save without pickle_protocol")  # fmt: skip
+            said = "the checkpoint is pickled by protocol 4 or newer, which torch's safe reader doesn't know"
+            return StageError(said, fix="save it by torch.save without pickle_protocol")
         return StageError(f"the checkpoint's pickle is refused: {line[:200]}",
                           fix="is this file what torch.save wrote?")  # fmt: skip
     names = ", ".join(list(dict.fromkeys(found))[:5])

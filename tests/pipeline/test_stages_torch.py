@@ -169,7 +169,7 @@ def _torchscript(path: Path) -> None:
         pytest.param(lambda p: p.write_bytes(struct.pack("<Q", 2**62) + b"{}"), "not a checkpoint", id="huge header"),
         pytest.param(lambda p: p.write_bytes(struct.pack("<Q", 4) + b'{"a"' + b"x" * 30), "safetensors file is damaged",
                      id="bad safetensors"),
-        pytest.param(lambda p: p.write_bytes(pickle.dumps({"a": 1}, protocol=4)), "refused|damaged|unusual|no state_dict",
+        pytest.param(lambda p: p.write_bytes(pickle.dumps({"a": 1}, protocol=4)), "pickled by protocol 4 or newer",
                      id="a bare pickle"),
         pytest.param(lambda p: torch.save({"a": torch.ones(1)}, p, pickle_protocol=4), "pickled by protocol 4 or newer", id="protocol 4"),
         pytest.param(lambda p: torch.save({"loss": 1.0, "epoch": 2}, p), "it has loss, epoch", id="no state_dict"),
