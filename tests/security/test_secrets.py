@@ -1,0 +1,109 @@
+"""Twenty secrets, each told by a stage in another way: none is found in anything that is written."""
+
+from __future__ import annotations
+
+import base64
+import json
+import urllib.parse
+from pathlib import Path
+
+from tests.conftest import Project
+
+LEAKS = '''
+"""A stage type that tells its secret in the way that `how` says."""
+import base64, json, logging, sys, urllib.parse
+from deploy_runner.sdk import Context, File, GateError, Output, Stage, StageError, StageInputs, StageOutputs, StageParams
+
+
+class Leak(Stage):
+    """Tell a secret."""
+
+    uses = "leak.it"
+
+    class Params(StageParams):
+        how: str
+        secret: str
+
+    class Outputs(StageOutputs):
+        text: File = Output("leak.txt")
+
+    def run(self, ctx: Context, params: Params, inputs: StageInputs, outputs: Outputs) -> None:
+        s, how = params.secret, params.how
+        if how == "print": print("the secret is", s)
+        if how == "stderr": print(s, file=sys.stderr)
+        if how == "log": ctx.log(f"token={s}")
+        if how == "logging": logging.getLogger().error("token %s", s)
+        if how == "base64": print(base64.b64encode(s.encode()).decode())
+        if how == "base64 inside": print(base64.b64encode(f"user:{s}".encode()).decode())
+        if how == "url": print("https://user:" + urllib.parse.quote(s, safe="") + "@example.test/x?token=" + urllib.parse.quote_plus(s))
+        if how == "header": print({"Authorization": f"Bearer {s}"})
+        if how == "json": print(json.dumps({"token": s}))
+        if how == "hex": print(s.encode().hex())
+        if how == "two writes":
+            sys.stdout.write("half: " + s[:7]); sys.stdout.flush(); sys.stdout.write(s[7:] + "\\n"); sys.stdout.flush()
+        if how == "no newline": sys.stdout.write("unfinished " + s)
+        if how == "progress": ctx.progress(0.5, f"with {s}")
+        if how == "figure": ctx.figure("token", s)
+        if how == "figure name": ctx.figure(s, 1)
+        if how == "figure list": ctx.figure("tokens", [{"a": s}])
+        if how == "exception": raise ValueError(f"could not log in with {s}")
+        if how == "stage error": raise StageError(f"refused: {s}", fix=f"try another than {s}")
+        if how == "gate": raise GateError(f"{s} is too long")
+        if how == "output": outputs.text.write_text(f"token: {s}"); return
+        outputs.text.write_text("nothing")
+'''
+
+HOWS = (
+    "print", "stderr", "log", "logging", "base64", "base64 inside", "url", "header", "json", "hex", "two writes",
+    "no newline", "progress", "figure", "figure name", "figure list", "exception", "stage error", "gate", "output",
+)  # fmt: skip
+
+
+def secret_of(index: int) -> str:
+    return f"cänary/{index:02}+{'xyzw' * 3}&={index * 7919}"
+
+
+def forms(value: str) -> list[bytes]:
+    """Return how a secret may look: raw, URL-encoded, in JSON, base64, hexadecimal."""
+    raw = value.encode()
+    return [
+        raw, urllib.parse.quote(value, safe="").encode(), urllib.parse.quote_plus(value).encode(),
+        json.dumps(value)[1:-1].encode(), base64.b64encode(raw).rstrip(b"=")[:-1], base64.urlsafe_b64encode(raw).rstrip(b"=")[:-1],
+        raw.hex().encode(),
+    ]  # fmt: skip
+
+
+def found_in(data: bytes, secrets: dict[str, str]) -> list[str]:
+    return [name for name, value in secrets.items() if any(form in data for form in forms(value))]
+
+
+def test_twenty_secrets_are_written_nowhere(project: Project, tmp_path: Path) -> None:
+    project.write("stages/leaks.py", LEAKS)
+    secrets = {f"TOKEN_{i}": secret_of(i) for i in range(len(HOWS))}
+    project.pipeline(
+        "\n".join(
+            f'l{i}: {{uses: leak.it, with: {{how: {how}, secret: "${{{{ secrets.TOKEN_{i} }}}}"}}}}'
+            for i, how in enumerate(HOWS)
+        )
+    )
+    summary = tmp_path / "summary.md"
+    given = {**secrets, "GITHUB_STEP_SUMMARY": str(summary), "GITHUB_ACTIONS": "true"}
+    printed = []
+    for args in (["run", "--log", "--keep-workdirs"], ["run", "--json"], ["plan"], ["plan", "--values"], ["explain", "l0"], ["show"],
+                 ["show", "l0", "--log"], ["show", "l16"], ["show", "--json"], ["graph"]):  # fmt: skip
+        out, err = project.start(*args, **given).communicate()
+        printed += [(" ".join(args), (out + err).encode())]
+    assert b"[secret TOKEN_0]" in printed[0][1]
+    for where, data in printed:
+        assert not found_in(data, secrets), where
+    for path in [summary, *project.folder.rglob("*")]:
+        if path.is_file() and "work" not in path.parts:
+            assert not found_in(path.read_bytes(), secrets), path
+    states = json.loads(
+        next(line for line in reversed(printed[1][1].decode().splitlines()) if line.startswith("{"))
+    )
+    assert "contains the secret TOKEN_19" in states["stages"]["l19"]["error"]
+
+
+def test_the_twenty_secrets_differ() -> None:
+    assert len({secret_of(i) for i in range(len(HOWS))}) == len(HOWS) == 20
