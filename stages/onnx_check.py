@@ -14,6 +14,7 @@ from deploy_runner.sdk import (
     GateError,
     Output,
     Stage,
+    StageError,
     StageInputs,
     StageOutputs,
 )
@@ -48,7 +49,11 @@ class OnnxCheck(Stage):
         """Check from the outside in: a later check may trust the earlier ones."""
         file = _onnx.onnx_file(inputs.model)
         model = _onnx.load_proto(inputs.model, weights=False)
-        external = check_external_data(model, file.parent)
+        try:
+            external = check_external_data(model, file.parent)
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            said = f"the ONNX model is damaged: {first_line(error)}"
+            raise StageError(said, fix="make it again") from error
         _run_checker(file)
         _infer_shapes(file, ctx.workdir / "inferred.onnx")
         session = _onnx.session(inputs.model, threads=ctx.threads)

@@ -1,0 +1,76 @@
+"""One wrong bit anywhere in the store: found before it is used, healed without help, same digests."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from deploy_runner.store.cas import Store
+from tests.conftest import Project
+from tests.faults.test_kill import prepare
+
+DAMAGES = ("flip", "flip", "flip", "flip", "truncate", "empty", "longer", "delete")
+
+
+def damage(path: Path, how: str, rng: random.Random) -> None:
+    """Damage a file and keep its mode and times."""
+    state = path.stat()
+    if how == "delete":
+        path.unlink()
+        return
+    data = bytearray(path.read_bytes())
+    if how == "flip" and data:
+        bit = rng.randrange(len(data) * 8)
+        data[bit // 8] ^= 1 << bit % 8
+    elif how == "truncate":
+        del data[len(data) // 2 :]
+    elif how == "empty":
+        data.clear()
+    elif how == "longer":
+        data += b"x"
+    path.chmod(0o644)
+    path.write_bytes(bytes(data))
+    path.chmod(state.st_mode)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def state_files(home: Path) -> list[Path]:
+    """Return every file of the store but the lock files, which hold nothing."""
+    return sorted(
+        p for p in home.rglob("*") if p.is_file() and "locks" not in p.parts and p.suffix != ".lock"
+    )
+
+
+def corrupt(project: Project, count: int, seed: int) -> None:
+    expected, rng = prepare(project), random.Random(seed)
+    home = project.folder / ".deploy-runner"
+    project.run()
+    kept = project.folder / "kept"
+    shutil.copytree(home, kept, copy_function=shutil.copy2)
+    for _ in range(count):
+        file = rng.choice(state_files(home))
+        how = rng.choice(DAMAGES)
+        where = f"{how} of {file.relative_to(home)}"
+        damage(file, how, rng)
+        project.cli("show", exits=None)
+        result = project.run()
+        assert {k: v["outputs"] for k, v in result["stages"].items()} == expected, where
+        report = Store(home).verify_all()
+        assert report.ok, f"{where}: {report}"
+        if rng.random() < 0.05:  # Old damage adds up in nothing: begin anew now and then.
+            shutil.rmtree(home)
+            shutil.copytree(kept, home, copy_function=shutil.copy2)
+
+
+def test_damaged_files_are_found_and_healed(project: Project) -> None:
+    corrupt(project, 40, seed=1)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", [2, 3])
+def test_a_thousand_damaged_files_are_found_and_healed(project: Project, seed: int) -> None:
+    corrupt(project, 500, seed=seed)

@@ -1,0 +1,106 @@
+"""Many runs on one store: each artifact is made once, a killed holder holds nobody up, gc takes nothing live."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from deploy_runner.store.cas import Store
+from tests.conftest import Project
+from tests.faults.test_kill import prepare
+
+RUNS = 8
+
+
+def ended(process: subprocess.Popen[str]) -> dict[str, dict[str, object]]:
+    """Wait for a run with --json; return its stages."""
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, out + err
+    stages: dict[str, dict[str, object]] = json.loads(out.splitlines()[-1])["stages"]
+    return stages
+
+
+def test_eight_runs_make_each_artifact_once(project: Project) -> None:
+    expected = prepare(project)
+    for _ in range(2):
+        runs = [ended(p) for p in [project.start("run", "--json") for _ in range(RUNS)]]
+        for name in expected:
+            states = sorted(str(run[name]["state"]) for run in runs)
+            assert states.count("ran") <= 1, f"{name}: {states}"
+            assert set(states) <= {"ran", "hit"}
+            assert all(run[name]["outputs"] == expected[name] for run in runs)
+
+
+def has_open(pid: int, part: str) -> bool:
+    """Say whether a process has a file open whose path has this part."""
+    try:
+        return any(part in os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False
+
+
+def test_a_waiter_goes_on_when_the_holder_is_killed(project: Project) -> None:
+    project.pipeline(
+        "slow: {uses: run.command, outputs: {o: o}, with: {command: 'sleep 5; echo done > $OUTPUT_O'}}"
+    )
+    holder = project.start("run")
+    assert holder.stdout is not None
+    next(line for line in holder.stdout if line.startswith("> slow"))
+    waiter = project.start("run", "--json")
+    deadline = time.monotonic() + 10
+    while not has_open(waiter.pid, "/gc.lock") and time.monotonic() < deadline:
+        os.sched_yield()
+    killed_s = time.monotonic()
+    os.killpg(holder.pid, signal.SIGKILL)
+    holder.communicate()
+    stages = ended(waiter)
+    took_s = time.monotonic() - killed_s
+    assert stages["slow"]["state"] == "ran"
+    held_up_s = took_s - float(str(stages["slow"]["seconds"]))
+    assert held_up_s < 1.0, f"the waiter went on {held_up_s:.2f} s after the holder's death"
+
+
+def race(project: Project, seconds: float) -> int:
+    """Let eight loops of runs race with one of gc; return how many runs there were."""
+    expected = prepare(project)
+    until = time.monotonic() + seconds
+    home = project.folder / ".deploy-runner"
+
+    def runs(index: int) -> int:
+        count = 0
+        while time.monotonic() < until:
+            suffix = f"stages.a.with.suffix={index}-{count % 3}" if count % 2 else "stages.a.with.suffix=x"
+            result = ended(project.start("run", "--json", "--set", suffix))
+            assert all(row["state"] in ("ran", "hit", "healed") for row in result.values())
+            count += 1
+        return count
+
+    def collect() -> int:
+        while time.monotonic() < until:
+            done = project.cli("cache", "gc", "--keep-runs", "1", exits=None)
+            assert done.returncode == 0 or "a run is using this store" in done.stderr
+        return 0
+
+    with ThreadPoolExecutor(RUNS + 1) as pool:
+        futures = [pool.submit(runs, i) for i in range(RUNS)] + [pool.submit(collect)]
+        total = sum(future.result() for future in futures)
+    report = Store(home).verify_all()
+    assert report.ok, report
+    assert {k: v["outputs"] for k, v in project.run()["stages"].items()} == expected
+    return total
+
+
+def test_gc_takes_nothing_that_a_run_needs(project: Project) -> None:
+    assert race(project, 6) >= RUNS
+
+
+@pytest.mark.faults
+def test_gc_takes_nothing_in_a_minute_of_racing(project: Project) -> None:
+    assert race(project, 60) >= RUNS

@@ -1,0 +1,120 @@
+"""Honest files with a few bytes changed: each is read, or refused in one sentence; nothing else happens."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from tests.security.corpus import onnx_model
+
+PROGRAM = """
+import json, random, sys, warnings, resource
+from pathlib import Path
+warnings.simplefilter("ignore")
+resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+from deploy_runner.errors import DeployRunnerError
+from deploy_runner.registry import Registry
+from deploy_runner.testing import run_stage
+
+uses, name, source, folder, first, last = *sys.argv[1:3], Path(sys.argv[3]), Path(sys.argv[4]), *map(int, sys.argv[5:7])
+stage = Registry(Path.cwd()).get(uses).cls
+original, counts = source.read_bytes(), {"read": 0, "refused": 0}
+for index in range(first, last):
+    (folder / "at").write_text(str(index))
+    rng, data = random.Random(index), bytearray(original)
+    for _ in range(rng.choice((1, 1, 1, 2, 8))):
+        at = rng.randrange(len(data))
+        what = rng.random()
+        if what < 0.6: data[at] = rng.randrange(256)
+        elif what < 0.7: del data[at : at + rng.randrange(1, 40)]
+        elif what < 0.8: data[at:at] = rng.randbytes(rng.randrange(1, 40))
+        elif what < 0.9: data[at : at + 8] = rng.choice((b"\\xff" * 8, bytes(8), b"\\x7f" + b"\\xff" * 7))
+        else: del data[at:]
+        if not data: data = bytearray(b"x")
+    source.write_bytes(bytes(data))
+    try:
+        run_stage(stage, folder / "run", inputs={name: source})
+        counts["read"] += 1
+    except DeployRunnerError as error:
+        assert "\\n" not in error.message and len(error.message) < 1000, (index, error.message)
+        counts["refused"] += 1
+    except BaseException as error:
+        print(f"mutation {index}: {type(error).__name__}: {error}", file=sys.stderr)
+        raise
+print(json.dumps(counts))
+"""
+
+
+def checkpoint(folder: Path) -> Path:
+    module = torch.nn.Linear(3, 2)
+    content = {"epoch": 3, "model_state_dict": module.state_dict(), "log": [1.0, "two", {"a": (1, 2)}]}
+    torch.save(content, folder / "c.pt")
+    return folder / "c.pt"
+
+
+def legacy(folder: Path) -> Path:
+    torch.save({"weight": torch.ones(3)}, folder / "c.pt", _use_new_zipfile_serialization=False)
+    return folder / "c.pt"
+
+
+def safetensors(folder: Path) -> Path:
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.ones(3), "b": torch.zeros(2, 2)}, folder / "c.safetensors")
+    return folder / "c.safetensors"
+
+
+def onnx_file(folder: Path) -> Path:
+    return onnx_model(folder / "m") / "model.onnx"
+
+
+FILES = {
+    "checkpoint": ("checkpoint.state_dict", "checkpoint", checkpoint),
+    "legacy": ("checkpoint.state_dict", "checkpoint", legacy),
+    "safetensors": ("checkpoint.state_dict", "checkpoint", safetensors),
+    "onnx": ("onnx.check", "model", onnx_file),
+}
+
+
+def mutate(tmp_path: Path, kind: str, count: int) -> dict[str, int]:
+    """Give so many mutations to the stage; where a library kills the process, go on behind it."""
+    uses, name, make = FILES[kind]
+    source = make(tmp_path)
+    original, total = source.read_bytes(), {"read": 0, "refused": 0, "died": 0}
+    first = 0
+    while first < count:
+        source.write_bytes(original)
+        arguments = [uses, name, str(source), str(tmp_path), str(first), str(count)]
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        if done.returncode < 0:
+            at = int((tmp_path / "at").read_text())
+            total["died"] += 1
+            total["refused"] += at - first
+            first = at + 1
+            continue
+        assert done.returncode == 0, done.stderr[-1500:]
+        for outcome, found in json.loads(done.stdout.splitlines()[-1]).items():
+            total[outcome] += found
+        break
+    print(kind, total)
+    assert total["refused"] > total["died"]
+    return total
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_mutated_files_are_read_or_refused(tmp_path: Path, kind: str) -> None:
+    mutate(tmp_path, kind, 100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FILES)
+def test_ten_thousand_mutated_files_are_read_or_refused(tmp_path: Path, kind: str) -> None:
+    mutate(tmp_path, kind, 2500)
