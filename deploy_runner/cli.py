@@ -48,6 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _complain(DeployRunnerError(_os_sentence(error)))
         return 1
+    except ImportError as error:
+        if args.debug:
+            raise
+        _complain(DeployRunnerError(f"a part of Python or deploy-runner can't be loaded: {error}"))
+        return 1
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

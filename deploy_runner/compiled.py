@@ -18,6 +18,7 @@ from typing import Any
 
 from .errors import StoreError
 from .store.files import read_or_none, write_atomic
+from .store.records import Records
 from .store.stat import fingerprint
 from .types import (
     SCHEMA_VERSION,
@@ -59,14 +60,15 @@ def compile_pipeline(
         home = Path(configured) if configured else path.absolute().parent / ".deploy-runner"
     names = [str(path), os.path.abspath(path), [str(o) for o in overlays], list(sets), os.getcwd()]
     cache = home / "compiled" / f"{sha256(json.dumps(names).encode()).hexdigest()[:32]}.json"
-    known = _read(cache, environ)
+    records = Records(home)
+    known = _read(cache, environ, records)
     if known is not None:
         return known
     if on_compile is not None:
         on_compile()
     graph, env_names, files = _compile(path, overlays, sets, environ)
     if home.parent.is_dir():
-        _write(cache, graph, {name: environ.get(name) for name in env_names}, files)
+        _write(cache, graph, {name: environ.get(name) for name in env_names}, files, records)
     return graph
 
 
@@ -91,12 +93,15 @@ def _compile(
     return graph, env_names, sorted(files)
 
 
-def _read(cache: Path, environ: Mapping[str, str]) -> Graph | None:
+def _read(cache: Path, environ: Mapping[str, str], records: Records) -> Graph | None:
     data = read_or_none(cache)
     if data is None:
         return None
     try:
-        value = json.loads(data)
+        body = records.unsealed(data)
+        if body is None:
+            return None
+        value = json.loads(body)
         if value["schema"] != [SCHEMA_VERSION, sys.version]:
             return None
         if any(environ.get(name) != known for name, known in value["environ"].items()):
@@ -104,11 +109,13 @@ def _read(cache: Path, environ: Mapping[str, str]) -> Graph | None:
         if not all(_unchanged(*row) for row in value["files"]):
             return None
         return _graph_from_json(value["graph"])
-    except (ValueError, KeyError, TypeError, IndexError):
+    except (ValueError, KeyError, TypeError, IndexError, StoreError):
         return None
 
 
-def _write(cache: Path, graph: Graph, environ: Mapping[str, str | None], files: Iterable[str]) -> None:
+def _write(
+    cache: Path, graph: Graph, environ: Mapping[str, str | None], files: Iterable[str], records: Records
+) -> None:
     value = {
         "schema": [SCHEMA_VERSION, sys.version],
         "environ": dict(environ),
@@ -116,7 +123,7 @@ def _write(cache: Path, graph: Graph, environ: Mapping[str, str | None], files: 
         "graph": _graph_to_json(graph),
     }
     try:
-        write_atomic(cache, json.dumps(value, separators=(",", ":")).encode())
+        write_atomic(cache, records.sealed(json.dumps(value, separators=(",", ":")).encode()))
     except StoreError:
         return  # The run itself says that the store can't be written.
 

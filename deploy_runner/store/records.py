@@ -49,9 +49,8 @@ class Records:
         data = read_or_none(self._path(key))
         if data is None:
             return None
-        mac, _, body = data.partition(b"\n")
-        expected = hmac.digest(self.secret(), body, "sha256").hex().encode()
-        if not hmac.compare_digest(mac, expected):
+        body = self.unsealed(data)
+        if body is None:
             self._refused[key] = "its record is damaged, or was not written by this store"
             return None
         value = json.loads(body)
@@ -83,8 +82,7 @@ class Records:
             "seconds": record.seconds,
         }
         body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-        mac = hmac.digest(self.secret(), body, "sha256").hex().encode()
-        write_atomic(Path(self._path(record.key)), mac + b"\n" + body)
+        write_atomic(Path(self._path(record.key)), self.sealed(body))
 
     def remove(self, key: str) -> None:
         """Forget a record."""
@@ -100,6 +98,16 @@ class Records:
             for name in listdir(f"{base}/{shard}"):
                 if name.endswith(".json") and not name.startswith("."):
                     yield shard + name.removesuffix(".json")
+
+    def sealed(self, body: bytes) -> bytes:
+        """Return a state file's content with its HMAC on a line before it."""
+        return hmac.digest(self.secret(), body, "sha256").hex().encode() + b"\n" + body
+
+    def unsealed(self, data: bytes) -> bytes | None:
+        """Return what was sealed, or None where one bit of it isn't as this store wrote it."""
+        mac, _, body = data.partition(b"\n")
+        expected = hmac.digest(self.secret(), body, "sha256").hex().encode()
+        return body if hmac.compare_digest(mac, expected) else None
 
     def secret(self) -> bytes:
         """Return the store's secret: `DEPLOY_RUNNER_CACHE_KEY`, or a file made on first use."""
