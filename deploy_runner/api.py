@@ -122,24 +122,25 @@ def run(
         if on_event is not None:
             on_event(event)
 
-    results = execute(
-        pipeline.graph,
-        pipeline.planner(),
-        pipeline.store,
-        targets=list(stages) or None,
-        emit=emit,
-        run_folder=recorder.folder,
-        cpu=cpu,
-        memory_bytes=memory_bytes,
-        fail_fast=fail_fast,
-        force=force,
-        keep_workdirs=keep_workdirs,
-        environ=pipeline.environ,
-        early=early,
-    )
-    record = recorder.finish(results, now_s=time.time(), exit_code=_exit_code(results))
-    if any(result.state != "hit" for result in results.values()):
-        _write_report(pipeline, record, results)
+    with pipeline.store.hold():
+        results = execute(
+            pipeline.graph,
+            pipeline.planner(),
+            pipeline.store,
+            targets=list(stages) or None,
+            emit=emit,
+            run_folder=recorder.folder,
+            cpu=cpu,
+            memory_bytes=memory_bytes,
+            fail_fast=fail_fast,
+            force=force,
+            keep_workdirs=keep_workdirs,
+            environ=pipeline.environ,
+            early=early,
+        )
+        record = recorder.finish(results, now_s=time.time(), exit_code=_exit_code(results))
+        if any(result.state != "hit" for result in results.values()):
+            _write_report(pipeline, record, results)
     return record
 
 

@@ -408,13 +408,15 @@ def cache(path: str, args: argparse.Namespace) -> int:
         return 0 if report.ok else 1
     from .store.gc import collect
 
-    pinned = pinned_runs(home)
-    kept = {
-        run.id: [str(stage["key"]) for stage in run.stages.values()]
-        for index, run in enumerate(recorded_runs(home))
-        if index < (args.keep_runs or _KEPT_RUNS) or run.id in pinned
-    }
-    collected = collect(store, kept=kept, dry_run=args.dry_run)
+    def kept() -> dict[str, list[str]]:
+        pinned = pinned_runs(home)
+        return {
+            run.id: [str(stage["key"]) for stage in run.stages.values()]
+            for index, run in enumerate(recorded_runs(home))
+            if index < (args.keep_runs or _KEPT_RUNS) or run.id in pinned
+        }
+
+    collected = collect(store, kept, dry_run=args.dry_run)
     print(json.dumps(collected.as_dict()) if args.json else collected)
     return 0
 

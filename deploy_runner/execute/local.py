@@ -44,8 +44,9 @@ def execute(
     """Make what the targets (all, if None) need and lack; return every stage's result.
 
     A stage that fails is in the results, not raised. SIGINT and SIGTERM stop the workers; what
-    is not finished is "interrupted". `early` is a fork server that was started ahead. Raises
-    UsageError for an unknown target and StoreError where the store can't be used.
+    is not finished is "interrupted". The caller holds the store (`Store.hold`). `early` is a fork
+    server that was started ahead. Raises UsageError for an unknown target and StoreError where
+    the store can't be used.
     """
     wanted = select(graph, targets)
     forced = frozenset(
@@ -61,9 +62,8 @@ def execute(
             cpu=cpu, memory_bytes=memory_bytes, keep_workdirs=keep_workdirs, early=early,
         )  # fmt: skip
 
-    with store.hold():
-        store.sweep_tmp()
-        return _Run(graph, planner, wanted, forced, emit, make_crew, fail_fast=fail_fast).go()
+    store.sweep_tmp()
+    return _Run(graph, planner, wanted, forced, emit, make_crew, fail_fast=fail_fast).go()
 
 
 class _Run:

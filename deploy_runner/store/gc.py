@@ -1,13 +1,13 @@
 """Remove what nothing refers to: mark from the runs that are kept, sweep while no run is live.
 
-A run holds the store's gc lock shared for its whole time; sweeping takes it exclusively, so an
-object that a live run has found, or has just made, is never taken from under it.
+A run holds the store's gc lock shared until its record is written; marking and sweeping take it
+exclusively, so an object that a live run has found, or has just made, is never taken from under it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,18 +43,21 @@ class GcReport(NamedTuple):
         )
 
 
-def collect(store: Store, *, kept: Mapping[str, Iterable[str]], dry_run: bool = False) -> GcReport:
+def collect(
+    store: Store, kept: Callable[[], Mapping[str, Iterable[str]]], *, dry_run: bool = False
+) -> GcReport:
     """Remove every object, action record and run that the kept runs don't refer to.
 
-    `kept` maps the ids of the runs to keep to the action keys in them. Raises StoreError while a
-    run is going on: waiting for it could take hours.
+    `kept` returns the ids of the runs to keep, each with the action keys in it; it is called under
+    the lock, for a run may have ended a moment before. Raises StoreError while a run is going on:
+    waiting for it could take hours.
     """
     lock = Lock(f"{os.fspath(store.home)}/gc.lock")
     if not lock.try_acquire():
         raise StoreError("a run is using this store", fix="run gc when it has ended")
     try:
         store.sweep_tmp()
-        return _sweep(store, kept, dry_run=dry_run)
+        return _sweep(store, kept(), dry_run=dry_run)
     finally:
         lock.release()
 

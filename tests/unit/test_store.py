@@ -255,8 +255,8 @@ def test_gc_keeps_what_kept_runs_refer_to(store: Store) -> None:
     dropped = store.ingest(made(store, b"dropped"))
     for key, artifact in (("a" * 64, kept), ("b" * 64, dropped)):
         store.records.put(ActionRecord(key, "x", {"o": artifact}, {}, {}))
-    assert collect(store, kept={"run": ["a" * 64]}, dry_run=True).objects == 1
-    report = collect(store, kept={"run": ["a" * 64]})
+    assert collect(store, lambda: {"run": ["a" * 64]}, dry_run=True).objects == 1
+    report = collect(store, lambda: {"run": ["a" * 64]})
     assert (report.objects, report.bytes, report.records) == (1, 7, 1)
     assert store.state(kept) == "present"
     assert store.state(dropped) == "missing"
@@ -264,7 +264,7 @@ def test_gc_keeps_what_kept_runs_refer_to(store: Store) -> None:
 
 def test_gc_refuses_while_a_run_is_live(store: Store) -> None:
     with store.hold(), pytest.raises(StoreError, match="a run is using this store"):
-        collect(store, kept={})
+        collect(store, dict)
 
 
 def test_the_temporary_folder_of_a_killed_run_is_swept(tmp_path: Path) -> None:
