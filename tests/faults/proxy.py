@@ -1,0 +1,367 @@
+"""A proxy on loopback that breaks HTTP requests as networks and overloaded servers do.
+
+    with FaultProxy(hub.url, [Fault(503, "POST", "/commit/"), Fault("commit_then_reset", "PUT", nth=2)]) as proxy:
+        HfApi(endpoint=proxy.url).create_commit(…)
+    assert [request.fault for request in proxy.requests if request.fault] == [503, "commit_then_reset"]
+
+Bodies are streamed in both directions, so memory doesn't grow with them. The `Host` header is passed on
+as the client has sent it: signatures stay valid, and a server that makes its links from it sends the
+client through the proxy again.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from types import TracebackType
+from typing import Literal
+from urllib.parse import urlsplit
+
+__all__ = ["Fault", "FaultProxy", "Kind", "Request"]
+
+Kind = int | Literal["reset", "partial", "commit_then_reset", "truncated", "slow"]
+"""A status is answered by the proxy alone. `reset` comes before upstream has seen anything, `partial`
+when it has half of the body; `commit_then_reset` when it has answered; `truncated` in the middle of its
+answer's body; `slow` delays the answer."""
+
+_Rows = list[tuple[str, str]]
+
+_CHUNK_BYTES = 1 << 18
+_HEAD_BYTES = 1 << 16
+_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What goes wrong with the `nth` request (from 1) that matches, and the `times - 1` after it.
+
+    `method` matches the whole method, `path` any part of the path with its query, both as patterns.
+    `headers` and `body` are those of a status; `delay_s` is that of `slow`.
+    """
+
+    kind: Kind
+    method: str = ".*"
+    path: str = ""
+    nth: int = 1
+    times: int = 1
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
+    delay_s: float = 1.0
+
+    def matches(self, request: Request) -> bool:
+        """Say whether a request is one of those that this fault counts."""
+        return bool(re.fullmatch(self.method, request.method) and re.search(self.path, request.path))
+
+
+@dataclass(slots=True)
+class Request:
+    """What was asked and answered. `status` is what the client got, None where that was nothing.
+
+    `headers` are the client's, in small letters; `upstream_status` is what the server answered;
+    `bytes_in` counts the body that came from the client; `time_s` is monotonic.
+    """
+
+    method: str
+    path: str
+    time_s: float
+    headers: dict[str, str] = field(default_factory=dict, repr=False)
+    status: int | None = None
+    upstream_status: int | None = None
+    fault: Kind | None = None
+    bytes_in: int = 0
+
+
+Moment = Literal["received", "half", "answered"]
+Observer = Callable[[Moment, Request], None]
+
+
+class FaultProxy:
+    """A proxy in threads of this process, in front of one `upstream` (`http://127.0.0.1:PORT`).
+
+    `requests` lists what came, in the order of its coming. `observe` is called when a request's head is
+    there, when half of its body has gone upstream, and when upstream has answered: before each next step.
+    """
+
+    def __init__(
+        self, upstream: str, faults: Sequence[Fault] = (), *, observe: Observer = lambda moment, request: None
+    ) -> None:
+        split = urlsplit(upstream)
+        assert split.hostname == "127.0.0.1", upstream
+        self._upstream = (split.hostname, split.port or 80)
+        self.faults = list(faults)
+        self.requests: list[Request] = []
+        self.observe = observe
+        self.closed = threading.Event()
+        self._seen: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self._clients: set[socket.socket] = set()
+
+    @property
+    def url(self) -> str:
+        """Return the address, without a slash at its end."""
+        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    @property
+    def injected(self) -> list[Kind]:
+        """Return the faults that have happened, in order."""
+        return [request.fault for request in self.requests if request.fault is not None]
+
+    def __enter__(self) -> FaultProxy:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.closed.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        with self._lock:
+            for client in self._clients:
+                _reset(client)
+
+    def connect(self) -> _Wire:
+        """Return a new connection to upstream."""
+        return _Wire(socket.create_connection(self._upstream, timeout=_TIMEOUT_S))
+
+    def note(self, request: Request) -> Fault | None:
+        """Record a request; return what is to go wrong with it."""
+        with self._lock:
+            self.requests.append(request)
+            due = None
+            for index, fault in enumerate(self.faults):
+                if not fault.matches(request):
+                    continue
+                seen = self._seen[index] = self._seen.get(index, 0) + 1
+                if due is None and fault.nth <= seen < fault.nth + fault.times:
+                    due = fault
+            request.fault = due.kind if due else None
+            return due
+
+    def _accept(self) -> None:
+        while not self.closed.is_set():
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            client.settimeout(_TIMEOUT_S)
+            with self._lock:
+                self._clients.add(client)
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        wire = _Wire(client)
+        try:
+            while _Exchange(self, wire).run():
+                pass
+        except (OSError, ValueError, EOFError):
+            _reset(client)
+        finally:
+            with self._lock:
+                self._clients.discard(client)
+            client.close()
+
+
+class _Wire:
+    """A socket that is read by lines and by sizes."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._buffer = b""
+
+    def until(self, mark: bytes) -> bytes:
+        """Return everything up to and with `mark`; EOFError where the peer has closed before it."""
+        while mark not in self._buffer:
+            if len(self._buffer) > _HEAD_BYTES:
+                raise ValueError("a head without an end")
+            data = self.sock.recv(_CHUNK_BYTES)
+            if not data:
+                raise EOFError
+            self._buffer += data
+        found, _, self._buffer = self._buffer.partition(mark)
+        return found + mark
+
+    def some(self, most: int) -> bytes:
+        """Return what is there, up to `most` bytes; nothing where the peer has closed."""
+        if self._buffer:
+            found, self._buffer = self._buffer[:most], self._buffer[most:]
+            return found
+        return self.sock.recv(min(most, _CHUNK_BYTES))
+
+    def body(self, framing: int | Literal["chunked", "close"]) -> Iterator[bytes]:
+        """Yield a body's bytes as they are on the wire, chunk headers included."""
+        if framing == "chunked":
+            yield from self._chunks()
+            return
+        left = framing if isinstance(framing, int) else 1 << 62
+        while left:
+            data = self.some(left)
+            if not data:
+                if framing == "close":
+                    return
+                raise EOFError
+            left -= len(data)
+            yield data
+
+    def _chunks(self) -> Iterator[bytes]:
+        while True:
+            line = self.until(b"\r\n")
+            yield line
+            size = int(line.split(b";")[0], 16)
+            if not size:
+                break
+            yield from self.body(size + 2)
+        while True:
+            trailer = self.until(b"\r\n")
+            yield trailer
+            if trailer == b"\r\n":
+                return
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, proxy: FaultProxy, client: _Wire) -> None:
+        self._proxy = proxy
+        self._client = client
+
+    def run(self) -> bool:
+        """Pass a request on, or break it; say whether the connection can be used again."""
+        try:
+            line, rows = _head(self._client.until(b"\r\n\r\n"))
+        except EOFError:
+            return False
+        method, path, _ = line.split(" ", 2)
+        self._request = request = Request(method, path, time.monotonic(), _named(rows))
+        fault = self._proxy.note(request)
+        self._proxy.observe("received", request)
+        if request.fault == "reset":
+            return self._cut()
+        if fault is not None and isinstance(fault.kind, int):
+            return self._refuse(fault.kind, fault)
+        upstream = self._proxy.connect()
+        try:
+            return self._pass(upstream, line, rows, fault)
+        finally:
+            upstream.sock.close()
+
+    def _pass(self, upstream: _Wire, line: str, rows: _Rows, fault: Fault | None) -> bool:
+        # A connection upstream is for one request: nothing is left over for the next one.
+        sent = [row for row in rows if row[0].lower() not in ("connection", "expect")]
+        upstream.sock.sendall(_encode(line, [*sent, ("Connection", "close")]))
+        try:
+            if not self._pump_request(upstream, fault):
+                return self._cut()
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # Upstream may have answered without reading everything.
+        return self._pump_answer(upstream, fault)
+
+    def _body(self) -> Iterator[bytes]:
+        """Yield the request's body, which a client with `Expect` sends only when it is told to."""
+        headers = self._request.headers
+        if headers.get("expect", "").lower() == "100-continue":
+            self._client.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        for data in self._client.body(_framing(headers, default=0)):
+            self._request.bytes_in += len(data)
+            yield data
+
+    def _pump_request(self, upstream: _Wire, fault: Fault | None) -> bool:
+        """Send the body upstream; False where the fault cuts it."""
+        size = int(self._request.headers.get("content-length") or 0)
+        passed_half = False
+        for data in self._body():
+            if not passed_half and self._request.bytes_in * 2 >= size:
+                passed_half = True
+                if fault is not None and fault.kind == "partial":
+                    upstream.sock.sendall(data[: max(1, len(data) // 2)])
+                    return False
+                self._proxy.observe("half", self._request)
+            upstream.sock.sendall(data)
+        return fault is None or fault.kind != "partial"
+
+    def _pump_answer(self, upstream: _Wire, fault: Fault | None) -> bool:
+        line, rows = _head(upstream.until(b"\r\n\r\n"))
+        while line.split(" ")[1].startswith("1"):
+            line, rows = _head(upstream.until(b"\r\n\r\n"))
+        status = self._request.upstream_status = int(line.split(" ")[1])
+        empty = self._request.method == "HEAD" or status in (204, 304)
+        framing = 0 if empty else _framing(_named(rows), default="close")
+        if fault is not None and fault.kind == "commit_then_reset":
+            for _ in upstream.body(framing):
+                pass
+            return self._cut()
+        self._proxy.observe("answered", self._request)
+        if fault is not None and fault.kind == "slow":
+            self._proxy.closed.wait(fault.delay_s)
+        again = framing != "close"
+        self._request.status = status
+        kept = [row for row in rows if row[0].lower() != "connection"]
+        kept.append(("Connection", "keep-alive" if again else "close"))
+        self._client.sock.sendall(_encode(line.replace("HTTP/1.0", "HTTP/1.1"), kept))
+        if fault is not None and fault.kind == "truncated":
+            return self._truncate(next(upstream.body(framing), b""))
+        for data in upstream.body(framing):
+            self._client.sock.sendall(data)
+        return again
+
+    def _truncate(self, first: bytes) -> bool:
+        """Send a part of an answer, then nothing more; its end is a clean close."""
+        self._client.sock.sendall(first[: len(first) // 2])
+        return False
+
+    def _refuse(self, status: int, fault: Fault) -> bool:
+        """Answer with a status. A body that is on its way is read; one that is asked for is not."""
+        waits = "expect" in self._request.headers
+        if not waits:
+            for _ in self._body():
+                pass
+        self._request.status = status
+        rows = [("Content-Length", str(len(fault.body))), *fault.headers]
+        rows.append(("Connection", "close" if waits else "keep-alive"))
+        body = b"" if self._request.method == "HEAD" else fault.body
+        self._client.sock.sendall(_encode(f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", rows) + body)
+        return not waits
+
+    def _cut(self) -> bool:
+        _reset(self._client.sock)
+        return False
+
+
+def _head(data: bytes) -> tuple[str, _Rows]:
+    line, *rows = data.decode("latin-1").rstrip("\r\n").split("\r\n")
+    split = (row.partition(":") for row in rows)
+    return line, [(name, value.strip()) for name, _, value in split]
+
+
+def _named(rows: _Rows) -> dict[str, str]:
+    return {name.lower(): value for name, value in rows}
+
+
+def _encode(line: str, rows: _Rows) -> bytes:
+    lines = [line, *(f"{name}: {value}" for name, value in rows)]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+def _framing(
+    headers: dict[str, str], *, default: int | Literal["close"]
+) -> int | Literal["chunked", "close"]:
+    """Return a body's length, or how else its end is known; `headers` have small letters."""
+    if headers.get("transfer-encoding", "").lower() == "chunked":
+        return "chunked"
+    return int(headers["content-length"]) if "content-length" in headers else default
+
+
+def _reset(sock: socket.socket) -> None:
+    """Close with RST: what the peer sees when a server or a middlebox has died."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    except OSError:
+        return
+    sock.close()
