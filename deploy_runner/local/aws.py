@@ -3,14 +3,17 @@
     python -m deploy_runner.local.aws        prints {"url": …}, serves until stdin ends
 
 Differences that are mended (measured with moto 5.2.5): a name that exists is refused, an endpoint
-config needs its models, UpdateEndpoint exists and keeps the old config until it is done, an
-endpoint is not in service at once, a config in use can't be deleted, and members that are empty
-are left out, as AWS does and its own SDK needs.
+config needs its models, a config in use can't be deleted, a version of a model package is made once
+for a token and keeps its properties, an object whose bytes don't have the SHA-256 that was sent with
+them is refused, and members that are empty are left out, as AWS does and its own SDK needs. What
+endpoints do is in `aws_endpoints`.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
+import hashlib
 import json
 import os
 import socket
@@ -18,36 +21,34 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from .aws_endpoints import extend_endpoints, refuse, resource_arn
+
 __all__ = ["extend_moto", "main"]
 
 _LEFT_OUT: tuple[Any, ...] = (None, {}, [], [None])
+_WITH_EMPTY = (
+    "describe_model", "describe_endpoint", "describe_endpoint_config", "describe_model_package"
+)  # fmt: skip
 
 
 def extend_moto() -> None:
-    """Patch moto's SageMaker in this process; to be called before its server starts."""
+    """Patch moto's S3 and SageMaker in this process; to be called before its server starts."""
+    from moto.s3.responses import S3Response
     from moto.sagemaker.models import SageMakerModelBackend
     from moto.sagemaker.responses import SageMakerResponse
+    from moto.sagemakerruntime.responses import SageMakerRuntimeResponse
 
     if getattr(SageMakerModelBackend, "_deploy_runner", False):
         return
     setattr(SageMakerModelBackend, "_deploy_runner", True)  # noqa: B010 - not moto's own
     _refuse_existing(SageMakerModelBackend)
     _require_models(SageMakerModelBackend)
-    _add_updates(SageMakerModelBackend, SageMakerResponse)
+    extend_endpoints(SageMakerModelBackend, SageMakerResponse, SageMakerRuntimeResponse)
     _keep_used_configs(SageMakerModelBackend)
-    for name in ("describe_model", "describe_endpoint", "describe_endpoint_config"):
+    _keep_versions(SageMakerModelBackend)
+    _check_bodies(S3Response)
+    for name in _WITH_EMPTY:
         _strip_empty(SageMakerResponse, name)
-
-
-def _refuse(message: str) -> Exception:
-    from moto.sagemaker.exceptions import ValidationError
-
-    refusal: Exception = ValidationError(message=message)
-    return refusal
-
-
-def _arn(backend: Any, kind: str, name: str) -> str:
-    return f"arn:aws:sagemaker:{backend.region_name}:{backend.account_id}:{kind}/{name}"
 
 
 def _refuse_existing(backend: Any) -> None:
@@ -67,7 +68,7 @@ def _checked(original: Callable[..., Any], argument: str, store: str, kind: str)
         name = kwargs[argument] if argument in kwargs else args[0]
         if name in getattr(self, store):
             words = kind.replace("-", " ")
-            raise _refuse(f'Cannot create already existing {words} "{_arn(self, kind, name)}".')
+            raise refuse(f'Cannot create already existing {words} "{resource_arn(self, kind, name)}".')
         return original(self, *args, **kwargs)
 
     return create
@@ -81,67 +82,10 @@ def _require_models(backend: Any) -> None:
         for variant in variants:
             name = variant.get("ModelName", "")
             if name not in self._models:
-                raise _refuse(f'Could not find model "{_arn(self, "model", name)}".')
+                raise refuse(f'Could not find model "{resource_arn(self, "model", name)}".')
         return original(self, *args, **kwargs)
 
     backend.create_endpoint_config = create_endpoint_config
-
-
-def _add_updates(backend: Any, response: Any) -> None:
-    """Make endpoints pass through Creating and Updating: one description each."""
-    create = backend.create_endpoint
-    describe = backend.describe_endpoint
-
-    def create_endpoint(self: Any, *args: Any, **kwargs: Any) -> Any:
-        endpoint = create(self, *args, **kwargs)
-        endpoint.endpoint_status = "Creating"
-        return endpoint
-
-    def describe_endpoint(self: Any, endpoint_name: str) -> dict[str, Any]:
-        if endpoint_name not in self.endpoints:
-            raise _refuse(f'Could not find endpoint "{_arn(self, "endpoint", endpoint_name)}".')
-        answer: dict[str, Any] = dict(describe(self, endpoint_name))
-        _settle(self.endpoints[endpoint_name])
-        return answer
-
-    def update_endpoint(self: Any) -> Any:
-        from moto.core.responses import ActionResult
-
-        name, config = self._get_param("EndpointName"), self._get_param("EndpointConfigName")
-        arn = _update(self.sagemaker_backend, name, config)
-        return ActionResult({"EndpointArn": arn})
-
-    backend.create_endpoint = create_endpoint
-    backend.describe_endpoint = describe_endpoint
-    response.update_endpoint = update_endpoint
-
-
-def _settle(endpoint: Any) -> None:
-    """Finish what a description has shown under way."""
-    from moto.core.utils import utcnow
-
-    if endpoint.endpoint_status == "Updating":
-        config = endpoint.next_config
-        endpoint.endpoint_config_name = config.endpoint_config_name
-        endpoint.production_variants = endpoint._process_production_variants(config.production_variants)
-        endpoint.last_modified_time = utcnow()
-    if endpoint.endpoint_status in ("Creating", "Updating"):
-        endpoint.endpoint_status = "InService"
-
-
-def _update(backend: Any, name: str, config: str) -> str:
-    if name not in backend.endpoints:
-        raise _refuse(f'Could not find endpoint "{_arn(backend, "endpoint", name)}".')
-    if config not in backend.endpoint_configs:
-        raise _refuse(f'Could not find endpoint configuration "{_arn(backend, "endpoint-config", config)}".')
-    endpoint = backend.endpoints[name]
-    if endpoint.endpoint_status != "InService":
-        raise _refuse(f'Cannot update in-progress endpoint "{endpoint.arn}".')
-    if endpoint.endpoint_config_name == config:
-        raise _refuse("Cannot update endpoint with the endpoint configuration it already uses.")
-    endpoint.next_config = backend.endpoint_configs[config]
-    endpoint.endpoint_status = "Updating"
-    return str(endpoint.arn)
 
 
 def _keep_used_configs(backend: Any) -> None:
@@ -150,11 +94,54 @@ def _keep_used_configs(backend: Any) -> None:
     def delete_endpoint_config(self: Any, endpoint_config_name: str) -> None:
         for endpoint in self.endpoints.values():
             if endpoint.endpoint_config_name == endpoint_config_name:
-                arn = _arn(self, "endpoint-config", endpoint_config_name)
-                raise _refuse(f'Cannot delete endpoint configuration "{arn}": an endpoint uses it.')
+                arn = resource_arn(self, "endpoint-config", endpoint_config_name)
+                raise refuse(f'Cannot delete endpoint configuration "{arn}": an endpoint uses it.')
         original(self, endpoint_config_name)
 
     backend.delete_endpoint_config = delete_endpoint_config
+
+
+def _keep_versions(backend: Any) -> None:
+    """Moto makes a version twice for one ClientToken, and an update loses what it doesn't name."""
+    create, update = backend.create_model_package, backend.update_model_package
+
+    def create_model_package(self: Any, *args: Any, **kwargs: Any) -> Any:
+        token = kwargs.get("client_token")
+        for made in self.model_packages.values():
+            if token and made.client_token == token:
+                return made.arn
+        return create(self, *args, **kwargs)
+
+    def update_model_package(self: Any, *args: Any, **kwargs: Any) -> Any:
+        name = kwargs["model_package_arn"]
+        version = self.model_packages.get(self.model_package_name_mapping.get(name, name))
+        if kwargs.get("customer_metadata_properties") is None and version is not None:
+            kwargs["customer_metadata_properties"] = version.customer_metadata_properties
+        return update(self, *args, **kwargs)
+
+    backend.create_model_package = create_model_package
+    backend.update_model_package = update_model_package
+
+
+def _check_bodies(response: Any) -> None:
+    """Moto takes whatever bytes arrive; S3 compares them with their length and their checksum."""
+    for name in ("put_object", "upload_part"):
+        setattr(response, name, _whole(getattr(response, name)))
+
+
+def _whole(original: Callable[..., Any]) -> Callable[..., Any]:
+    def take(self: Any) -> Any:
+        from moto.s3.exceptions import S3ClientError
+
+        body = self.body if isinstance(self.body, bytes) else self.body.encode()
+        wanted = self.headers.get("x-amz-checksum-sha256")
+        if wanted and base64.b64encode(hashlib.sha256(body).digest()).decode() != wanted:
+            raise S3ClientError(
+                "BadDigest", "The SHA256 you specified did not match the calculated checksum."
+            )
+        return original(self)
+
+    return take
 
 
 def _strip_empty(response: Any, name: str) -> None:

@@ -8,11 +8,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
 from botocore.exceptions import ClientError
+
+from tests.aws import package
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +39,16 @@ def client(url: str) -> Any:
     )
 
 
-def make(sagemaker: Any, name: str) -> None:
+def make(sagemaker: Any, name: str, *, url: str = "s3://b/k", **config: Any) -> None:
     sagemaker.create_model(ModelName=name, ExecutionRoleArn="arn:aws:iam::123456789012:role/r",
-                           PrimaryContainer={"Image": "i", "ModelDataUrl": "s3://b/k"})  # fmt: skip
+                           PrimaryContainer={"Image": "i", "ModelDataUrl": url})  # fmt: skip
     variant = {
         "VariantName": "main",
         "ModelName": name,
         "InstanceType": "ml.m5.large",
         "InitialInstanceCount": 1,
     }
-    sagemaker.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant])
+    sagemaker.create_endpoint_config(EndpointConfigName=name, ProductionVariants=[variant], **config)
 
 
 def test_a_name_that_exists_is_refused_in_awss_words(client: Any) -> None:
@@ -81,33 +84,133 @@ def test_empty_members_are_left_out(client: Any) -> None:
     assert "DataCaptureConfig" not in sagemaker.describe_endpoint_config(EndpointConfigName="plain")
 
 
-def test_an_endpoint_passes_through_its_states_and_keeps_the_old_config_until_done(client: Any) -> None:
+def serving(client: Any, folder: Path, factor: float | str, name: str, **config: Any) -> None:
+    """Put a package with this factor into S3, and name it by a model and an endpoint config."""
+    s3 = client("s3")
+    s3.create_bucket(Bucket="packages")
+    s3.put_object(Bucket="packages", Key=name, Body=package(folder, factor).read_bytes())
+    make(client("sagemaker"), name, url=f"s3://packages/{name}", **config)
+
+
+def status(sagemaker: Any, *, until: str) -> dict[str, Any]:
+    """Describe the endpoint `e` until it has this status."""
+    while True:
+        described: dict[str, Any] = sagemaker.describe_endpoint(EndpointName="e")
+        if described["EndpointStatus"] == until:
+            return described
+        assert described["EndpointStatus"] in ("Creating", "Updating", "RollingBack")
+
+
+def ask(client: Any, body: str = '{"inputs": {"x": [10]}}', kind: str = "application/json") -> Any:
+    given = client("sagemaker-runtime").invoke_endpoint(EndpointName="e", Body=body, ContentType=kind)
+    return json.loads(given["Body"].read())
+
+
+@pytest.fixture
+def endpoint(client: Any, tmp_path: Path) -> Iterator[Any]:
+    """The endpoint `e` with the config `old`, whose model doubles."""
     sagemaker = client("sagemaker")
-    make(sagemaker, "old")
-    make(sagemaker, "new")
+    serving(client, tmp_path, 2, "old")
     sagemaker.create_endpoint(EndpointName="e", EndpointConfigName="old")
-    states = [sagemaker.describe_endpoint(EndpointName="e")["EndpointStatus"] for _ in range(2)]
-    assert states == ["Creating", "InService"]
-    sagemaker.update_endpoint(EndpointName="e", EndpointConfigName="new")
-    seen = [sagemaker.describe_endpoint(EndpointName="e") for _ in range(2)]
-    assert [(d["EndpointStatus"], d["EndpointConfigName"]) for d in seen] == [
-        ("Updating", "old"),
-        ("InService", "new"),
-    ]
+    assert sagemaker.describe_endpoint(EndpointName="e")["EndpointStatus"] in ("Creating", "InService")
+    status(sagemaker, until="InService")
+    yield sagemaker
+    sagemaker.delete_endpoint(EndpointName="e")
+    for name in ("old", "new"):
+        sagemaker.delete_endpoint_config(EndpointConfigName=name)
+        sagemaker.delete_model(ModelName=name)
+
+
+def test_an_endpoint_answers_by_its_package_and_keeps_the_old_one_until_the_new_is_ready(
+    client: Any, endpoint: Any, tmp_path: Path
+) -> None:
+    assert ask(client) == {"outputs": {"y": [20.0]}}
+    serving(client, tmp_path, 3, "new")
+    endpoint.update_endpoint(EndpointName="e", EndpointConfigName="new")
+    described = endpoint.describe_endpoint(EndpointName="e")
+    if described["EndpointStatus"] == "Updating":
+        assert described["EndpointConfigName"] == "old"
+        assert described["PendingDeploymentSummary"] == {"EndpointConfigName": "new"}
+    assert status(endpoint, until="InService")["EndpointConfigName"] == "new"
+    assert ask(client) == {"outputs": {"y": [30.0]}}
     with pytest.raises(ClientError, match="an endpoint uses it"):
-        sagemaker.delete_endpoint_config(EndpointConfigName="new")
+        endpoint.delete_endpoint_config(EndpointConfigName="new")
+    with pytest.raises(ClientError, match="it already uses"):
+        endpoint.update_endpoint(EndpointName="e", EndpointConfigName="new")
 
 
-def test_the_sdk_creates_reads_and_waits(client: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sagemaker.core.resources import Endpoint, Model
+def test_a_container_that_does_not_start_rolls_the_update_back(
+    client: Any, endpoint: Any, tmp_path: Path
+) -> None:
+    serving(client, tmp_path, "three", "new")
+    endpoint.update_endpoint(EndpointName="e", EndpointConfigName="new")
+    assert status(endpoint, until="InService")["EndpointConfigName"] == "old"
+    assert ask(client) == {"outputs": {"y": [20.0]}}
+
+
+def test_a_handler_that_raises_is_a_model_error(client: Any, endpoint: Any, tmp_path: Path) -> None:
+    serving(client, tmp_path, 3, "new")
+    with pytest.raises(ClientError, match=r"ModelError.*server error \(500\) .*KeyError: 'x'"):
+        ask(client, '{"inputs": {}}')
+    with pytest.raises(ClientError, match="Endpoint nope of account"):
+        client("sagemaker-runtime").invoke_endpoint(EndpointName="nope", Body="{}")
+
+
+def test_a_transform_job_answers_every_object(client: Any, tmp_path: Path) -> None:
+    serving(client, tmp_path, 2, "batch")
+    s3, sagemaker = client("s3"), client("sagemaker")
+    for index in range(2):
+        s3.put_object(Bucket="packages", Key=f"in/{index}.json", Body=json.dumps({"inputs": {"x": [index]}}))
+    job = {
+        "TransformJobName": "j", "ModelName": "batch",
+        "TransformInput": {"ContentType": "application/json", "DataSource": {
+            "S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": "s3://packages/in/"}}},
+        "TransformOutput": {"S3OutputPath": "s3://packages/out"},
+        "TransformResources": {"InstanceType": "ml.m5.large", "InstanceCount": 1},
+    }  # fmt: skip
+    sagemaker.create_transform_job(**job)
+    while (state := sagemaker.describe_transform_job(TransformJobName="j"))[
+        "TransformJobStatus"
+    ] != "Completed":
+        assert state["TransformJobStatus"] == "InProgress", state
+    said = [
+        json.loads(s3.get_object(Bucket="packages", Key=f"out/{i}.json.out")["Body"].read()) for i in range(2)
+    ]
+    assert said == [{"outputs": {"y": [0.0]}}, {"outputs": {"y": [2.0]}}]
+    with pytest.raises(ClientError, match="Job name must be unique"):
+        sagemaker.create_transform_job(**job)
+
+
+def test_a_version_is_made_once_for_a_token_and_keeps_its_properties(client: Any) -> None:
+    sagemaker = client("sagemaker")
+    sagemaker.create_model_package_group(ModelPackageGroupName="g")
+    given = {
+        "ModelPackageGroupName": "g", "ClientToken": "t", "ModelApprovalStatus": "PendingManualApproval",
+        "CustomerMetadataProperties": {"digest": "d"},
+    }  # fmt: skip
+    arns = {sagemaker.create_model_package(**given)["ModelPackageArn"] for _ in range(2)}
+    (arn,) = arns
+    sagemaker.update_model_package(ModelPackageArn=arn, ModelApprovalStatus="Approved")
+    described = sagemaker.describe_model_package(ModelPackageName=arn)
+    assert described["ModelApprovalStatus"] == "Approved"
+    assert described["CustomerMetadataProperties"] == {"digest": "d"}
+
+
+def test_the_sdk_reads_a_model(client: Any, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sagemaker.core.resources import Model
 
     make(client("sagemaker"), "sdk")
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
     session = boto3.Session(region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x")
     assert Model.get(model_name="sdk", session=session).primary_container.model_data_url == "s3://b/k"
-    endpoint = Endpoint.create(endpoint_name="sdk", endpoint_config_name="sdk", session=session)
-    endpoint.wait_for_status("InService", poll=0, timeout=30)
-    assert endpoint.endpoint_status == "InService"
+
+
+def test_bytes_that_are_not_those_of_the_checksum_are_refused(client: Any) -> None:
+    s3 = client("s3")
+    s3.create_bucket(Bucket="checked")
+    wrong = base64.b64encode(hashlib.sha256(b"other").digest()).decode()
+    with pytest.raises(ClientError, match="BadDigest"):
+        s3.put_object(Bucket="checked", Key="k", Body=b"x", ChecksumSHA256=wrong)
 
 
 def test_a_conditional_write_happens_once(client: Any) -> None:

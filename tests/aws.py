@@ -1,0 +1,95 @@
+"""Packages whose container does what a test wants, and a local AWS to push them to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploy_runner.local.servers import dry_run
+from deploy_runner.testing import StageRun, run_stage
+from tests.pipeline.test_stages_torch import stage
+
+TARGET = {
+    "aws": {
+        "region": "us-east-1", "bucket": "dry-run-models", "create_bucket": True,
+        "role_arn": "arn:aws:iam::123456789012:role/sagemaker", "image_uri": "image:latest",
+    },
+    "hub": {"namespace": "local"},
+}  # fmt: skip
+
+INFERENCE = """
+import json
+import numpy as np
+
+def model_fn(model_dir):
+    return float(open(model_dir + "/factor.txt").read())
+
+def input_fn(body, content_type):
+    return np.asarray(json.loads(body)["inputs"]["x"])
+
+def predict_fn(x, factor):
+    return x * factor
+
+def output_fn(result, accept):
+    return json.dumps({"outputs": {"y": result.tolist()}})
+"""
+
+
+def package(folder: Path, factor: float | str, *, name: str = "model.tar.gz", padding: int = 0) -> Path:
+    """Write a package whose model multiplies by a factor; one that is no number doesn't start."""
+    from deploy_runner.stages import _archive
+
+    parts = {"factor.txt": str(factor).encode(), "code/inference.py": INFERENCE.encode()}
+    if padding:
+        parts["weights.bin"] = np.random.default_rng(0).bytes(padding)
+    members = {}
+    for part, data in parts.items():
+        members[part] = folder / "parts" / part
+        members[part].parent.mkdir(parents=True, exist_ok=True)
+        members[part].write_bytes(data)
+    _archive.pack(folder / name, members)
+    return folder / name
+
+
+def smoke(folder: Path, factor: float) -> Path:
+    """Write the requests and answers of a package with this factor."""
+    from deploy_runner.stages import _bundle
+
+    x = np.arange(6, dtype=np.float64).reshape(2, 3)
+    _bundle.write_cases(folder / "smoke.npz", [_bundle.Case("first", {"x": x}, {"y": x * factor})])
+    return folder / "smoke.npz"
+
+
+@contextmanager
+def local_aws(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Start the AWS of a dry run, point the clients to it, and yield its address."""
+    with dry_run(folder, services=("aws",), log=lambda line: None) as env:
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        yield env["AWS_ENDPOINT_URL"]
+
+
+def deploy(
+    folder: Path, factor: float | str, *, tested: float | None = None, inputs: Mapping[str, Any] | None = None,
+    **params: Any,
+) -> StageRun:  # fmt: skip
+    """Push a package with this factor to the endpoint `e`, tested with the answers of another one."""
+    run = folder / f"run{len(list(folder.iterdir()))}"
+    run.mkdir()
+    given: dict[str, Any] = {"package": package(run, factor)} | dict(inputs or {})
+    if tested is not None:
+        given["smoke"] = smoke(run, tested)
+    return run_stage(
+        stage("push.sagemaker"), run, inputs=given, params={"endpoint": "e", **params}, target=TARGET
+    )
+
+
+def calls(run: StageRun) -> list[str]:
+    """Return the calls of a push that changed something, in order."""
+    return [call["call"] for call in json.loads(run["transcript"].read_text())["calls"]]
