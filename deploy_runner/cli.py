@@ -104,6 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(verbs)
     _add_questions(verbs)
     _add_results(verbs)
+    _add_remote(verbs)
     _add_store(verbs)
     _add_project(verbs)
     return parser
@@ -209,6 +210,25 @@ def _add_results(verbs: _Verbs) -> None:
     diff.add_argument("--old", default="", metavar="ID", help="default: the run before")
     diff.add_argument("--new", default="", metavar="ID", help="default: the last run")
     _json_option(diff)
+
+
+def _add_remote(verbs: _Verbs) -> None:
+    status = _verb(verbs, "status", _status, "compare what is deployed with what the pipeline says")
+    _pipeline_options(status, stages="the pushes to ask (default: all)")
+    _json_option(status)
+    rollback = _verb(verbs, "rollback", _rollback, "serve again what a push deployed before")
+    _pipeline_options(rollback, stages="the push")
+    rollback.add_argument(
+        "--to", default="", metavar="DIGEST", help="the start of a digest (default: the one before)"
+    )
+    _json_option(rollback)
+    promote = _verb(verbs, "promote", _promote, "approve what a push has registered")
+    _pipeline_options(promote, stages="the push")
+    promote.add_argument(
+        "--status", default="Approved", choices=("Approved", "Rejected", "PendingManualApproval"),
+        help="the approval status to set (default: Approved)",
+    )  # fmt: skip
+    _json_option(promote)
 
 
 def _add_store(verbs: _Verbs) -> None:
@@ -346,6 +366,46 @@ def _graph(args: argparse.Namespace) -> int:
 
     pipeline, _ = _load(args)
     print(render(pipeline.graph, args.format))
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from .verbs import status
+
+    pipeline, names = _load(args)
+    return status(pipeline, names, args)
+
+
+def _rollback(args: argparse.Namespace) -> int:
+    from .api import rollback
+
+    pipeline, name = _load_one(args, "rollback")
+    return _print_done(args, rollback(pipeline, name, args.to, log=_log_to_stderr))
+
+
+def _promote(args: argparse.Namespace) -> int:
+    from .api import promote
+
+    pipeline, name = _load_one(args, "promote")
+    return _print_done(args, promote(pipeline, name, args.status, log=_log_to_stderr))
+
+
+def _load_one(args: argparse.Namespace, verb: str) -> tuple[Pipeline, str]:
+    pipeline, names = _load(args)
+    if len(names) != 1:
+        raise UsageError("which push?", fix=f"`deploy-runner {verb} STAGE --config FILE`")
+    return pipeline, names[0]
+
+
+def _log_to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _print_done(args: argparse.Namespace, said: str) -> int:
+    if args.json:
+        _print_json({"done": said})
+    else:
+        print(said)
     return 0
 
 

@@ -7,7 +7,7 @@ they can't disagree.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from .errors import Problem, SpecError, StageError, StoreError
@@ -160,20 +160,27 @@ class Planner:
 
     def plan(self, targets: Sequence[str] | None = None) -> Plan:
         """Return what a run of these targets would do now."""
+        actions = []
+        for node, decision, waiting in self.decisions(targets):
+            if decision is None:
+                actions.append(Action(node.id, "waits", "", f"for {', '.join(waiting)}"))
+            else:
+                actions.append(Action(node.id, decision.state, decision.key, self.why(node, decision)))
+        return Plan(tuple(actions))
+
+    def decisions(
+        self, targets: Sequence[str] | None = None
+    ) -> Iterator[tuple[StageNode, Decision | None, list[str]]]:
+        """Yield each stage with its verdict, or with None and the stages that have to run before it."""
         made: dict[str, Outputs] = {}
-        actions: list[Action] = []
         for id_ in select(self.graph, targets):
             node = self.graph.stages[id_]
             waiting = [need for need in node.upstream if need not in made]
-            if waiting:
-                actions.append(Action(id_, "waits", "", f"for {', '.join(waiting)}"))
-                continue
-            decision = self.decide(node, made)
-            if decision.state == "hit" and decision.record is not None:
+            decision = None if waiting else self.decide(node, made)
+            if decision is not None and decision.state == "hit" and decision.record is not None:
                 made[id_] = decision.record.outputs
-            actions.append(Action(id_, decision.state, decision.key, self.why(node, decision)))
+            yield node, decision, waiting
         self._store.memo.flush()
-        return Plan(tuple(actions))
 
     def why(self, node: StageNode, decision: Decision) -> str:
         """Return the reason for a miss in one line: what changed since the last run."""

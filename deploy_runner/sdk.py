@@ -35,7 +35,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from .errors import ConflictError, GateError, StageError
-from .types import Json, Kind, Scalar
+from .types import Finding, Json, Kind, Scalar
 from .usercode import load as load_code
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "Context",
     "Field",
     "File",
+    "Finding",
     "Folder",
     "GateError",
     "Output",
@@ -120,6 +121,8 @@ class Context:
     `network`), `secrets` the declared secrets by name. `code_files` are the project's files that
     the stage's `Code` parameters need, by their path relative to the project. `lineage` says of each
     stage before this one what it was made from (empty unless the stage declares `lineage`).
+    `digests` holds the SHA-256 of each file input by its name (`package`, `models/fp32`). `run` is the
+    id of the run and `commit` that of the project's Git; both are empty unless the target is live.
     """
 
     stage: str
@@ -133,6 +136,9 @@ class Context:
     secrets: Mapping[str, str] = field(default_factory=dict)
     code_files: Mapping[str, Path] = field(default_factory=dict)
     lineage: Mapping[str, Any] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+    run: str = ""
+    commit: str = ""
     figures: dict[str, Json] = field(default_factory=dict)
     converged: bool = False
     _load: Callable[[str], Any] | None = None
@@ -164,6 +170,9 @@ class Context:
 class Stage:
     """The base of every stage type; see the module's docstring.
 
+    A push also defines `status`, and may define `rollback` and `promote`: what the verbs of these
+    names call, with the live target.
+
     `packages` are the distributions whose versions enter the action key. `preload` are the
     modules that the fork server imports before the stage is forked. `facets` are platform facts
     that the outputs depend on: "arch", "isa". `network` gives the worker the network, the target
@@ -194,3 +203,15 @@ class Stage:
     def run(self, ctx: Context, params: Any, inputs: Any, outputs: Any) -> None:
         """Make the outputs from the inputs, or raise StageError or GateError."""
         raise StageError(f"stage type {self.uses!r} defines no run()")
+
+    def status(self, ctx: Context, params: Any, inputs: Any) -> list[Finding]:
+        """Return what the remote has, each beside what the pipeline says; change nothing."""
+        raise StageError(f"stage type {self.uses!r} can't tell its status")
+
+    def rollback(self, ctx: Context, params: Any, to: str) -> str:
+        """Bring back what was deployed before, or the digest that begins with `to`; say what is there."""
+        raise StageError(f"stage type {self.uses!r} can't be rolled back")
+
+    def promote(self, ctx: Context, params: Any, inputs: Any, status: str) -> str:
+        """Set the approval status of what this pipeline has registered; say of what."""
+        raise StageError(f"stage type {self.uses!r} has nothing to promote")

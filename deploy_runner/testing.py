@@ -11,6 +11,7 @@ from typing import Any
 from . import usercode
 from .interface import code_references
 from .sdk import Context, Stage
+from .store.stat import sha256_file
 from .types import Json
 
 __all__ = ["StageRun", "run_stage"]
@@ -26,6 +27,16 @@ class StageRun:
 
     def __getitem__(self, output: str) -> Path:
         return self.outputs[output]
+
+
+def _digests(inputs: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, given in inputs.items():
+        if isinstance(given, Mapping):
+            found |= _digests(given, f"{name}/")
+        elif isinstance(given, Path) and given.is_file():
+            found[prefix + name] = sha256_file(str(given))
+    return found
 
 
 def run_stage(
@@ -56,6 +67,7 @@ def run_stage(
     }
     for place in places.values():
         place.parent.mkdir(parents=True, exist_ok=True)
+    context.setdefault("digests", _digests(inputs or {}))
     ctx = Context(
         stage=stage.uses,
         workdir=scratch,

@@ -9,6 +9,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Artifact",
     "Event",
+    "Finding",
     "Graph",
     "Json",
     "Kind",
@@ -175,6 +176,22 @@ class StageResult(NamedTuple):
     error: str = ""
     exit_code: int = 0
     workdir: str = ""
+
+
+class Finding(NamedTuple):
+    """One fact about a remote."""
+
+    what: str
+    wanted: str
+    found: str
+
+    @property
+    def in_sync(self) -> bool:
+        """Say whether what is found is what is wanted."""
+        return self.found == self.wanted
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.found}" + ("" if self.in_sync else f", wanted {self.wanted}")
 
 
 class Event(NamedTuple):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .api import home_of
-from .errors import UsageError
+from .errors import DeployRunnerError, UsageError
 from .record import RunRecord, pin_run, pinned_runs, read_record, recorded_runs
 from .types import Artifact, Event, Json, Kind, StageResult
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _KEPT_RUNS = 10
 
-__all__ = ["cache", "convert", "diff", "explain", "get", "plan", "run", "show", "stages"]
+__all__ = ["cache", "convert", "diff", "explain", "get", "plan", "run", "show", "stages", "status"]
 
 
 def run(path: str, names: list[str], args: argparse.Namespace) -> int:
@@ -132,16 +132,55 @@ def plan(pipeline: Pipeline, names: list[str], args: argparse.Namespace) -> int:
     from . import api
 
     actions = api.plan(pipeline, names).actions
+    pushes = [a.stage for a in actions if a.state == "converge"]
+    drift = {stage: _drift(pipeline, stage) for stage in pushes}
     if args.json:
-        rows = [{"stage": a.stage, "state": a.state, "key": a.key, "reason": a.reason} for a in actions]
+        rows = [
+            {"stage": a.stage, "state": a.state, "key": a.key, "reason": a.reason}
+            | ({"remote": drift[a.stage]} if a.stage in drift else {})
+            for a in actions
+        ]
         print(json.dumps({"target": pipeline.graph.target.get("name"), "actions": rows}))
         return 0
     width = max((len(a.stage) for a in actions), default=0)
     for action in actions:
         print(f"{action.stage:<{width}}  {action.state:<8} {action.reason}".rstrip())
+        for line in drift.get(action.stage, ()):
+            print(f"{'':<{width}}    {line}")
     pending = sum(a.state != "hit" for a in actions)
     print(f"{len(actions)} stages: {pending} to run, {len(actions) - pending} up to date")
     return 0
+
+
+def _drift(pipeline: Pipeline, stage: str) -> list[str]:
+    """Return what a live push would change on the remote, or why that can't be told."""
+    from . import api
+
+    try:
+        findings = api.status(pipeline, [stage])[stage]
+    except DeployRunnerError as error:
+        return [f"the remote can't be read: {error}"]
+    return [str(f) for f in findings if not f.in_sync] or ["the remote is as the pipeline says"]
+
+
+def status(pipeline: Pipeline, names: list[str], args: argparse.Namespace) -> int:
+    """Print every fact about the remote beside what the pipeline says; exit 1 where they differ."""
+    from . import api
+
+    found = api.status(pipeline, names, log=lambda line: print(line, file=sys.stderr))
+    rows = {
+        stage: [{**f._asdict(), "in_sync": f.in_sync} for f in findings] for stage, findings in found.items()
+    }
+    in_sync = all(f.in_sync for findings in found.values() for f in findings)
+    if args.json:
+        print(json.dumps({"in_sync": in_sync, "stages": rows}, ensure_ascii=False))
+        return 0 if in_sync else 1
+    for stage, findings in found.items():
+        print(f"{stage}:")
+        for finding in findings:
+            print(f"  {'=' if finding.in_sync else '≠'} {finding}")
+    print("in sync" if in_sync else "what is deployed is not what the pipeline says")
+    return 0 if in_sync else 1
 
 
 def _plan_values(pipeline: Pipeline, args: argparse.Namespace) -> int:

@@ -24,7 +24,7 @@ from deploy_runner.sdk import (
     StageParams,
 )
 
-from . import _archive, _bundle, _onnx
+from . import _archive, _bundle, _onnx, _smoke
 from ._parity import compare, gate
 
 
@@ -61,6 +61,7 @@ class PackageSagemaker(Stage):
         """The package."""
 
         package: File = Output("model.tar.gz", "model, model.json, code/")
+        smoke: File | None = Output("smoke.npz", "requests with the packed model's answers")
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Describe, pack, unpack, run as the container does."""
@@ -77,7 +78,7 @@ class PackageSagemaker(Stage):
         ctx.figure("bytes", outputs.package.stat().st_size)
         ctx.figure("tar_sha256", tar_digest)
         ctx.figure("members", sorted(members))  # type: ignore[arg-type]
-        _run_as_container(ctx, params, inputs, outputs.package)
+        _run_as_container(ctx, params, inputs, outputs)
 
 
 def _model_files(inputs: PackageSagemaker.Inputs) -> tuple[dict[str, Path], dict[str, Any]]:
@@ -142,13 +143,16 @@ def _told(when: str) -> Iterator[None]:
 
 
 def _run_as_container(
-    ctx: Context, params: PackageSagemaker.Params, inputs: PackageSagemaker.Inputs, package: Path
+    ctx: Context,
+    params: PackageSagemaker.Params,
+    inputs: PackageSagemaker.Inputs,
+    outputs: PackageSagemaker.Outputs,
 ) -> None:
     """Load the archive's own code and compare its answers with the packed model's."""
     from . import _runtime
 
     folder = ctx.workdir / "container"
-    _archive.unpack(package, folder)
+    _archive.unpack(outputs.package, folder)
     spec = importlib.util.spec_from_file_location("inference", folder / "code" / "inference.py")
     assert spec is not None
     assert spec.loader is not None
@@ -169,7 +173,7 @@ def _run_as_container(
     cases = [_bundle.Case(c.name, c.inputs, run(c.inputs)) for c in bundle.cases]
 
     def invoke(arrays: Mapping[str, Any]) -> dict[str, Any]:
-        body = json.dumps({"inputs": {name: array.tolist() for name, array in arrays.items()}})
+        body = _smoke.request_body(arrays).decode()
         with _told("answers a request"):
             read = code.input_fn(body, "application/json")
             answer = code.output_fn(code.predict_fn(read, model), "application/json")
@@ -177,3 +181,5 @@ def _run_as_container(
 
     parity = compare(cases, invoke, atol=params.atol, rtol=params.rtol)
     gate(ctx, parity, atol=params.atol, rtol=params.rtol)
+    assert outputs.smoke is not None
+    _bundle.write_cases(outputs.smoke, _smoke.packed_cases(bundle.cases, run))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import model_validator
 
 from deploy_runner.sdk import (
-    ConflictError,
     Context,
     Field,
     File,
+    Finding,
     Output,
     Stage,
     StageError,
@@ -19,18 +20,80 @@ from deploy_runner.sdk import (
     StageParams,
 )
 
-from . import _s3
+from . import _s3, _smoke
+from ._backoff import ATTEMPTS
+from ._endpoint import Deployment
+from ._registry import Registration
 from ._transcript import Transcript
 
-_WAIT_S = 3600
-_POLL_S = 1
+_WAIT_S = 3600.0
+_ASKED = 3
+"""How often a question is asked: nobody waits for an answer as long as for a push."""
+
+
+class Serverless(StageParams):
+    """A serverless variant: no instances, capacity by memory and concurrency."""
+
+    memory_mb: Literal[1024, 2048, 3072, 4096, 5120, 6144] = Field(2048, description="memory in MB")
+    max_concurrency: int = Field(5, ge=1, le=200, description="requests at the same time")
+
+
+class Asynchronous(StageParams):
+    """An endpoint that takes requests from S3 and puts its answers there."""
+
+    output: str | None = Field(
+        None, pattern=r"^s3://[^/]+/.+[^/]$", description="where answers go (default: in the bucket)"
+    )
+    max_concurrency: int | None = Field(None, ge=1, le=1000, description="requests at once of an instance")
+
+
+class Update(StageParams):
+    """How an update shifts the traffic from the old instances to the new ones (blue/green)."""
+
+    strategy: Literal["all-at-once", "canary", "linear"] = Field("all-at-once", description="the steps")
+    percent: int = Field(10, ge=1, le=50, description="the canary's share, or that of each linear step")
+    interval_s: int = Field(300, ge=0, le=3600, description="seconds to watch each step")
+    bake_s: int = Field(0, ge=0, le=3600, description="seconds to keep the old instances afterwards")
+    alarms: list[str] = Field(default=[], max_length=10, description="CloudWatch alarms that roll it back")
+
+    @model_validator(mode="after")
+    def _watched(self) -> Update:
+        if self.strategy != "all-at-once" and not self.alarms:
+            raise ValueError(f"a {self.strategy} update is rolled back by alarms alone: name one in `alarms`")
+        return self
+
+    def arguments(self) -> dict[str, Any]:
+        """Return UpdateEndpoint's DeploymentConfig."""
+        routing: dict[str, Any] = {
+            "Type": self.strategy.upper().replace("-", "_"), "WaitIntervalInSeconds": self.interval_s
+        }  # fmt: skip
+        size = {"Type": "CAPACITY_PERCENT", "Value": self.percent}
+        if self.strategy == "canary":
+            routing["CanarySize"] = size
+        elif self.strategy == "linear":
+            routing["LinearStepSize"] = size
+        policy = {"TrafficRoutingConfiguration": routing, "TerminationWaitInSeconds": self.bake_s}
+        alarms = {"Alarms": [{"AlarmName": name} for name in self.alarms]}
+        return {"BlueGreenUpdatePolicy": policy} | (
+            {"AutoRollbackConfiguration": alarms} if self.alarms else {}
+        )
+
+
+class Registry(StageParams):
+    """An entry of the model registry."""
+
+    group: str = Field(pattern=r"^[A-Za-z0-9](-?[A-Za-z0-9])*$", max_length=63, description="its group")
+    approval: Literal["PendingManualApproval", "Approved", "Rejected"] = Field(
+        "PendingManualApproval", description="the status of a new version"
+    )
 
 
 class PushSagemaker(Stage):
     """Upload a package to S3, and converge model, endpoint config and endpoint to it.
 
     The names of the model and of the config hold the digest of what they are made of: what is
-    there already is compared, not made twice. The endpoint is moved last, and waited for.
+    there already is compared, not made twice. The endpoint is moved last, waited for, and asked for
+    the packed model's answers; where they differ it serves again what it served before.
     """
 
     uses = "push.sagemaker"
@@ -50,12 +113,27 @@ class PushSagemaker(Stage):
         image_uri: str | None = Field(None, description="the inference container")
         instance_type: str = Field("ml.m5.large", description="the kind of instance")
         instance_count: int = Field(1, ge=1, description="how many instances")
+        serverless: Serverless | None = Field(None, description="capacity on demand instead of instances")
+        asynchronous: Asynchronous | None = Field(None, description="requests and answers through S3")
         environment: dict[str, str] = Field(default={}, description="variables of the container")
+        update: Update = Field(default=Update(), description="how an update shifts the traffic")
+        registry: Registry | None = Field(None, description="also register the package as a version")
+        adopt: bool = Field(False, description="take over an endpoint that was made by something else")
+        atol: float = Field(1e-4, ge=0, description="tolerance of the smoke test")
+        rtol: float = Field(1e-4, ge=0, description="relative tolerance, likewise")
+
+        @model_validator(mode="after")
+        def _one_kind(self) -> PushSagemaker.Params:
+            if self.serverless and self.asynchronous:
+                raise ValueError("an endpoint is either `serverless` or `asynchronous`")
+            return self
 
     class Inputs(StageInputs):
         """The package."""
 
         package: File = Field(description="model.tar.gz of package.sagemaker")
+        smoke: File | None = Field(None, description="its smoke.npz: the endpoint is tested with it")
+        reports: dict[str, File] | None = Field(None, description="verify reports, for the registry")
 
     class Outputs(StageOutputs):
         """The transcript."""
@@ -64,173 +142,145 @@ class PushSagemaker(Stage):
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Objects first, then what names them, the endpoint last; then read all back."""
-        target: dict[str, Any] = dict(ctx.target.get("aws") or {})  # type: ignore[call-overload]
-        chosen = _chosen(params, target)
-        session = _s3.boto_session(target)
         transcript = Transcript()
-        digest = _s3.file_digest(inputs.package)
-        key = f"{params.prefix}/{params.endpoint}/{digest}/model.tar.gz"
-        s3 = _s3.client(session, "s3")
-        try:
-            create = bool(target.get("create_bucket"))
-            _s3.ensure_bucket(s3, chosen["bucket"], session.region_name, transcript, create=create)
-            url = _s3.put_once(s3, chosen["bucket"], key, inputs.package, transcript)
-            _s3.read_back(s3, chosen["bucket"], key, digest)
-            names = _Deployment(ctx, session, params, chosen, url, digest, transcript).converge()
-        except (ConflictError, StageError):
-            raise
-        except Exception as error:
-            raise _plain_error(error) from error
+        with _s3.plainly():
+            push = _Push(ctx, params, inputs, transcript)
+            names = push.converge()
         ctx.converged = not transcript.changed
         ctx.figure("calls", transcript.calls)
-        ctx.figure("package_sha256", digest)
+        ctx.figure("package_sha256", push.upload.digest)
         for name, value in names.items():
             ctx.figure(name, value)
-        transcript.write(outputs.transcript, package=url, sha256=digest, **names)
+        transcript.write(
+            outputs.transcript, package=push.upload.uri, sha256=push.upload.digest, **names
+        )  # fmt: skip
+
+    def status(self, ctx: Context, params: Params, inputs: Inputs) -> list[Finding]:
+        """Compare object, registry and endpoint with what the pipeline says."""
+        with _s3.plainly():
+            push = _Push(ctx, params, inputs, Transcript(), attempts=_ASKED)
+            there = _s3.is_there(push.upload)
+            found = [Finding("object", push.upload.uri, push.upload.uri if there else "not there")]
+            found += push.registration.findings() if push.registration else []
+            return found + push.deployment.findings()
+
+    def rollback(self, ctx: Context, params: Params, to: str) -> str:
+        """Serve what was served before, or the newest package whose digest begins with `to`."""
+        with _s3.plainly():
+            return _deployment(ctx, params, _s3.boto_session(ctx), Transcript()).roll_back(to)
+
+    def promote(self, ctx: Context, params: Params, inputs: Inputs, status: str) -> str:
+        """Set the approval status of the package's version in the registry."""
+        with _s3.plainly():
+            registration = _Push(ctx, params, inputs, Transcript()).registration
+            if registration is None:
+                raise StageError(f"{ctx.stage} registers nothing", fix="set with.registry: {group: …}")
+            return registration.promote(status)
 
 
-def _chosen(params: PushSagemaker.Params, target: dict[str, Any]) -> dict[str, str]:
-    """Return bucket, role and image, from the parameters or else the target."""
-    chosen = {}
-    for name in ("bucket", "role_arn", "image_uri"):
-        value = getattr(params, name) or target.get(name)
-        if not value:
-            raise StageError(f"{name} is not set", fix=f"set with.{name}, or target.aws.{name}")
-        chosen[name] = str(value)
-    return chosen
-
-
-def _plain_error(error: Exception) -> StageError:
-    from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
-
-    if isinstance(error, NoCredentialsError):
-        return StageError("no AWS credentials are found", fix="export AWS_PROFILE=…, or use OIDC in CI")
-    if isinstance(error, EndpointConnectionError):
-        return StageError(f"AWS can't be reached: {error}")
-    if isinstance(error, ClientError):
-        said = error.response.get("Error", {})
-        what = f"{error.operation_name}: {said.get('Code', '')}: {said.get('Message', '')}"
-        return StageError(f"AWS refused {what}")
-    return StageError(f"the push failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
-
-
-class _Deployment:
-    """Model, endpoint config and endpoint of one package."""
+class _Push:
+    """One package on its way: its upload, its registration and its deployment."""
 
     def __init__(
         self,
         ctx: Context,
-        session: Any,
         params: PushSagemaker.Params,
-        chosen: dict[str, str],
-        url: str,
-        digest: str,
+        inputs: PushSagemaker.Inputs,
         transcript: Transcript,
+        *,
+        attempts: int = ATTEMPTS,
     ) -> None:
-        self._ctx = ctx
-        self._where = {"session": session, "region": session.region_name}
-        self._params = params
-        self._chosen = chosen
-        self._url = url
+        self._ctx, self._params, self._smoke = ctx, params, inputs.smoke
         self._transcript = transcript
-        self._tags = [("deploy-runner:digest", digest), ("deploy-runner:stage", ctx.stage)]
-        self._environment = {
-            "SAGEMAKER_PROGRAM": "inference.py",
-            "SAGEMAKER_SUBMIT_DIRECTORY": url,
-            **params.environment,
-        }
+        self._session = _s3.boto_session(ctx, attempts=attempts)
+        digest = ctx.digests["package"]
+        key = f"{params.prefix}/{params.endpoint}/{digest}/model.tar.gz"
+        self.upload = _s3.Upload(
+            self._session.client("s3"), _chosen(params, ctx, "bucket"), key, inputs.package, digest,
+            progress=ctx.progress,
+        )  # fmt: skip
+        self.registration = self._registration(inputs.reports or {})
+        self.deployment = _deployment(
+            ctx, params, self._session, transcript, url=self.upload.uri, digest=digest
+        )  # fmt: skip
+
+    def _registration(self, reports: dict[str, Path]) -> Registration | None:
+        if self._params.registry is None:
+            return None
+        return Registration(
+            self._ctx, self._session, self._transcript, group=self._params.registry.group,
+            approval=self._params.registry.approval, upload=self.upload,
+            image=_chosen(self._params, self._ctx, "image_uri"), reports=reports,
+        )  # fmt: skip
 
     def converge(self) -> dict[str, str]:
-        """Make what is missing, move the endpoint, wait, read back; return the names."""
-        model = self._model()
-        config = self._config(model)
-        self._endpoint(config)
-        self._read_back(model, config)
-        return {"model": model, "endpoint_config": config, "endpoint": self._params.endpoint}
+        """Make what is missing, move the endpoint, wait, test; return the names."""
+        create = bool(_s3.target(self._ctx).get("create_bucket"))
+        _s3.ensure_bucket(self.upload, self._session.region_name, self._transcript, create=create)
+        if _s3.put_once(self.upload, self._transcript):
+            _s3.read_back(self.upload)
+        names = {}
+        if self.registration is not None:
+            names["model_package"] = self.registration.register()
+        self.deployment.make_model()
+        self.deployment.make_config()
+        self.deployment.move(self._test if self._smoke else None)
+        deployed = self.deployment
+        return names | {
+            "model": deployed.model, "endpoint_config": deployed.config_name, "endpoint": deployed.endpoint
+        }  # fmt: skip
 
-    def _named(self, *parts: Any) -> str:
-        text = json.dumps(parts, sort_keys=True)
-        return f"{self._params.endpoint}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    def _test(self) -> None:
+        assert self._smoke is not None
+        params, name = self._params, self._params.endpoint
+        if params.asynchronous:
+            inbox = f"{_async_output(params, self._ctx)}/smoke"
+            invoke = _smoke.by_file(self._session, name, inbox=inbox, wait_s=_WAIT_S)
+        else:
+            invoke = _smoke.by_request(self._session, name)
+        samples = _smoke.smoke_test(invoke, self._smoke, atol=params.atol, rtol=params.rtol)
+        self._ctx.figure("smoke_samples", samples)
 
-    def _make(self, kind: Any, call: str, name: str, **arguments: Any) -> None:
-        """Create a resource; one of our name that is there already is fine, its name is its digest."""
-        from botocore.exceptions import ClientError
-        from sagemaker.core.shapes import Tag
 
-        tags = [Tag(key=key, value=value) for key, value in self._tags]
-        try:
-            kind.create(**arguments, tags=tags, **self._where)
-        except ClientError as error:
-            if "already existing" not in str(error):
-                raise
-            return
-        self._transcript.add(call, name=name)
+def _deployment(
+    ctx: Context, params: PushSagemaker.Params, session: Any, transcript: Transcript,
+    *, url: str = "", digest: str = "",
+) -> Deployment:  # fmt: skip
+    return Deployment(
+        ctx, session, transcript, endpoint=params.endpoint, url=url, digest=digest,
+        chosen={name: _chosen(params, ctx, name) for name in ("role_arn", "image_uri")},
+        environment=params.environment, variant=_variant(params), config=_config(params, ctx),
+        update=params.update.arguments(), adopt=params.adopt, wait_s=_WAIT_S,
+    )  # fmt: skip
 
-    def _model(self) -> str:
-        from sagemaker.core.resources import Model
-        from sagemaker.core.shapes import ContainerDefinition
 
-        image, role = self._chosen["image_uri"], self._chosen["role_arn"]
-        name = self._named("model", self._url, image, role, self._environment)
-        container = ContainerDefinition(image=image, model_data_url=self._url, environment=self._environment)
-        self._make(Model, "sagemaker:CreateModel", name, model_name=name,
-                   primary_container=container, execution_role_arn=role)  # fmt: skip
-        found = Model.get(model_name=name, **self._where)
-        if found.primary_container.model_data_url != self._url:
-            raise ConflictError(
-                f"the model {name} is there, and serves {found.primary_container.model_data_url}"
-            )
-        return name
+def _variant(params: PushSagemaker.Params) -> dict[str, Any]:
+    """Return the capacity of the endpoint's one variant."""
+    if params.serverless is None:
+        return {"InstanceType": params.instance_type, "InitialInstanceCount": params.instance_count}
+    size = params.serverless
+    return {"ServerlessConfig": {"MemorySizeInMB": size.memory_mb, "MaxConcurrency": size.max_concurrency}}
 
-    def _config(self, model: str) -> str:
-        from sagemaker.core.resources import EndpointConfig
-        from sagemaker.core.shapes import ProductionVariant
 
-        size = (self._params.instance_type, self._params.instance_count)
-        name = self._named("config", model, *size)
-        variant = ProductionVariant(
-            variant_name="main", model_name=model, instance_type=size[0],
-            initial_instance_count=size[1], initial_variant_weight=1.0,
-        )  # fmt: skip
-        self._make(EndpointConfig, "sagemaker:CreateEndpointConfig", name,
-                   endpoint_config_name=name, production_variants=[variant])  # fmt: skip
-        found = EndpointConfig.get(endpoint_config_name=name, **self._where)
-        if [v.model_name for v in found.production_variants] != [model]:
-            raise ConflictError(f"the endpoint config {name} is there, and names another model")
-        return name
+def _config(params: PushSagemaker.Params, ctx: Context) -> dict[str, Any]:
+    """Return the further arguments of the endpoint config."""
+    if params.asynchronous is None:
+        return {}
+    config: dict[str, Any] = {"OutputConfig": {"S3OutputPath": _async_output(params, ctx)}}
+    if most := params.asynchronous.max_concurrency:
+        config["ClientConfig"] = {"MaxConcurrentInvocationsPerInstance": most}
+    return {"AsyncInferenceConfig": config}
 
-    def _endpoint(self, config: str) -> None:
-        from botocore.exceptions import ClientError
-        from sagemaker.core.resources import Endpoint
 
-        name = self._params.endpoint
-        try:
-            endpoint = Endpoint.get(endpoint_name=name, **self._where)
-        except ClientError as error:
-            if "Could not find" not in str(error):
-                raise
-            self._make(Endpoint, "sagemaker:CreateEndpoint", name,
-                       endpoint_name=name, endpoint_config_name=config)  # fmt: skip
-            endpoint = Endpoint.get(endpoint_name=name, **self._where)
-        if endpoint.endpoint_status in ("Creating", "Updating"):
-            endpoint.wait_for_status("InService", poll=_POLL_S, timeout=_WAIT_S)
-            endpoint.refresh()
-        if endpoint.endpoint_config_name != config:
-            self._ctx.log(f"{name}: {endpoint.endpoint_config_name} → {config}")
-            # The SDK sends the resource's own config name: it has no argument for it.
-            endpoint.endpoint_config_name = config
-            endpoint.update()
-            self._transcript.add("sagemaker:UpdateEndpoint", name=name, config=config)
-            endpoint.wait_for_status("InService", poll=_POLL_S, timeout=_WAIT_S)
+def _async_output(params: PushSagemaker.Params, ctx: Context) -> str:
+    assert params.asynchronous is not None
+    bucket = _chosen(params, ctx, "bucket")
+    return params.asynchronous.output or f"s3://{bucket}/{params.prefix}/{params.endpoint}/async"
 
-    def _read_back(self, model: str, config: str) -> None:
-        from sagemaker.core.resources import Endpoint, EndpointConfig, Model
 
-        endpoint = Endpoint.get(endpoint_name=self._params.endpoint, **self._where)
-        if (endpoint.endpoint_status, endpoint.endpoint_config_name) != ("InService", config):
-            raise StageError(f"the endpoint {self._params.endpoint} is {endpoint.endpoint_status} with "
-                             f"{endpoint.endpoint_config_name}, not in service with {config}")  # fmt: skip
-        named = EndpointConfig.get(endpoint_config_name=config, **self._where).production_variants
-        data = Model.get(model_name=named[0].model_name, **self._where).primary_container.model_data_url
-        if named[0].model_name != model or data != self._url:
-            raise StageError(f"the endpoint {self._params.endpoint} was read back with {data}")
+def _chosen(params: PushSagemaker.Params, ctx: Context, name: str) -> str:
+    """Return bucket, role or image, from the parameters or else the target."""
+    value = getattr(params, name) or _s3.target(ctx).get(name)
+    if not value:
+        raise StageError(f"{name} is not set", fix=f"set with.{name}, or target.aws.{name}")
+    return str(value)

@@ -21,8 +21,9 @@ from ..types import Artifact, Graph, Json, PathSource, StageNode, StageResult, S
 from .redact import Redactor
 from .worker import PROGRESS
 
-__all__ = ["Action", "finish", "request"]
+__all__ = ["Action", "finish", "live_environment", "raise_failure", "read_result", "request", "secrets_of"]
 
+_GIT_S = 10.0
 _PLAIN_ENV = ("PATH", "LANG", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "LD_LIBRARY_PATH")
 _CLOUD = re.compile(r"(AWS|HF|HUGGING_FACE|HUGGINGFACE)_|(HTTPS?|NO|ALL)_PROXY\Z", re.IGNORECASE)
 _CREDENTIAL_FILES = {
@@ -82,6 +83,7 @@ def request(
     keys: KeyEnvironment,
     environ: Mapping[str, str],
     cloud: Mapping[str, str],
+    run: str,
 ) -> dict[str, Any]:
     """Return what the worker needs to know. Raises StageError for a secret that is not set."""
     node = action.node
@@ -94,7 +96,7 @@ def request(
         "class_name": node.class_name,
         "stage_dir": node.stage_dir,
         "params": dict(node.params),
-        "inputs": [_staged(node, name, action.decision, graph, store) for name in node.inputs],
+        "inputs": [_staged(node, name, action.decision, graph, store) for name in action.decision.inputs],
         "outputs": {n: [o.path, o.kind, o.optional] for n, o in node.outputs.items()},
         "work": str(action.work),
         "result": str(action.folder / "result.json"),
@@ -107,6 +109,9 @@ def request(
         "target": dict(node.target),
         "secrets": secrets_of(node, environ),
         "lineage": dict(action.decision.lineage),
+        "digests": {n: a.digest for n, a in action.decision.inputs.items() if a.kind == "file"},
+        "run": run if graph.live else "",
+        "commit": commit_of(graph.root) if graph.live and node.converges else "",
         "code": {f.name: [f.path, digests[f.name]] for f in node.code},
         "project": graph.root,
         "user_home": environ.get("HOME", ""),
@@ -114,6 +119,18 @@ def request(
         "readable": [],
         "memory_bytes": resources.memory_bytes,
     }
+
+
+def commit_of(project: str) -> str:
+    """Return the commit that is checked out in a project, or nothing where there is no Git."""
+    import subprocess
+
+    try:
+        command = ["git", "-C", project, "rev-parse", "HEAD"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
 
 
 def secrets_of(node: StageNode, environ: Mapping[str, str]) -> dict[str, str]:
@@ -174,13 +191,13 @@ def finish(
     On success its outputs are in the store.
     """
     node, decision = action.node, action.decision
-    result = _read_result(action.folder / "result.json")
+    result = read_result(action.folder / "result.json")
     figures: dict[str, Json] = action.redactor.json(result.get("figures", {}))
     ended = StageResult(node.id, "failed", decision.key, {}, figures, seconds, decision.reason)
     try:
         if action.stopping == "interrupted":
             return ended._replace(state="interrupted", reason="the run was interrupted"), None
-        _raise_failure(action, status, result, spawn_error)
+        raise_failure(action, status, result, spawn_error)
         outputs = _ingest(action, store)
     except DeployRunnerError as error:
         message = action.redactor.text(str(error))
@@ -194,7 +211,8 @@ def finish(
     return ended._replace(state=state, outputs=outputs), record
 
 
-def _read_result(path: Path) -> dict[str, Any]:
+def read_result(path: Path) -> dict[str, Any]:
+    """Return what a worker wrote last, or nothing."""
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -202,7 +220,8 @@ def _read_result(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _raise_failure(action: Action, status: int, result: dict[str, Any], spawn_error: str) -> None:
+def raise_failure(action: Action, status: int, result: dict[str, Any], spawn_error: str) -> None:
+    """Raise what has gone wrong, if anything has; `status` is that of waitpid(2)."""
     if spawn_error:
         raise StageError(spawn_error)
     if action.stopping:

@@ -186,7 +186,10 @@ class Crew:
 
     def _launch(self, action: Action) -> None:
         cloud = self._cloud(action)
-        asked = request(action, self._graph, self._store, self._planner.environment, self._environ, cloud)
+        asked = request(
+            action, self._graph, self._store, self._planner.environment, self._environ, cloud,
+            run=self._run_folder.name,
+        )  # fmt: skip
         read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(write_end, True)
         try:

@@ -52,10 +52,15 @@ def run(request: dict[str, Any], sandbox: Sandbox) -> int:
         if command is not None:
             _exec(command(cls(), ctx, params, stage_inputs, outputs), inputs, request, result_fd)
         guard = _guard(request)
-        cls().run(ctx, params, stage_inputs, outputs)
+        asked = request.get("ask")
+        if asked is None:
+            cls().run(ctx, params, stage_inputs, outputs)
+        else:
+            result["answer"] = _answer(cls(), asked, ctx, params, stage_inputs)
         result["ok"] = True
     except BaseException as error:
-        if error.__cause__ is not None or not isinstance(error, DeployRunnerError):
+        expected = isinstance(error, DeployRunnerError) and error.__cause__ is None
+        if not expected and "ask" not in request:
             traceback.print_exc()
         result |= {"ok": False, "error": _described(error, request)}
     if ctx is not None:
@@ -63,6 +68,16 @@ def run(request: dict[str, Any], sandbox: Sandbox) -> int:
     result["violations"] = guard.violations
     _write_result(result_fd, result)
     return 0 if result["ok"] else 1
+
+
+def _answer(stage: Stage, asked: dict[str, str], ctx: Context, params: Any, inputs: Any) -> Any:
+    match asked["verb"]:
+        case "status":
+            return stage.status(ctx, params, inputs)
+        case "rollback":
+            return stage.rollback(ctx, params, asked["to"])
+        case _:
+            return stage.promote(ctx, params, inputs, asked["status"])
 
 
 def _write_result(fd: int, result: Mapping[str, Any]) -> None:
@@ -132,6 +147,9 @@ def _context(request: dict[str, Any]) -> Context:
         secrets=request["secrets"],
         code_files=files,
         lineage=request["lineage"],
+        digests=request["digests"],
+        run=request["run"],
+        commit=request["commit"],
         _load=lambda code: load(code, files, digests),
         _log=lambda message: print(message, flush=True),  # noqa: T201 - the log pipe
         _progress=lambda fraction, message: print(  # noqa: T201
@@ -155,6 +173,8 @@ def _models(cls: type[Stage], request: dict[str, Any], placed: Mapping[str, Path
             annotation = str(cls.Inputs.model_fields[field].annotation)
             if "list[" in annotation:
                 inputs[field] = list(members.values())
+    if "ask" in request and not placed:
+        return params, None, None
     made = Path(request["work"]) / "outputs"
     outputs = {name: made / path for name, (path, _, _) in request["outputs"].items()}
     return params, cls.Inputs(**inputs), cls.Outputs(**outputs)

@@ -1,0 +1,145 @@
+"""A live target: a run converges, `plan` and `status` read the remote, `rollback` and `promote` change it back.
+
+The remote is the local AWS, which the clients find by AWS_ENDPOINT_URL, as any other endpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from tests.aws import local_aws, package, smoke
+from tests.conftest import Project
+
+LIVE = ("--config", "configs/production.yaml")
+
+
+@pytest.fixture
+def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+    project = Project(tmp_path / "project")
+    project.pipeline(
+        """
+        endpoint:
+          uses: push.sagemaker
+          inputs: {package: model.tar.gz, smoke: smoke.npz}
+          with: {endpoint: e, registry: {group: g}}
+        """
+    )
+    project.write(
+        "configs/production.yaml",
+        """
+        target:
+          name: production
+          live: true
+          aws: {region: us-east-1, bucket: models, create_bucket: true, role_arn: "arn:aws:iam::123456789012:role/r",
+                image_uri: "image:1"}
+        """,
+    )
+    release(project, 2)
+    with local_aws(tmp_path / "servers", monkeypatch) as url:
+        project.env |= {
+            "AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "canary-of-a-secret-key",
+        }  # fmt: skip
+        yield project
+
+
+def release(project: Project, factor: float) -> None:
+    """Put another package in place."""
+    package(project.folder, factor)
+    smoke(project.folder, factor)
+
+
+def answer(x: float) -> float:
+    runtime = boto3.client("sagemaker-runtime", region_name="us-east-1")
+    body = json.dumps({"inputs": {"x": [x]}})
+    given = runtime.invoke_endpoint(EndpointName="e", Body=body, ContentType="application/json")
+    (value,) = json.loads(given["Body"].read())["outputs"]["y"]
+    return float(value)
+
+
+def deployed(project: Project) -> str:
+    """Return the digest of the package that the last run has pushed."""
+    figures: dict[str, Any] = project.run(*LIVE)["stages"]["endpoint"]["figures"]
+    return str(figures["package_sha256"])
+
+
+def test_a_live_push_converges_and_the_second_changes_nothing(live: Project) -> None:
+    assert live.states(*LIVE) == {"endpoint": "ran"}
+    assert live.states(*LIVE) == {"endpoint": "converged"}
+    assert answer(10.0) == 20.0
+
+
+def test_plan_and_status_say_what_differs_and_change_nothing(live: Project) -> None:
+    plan = live.cli("plan", *LIVE).stdout
+    assert "the bucket models" not in plan
+    assert "object: not there, wanted s3://models/models/e/" in plan
+    assert "endpoint e: not there, wanted InService" in plan
+    assert live.cli("status", *LIVE, exits=1).stdout.splitlines()[0] == "endpoint:"
+    live.run(*LIVE)
+    assert "the remote is as the pipeline says" in live.cli("plan", *LIVE).stdout
+    assert live.cli("status", *LIVE).stdout.splitlines()[-1] == "in sync"
+    release(live, 3)
+    said = json.loads(live.cli("status", *LIVE, "--json", exits=1).stdout)
+    assert not said["in_sync"]
+    differing = {row["what"] for row in said["stages"]["endpoint"] if not row["in_sync"]}
+    assert differing == {"object", "model package", "package", "endpoint config"}
+    assert answer(10.0) == 20.0
+
+
+def test_rollback_serves_what_was_there_before_and_any_earlier_digest(live: Project) -> None:
+    digests = []
+    for factor in (2, 3, 4):
+        release(live, factor)
+        digests.append(deployed(live))
+    assert answer(10.0) == 40.0
+    said = live.cli("rollback", "endpoint", *LIVE).stdout
+    assert f"(package {digests[1][:12]}) instead of" in said
+    assert answer(10.0) == 30.0
+    live.cli("rollback", "endpoint", *LIVE, "--to", digests[0][:10])
+    assert answer(10.0) == 20.0
+    wrong = live.cli("rollback", "endpoint", *LIVE, "--to", "0000", exits=1).stderr
+    assert "no package 0000 was deployed to e (those that were: " in wrong
+    assert live.states(*LIVE) == {"endpoint": "ran"}
+    assert answer(10.0) == 40.0
+
+
+def test_promote_approves_the_registered_version(live: Project) -> None:
+    live.run(*LIVE)
+    assert (
+        live.cli("promote", "endpoint", *LIVE).stdout == "g/1 is Approved now, it was PendingManualApproval\n"
+    )
+    assert live.cli("promote", "endpoint", *LIVE).stdout == "g/1 is Approved already\n"
+    version = boto3.client("sagemaker", region_name="us-east-1").describe_model_package(ModelPackageName="g")
+    assert version["ModelApprovalStatus"] == "Approved"
+    assert "deploy-runner-digest" in version["CustomerMetadataProperties"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["rollback", "endpoint"], "the target dry-run is a dry run, which leaves nothing behind"),
+        (["status"], "the target dry-run is a dry run, which leaves nothing behind"),
+        (["rollback", *LIVE], "which push? (`deploy-runner rollback STAGE --config FILE`)"),
+        (["rollback", "nope", *LIVE], "there is no stage 'nope'"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_sentence(live: Project, arguments: list[str], said: str) -> None:
+    assert said in live.cli(*arguments, exits=2).stderr
+
+
+def test_nothing_was_deployed_before_is_said(live: Project) -> None:
+    live.run(*LIVE)
+    assert "nothing was deployed to e before" in live.cli("rollback", "endpoint", *LIVE, exits=1).stderr
+
+
+def test_without_a_remote_a_plan_says_so_and_a_secret_is_not_told(live: Project) -> None:
+    broken = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    done = live.cli("status", *LIVE, exits=1, **broken)
+    assert "AWS can't be reached" in done.stderr
+    assert "canary-of-a-secret-key" not in done.stdout + done.stderr
+    assert "the remote can't be read: AWS can't be reached" in live.cli("plan", *LIVE, **broken).stdout
