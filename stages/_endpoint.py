@@ -1,12 +1,10 @@
-"""Converge a SageMaker model, endpoint config and endpoint to one package, and take them back.
+"""Converge an endpoint and its config to one model, and take it back.
 
-Names hold the digest of what they name, so that "already exist" means that it is the same. The
-endpoint is the pointer: it is moved last, smoke-tested, and moved back where the test fails.
+The endpoint is the pointer: it is moved last, smoke-tested, and moved back where the test fails.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -15,23 +13,22 @@ from typing import Any
 from deploy_runner.sdk import ConflictError, Context, Finding, GateError, StageError
 
 from . import _s3
+from ._model import GONE, TAG, PackedModel, named, or_none
 from ._transcript import Transcript
 
 _POLL_S = (0.1, 15.0)
 _USUAL_S = 600.0
 """About how long an endpoint takes, for the progress."""
-_TAG = "deploy-runner"
 _VARIANT = "main"
-_GONE = "Could not find"
 _UNSETTLED = ("Creating", "Updating", "SystemUpdating", "RollingBack")
 
 
 class Deployment:
-    """A package at `url` (an `s3://` address that holds its digest), as the parameters want it.
+    """An endpoint, and the config that it is to have.
 
-    `chosen` holds `role_arn` and `image_uri`, `variant` the instances or the serverless size, `config`
-    further arguments of the endpoint config, `update` the deployment config of an update: all in AWS's
-    words. `adopt` allows to move an endpoint that something else has made.
+    `variant` holds the instances or the serverless size, `config` further arguments of the endpoint
+    config, `update` the deployment config of an update: all in AWS's words. `adopt` allows to move an
+    endpoint that something else has made.
     """
 
     def __init__(
@@ -39,12 +36,9 @@ class Deployment:
         ctx: Context,
         session: Any,
         transcript: Transcript,
+        model: PackedModel,
         *,
         endpoint: str,
-        url: str,
-        digest: str,
-        chosen: Mapping[str, str],
-        environment: Mapping[str, str],
         variant: Mapping[str, Any],
         config: Mapping[str, Any],
         update: Mapping[str, Any],
@@ -55,61 +49,14 @@ class Deployment:
         self._where = {"session": session, "region": session.region_name}
         self._client = session.client("sagemaker")
         self._transcript = transcript
-        self._url = url
-        self._digest = digest
-        self._chosen = chosen
+        self._model = model
         self._variant = dict(variant)
         self._config = dict(config)
         self._update = dict(update)
         self._adopt = adopt
         self._wait_s = wait_s
         self.endpoint = endpoint
-        self._environment = {
-            "SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_SUBMIT_DIRECTORY": url, **environment
-        }  # fmt: skip
-        image, role = chosen["image_uri"], chosen["role_arn"]
-        self.model = self._named("model", url, image, role, self._environment)
-        self.config_name = self._named("config", self.model, self._variant, self._config)
-
-    def _named(self, *parts: Any) -> str:
-        text = json.dumps(parts, sort_keys=True)
-        return f"{self.endpoint}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-
-    @property
-    def _tags(self) -> dict[str, str]:
-        tags = {"digest": self._digest, "stage": self._ctx.stage,
-                "run": self._ctx.run, "commit": self._ctx.commit}  # fmt: skip
-        return {f"{_TAG}:{name}": value for name, value in tags.items() if value}
-
-    # What names the package -----------------------------------------------------------------
-
-    def make_model(self) -> None:
-        """Make the model unless it is there. Raises ConflictError where it serves something else.
-
-        A creation that finds it existing is the echo of our own first try, or another run's.
-        """
-        from sagemaker.core.resources import Model
-        from sagemaker.core.shapes import ContainerDefinition, Tag
-
-        def get() -> Any:
-            return Model.get(model_name=self.model, **self._where)
-
-        found = _or_none(get)
-        if found is None:
-            container = ContainerDefinition(
-                image=self._chosen["image_uri"], model_data_url=self._url, environment=self._environment
-            )
-            tags = [Tag(key=key, value=value) for key, value in self._tags.items()]
-            role = self._chosen["role_arn"]
-            _s3.unless(lambda: Model.create(
-                model_name=self.model, primary_container=container, execution_role_arn=role,
-                tags=tags, **self._where), "already exist")  # fmt: skip
-            self._transcript.add("sagemaker:CreateModel", name=self.model)
-            found = get()
-        if found.primary_container.model_data_url != self._url:
-            raise ConflictError(
-                f"the model {self.model} is there, and serves {found.primary_container.model_data_url}"
-            )
+        self.config_name = named(endpoint, "config", model.name, self._variant, self._config)
 
     def make_config(self) -> None:
         """Make the endpoint config unless it is there. Raises ConflictError where it differs.
@@ -119,7 +66,7 @@ class Deployment:
         """
         variant = {
             "VariantName": _VARIANT,
-            "ModelName": self.model,
+            "ModelName": self._model.name,
             "InitialVariantWeight": 1.0,
             **self._variant,
         }
@@ -127,20 +74,15 @@ class Deployment:
         def describe() -> Any:
             return self._client.describe_endpoint_config(EndpointConfigName=self.config_name)
 
-        found = _or_none(describe)
+        found = or_none(describe)
         if found is None:
             _s3.unless(lambda: self._client.create_endpoint_config(
                 EndpointConfigName=self.config_name, ProductionVariants=[variant], **self._config,
-                Tags=self._aws_tags()), "already exist")  # fmt: skip
+                Tags=self._model.aws_tags), "already exist")  # fmt: skip
             self._transcript.add("sagemaker:CreateEndpointConfig", name=self.config_name)
             found = describe()
-        if [v["ModelName"] for v in found["ProductionVariants"]] != [self.model]:
+        if [v["ModelName"] for v in found["ProductionVariants"]] != [self._model.name]:
             raise ConflictError(f"the endpoint config {self.config_name} is there, and names another model")
-
-    def _aws_tags(self) -> list[dict[str, str]]:
-        return [{"Key": key, "Value": value} for key, value in self._tags.items()]
-
-    # The pointer -----------------------------------------------------------------------------
 
     def move(self, smoke_test: Callable[[], None] | None) -> None:
         """Point the endpoint at the config, wait, and test it.
@@ -163,7 +105,7 @@ class Deployment:
         self._tag_endpoint()
 
     def _require_own(self) -> None:
-        if not self._adopt and f"{_TAG}:digest" not in self._endpoint_tags():
+        if not self._adopt and f"{TAG}:digest" not in self._endpoint_tags():
             raise ConflictError(
                 f"the endpoint {self.endpoint} is there, and was not made by deploy-runner",
                 fix="set with.adopt: true to take it over, or choose another name",
@@ -172,7 +114,7 @@ class Deployment:
     def _describe(self) -> Any:
         from sagemaker.core.resources import Endpoint
 
-        return _or_none(lambda: Endpoint.get(endpoint_name=self.endpoint, **self._where))
+        return or_none(lambda: Endpoint.get(endpoint_name=self.endpoint, **self._where))
 
     def _settled(self) -> str | None:
         """Return the config that the endpoint serves, once nothing is under way; None without one.
@@ -211,7 +153,7 @@ class Deployment:
 
     def _create(self) -> None:
         named = {"EndpointName": self.endpoint, "EndpointConfigName": self.config_name}
-        _s3.unless(lambda: self._client.create_endpoint(**named, Tags=self._aws_tags()), "already exist")
+        _s3.unless(lambda: self._client.create_endpoint(**named, Tags=self._model.aws_tags), "already exist")
         self._transcript.add("sagemaker:CreateEndpoint", name=self.endpoint, config=self.config_name)
         found = self._wait()
         if found is not None and found.endpoint_status == "InService":
@@ -223,7 +165,7 @@ class Deployment:
     def _update_to(self, config: str, before: str, *, at_once: bool = False) -> None:
         """Update, and wait. Raises GateError where AWS has rolled it back."""
         self._ctx.log(f"{self.endpoint}: {before} → {config}")
-        self._set_tags({f"{_TAG}:previous": before})
+        self._set_tags({f"{TAG}:previous": before})
         arguments: dict[str, Any] = {"EndpointName": self.endpoint, "EndpointConfigName": config}
         if self._update and not at_once:
             arguments["DeploymentConfig"] = self._update
@@ -246,15 +188,13 @@ class Deployment:
         return f"rolled back: {self.endpoint} serves {previous} again"
 
     def _delete(self) -> None:
-        _s3.unless(lambda: self._client.delete_endpoint(EndpointName=self.endpoint), _GONE)
+        _s3.unless(lambda: self._client.delete_endpoint(EndpointName=self.endpoint), GONE)
         self._transcript.add("sagemaker:DeleteEndpoint", name=self.endpoint)
         begun = time.monotonic()
         while self._describe() is not None:
             if time.monotonic() - begun > self._wait_s:
                 raise StageError(f"the endpoint {self.endpoint} can't be removed")
             time.sleep(_POLL_S[0])
-
-    # Tags ------------------------------------------------------------------------------------
 
     def _arn(self) -> str:
         return str(self._client.describe_endpoint(EndpointName=self.endpoint)["EndpointArn"])
@@ -272,13 +212,11 @@ class Deployment:
 
     def _tag_endpoint(self) -> None:
         known = self._endpoint_tags()
-        if known.get(f"{_TAG}:digest") != self._digest:
-            self._set_tags(self._tags)
+        if known.get(f"{TAG}:digest") != self._model.digest:
+            self._set_tags(self._model.tags)
 
     def _previous(self) -> str | None:
-        return self._endpoint_tags().get(f"{_TAG}:previous")
-
-    # Questions -------------------------------------------------------------------------------
+        return self._endpoint_tags().get(f"{TAG}:previous")
 
     def findings(self) -> list[Finding]:
         """Return what is deployed beside what the pipeline says."""
@@ -289,8 +227,8 @@ class Deployment:
         config = self._client.describe_endpoint_config(EndpointConfigName=found.endpoint_config_name)
         variant = config["ProductionVariants"][0]
         model = self._client.describe_model(ModelName=variant["ModelName"])["PrimaryContainer"]
-        rows.append(Finding("package", self._url, model["ModelDataUrl"]))
-        rows.append(Finding("image", self._chosen["image_uri"], model["Image"]))
+        rows.append(Finding("package", self._model.url, model["ModelDataUrl"]))
+        rows.append(Finding("image", self._model.image, model["Image"]))
         for name, wanted in self._variant.items():
             rows.append(Finding(name, _shown(wanted), _shown(variant.get(name))))
         rows.append(Finding("endpoint config", self.config_name, str(found.endpoint_config_name)))
@@ -307,8 +245,8 @@ class Deployment:
                              fix="name a digest: --to DIGEST")  # fmt: skip
         self._update_to(config, before, at_once=True)
         described = self._client.describe_endpoint_config(EndpointConfigName=config)
-        digest = self._tags_of(described["EndpointConfigArn"]).get(f"{_TAG}:digest", "")
-        self._set_tags({f"{_TAG}:digest": digest})
+        digest = self._tags_of(described["EndpointConfigArn"]).get(f"{TAG}:digest", "")
+        self._set_tags({f"{TAG}:digest": digest})
         return f"{self.endpoint} serves {config} (package {digest[:12]}) instead of {before}"
 
     def _config_of(self, to: str, before: str) -> str:
@@ -317,24 +255,12 @@ class Deployment:
             NameContains=f"{self.endpoint}-", SortBy="CreationTime", SortOrder="Descending"
         )
         for row in (row for page in pages for row in page["EndpointConfigs"]):
-            digest = self._tags_of(row["EndpointConfigArn"]).get(f"{_TAG}:digest", "")
+            digest = self._tags_of(row["EndpointConfigArn"]).get(f"{TAG}:digest", "")
             if digest.startswith(to) and row["EndpointConfigName"] != before:
                 return str(row["EndpointConfigName"])
             known[digest[:12]] = None
         shown = ", ".join(digest for digest in known if digest) or "none"
         raise StageError(f"no package {to} was deployed to {self.endpoint}", fix=f"those that were: {shown}")
-
-
-def _or_none(get: Callable[[], Any]) -> Any:
-    """Return what `get` finds, or None where AWS says that it isn't there."""
-    from botocore.exceptions import ClientError
-
-    try:
-        return get()
-    except ClientError as error:
-        if _GONE not in str(error):
-            raise
-        return None
 
 
 def _shown(value: Any) -> str:

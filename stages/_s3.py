@@ -140,7 +140,7 @@ def _head(upload: Upload) -> Mapping[str, Any] | None:
     try:
         head: Mapping[str, Any] = upload.s3.head_object(**upload.place, ChecksumMode="ENABLED")
     except ClientError as error:
-        if _status(error) == 404:
+        if http_status(error) == 404:
             return None
         raise
     return head
@@ -159,7 +159,8 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def _status(error: Any) -> int:
+def http_status(error: Any) -> int:
+    """Return the HTTP status of a ClientError."""
     return int(error.response["ResponseMetadata"]["HTTPStatusCode"])
 
 
@@ -175,10 +176,10 @@ def _exactly_once(upload: Upload, put: Callable[[Upload], None]) -> None:
     try:
         put(upload)
     except ClientError as error:
-        if _status(error) not in (404, 409, 412):
+        if http_status(error) not in (404, 409, 412):
             raise
         if not is_there(upload):
-            if _status(error) != 409:
+            if http_status(error) != 409:
                 raise
             put(upload)
 
@@ -258,7 +259,7 @@ def _abort_all(upload: Upload) -> None:
         try:
             upload.s3.abort_multipart_upload(**upload.place, UploadId=upload_id)
         except ClientError as error:
-            if _status(error) != 404:
+            if http_status(error) != 404:
                 raise
 
 
@@ -270,7 +271,7 @@ def ensure_bucket(upload: Upload, region: str, transcript: Transcript, *, create
     try:
         s3.head_bucket(Bucket=bucket)
     except ClientError as error:
-        if _status(error) == 403:
+        if http_status(error) == 403:
             raise StageError(f"the bucket {bucket} may not be read with these credentials") from error
         if not create:
             raise StageError(f"there is no bucket {bucket}",

@@ -23,6 +23,7 @@ from deploy_runner.sdk import (
 from . import _s3, _smoke
 from ._backoff import ATTEMPTS
 from ._endpoint import Deployment
+from ._model import ModelParams, PackedModel, package_upload, put_package
 from ._registry import Registration
 from ._transcript import Transcript
 
@@ -103,19 +104,14 @@ class PushSagemaker(Stage):
     services = ("aws",)
     converges = True
 
-    class Params(StageParams):
+    class Params(ModelParams):
         """What to deploy; what is left out comes from the target's `aws:`."""
 
         endpoint: str = Field(pattern=r"^[A-Za-z0-9](-?[A-Za-z0-9])*$", max_length=40, description="its name")
-        bucket: str | None = Field(None, description="S3 bucket")
-        prefix: str = Field("models", description="begins the object's key")
-        role_arn: str | None = Field(None, description="the role that SageMaker assumes")
-        image_uri: str | None = Field(None, description="the inference container")
         instance_type: str = Field("ml.m5.large", description="the kind of instance")
         instance_count: int = Field(1, ge=1, description="how many instances")
         serverless: Serverless | None = Field(None, description="capacity on demand instead of instances")
         asynchronous: Asynchronous | None = Field(None, description="requests and answers through S3")
-        environment: dict[str, str] = Field(default={}, description="variables of the container")
         update: Update = Field(default=Update(), description="how an update shifts the traffic")
         registry: Registry | None = Field(None, description="also register the package as a version")
         adopt: bool = Field(False, description="take over an endpoint that was made by something else")
@@ -167,7 +163,9 @@ class PushSagemaker(Stage):
     def rollback(self, ctx: Context, params: Params, to: str) -> str:
         """Serve what was served before, or the newest package whose digest begins with `to`."""
         with _s3.plainly():
-            return _deployment(ctx, params, _s3.boto_session(ctx), Transcript()).roll_back(to)
+            session, transcript = _s3.boto_session(ctx), Transcript()
+            unnamed = PackedModel(ctx, session, transcript, params, owner=params.endpoint, url="", digest="")
+            return _deployment(ctx, params, session, transcript, unnamed).roll_back(to)
 
     def promote(self, ctx: Context, params: Params, inputs: Inputs, status: str) -> str:
         """Set the approval status of the package's version in the registry."""
@@ -193,16 +191,13 @@ class _Push:
         self._ctx, self._params, self._smoke = ctx, params, inputs.smoke
         self._transcript = transcript
         self._session = _s3.boto_session(ctx, attempts=attempts)
-        digest = ctx.digests["package"]
-        key = f"{params.prefix}/{params.endpoint}/{digest}/model.tar.gz"
-        self.upload = _s3.Upload(
-            self._session.client("s3"), _chosen(params, ctx, "bucket"), key, inputs.package, digest,
-            progress=ctx.progress,
-        )  # fmt: skip
+        self.upload = package_upload(ctx, self._session, params, inputs.package, owner=params.endpoint)
         self.registration = self._registration(inputs.reports or {})
-        self.deployment = _deployment(
-            ctx, params, self._session, transcript, url=self.upload.uri, digest=digest
+        self.model = PackedModel(
+            ctx, self._session, transcript, params, owner=params.endpoint,
+            url=self.upload.uri, digest=self.upload.digest,
         )  # fmt: skip
+        self.deployment = _deployment(ctx, params, self._session, transcript, self.model)
 
     def _registration(self, reports: dict[str, Path]) -> Registration | None:
         if self._params.registry is None:
@@ -210,24 +205,21 @@ class _Push:
         return Registration(
             self._ctx, self._session, self._transcript, group=self._params.registry.group,
             approval=self._params.registry.approval, upload=self.upload,
-            image=_chosen(self._params, self._ctx, "image_uri"), reports=reports,
+            image=self._params.chosen(self._ctx, "image_uri"), reports=reports,
         )  # fmt: skip
 
     def converge(self) -> dict[str, str]:
         """Make what is missing, move the endpoint, wait, test; return the names."""
-        create = bool(_s3.target(self._ctx).get("create_bucket"))
-        _s3.ensure_bucket(self.upload, self._session.region_name, self._transcript, create=create)
-        if _s3.put_once(self.upload, self._transcript):
-            _s3.read_back(self.upload)
+        put_package(self._ctx, self._session, self.upload, self._transcript)
         names = {}
         if self.registration is not None:
             names["model_package"] = self.registration.register()
-        self.deployment.make_model()
+        self.model.make()
         self.deployment.make_config()
         self.deployment.move(self._test if self._smoke else None)
         deployed = self.deployment
         return names | {
-            "model": deployed.model, "endpoint_config": deployed.config_name, "endpoint": deployed.endpoint
+            "model": self.model.name, "endpoint_config": deployed.config_name, "endpoint": deployed.endpoint
         }  # fmt: skip
 
     def _test(self) -> None:
@@ -243,14 +235,12 @@ class _Push:
 
 
 def _deployment(
-    ctx: Context, params: PushSagemaker.Params, session: Any, transcript: Transcript,
-    *, url: str = "", digest: str = "",
-) -> Deployment:  # fmt: skip
+    ctx: Context, params: PushSagemaker.Params, session: Any, transcript: Transcript, model: PackedModel
+) -> Deployment:
     return Deployment(
-        ctx, session, transcript, endpoint=params.endpoint, url=url, digest=digest,
-        chosen={name: _chosen(params, ctx, name) for name in ("role_arn", "image_uri")},
-        environment=params.environment, variant=_variant(params), config=_config(params, ctx),
-        update=params.update.arguments(), adopt=params.adopt, wait_s=_WAIT_S,
+        ctx, session, transcript, model, endpoint=params.endpoint,
+        variant=_variant(params), config=_config(params, ctx), update=params.update.arguments(),
+        adopt=params.adopt, wait_s=_WAIT_S,
     )  # fmt: skip
 
 
@@ -274,13 +264,5 @@ def _config(params: PushSagemaker.Params, ctx: Context) -> dict[str, Any]:
 
 def _async_output(params: PushSagemaker.Params, ctx: Context) -> str:
     assert params.asynchronous is not None
-    bucket = _chosen(params, ctx, "bucket")
+    bucket = params.chosen(ctx, "bucket")
     return params.asynchronous.output or f"s3://{bucket}/{params.prefix}/{params.endpoint}/async"
-
-
-def _chosen(params: PushSagemaker.Params, ctx: Context, name: str) -> str:
-    """Return bucket, role or image, from the parameters or else the target."""
-    value = getattr(params, name) or _s3.target(ctx).get(name)
-    if not value:
-        raise StageError(f"{name} is not set", fix=f"set with.{name}, or target.aws.{name}")
-    return str(value)

@@ -5,8 +5,8 @@
 Differences that are mended (measured with moto 5.2.5): a name that exists is refused, an endpoint
 config needs its models, a config in use can't be deleted, a version of a model package is made once
 for a token and keeps its properties, an object whose bytes don't have the SHA-256 that was sent with
-them is refused, and members that are empty are left out, as AWS does and its own SDK needs. What
-endpoints do is in `aws_endpoints`.
+them is refused, a HEAD says of how many parts a checksum is, and members that are empty are left out,
+as AWS does and its own SDK needs. What endpoints do is in `aws_endpoints`.
 """
 
 from __future__ import annotations
@@ -127,6 +127,7 @@ def _check_bodies(response: Any) -> None:
     """Moto takes whatever bytes arrive; S3 compares them with their length and their checksum."""
     for name in ("put_object", "upload_part"):
         setattr(response, name, _whole(getattr(response, name)))
+    response.head_object = _counting_parts(response.head_object)
 
 
 def _whole(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -142,6 +143,20 @@ def _whole(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(self)
 
     return take
+
+
+def _counting_parts(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Moto's HEAD leaves out how many parts a composite checksum is made of; its GET doesn't."""
+
+    def head_object(self: Any, *args: Any, **kwargs: Any) -> Any:
+        status, headers, body = original(self, *args, **kwargs)
+        _, _, parts = str(headers.get("ETag", "")).strip('"').partition("-")
+        checksum = headers.get("x-amz-checksum-sha256")
+        if parts and checksum:
+            headers["x-amz-checksum-sha256"] = f"{checksum}-{parts}"
+        return status, headers, body
+
+    return head_object
 
 
 def _strip_empty(response: Any, name: str) -> None:

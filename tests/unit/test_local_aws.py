@@ -213,6 +213,19 @@ def test_bytes_that_are_not_those_of_the_checksum_are_refused(client: Any) -> No
         s3.put_object(Bucket="checked", Key="k", Body=b"x", ChecksumSHA256=wrong)
 
 
+def test_a_head_says_of_how_many_parts_a_checksum_is(client: Any) -> None:
+    s3 = client("s3")
+    s3.create_bucket(Bucket="parts")
+    place = {"Bucket": "parts", "Key": "k"}
+    begun = s3.create_multipart_upload(**place, ChecksumAlgorithm="SHA256")["UploadId"]
+    sent = s3.upload_part(**place, UploadId=begun, PartNumber=1, Body=b"x", ChecksumAlgorithm="SHA256")
+    parts = [{"PartNumber": 1, "ETag": sent["ETag"], "ChecksumSHA256": sent["ChecksumSHA256"]}]
+    s3.complete_multipart_upload(**place, UploadId=begun, MultipartUpload={"Parts": parts})
+    one = hashlib.sha256(hashlib.sha256(b"x").digest()).digest()
+    found = s3.head_object(**place, ChecksumMode="ENABLED")["ChecksumSHA256"]
+    assert found == f"{base64.b64encode(one).decode()}-1"
+
+
 def test_a_conditional_write_happens_once(client: Any) -> None:
     s3 = client("s3")
     s3.create_bucket(Bucket="conditional-writes")
