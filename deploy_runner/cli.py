@@ -377,14 +377,14 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _rollback(args: argparse.Namespace) -> int:
-    from .api import rollback
+    from .live import rollback
 
     pipeline, name = _load_one(args, "rollback")
     return _print_done(args, rollback(pipeline, name, args.to, log=_log_to_stderr))
 
 
 def _promote(args: argparse.Namespace) -> int:
-    from .api import promote
+    from .live import promote
 
     pipeline, name = _load_one(args, "promote")
     return _print_done(args, promote(pipeline, name, args.status, log=_log_to_stderr))

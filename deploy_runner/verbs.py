@@ -154,10 +154,10 @@ def plan(pipeline: Pipeline, names: list[str], args: argparse.Namespace) -> int:
 
 def _drift(pipeline: Pipeline, stage: str) -> list[str]:
     """Return what a live push would change on the remote, or why that can't be told."""
-    from . import api
+    from . import live
 
     try:
-        findings = api.status(pipeline, [stage])[stage]
+        findings = live.status(pipeline, [stage])[stage]
     except DeployRunnerError as error:
         return [f"the remote can't be read: {error}"]
     return [str(f) for f in findings if not f.in_sync] or ["the remote is as the pipeline says"]
@@ -165,9 +165,9 @@ def _drift(pipeline: Pipeline, stage: str) -> list[str]:
 
 def status(pipeline: Pipeline, names: list[str], args: argparse.Namespace) -> int:
     """Print every fact about the remote beside what the pipeline says; exit 1 where they differ."""
-    from . import api
+    from . import live
 
-    found = api.status(pipeline, names, log=lambda line: print(line, file=sys.stderr))
+    found = live.status(pipeline, names, log=lambda line: print(line, file=sys.stderr))
     rows = {
         stage: [{**f._asdict(), "in_sync": f.in_sync} for f in findings] for stage, findings in found.items()
     }
