@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from deploy_runner.sdk import ConflictError, Context, StageError
 
@@ -24,6 +26,7 @@ from ._transcript import Transcript
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_T = TypeVar("_T")
 _CHUNK_BYTES = 1 << 20
 _PART_BYTES = 16 << 20
 _MOST_PARTS = 10_000
@@ -282,13 +285,35 @@ def ensure_bucket(upload: Upload, region: str, transcript: Transcript, *, create
         transcript.add("s3:CreateBucket", bucket=bucket)
 
 
+def again(call: Callable[[], _T]) -> _T:
+    """Make a call that reads its answer as a stream; make it anew where the answer breaks off.
+
+    botocore tries a request again, but not the reading of a body.
+    """
+    from botocore.exceptions import HTTPClientError, IncompleteReadError
+
+    backoff = Backoff()
+    for tried in itertools.count(1):
+        try:
+            return call()
+        except (HTTPClientError, IncompleteReadError) as error:
+            delay = backoff.delay(tried, type(error).__name__)
+            if delay is None:
+                raise
+            time.sleep(delay)
+    raise AssertionError
+
+
 def read_back(upload: Upload) -> None:
     """Download the object and compare its digest. Raises StageError where it differs."""
-    body = upload.s3.get_object(**upload.place)["Body"]
-    found = hashlib.sha256()
-    for chunk in body.iter_chunks(_CHUNK_BYTES):
-        found.update(chunk)
-    if found.hexdigest() != upload.digest:
+
+    def digest() -> str:
+        found = hashlib.sha256()
+        for chunk in upload.s3.get_object(**upload.place)["Body"].iter_chunks(_CHUNK_BYTES):
+            found.update(chunk)
+        return found.hexdigest()
+
+    if again(digest) != upload.digest:
         raise StageError(f"{upload.uri} was read back with another digest")
 
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from deploy_runner.sdk import GateError, StageError
 
+from . import _s3
 from ._bundle import Case, read_cases
 from ._parity import compare
 
@@ -73,14 +74,17 @@ def by_request(session: Any, endpoint: str) -> Invoke:
     """Return what invokes an endpoint and waits for the answer."""
     client = session.client("sagemaker-runtime")
 
+    def once(body: bytes) -> bytes:
+        given = client.invoke_endpoint(
+            EndpointName=endpoint, Body=body, ContentType=JSON_TYPE, Accept=JSON_TYPE
+        )
+        return bytes(given["Body"].read())
+
     def invoke(body: bytes) -> bytes:
         try:
-            given = client.invoke_endpoint(
-                EndpointName=endpoint, Body=body, ContentType=JSON_TYPE, Accept=JSON_TYPE
-            )
+            return _s3.again(lambda: once(body))
         except client.exceptions.ModelError as error:
             raise _refused(error) from error
-        return bytes(given["Body"].read())
 
     return invoke
 
@@ -125,7 +129,7 @@ def _read(s3: Any, uri: str) -> bytes | None:
     if not uri:
         return None
     try:
-        return bytes(s3.get_object(**_place(uri))["Body"].read())
+        return _s3.again(lambda: bytes(s3.get_object(**_place(uri))["Body"].read()))
     except s3.exceptions.NoSuchKey:
         return None
 

@@ -168,12 +168,17 @@ class _Pointer:
 
     def read(self) -> tuple[dict[str, Any], str]:
         """Return what it holds and its ETag; nothing where there is none."""
-        try:
+
+        def get() -> tuple[bytes, str]:
             given = self.s3.get_object(Bucket=self.bucket, Key=self.key)
+            return given["Body"].read(), str(given["ETag"])
+
+        try:
+            body, etag = _s3.again(get)
         except self.s3.exceptions.NoSuchKey:
             return {}, ""
         try:
-            return dict(json.loads(given["Body"].read())), str(given["ETag"])
+            return dict(json.loads(body)), etag
         except (ValueError, TypeError):
             raise ConflictError(f"s3://{self.bucket}/{self.key} is no pointer of push.s3") from None
 

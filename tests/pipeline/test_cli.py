@@ -15,7 +15,7 @@ from deploy_runner.cli import build_parser
 from tests.conftest import Project
 
 VERBS = (
-    "run", "plan", "validate", "explain", "graph", "show", "get", "diff", "cache", "stages", "schema", "init", "convert", "verify", "doctor",
+    "run", "plan", "validate", "explain", "graph", "show", "get", "diff", "status", "rollback", "promote", "cache", "stages", "schema", "init", "convert", "verify", "doctor",
 )  # fmt: skip
 
 
@@ -33,7 +33,7 @@ def test_the_set_of_verbs_and_flags_is_frozen() -> None:
         "--keep-workdirs", "--log", "-q", "--quiet", "--values", "--format", "--run", "--runs", "--replay",
         "-o", "--to", "--old", "--new", "--keep-runs", "--dry-run", "--factory", "--shape",
         "--dtype", "--calibration", "--output", "--pipeline",
-        "--key", "--certificate",
+        "--key", "--certificate", "--status",
     }  # fmt: skip
 
 
