@@ -138,15 +138,22 @@ def is_there(upload: Upload) -> bool:
 
 
 def _head(upload: Upload) -> Mapping[str, Any] | None:
+    return unless_missing(lambda: upload.s3.head_object(**upload.place, ChecksumMode="ENABLED"))
+
+
+def unless_missing(get: Callable[[], _T]) -> _T | None:
+    """Return what `get` finds in S3, or None where nothing is there.
+
+    By the status alone: the code is in a body, which may break off.
+    """
     from botocore.exceptions import ClientError
 
     try:
-        head: Mapping[str, Any] = upload.s3.head_object(**upload.place, ChecksumMode="ENABLED")
+        return get()
     except ClientError as error:
         if http_status(error) == 404:
             return None
         raise
-    return head
 
 
 def _composite(upload: Upload) -> str:

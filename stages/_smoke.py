@@ -128,10 +128,7 @@ def _place(uri: str) -> dict[str, str]:
 def _read(s3: Any, uri: str) -> bytes | None:
     if not uri:
         return None
-    try:
-        return _s3.again(lambda: bytes(s3.get_object(**_place(uri))["Body"].read()))
-    except s3.exceptions.NoSuchKey:
-        return None
+    return _s3.unless_missing(lambda: _s3.again(lambda: bytes(s3.get_object(**_place(uri))["Body"].read())))
 
 
 def packed_cases(cases: Sequence[Case], run: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> list[Case]:

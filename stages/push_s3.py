@@ -173,10 +173,10 @@ class _Pointer:
             given = self.s3.get_object(Bucket=self.bucket, Key=self.key)
             return given["Body"].read(), str(given["ETag"])
 
-        try:
-            body, etag = _s3.again(get)
-        except self.s3.exceptions.NoSuchKey:
+        found = _s3.unless_missing(lambda: _s3.again(get))
+        if found is None:
             return {}, ""
+        body, etag = found
         try:
             return dict(json.loads(body)), etag
         except (ValueError, TypeError):
