@@ -67,6 +67,8 @@ class Backoff:
         self, attempts: int, operation: Any, response: Any = None, caught_exception: Any = None, **_: Any
     ) -> float | bool:
         what = retryable(response, caught_exception)
+        if not what and response is not None and broken_off(operation, response[0]):
+            what = "the answer broke off"
         if not what:
             return False
         after = response[1]["ResponseMetadata"]["HTTPHeaders"].get("retry-after") if response else None
@@ -86,6 +88,17 @@ def retryable(response: Any, error: Exception | None) -> str:
     if http.status_code in _STATUSES or code in _CODES:
         return f"HTTP {http.status_code} {code}".strip()
     return ""
+
+
+def broken_off(operation: Any, http: Any) -> bool:
+    """Say whether an answer has fewer bytes than its header says.
+
+    botocore 1.44 takes what has come of such a JSON answer for an empty one.
+    """
+    length = http.headers.get("Content-Length", "")
+    if operation.has_streaming_output or operation.http["method"] == "HEAD" or not length.isdecimal():
+        return False
+    return len(http.content) < int(length)
 
 
 def transient_status(status: int) -> bool:
