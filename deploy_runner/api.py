@@ -161,4 +161,4 @@ def _write_report(pipeline: Pipeline, record: RunRecord, results: Mapping[str, S
         if html.is_picture(pipeline.graph.stages[id_].outputs[name]) and artifact.size <= _PICTURE_BYTES
     }
     page = html.render(record, pipeline.graph, pictures)
-    write_atomic(record.folder / "report.html", page.encode())
+    write_atomic(record.folder / "report.html", page.encode(), tmp=pipeline.home / "tmp")

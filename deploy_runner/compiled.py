@@ -123,7 +123,8 @@ def _write(
         "graph": _graph_to_json(graph),
     }
     try:
-        write_atomic(cache, records.sealed(json.dumps(value, separators=(",", ":")).encode()))
+        body = json.dumps(value, separators=(",", ":")).encode()
+        write_atomic(cache, records.sealed(body), tmp=cache.parent.parent / "tmp")
     except StoreError:
         return  # The run itself says that the store can't be written.
 

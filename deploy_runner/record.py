@@ -1,7 +1,8 @@
 """Events → one run record: what ran, what it made, the figures, as one JSON file.
 
-A run's folder is `runs/ID/`: `record.json` (this module), `log.jsonl` (every event that is not
-a hit, as it happened), `logs/STAGE.log` (what the workers printed), `report.html`.
+A run's folder is `runs/ID/`: `record.json` (this module; its last member is the HMAC of the rest),
+`log.jsonl` (every event that is not a hit, as it happened), `logs/STAGE.log` (what the workers
+printed), `report.html`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from .errors import StoreError, UsageError
-from .store.files import write_atomic
+from .store.files import read_or_none, store_error, write_atomic
+from .store.records import Records, listdir
 from .types import Event, Graph, Json, StageResult
 
 __all__ = [
@@ -27,6 +29,8 @@ __all__ = [
     "read_record",
     "recorded_runs",
 ]
+
+_PINNED = "pinned"
 
 COUNTED = ("ran", "hit", "healed", "converged", "failed", "skipped", "interrupted")
 
@@ -70,6 +74,7 @@ class Recorder:
     """Collects the events of one run and writes its record at the end."""
 
     def __init__(self, home: Path, graph: Graph, *, now_s: float) -> None:
+        self._home = home
         self.folder = home / "runs" / new_run_id(now_s)
         self._graph = graph
         self._started_s = now_s
@@ -121,7 +126,8 @@ class Recorder:
             "stages": {id_: _entry(result) for id_, result in results.items()},
         }
         record = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
-        write_atomic(self.folder / "record.json", record)
+        signed = Records(self._home).signed(record)
+        write_atomic(self.folder / "record.json", signed, tmp=self._home / "tmp")
         return RunRecord(self.folder, data)
 
 
@@ -148,13 +154,10 @@ def _entry(result: StageResult) -> Json:
 
 
 def recorded_runs(home: Path) -> Iterator[RunRecord]:
-    """Yield the readable run records, the newest first."""
-    try:
-        names = sorted(os.listdir(home / "runs"), reverse=True)
-    except OSError:
-        return
-    for name in names:
-        record = _read(home / "runs" / name)
+    """Yield the sound run records, the newest first; one that was damaged or forged is left out."""
+    records = Records(home)
+    for name in sorted(listdir(f"{home}/runs"), reverse=True):
+        record = _read(home / "runs" / name, records)
         if record is not None:
             yield record
 
@@ -164,30 +167,30 @@ def read_record(home: Path, run: str = "") -> RunRecord:
     for record in recorded_runs(home):
         if record.id.startswith(run):
             return record
-    if run:
-        raise UsageError(f"no run {run!r} is recorded here", fix="`deploy-runner show` lists runs")
-    raise UsageError("nothing has been run here yet", fix="start with `deploy-runner run`")
+    if not run:
+        raise UsageError("nothing has been run here yet", fix="start with `deploy-runner run`")
+    if any(name.startswith(run) for name in listdir(f"{home}/runs")):
+        raise UsageError(f"run {run} has no record that is sound", fix="run again, for a new one")
+    raise UsageError(f"no run {run!r} is recorded here", fix="`deploy-runner show` lists runs")
 
 
 def pinned_runs(home: Path) -> set[str]:
-    """Return the ids of the runs that are kept for good."""
-    try:
-        value = json.loads((home / "pins.json").read_bytes())
-    except (OSError, ValueError):
-        return set()
-    return {str(run) for run in value} if isinstance(value, list) else set()
+    """Return the ids of the runs that are kept for good: an empty file says it, which can't be damaged."""
+    return {name for name in listdir(f"{home}/runs") if (home / "runs" / name / _PINNED).exists()}
 
 
 def pin_run(home: Path, run: str, *, keep: bool) -> None:
-    """Keep a run for good, or no longer."""
-    known = pinned_runs(home)
-    changed = known | {run} if keep else known - {run}
-    write_atomic(home / "pins.json", json.dumps(sorted(changed)).encode())
-
-
-def _read(folder: Path) -> RunRecord | None:
+    """Keep a run for good, or no longer. Raises StoreError where that can't be written."""
+    pin = home / "runs" / run / _PINNED
+    if keep:
+        write_atomic(pin, b"", tmp=home / "tmp")
+        return
     try:
-        data = json.loads((folder / "record.json").read_bytes())
-    except (OSError, ValueError):
-        return None
-    return RunRecord(folder, data) if isinstance(data, dict) and "stages" in data else None
+        pin.unlink(missing_ok=True)
+    except OSError as error:
+        raise store_error(error, pin) from error
+
+
+def _read(folder: Path, records: Records) -> RunRecord | None:
+    body = records.signed_body(read_or_none(folder / "record.json") or b"")
+    return None if body is None else RunRecord(folder, json.loads(body))

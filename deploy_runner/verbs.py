@@ -448,11 +448,11 @@ def cache(path: str, args: argparse.Namespace) -> int:
     from .store.gc import collect
 
     def kept() -> dict[str, list[str]]:
-        pinned = pinned_runs(home)
-        return {
+        found: dict[str, list[str]] = {run: [] for run in pinned_runs(home)}
+        return found | {
             run.id: [str(stage["key"]) for stage in run.stages.values()]
             for index, run in enumerate(recorded_runs(home))
-            if index < (args.keep_runs or _KEPT_RUNS) or run.id in pinned
+            if index < (args.keep_runs or _KEPT_RUNS) or run.id in found
         }
 
     collected = collect(store, kept, dry_run=args.dry_run)

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 from ..errors import StoreError
 from ..types import Artifact, Json
 from .copies import Piece, copy_pieces, remove_tree
-from .files import fsync_folder, read_or_none, store_error
+from .files import NEW, fsync_folder, read_or_none, store_error
 from .folders import Member, folder_artifact, manifest, sha256_bytes, stay_inside, walk
 from .locks import Lock
 from .records import Records, listdir
@@ -242,21 +242,22 @@ class Store:
         return self._tmp
 
     def sweep_tmp(self) -> int:
-        """Remove the temporary folders whose owners are gone; return how many."""
-        swept = 0
-        try:
-            names = os.listdir(self.home / "tmp")
-        except OSError:
-            return 0
-        for name in names:
-            if not name.endswith(".lock"):
-                continue
-            lock = Lock(f"{os.fspath(self.home)}/tmp/{name}")
-            if (self._tmp is None or name != f"{self._tmp.name}.lock") and lock.try_acquire():
-                remove_tree(self.home / "tmp" / name.removesuffix(".lock"))
-                lock.release(remove=True)
-                swept += 1
-        return swept
+        """Remove the temporary folders and files whose owners are gone; return how many."""
+        tmp = f"{os.fspath(self.home)}/tmp"
+        own = self._tmp.name if self._tmp is not None else ""
+        names = {name.removesuffix(".lock") for name in listdir(tmp)}
+        return sum(self._sweep(f"{tmp}/{name}") for name in names if name != own)
+
+    def _sweep(self, path: str) -> bool:
+        """Remove what nobody has locked: a file being written is its own lock, a folder has one."""
+        is_file = path.endswith(NEW)
+        lock = Lock(path if is_file else f"{path}.lock")
+        if not lock.try_acquire():
+            return False
+        if not is_file:
+            remove_tree(Path(path))
+        lock.release(remove=True)
+        return True
 
     def lock(self, key: str) -> Lock:
         """Return the lock under which the outputs of one action key are made."""

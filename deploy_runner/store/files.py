@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import StoreError
 
-__all__ = ["copy_private", "fsync_folder", "read_or_none", "store_error", "write_atomic"]
+__all__ = ["NEW", "copy_private", "fsync_folder", "read_or_none", "store_error", "write_atomic", "write_once"]
+
+NEW = ".new"
+"""Ends the name of a file that is being written."""
 
 _FICLONE = 0x40049409
 _CHUNK_BYTES = 1 << 30
@@ -30,40 +35,73 @@ def store_error(error: OSError, path: str | os.PathLike[str]) -> StoreError:
     return StoreError(f"{os.fspath(path)}: {error.strerror or error}", fix=fix)
 
 
-def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, tmp: Path | None = None) -> None:
     """Replace `path` by `data`: temporary file, fsync, rename, fsync of the folder.
 
-    Parent folders are made. Raises StoreError, and leaves no temporary file, where that fails.
+    The temporary file is made in `tmp` (a folder of the same disk that `Store.sweep_tmp` sweeps), or
+    beside `path`. Parent folders are made. Raises StoreError, and leaves no temporary file, where
+    that fails.
     """
+    _write(path, data, mode, tmp, _rename)
+
+
+def write_once(path: Path, data: bytes, *, mode: int, tmp: Path) -> None:
+    """Write `path` as `write_atomic` does, unless it is there already. Raises StoreError."""
+    _write(path, data, mode, tmp, _link)
+
+
+def _write(path: Path, data: bytes, mode: int, tmp: Path | None, place: Callable[[str, str], None]) -> None:
     name = os.fspath(path)
     folder = os.path.dirname(name) or "."
-    temporary = f"{folder}/.{os.path.basename(name)}.{os.getpid()}-{os.urandom(4).hex()}"
     try:
-        fd = _create(temporary, folder, mode)
+        temporary, fd = _create(os.fspath(tmp) if tmp else folder, mode)
         try:
-            try:
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(fd, view) :]
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            os.rename(temporary, name)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fsync(fd)
+            place(temporary, name)
         except BaseException:
             _remove(temporary)
             raise
+        finally:
+            os.close(fd)
         fsync_folder(folder)
     except OSError as error:
         raise store_error(error, name) from error
 
 
-def _create(temporary: str, folder: str, mode: int) -> int:
+def _create(folder: str, mode: int) -> tuple[str, int]:
+    """Return a new file, locked: a sweep removes only what nobody has locked."""
+    import fcntl
+
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    while True:
+        temporary = f"{folder}/{os.getpid()}-{os.urandom(4).hex()}{NEW}"
+        try:
+            fd = os.open(temporary, flags, mode)
+        except FileNotFoundError:
+            os.makedirs(folder, exist_ok=True)
+            continue
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:
+            return temporary, fd
+        os.close(fd)  # A sweep took it for a dead one's before it was locked.
+
+
+def _rename(temporary: str, name: str) -> None:
     try:
-        return os.open(temporary, flags, mode)
+        os.rename(temporary, name)
     except FileNotFoundError:
-        os.makedirs(folder, exist_ok=True)
-        return os.open(temporary, flags, mode)
+        os.makedirs(os.path.dirname(name) or ".", exist_ok=True)
+        os.rename(temporary, name)
+
+
+def _link(temporary: str, name: str) -> None:
+    """Give the file its name unless another process was first: link(2) fails where the name is taken."""
+    with suppress(FileExistsError):
+        os.link(temporary, name)
+    _remove(temporary)
 
 
 def _remove(path: str) -> None:

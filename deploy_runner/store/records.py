@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..types import Artifact, Json
-from .files import read_or_none, store_error, write_atomic
+from .files import read_or_none, write_atomic, write_once
 
 __all__ = ["ActionRecord", "LastKeys", "Records"]
 
 _SECRET_BYTES = 32
+_MAC = b',"mac":"%s"}'
 
 
 class ActionRecord(NamedTuple):
@@ -82,7 +83,7 @@ class Records:
             "seconds": record.seconds,
         }
         body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-        write_atomic(Path(self._path(record.key)), self.sealed(body))
+        write_atomic(Path(self._path(record.key)), self.sealed(body), tmp=Path(self._home) / "tmp")
 
     def remove(self, key: str) -> None:
         """Forget a record."""
@@ -109,6 +110,15 @@ class Records:
         expected = hmac.digest(self.secret(), body, "sha256").hex().encode()
         return body if hmac.compare_digest(mac, expected) else None
 
+    def signed(self, body: bytes) -> bytes:
+        """Return a JSON object's text with its HMAC as the last member, so that it stays JSON."""
+        return body[:-1] + _MAC % hmac.digest(self.secret(), body, "sha256").hex().encode()
+
+    def signed_body(self, data: bytes) -> bytes | None:
+        """Return what `signed` was given, or None where one bit of it isn't as this store wrote it."""
+        body = data[: -len(_MAC % bytes(64))] + b"}"
+        return body if hmac.compare_digest(self.signed(body), data) else None
+
     def secret(self) -> bytes:
         """Return the store's secret: `DEPLOY_RUNNER_CACHE_KEY`, or a file made on first use."""
         if self._secret is None:
@@ -117,24 +127,12 @@ class Records:
         return self._secret
 
     def _own_secret(self) -> bytes:
-        path = f"{self._home}/secret"
+        path, tmp = Path(self._home) / "secret", Path(self._home) / "tmp"
         known = read_or_none(path)
         if known is not None and len(known) == _SECRET_BYTES:
             return known
-        if known is not None:
-            write_atomic(Path(path), os.urandom(_SECRET_BYTES), mode=0o600)
-            return read_or_none(path) or b""
-        fresh = f"{path}.{os.getpid()}-{os.urandom(4).hex()}"
-        write_atomic(Path(fresh), os.urandom(_SECRET_BYTES), mode=0o600)
-        try:
-            # link(2) fails if another process was first; then both use that one's secret.
-            os.link(fresh, path)
-        except FileExistsError:
-            pass
-        except OSError as error:
-            raise store_error(error, path) from error
-        finally:
-            os.unlink(fresh)
+        write = write_once if known is None else write_atomic
+        write(path, os.urandom(_SECRET_BYTES), mode=0o600, tmp=tmp)
         return read_or_none(path) or b""
 
 
@@ -145,6 +143,7 @@ class LastKeys:
         from hashlib import sha256
 
         name = sha256(pipeline.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        self._tmp = home / "tmp"
         self._path = home / "last" / f"{name}.json"
         self._keys: dict[str, str] | None = None
 
@@ -163,7 +162,7 @@ class LastKeys:
         known = self.read()
         merged = {**known, **keys}
         if merged != known:
-            write_atomic(self._path, json.dumps(merged).encode())
+            write_atomic(self._path, json.dumps(merged).encode(), tmp=self._tmp)
             self._keys = merged
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Project
-from tests.faults.test_kill import assert_sound, prepare
+from tests.faults.test_kill import assert_sound, orphans, prepare
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
@@ -77,9 +77,7 @@ def go_through(project: Project, faults: tuple[str, ...], step: int) -> int:
                 assert {n: v["outputs"] for n, v in result["stages"].items()} == expected, (
                     f"{call} {fault} {k}"
                 )
-                assert not (home / "tmp").exists() or not list((home / "tmp").iterdir()), (
-                    f"{call} {fault} {k}"
-                )
+                assert not orphans(home), f"{call} {fault} {k}"
                 shutil.rmtree(home)
     print(f"{injected} faults {faults}")
     return injected
@@ -112,7 +110,7 @@ def test_fifty_sizes_of_a_disk_that_is_too_small(project: Project, tmp_path: Pat
             subprocess.run(["mount", "-o", "remount,size=30m", str(home)], check=True)
             result = project.run(DEPLOY_RUNNER_HOME=str(home))
             assert {n: v["outputs"] for n, v in result["stages"].items()} == expected, f"{kib} KiB"
-            assert not list((home / "tmp").iterdir()), f"{kib} KiB"
+            assert not orphans(home), f"{kib} KiB"
         finally:
             subprocess.run(["umount", "-l", str(home)], check=True)
     assert os.path.ismount(home) is False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -49,8 +50,22 @@ def kill_at_random(project: Project, count: int, seed: int) -> None:
         if process.returncode == 0 or killed % 5 == 0:
             result = project.run()
             assert {k: v["outputs"] for k, v in result["stages"].items()} == expected
-            assert not (home / "tmp").exists() or not list((home / "tmp").iterdir())
+            assert not orphans(home)
             subprocess.run(["rm", "-rf", str(home)], check=True)
+
+
+KEPT = re.compile(
+    r"cas/sha256/[0-9a-f]{2}/[0-9a-f]{62}|actions/[0-9a-f]{2}/[0-9a-f]{62}\.json|locks/[0-9a-f]{64}"
+    r"|runs/[^/]+/(record\.json|report\.html|log\.jsonl|logs/\w+\.log)|(last|compiled)/[0-9a-f]{32}\.json"
+    r"|secret|gc\.lock|stat\.sqlite(-wal|-shm)?"
+)
+"""Every file that a store keeps; anything else is an orphan."""
+
+
+def orphans(home: Path) -> list[str]:
+    """Return the files of a store that nothing would ever use or remove."""
+    names = (p.relative_to(home).as_posix() for p in home.rglob("*") if not p.is_dir())
+    return [name for name in names if not KEPT.fullmatch(name)]
 
 
 def assert_sound(home: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -276,6 +277,28 @@ def test_the_temporary_folder_of_a_killed_run_is_swept(tmp_path: Path) -> None:
     assert len(list((tmp_path / "tmp").iterdir())) == 2
     assert Store(tmp_path).sweep_tmp() == 1
     assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_what_a_killed_writer_left_is_swept_and_what_a_live_one_writes_is_not(store: Store) -> None:
+    tmp = store.home / "tmp"
+    tmp.mkdir(parents=True)
+    for name in ("1-dead.new", "2-live.new"):
+        (tmp / name).write_text("half")
+    (tmp / "3-folder whose lock was lost").mkdir()
+    live = Lock(str(tmp / "2-live.new"))
+    assert live.try_acquire()
+    assert store.sweep_tmp() == 2
+    assert [p.name for p in tmp.iterdir()] == ["2-live.new"]
+    live.release()
+    assert store.sweep_tmp() == 1
+
+
+def test_eight_threads_that_begin_a_store_agree_on_its_secret(store: Store) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        secrets = list(pool.map(lambda _: Records(store.home).secret(), range(8)))
+    assert len(set(secrets)) == 1
+    assert len(secrets[0]) == 32
+    assert not list((store.home / "tmp").iterdir())
 
 
 def test_a_read_only_or_full_disk_is_one_sentence(tmp_path: Path) -> None:
