@@ -132,7 +132,7 @@ class StatMemo:
             self._db.close()
             self._db = None
         if attempt == 0:
-            for suffix in ("", "-wal", "-shm"):
+            for suffix in ("", "-wal", "-shm", "-journal"):
                 try:
                     os.unlink(self._path + suffix)
                 except OSError:
