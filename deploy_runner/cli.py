@@ -276,8 +276,12 @@ def _add_project(verbs: _Verbs) -> None:
     _json_option(convert, "print one JSON object last on standard output, progress on stderr")
     convert.add_argument("--log", action="store_true", help="show the stages' log lines")
     convert.add_argument("-q", "--quiet", action="store_true", help="print errors only")
-    verify = _verb(verbs, "verify", _verify, "check a signed folder, offline")
-    verify.add_argument("folder", help="the output `signed` of package.sign, or a copy of it")
+    verify = _verb(verbs, "verify", _verify, "check a signed package, offline")
+    verify.add_argument(
+        "address", metavar="PATH|URI",
+        help="the output `signed` of package.sign, or a copy of it: a folder or a tar archive, "
+        "file://, s3://bucket/prefix or hf://owner/name[@revision][/folder]",
+    )  # fmt: skip
     verify.add_argument("--key", metavar="PUBLIC.pem", help="the signer's public key")
     verify.add_argument(
         "--certificate", action="append", default=[], metavar="ROOT.pem",
@@ -477,7 +481,7 @@ def _convert(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     from .verify import verify
 
-    found = verify(args.folder, key=args.key, certificates=args.certificate)
+    found = verify(args.address, key=args.key, certificates=args.certificate)
     if args.json:
         _print_json({"verified": True, **found._asdict()})
         return 0

@@ -1,4 +1,4 @@
-"""`verify`: is a signed folder what its signer signed? Offline, with a public key or certificates."""
+"""`verify`: is a signed folder what its signer signed? By a public key or certificates, offline."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import GateError, UsageError
+from .fetch import local_folder
 
 __all__ = ["Verified", "verify"]
 
@@ -30,19 +31,23 @@ class Verified(NamedTuple):
     runner: str
 
 
-def verify(path: str, *, key: str | None, certificates: Sequence[str]) -> Verified:
+def verify(address: str, *, key: str | None, certificates: Sequence[str]) -> Verified:
     """Check the signature, that it covers each file and no other, provenance and bill of materials.
 
-    Raises UsageError where there is nothing to check with, GateError for what is not as signed.
+    The address is a folder or tar archive, here or at `file://`, `s3://` or `hf://`; once it is here,
+    nothing is asked of the network. Raises UsageError where there is nothing to check, or nothing to
+    check it with, GateError for what is not as signed.
     """
-    folder = Path(path.removeprefix("file://"))
-    if not folder.is_dir():
-        raise UsageError(f"{path} is not a folder", fix="name the output `signed` of package.sign")
     if (key is None) == (not certificates):
         raise UsageError("what is to be trusted?", fix="--key PUBLIC.pem, or --certificate ROOT.pem")
     for given in ([key] if key else []) + list(certificates):
         if not Path(given).is_file():
             raise UsageError(f"{given} does not exist")
+    with local_folder(address) as folder:
+        return _verify_folder(folder, key, certificates)
+
+
+def _verify_folder(folder: Path, key: str | None, certificates: Sequence[str]) -> Verified:
     files = _files(folder)
     if SIGNATURE not in files:
         raise GateError(f"{SIGNATURE} is missing: the folder is not signed")

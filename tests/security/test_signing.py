@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from deploy_runner.errors import GateError, UsageError
+from deploy_runner.local.servers import dry_run
 from deploy_runner.verify import verify
 from tests.conftest import Project
 
@@ -120,6 +123,87 @@ def test_a_change_upstream_that_keeps_the_bytes_is_signed_anew(
     project.write("stages/texts.py", text + "\n# another version of the same\n")
     assert "what its inputs were made from" not in project.cli("explain", "a", SIGNING_KEY=private).stdout
     assert project.states(SIGNING_KEY=private)["signed"] == "ran"
+
+
+def test_a_packed_copy_and_a_file_address_are_verified(signed: tuple[Project, Path, Path, str]) -> None:
+    project, folder, public, _ = signed
+    for name, top in (("flat.tar.gz", "."), ("deep.tar", "out")):
+        with tarfile.open(project.folder / name, "w:gz" if name.endswith("gz") else "w") as tar:
+            tar.add(folder, arcname=top)
+        for address in (name, f"file://{project.folder}/{name}", f"file://{folder}"):
+            done = project.cli("verify", address, "--key", str(public))
+            assert "verified: 2 files" in done.stdout
+
+
+MEMBERS: dict[str, tuple[str, bytes, str]] = {
+    "a link": ("first.txt", tarfile.SYMTYPE, "/etc/passwd"),
+    "a hard link": ("first.txt", tarfile.LNKTYPE, "out/second.txt"),
+    "a path upwards": ("../first.txt", tarfile.REGTYPE, ""),
+    "an absolute path": ("/tmp/first.txt", tarfile.REGTYPE, ""),
+    "a device": ("null", tarfile.CHRTYPE, ""),
+    "the same name again": ("out/first.txt", tarfile.REGTYPE, ""),
+}
+
+
+@pytest.mark.parametrize(("name", "kind", "target"), MEMBERS.values(), ids=MEMBERS)
+def test_a_packed_copy_with_a_member_that_leads_elsewhere_is_refused(
+    signed: tuple[Project, Path, Path, str], name: str, kind: bytes, target: str
+) -> None:
+    project, folder, public, _ = signed
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.linkname = kind, target
+    with tarfile.open(project.folder / "x.tar", "w") as tar:
+        tar.add(folder, arcname="out")
+        tar.addfile(entry)
+    done = project.cli("verify", "x.tar", "--key", str(public), exits=1)
+    assert done.stderr.count("\n") == 1
+    assert "refused" in done.stderr or "leads out of it" in done.stderr or "can't be unpacked" in done.stderr
+
+
+def test_a_packed_copy_that_is_a_bomb_or_damaged_is_refused(signed: tuple[Project, Path, Path, str]) -> None:
+    project, folder, public, _ = signed
+    with tarfile.open(project.folder / "bomb.tar.gz", "w:gz") as tar:
+        entry = tarfile.TarInfo("zeros")
+        entry.size = 200 << 20
+        tar.addfile(entry, io.BytesIO(bytes(entry.size)))
+    done = project.cli("verify", "bomb.tar.gz", "--key", str(public), exits=1)
+    assert "unpacks to far more than it is" in done.stderr
+    with tarfile.open(project.folder / "cut.tar.gz", "w:gz") as tar:
+        tar.add(folder, arcname=".")
+    _edit(project.folder / "cut.tar.gz", lambda data: data[: len(data) // 2])
+    assert "error: " in project.cli("verify", "cut.tar.gz", "--key", str(public), exits=1).stderr
+
+
+def test_a_copy_in_a_bucket_and_on_the_hub_is_verified(
+    signed: tuple[Project, Path, Path, str], tmp_path: Path
+) -> None:
+    import boto3
+    from huggingface_hub import HfApi
+
+    project, folder, public, _ = signed
+    key = ("--key", str(public))
+    with dry_run(tmp_path / "servers", services=("aws", "hub"), log=lambda line: None) as env:
+        env = {**env, "AWS_REGION": "eu-west-1", "AWS_DEFAULT_REGION": "eu-west-1"}
+        s3 = boto3.client(
+            "s3", endpoint_url=env["AWS_ENDPOINT_URL"], region_name="us-east-1",
+            aws_access_key_id="dry-run", aws_secret_access_key="dry-run",
+        )  # fmt: skip
+        s3.create_bucket(Bucket="models")
+        for path in folder.iterdir():
+            s3.upload_file(str(path), "models", f"shout/1/{path.name}")
+        hub = HfApi(endpoint=env["HF_ENDPOINT"], token=env["HF_TOKEN"])
+        hub.create_repo("me/shout")
+        hub.upload_folder(repo_id="me/shout", folder_path=folder, path_in_repo="signed")
+        for address in ("s3://models/shout/1", "hf://me/shout@main/signed"):
+            assert "verified: 2 files" in project.cli("verify", address, *key, **env).stdout
+        s3.put_object(Bucket="models", Key="shout/1/first.txt", Body=b"changed")
+        done = project.cli("verify", "s3://models/shout/1", *key, exits=1, **env)
+        assert "the signature does not hold" in done.stderr
+        for address in ("s3://models/none", "s3://nowhere/x", "hf://me/none", "hf://me/shout/none"):
+            done = project.cli("verify", address, *key, exits=2, **env)
+            assert done.stderr.startswith(f"error: {address} can't be fetched: ")
+            assert done.stderr.count("\n") == 1
+    assert "can't be fetched" in project.cli("verify", "https://example.test/x", *key, exits=2).stderr
 
 
 def _edit(path: Path, change: Callable[[bytes], bytes]) -> None:
