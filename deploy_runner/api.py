@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from .compiled import compile_pipeline
 from .record import Recorder, RunRecord
 from .store.files import write_atomic
+from .store.namespace import own_home, protected_home
 from .types import Event, Graph, StageResult
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Pipeline:
         """Return the store; opening it makes its folder."""
         from .store.cas import Store
 
-        return Store(self.home)
+        return Store(self.home, protected=protected_home(self.home, self.environ))
 
     def planner(self) -> Planner:
         """Return a new planner, which reads every input afresh."""
@@ -55,9 +56,13 @@ class Pipeline:
 
 
 def home_of(pipeline: Path, environ: Mapping[str, str]) -> Path:
-    """Return the store's folder: `DEPLOY_RUNNER_HOME`, or `.deploy-runner` beside the YAML."""
+    """Return the store's folder: `DEPLOY_RUNNER_HOME`, or `.deploy-runner` beside the YAML.
+
+    For a pull request on GitHub it is that one's own folder inside.
+    """
     configured = environ.get("DEPLOY_RUNNER_HOME")
-    return Path(configured) if configured else pipeline.absolute().parent / ".deploy-runner"
+    home = Path(configured) if configured else pipeline.absolute().parent / ".deploy-runner"
+    return own_home(home, environ)
 
 
 def load(

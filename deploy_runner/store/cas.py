@@ -12,7 +12,7 @@ import json
 import os
 import stat as stat_module
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -66,13 +66,17 @@ class VerifyReport(NamedTuple):
 
 
 class Store:
-    """The store in one folder, `home`; several processes may use it at once."""
+    """The store in one folder, `home`; several processes may use it at once.
 
-    def __init__(self, home: Path) -> None:
+    What it lacks is looked for in the `protected` store, of which nothing is ever changed.
+    """
+
+    def __init__(self, home: Path, *, protected: Path | None = None) -> None:
         self.home = home
         self._objects = f"{os.fspath(home)}/cas/sha256"
+        self._protected = protected
         self.memo = StatMemo(f"{os.fspath(home)}/stat.sqlite")
-        self.records = Records(home)
+        self.records = Records(home, protected=protected)
         self._tmp: Path | None = None
         self._tmp_lock: Lock | None = None
         try:
@@ -84,10 +88,18 @@ class Store:
 
     def object_path(self, digest: str) -> Path:
         """Return where the object of this digest is, or would be."""
-        return Path(self._object(digest))
+        return Path(self._found(digest))
 
     def _object(self, digest: str) -> str:
         return f"{self._objects}/{digest[:2]}/{digest[2:]}"
+
+    def _found(self, digest: str) -> str:
+        """Return where an object is read from: here, else where it is protected."""
+        own = self._object(digest)
+        if self._protected is None or os.path.exists(own):
+            return own
+        there = f"{os.fspath(self._protected)}/cas/sha256/{digest[:2]}/{digest[2:]}"
+        return there if os.path.exists(there) else own
 
     def state(self, artifact: Artifact) -> Presence:
         """Say whether the artifact can be used, hashing what changed since it was verified."""
@@ -101,7 +113,7 @@ class Store:
         return "present"
 
     def _object_state(self, digest: str, size: int, check_size: bool) -> Presence:
-        path = self._object(digest)
+        path = self._found(digest)
         try:
             state = fingerprint(path)
         except OSError:
@@ -119,7 +131,7 @@ class Store:
 
     def members(self, artifact: Artifact) -> list[Member]:
         """Return the files of a folder artifact. Raises StoreError if its manifest is lost."""
-        data = read_or_none(self._object(artifact.digest))
+        data = read_or_none(self._found(artifact.digest))
         if data is None or sha256_bytes(data) != artifact.digest:
             raise StoreError(f"the manifest of folder {artifact.digest} is lost or damaged",
                              fix="run again: it is healed by re-making it")  # fmt: skip
@@ -131,9 +143,9 @@ class Store:
         The name of a file artifact's only piece is empty.
         """
         if artifact.kind == "file":
-            return [(self._object(artifact.digest), "", 0o644)]
+            return [(self._found(artifact.digest), "", 0o644)]
         return [
-            (self._object(m.digest), m.path, 0o755 if m.executable else 0o644) for m in self.members(artifact)
+            (self._found(m.digest), m.path, 0o755 if m.executable else 0o644) for m in self.members(artifact)
         ]
 
     def materialise(self, artifact: Artifact, target: Path) -> None:
@@ -266,13 +278,15 @@ class Store:
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Keep garbage collection out while a run depends on what it has found."""
-        lock = Lock(f"{os.fspath(self.home)}/gc.lock", shared=True)
-        lock.acquire()
-        try:
+        with ExitStack() as stack:
+            stack.enter_context(Lock(f"{os.fspath(self.home)}/gc.lock", shared=True))
+            if self._protected is not None:
+                with suppress(StoreError):  # Nobody has ever used it, or it can't be collected from here.
+                    stack.enter_context(
+                        Lock(f"{os.fspath(self._protected)}/gc.lock", shared=True, existing=True)
+                    )
+            stack.callback(self.close)
             yield
-        finally:
-            self.close()
-            lock.release()
 
     def close(self) -> None:
         """Remove this process's temporary folder and write the memo."""

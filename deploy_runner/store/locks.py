@@ -15,11 +15,13 @@ class Lock:
     """An advisory lock on a file of its own.
 
     The file may be removed by garbage collection; whoever gets the lock checks that the name
-    still is the file that was locked, and tries again if not. Closed on exec.
+    still is the file that was locked, and tries again if not. Closed on exec. With `existing`
+    nothing is written: there is a file, or there is no lock.
     """
 
-    def __init__(self, path: str, *, shared: bool = False) -> None:
+    def __init__(self, path: str, *, shared: bool = False, existing: bool = False) -> None:
         self.path = path
+        self._flags = os.O_CLOEXEC | (os.O_RDONLY if existing else os.O_RDWR | os.O_CREAT)
         self._mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         self._fd: int | None = None
 
@@ -53,13 +55,14 @@ class Lock:
             os.close(fd)
 
     def _open(self) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         try:
             try:
-                return os.open(self.path, flags, 0o644)
+                return os.open(self.path, self._flags, 0o644)
             except FileNotFoundError:
+                if not self._flags & os.O_CREAT:
+                    raise
                 os.makedirs(os.path.dirname(self.path), exist_ok=True)
-                return os.open(self.path, flags, 0o644)
+                return os.open(self.path, self._flags, 0o644)
         except OSError as error:
             raise store_error(error, self.path) from error
 

@@ -20,6 +20,7 @@ from .files import read_or_none, write_atomic, write_once
 __all__ = ["ActionRecord", "LastKeys", "Records"]
 
 _SECRET_BYTES = 32
+_UNPROTECTED = b"deploy-runner: not of the protected namespace"
 _MAC = b',"mac":"%s"}'
 
 
@@ -35,10 +36,12 @@ class ActionRecord(NamedTuple):
 
 
 class Records:
-    """The records of one store, a file each."""
+    """The records of one store, a file each, and for reading those of a protected one."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, protected: Path | None = None, writable: bool = True) -> None:
         self._home = os.fspath(home)
+        self._writable = writable
+        self._protected = Records(protected, writable=False) if protected else None
         self._secret: bytes | None = None
         self._refused: dict[str, str] = {}
 
@@ -47,6 +50,10 @@ class Records:
 
     def get(self, key: str) -> ActionRecord | None:
         """Return the record of a key, or None where there is none that is sound."""
+        found = self._own(key)
+        return self._protected.get(key) if found is None and self._protected else found
+
+    def _own(self, key: str) -> ActionRecord | None:
         data = read_or_none(self._path(key))
         if data is None:
             return None
@@ -69,7 +76,8 @@ class Records:
 
     def problem(self, key: str) -> str:
         """Say why the record of a key was refused, or nothing."""
-        return self._refused.get(key, "")
+        there = self._protected.problem(key) if self._protected else ""
+        return self._refused.get(key, there)
 
     def put(self, record: ActionRecord) -> None:
         """Write a record. Raises StoreError where the store can't be written."""
@@ -120,10 +128,15 @@ class Records:
         return body if hmac.compare_digest(self.signed(body), data) else None
 
     def secret(self) -> bytes:
-        """Return the store's secret: `DEPLOY_RUNNER_CACHE_KEY`, or a file made on first use."""
+        """Return the store's secret: `DEPLOY_RUNNER_CACHE_KEY`, or a file made on first use.
+
+        A store beside a protected one has another, so that the protected one refuses its records.
+        """
         if self._secret is None:
-            shared = os.environ.get("DEPLOY_RUNNER_CACHE_KEY")
-            self._secret = shared.encode() if shared else self._own_secret()
+            shared = os.environ.get("DEPLOY_RUNNER_CACHE_KEY", "").encode()
+            if shared and self._protected:
+                shared = hmac.digest(shared, _UNPROTECTED, "sha256")
+            self._secret = shared or self._own_secret()
         return self._secret
 
     def _own_secret(self) -> bytes:
@@ -131,6 +144,8 @@ class Records:
         known = read_or_none(path)
         if known is not None and len(known) == _SECRET_BYTES:
             return known
+        if not self._writable:
+            return os.urandom(_SECRET_BYTES)  # No record is of this store's making.
         write = write_once if known is None else write_atomic
         write(path, os.urandom(_SECRET_BYTES), mode=0o600, tmp=tmp)
         return read_or_none(path) or b""
