@@ -143,7 +143,9 @@ def run(
             environ=pipeline.environ,
             early=early,
         )
-        record = recorder.finish(results, now_s=time.time(), exit_code=_exit_code(results))
+        record = recorder.finish(
+            results, now_s=time.time(), exit_code=_exit_code(results), sandbox=_sandbox(results)
+        )
         if any(result.state != "hit" for result in results.values()):
             _write_report(pipeline, record, results)
     return record
@@ -154,6 +156,15 @@ def _exit_code(results: Mapping[str, StageResult]) -> int:
         return 130
     failed = [r.exit_code or 1 for r in results.values() if r.state == "failed"]
     return max(failed, default=0)
+
+
+def _sandbox(results: Mapping[str, StageResult]) -> str:
+    """Return what the workers were confined by, nothing where there were none."""
+    if not any(result.state in ("ran", "healed", "converged", "failed") for result in results.values()):
+        return ""
+    from .execute.sandbox import available
+
+    return available()
 
 
 def _write_report(pipeline: Pipeline, record: RunRecord, results: Mapping[str, StageResult]) -> None:

@@ -105,8 +105,10 @@ class Recorder:
                 ) from error
         return self._log
 
-    def finish(self, results: Mapping[str, StageResult], *, now_s: float, exit_code: int) -> RunRecord:
-        """Write `record.json` and return the record."""
+    def finish(
+        self, results: Mapping[str, StageResult], *, now_s: float, exit_code: int, sandbox: str = ""
+    ) -> RunRecord:
+        """Write `record.json` and return the record. `sandbox` says what the workers were confined by."""
         if self._log is not None:
             self._log.close()
         counts = dict.fromkeys(COUNTED, 0)
@@ -122,6 +124,7 @@ class Recorder:
             "started": _iso(self._started_s),
             "seconds": round(now_s - self._started_s, 6),
             "exit_code": exit_code,
+            "sandbox": sandbox,
             **counts,
             "stages": {id_: _entry(result) for id_, result in results.items()},
         }

@@ -78,6 +78,8 @@ def _run(pipeline: Pipeline, names: list[str], args: argparse.Namespace, early: 
         for result in results.values():
             if result.state == "failed":
                 print(f"{result.id}: {result.error}", file=sys.stderr)
+    if str(record.data["sandbox"]).startswith("no landlock"):
+        print(f"warning: {record.data['sandbox']}", file=sys.stderr)
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         from .report.github import job_summary
 

@@ -91,6 +91,7 @@ class Sandbox:
 
     def __init__(self, *, network: bool) -> None:
         self.used: list[str] = []
+        self.guards_files = False
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         self._abi = _abi()
         if not network and _leave_network():
@@ -124,6 +125,7 @@ class Sandbox:
             _libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
             if _libc().syscall(_RESTRICT_SELF, self._ruleset, 0) == 0:
                 self.used.append(f"landlock {self._abi}")
+                self.guards_files = True
             os.close(self._ruleset)
         return self.used
 

@@ -24,7 +24,7 @@ from ..sdk import Context, Stage
 from ..store.copies import copy_path, copy_pieces
 from ..types import Artifact
 from ..usercode import load
-from .audit import ReadGuard
+from .audit import ReadGuard, WriteGuard
 from .sandbox import Sandbox, interpreter_paths
 
 __all__ = ["PROGRESS", "run"]
@@ -115,7 +115,10 @@ def _confine(request: dict[str, Any], sandbox: Sandbox) -> list[str]:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     code = [path for path, _ in request["code"].values()]
     read = [*code, request["stage_dir"], *request["readable"]]
-    return sandbox.close_up(read=read, write=[request["work"]])
+    used = sandbox.close_up(read=read, write=[request["work"]])
+    if not sandbox.guards_files:
+        WriteGuard(request["work"]).install()
+    return used
 
 
 def _guard(request: dict[str, Any]) -> ReadGuard:
