@@ -23,7 +23,7 @@ from .files import NEW, fsync_folder, read_or_none, store_error
 from .folders import Member, folder_artifact, manifest, sha256_bytes, stay_inside, walk
 from .locks import Lock
 from .records import Records, listdir
-from .stat import StatMemo, fingerprint, sha256_file
+from .stat import Fingerprint, StatMemo, fingerprint, sha256_file
 
 __all__ = ["Presence", "Store", "VerifyReport"]
 
@@ -307,19 +307,35 @@ class Store:
 
     def verify_all(self) -> VerifyReport:
         """Read every object and record whatever the memo says; remove what is damaged."""
-        count, total, damaged = 0, 0, []
+        sizes, damaged = [], []
         for digest, path in self.objects():
-            count += 1
-            total += os.stat(path).st_size
             try:
-                sound = sha256_file(path) == digest
-            except OSError:
-                sound = False
-            if not sound:
+                state = fingerprint(path)
+            except FileNotFoundError:
+                continue  # gc was quicker.
+            sizes.append(state[0])
+            if not _sound(path, digest) and _remove_unless_replaced(path, state):
                 damaged.append(digest)
-                os.unlink(path)
         keys = list(self.records.keys())
         refused = tuple(key for key in keys if self.records.get(key) is None)
         for key in refused:
             self.records.remove(key)
-        return VerifyReport(count, total, tuple(damaged), len(keys), refused)
+        return VerifyReport(len(sizes), sum(sizes), tuple(damaged), len(keys), refused)
+
+
+def _sound(path: str, digest: str) -> bool:
+    try:
+        return sha256_file(path) == digest
+    except OSError:
+        return False
+
+
+def _remove_unless_replaced(path: str, state: Fingerprint) -> bool:
+    """Remove a damaged object, unless a run has put a sound one in its place meanwhile."""
+    try:
+        if fingerprint(path) != state:
+            return False
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    return True
