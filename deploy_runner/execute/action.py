@@ -32,7 +32,6 @@ _CREDENTIAL_FILES = {
     "HF_TOKEN_PATH": ".cache/huggingface/token",
 }
 _TAIL_LINES = 200
-_SCANNED_BYTES = 1 << 20
 
 
 @dataclass(slots=True)
@@ -295,7 +294,5 @@ def _refuse_secrets(action: Action, output: str, path: Path) -> None:
         return
     files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
     for file in files:
-        if file.stat().st_size <= _SCANNED_BYTES:
-            name = action.redactor.found_in(file.read_bytes())
-            if name:
-                raise StageError(f"its output `{output}` contains the secret {name}")
+        if name := action.redactor.found_in(file):
+            raise StageError(f"its output `{output}` contains the secret {name}")

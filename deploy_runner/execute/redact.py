@@ -6,12 +6,14 @@ import base64
 import json
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus
 
 __all__ = ["Redactor"]
 
 _SHORTEST = 4
+_CHUNK_BYTES = 4 << 20
 
 
 class Redactor:
@@ -42,12 +44,19 @@ class Redactor:
             return {self.text(k): self.json(v) for k, v in value.items()}
         return [self.json(v) for v in value] if isinstance(value, list) else value
 
-    def found_in(self, data: bytes) -> str:
-        """Return the name of a secret that stands in `data`, or nothing."""
-        if self._pattern is None:
+    def found_in(self, path: Path) -> str:
+        """Return the name of a secret that stands in a file of whatever size, or nothing."""
+        forms = {form.encode(): name for form, name in self._names.items()}
+        if not forms:
             return ""
-        found = self._pattern.search(data.decode("utf-8", "replace"))
-        return self._names[found.group()] if found else ""
+        overlap, data = max(map(len, forms)) - 1, b""
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                data = data[-overlap:] + chunk
+                for form, name in forms.items():
+                    if form in data:
+                        return name
+        return ""
 
 
 def _forms(value: str) -> Iterator[str]:

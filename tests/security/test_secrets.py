@@ -7,6 +7,8 @@ import json
 import urllib.parse
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import Project
 
 LEAKS = '''
@@ -103,6 +105,33 @@ def test_twenty_secrets_are_written_nowhere(project: Project, tmp_path: Path) ->
         next(line for line in reversed(printed[1][1].decode().splitlines()) if line.startswith("{"))
     )
     assert "contains the secret TOKEN_19" in states["stages"]["l19"]["error"]
+
+
+LARGE = """
+from deploy_runner.sdk import Context, File, Output, Stage, StageInputs, StageOutputs, StageParams
+
+class Large(Stage):
+    \"\"\"Write a secret far into a large file.\"\"\"
+    uses = "leak.large"
+    class Params(StageParams):
+        secret: str
+        at: int
+    class Outputs(StageOutputs):
+        file: File = Output("large.bin")
+    def run(self, ctx: Context, params: Params, inputs: StageInputs, outputs: Outputs) -> None:
+        data = bytearray(9 << 20)
+        data[params.at : params.at + len(params.secret)] = params.secret.encode()
+        outputs.file.write_bytes(data)
+"""
+
+
+@pytest.mark.parametrize("at", [0, (4 << 20) - 5, (8 << 20) + 77])
+def test_a_secret_far_into_a_large_output_is_found(project: Project, at: int) -> None:
+    project.write("stages/large.py", LARGE)
+    project.pipeline(f'l: {{uses: leak.large, with: {{at: {at}, secret: "${{{{ secrets.TOKEN_0 }}}}"}}}}')
+    error = project.run(exits=1, TOKEN_0=secret_of(0))["stages"]["l"]["error"]
+    assert "its output `file` contains the secret TOKEN_0" in error
+    assert not (project.folder / ".deploy-runner/cas").exists()
 
 
 def test_the_twenty_secrets_differ() -> None:
