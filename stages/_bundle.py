@@ -124,10 +124,14 @@ def _port(given: Mapping[str, Any]) -> Port:
 
 
 def build_module(factory: Callable[..., Any], kwargs: Mapping[str, Any], name: str) -> nn.Module:
-    """Call a factory. Raises StageError where it doesn't return an nn.Module."""
+    """Call a factory. Raises StageError where it fails, or doesn't return an nn.Module."""
     from torch import nn
 
-    module = factory(**kwargs)
+    try:
+        module = factory(**kwargs)
+    except Exception as error:
+        said = f"{name} fails: {type(error).__name__}: {first_line(error)}{user_line(error)}"
+        raise StageError(said, fix="does it take these `kwargs`, and read no file?") from error
     if not isinstance(module, nn.Module):
         raise StageError(f"{name} returned {type(module).__name__}, not an nn.Module")
     return module

@@ -55,7 +55,7 @@ class Parity:
         """Take one output of one case into account; return its worst sample if there is none worse."""
         import numpy as np
 
-        a, b = actual.astype(np.float64), expected.astype(np.float64)
+        a, b = _reals(actual), _reals(expected)
         if not np.array_equal(np.isfinite(a), np.isfinite(b)):
             raise GateError(f"{where}: one of the models gives values that are not finite")
         difference = np.abs(a - b)
@@ -120,19 +120,29 @@ def compare(cases: Iterable[Case], run: Model, *, atol: float, rtol: float) -> P
     return parity
 
 
+def _reals(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the values as float64; of complex ones the parts, on one more axis."""
+    import numpy as np
+
+    if array.dtype.kind == "c":
+        array = np.stack([array.real, array.imag], axis=-1)
+    return array.astype(np.float64)
+
+
 def _row(array: np.ndarray[Any, Any], index: int) -> np.ndarray[Any, Any]:
     """Return one sample, as a batch of one; an array without that many rows whole."""
     return array[index : index + 1].copy() if array.ndim and len(array) > index else array
 
 
-def gate(ctx: Context, parity: Parity, *, atol: float, rtol: float) -> None:
+def gate(ctx: Context, parity: Parity, *, atol: float, rtol: float, fix: str = "") -> None:
     """Record the figures, and raise GateError where the tolerance is broken."""
     for name, value in parity.figures().items():
         ctx.figure(name, value)
     if parity.excess > 0:
         raise GateError(
             f"the result differs from the original by up to {parity.max_abs:.3g}, more than "
-            f"atol {atol:g} + rtol {rtol:g} allow; worst at {parity.worst}"
+            f"atol {atol:g} + rtol {rtol:g} allow; worst at {parity.worst}",
+            fix=fix,
         )
 
 

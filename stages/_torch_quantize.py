@@ -11,8 +11,8 @@ from typing import Any
 
 from deploy_runner.sdk import Context, GateError, StageError
 
-from . import _bundle, _torchscript
-from ._bundle import Bundle
+from . import _branches, _bundle, _torchscript
+from ._bundle import Bundle, Case
 from ._parity import compare
 
 _EXACT = {"atol": 1e-6, "rtol": 1e-6}
@@ -34,24 +34,21 @@ def quiet() -> Iterator[None]:
 
 
 def deliver(ctx: Context, bundle: Bundle, quantized: Any, path: Path) -> None:
-    """Trace or script, save, load back; compare exactly with the quantized module.
+    """Trace, or script where a trace would keep one branch; save, load back, compare with the module.
 
     The figures compare with the float one.
 
     Raises StageError where an operator has no quantized form, GateError where the file computes
     something else than the module.
     """
-    import torch
-
     names = (bundle.input_names, bundle.output_names)
+    further = _branches.exercise(bundle).cases
     with quiet():
         try:
             reference = _torchscript.runner(quantized, *names)
-            cases = [_bundle.Case(c.name, c.inputs, reference(c.inputs)) for c in bundle.cases]
-            program = torch.jit.trace(quantized, bundle.example(), strict=False, check_trace=False)
-            if compare(cases, _torchscript.runner(program, *names), **_EXACT).excess > 0:
-                program = torch.jit.script(quantized)  # A trace keeps one branch only.
-        except GateError:
+            cases = [Case(c.name, c.inputs, reference(c.inputs)) for c in (*bundle.cases, *further)]
+            program = _program(quantized, bundle, cases)
+        except StageError:
             raise
         except Exception as error:
             raise _refusal(error) from error
@@ -67,6 +64,26 @@ def deliver(ctx: Context, bundle: Bundle, quantized: Any, path: Path) -> None:
     before, after = (bundle.folder / "weights.safetensors").stat().st_size, path.stat().st_size
     ctx.figure("bytes", after)
     ctx.figure("smaller", round(before / after, 3))
+
+
+def _program(quantized: Any, bundle: Bundle, cases: list[Case]) -> Any:
+    """Return the module as TorchScript: traced, or scripted where a trace keeps one branch or size."""
+    import torch
+
+    said = "a trace of the quantized model keeps one branch or size"
+    try:
+        program = torch.jit.trace(quantized, bundle.example(), strict=False, check_trace=False)
+        run = _torchscript.runner(program, bundle.input_names, bundle.output_names)
+        if compare(cases, run, **_EXACT).excess <= 0:
+            return program
+    except (RuntimeError, GateError) as error:
+        if str(error).startswith("Tracer cannot infer type"):  # The tensors are printed before the reason.
+            said = f"the quantized model can't be traced: {str(error).rpartition(chr(10) + ':')[2]}"
+    try:
+        return torch.jit.script(quantized)
+    except Exception as error:
+        raise StageError(f"{said}, and it can't be scripted: {_bundle.first_line(error)}",
+                         fix="use onnx.quantize_static or onnx.quantize_dynamic") from error  # fmt: skip
 
 
 def _refusal(error: Exception) -> StageError:

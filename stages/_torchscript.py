@@ -22,6 +22,7 @@ from deploy_runner.sdk import (
 )
 
 from . import _bundle
+from ._branches import Branches, check
 from ._bundle import Bundle
 from ._parity import Model, compare, gate
 
@@ -117,8 +118,13 @@ def runner(program: Any, inputs: list[str], outputs: list[str]) -> Model:
     return run
 
 
-def deliver(ctx: Context, bundle: Bundle, program: Any, params: Params, path: Path) -> None:
-    """Freeze if asked, save, load back, run every reference case; fail beyond the tolerance."""
+def deliver(
+    ctx: Context, bundle: Bundle, program: Any, params: Params, path: Path, found: Branches | None = None
+) -> None:
+    """Freeze if asked, save, load back, run every reference case, and the branches that were `found`.
+
+    Raises GateError beyond the tolerance.
+    """
     import torch
 
     if params.freeze:
@@ -128,5 +134,6 @@ def deliver(ctx: Context, bundle: Bundle, program: Any, params: Params, path: Pa
     run = runner(load(path), bundle.input_names, bundle.output_names)
     parity = compare(bundle.cases, run, atol=params.atol, rtol=params.rtol)
     gate(ctx, parity, atol=params.atol, rtol=params.rtol)
+    check(found or Branches(), run)
     ctx.figure("bytes", path.stat().st_size)
     ctx.figure("cases", [case.name for case in bundle.cases])

@@ -222,8 +222,9 @@ def runner(path: Path, bundle: Bundle) -> Model:
             result = method.execute(_bundle.tensors(arrays, bundle.input_names))
         except RuntimeError as error:
             shapes = {name: tuple(array.shape) for name, array in arrays.items()}
-            raise StageError(f"ExecuTorch can't run inputs of shape {shapes}: "
-                             f"{_bundle.first_line(error)}") from error  # fmt: skip
-        return {n: t.numpy().copy() for n, t in zip(bundle.output_names, result, strict=True)}
+            said = f"ExecuTorch can't run inputs of shape {shapes}: {_bundle.first_line(error)}"
+            raise StageError(said, fix="try `backend: portable`, or mobile.lite") from error
+        outputs = result[len(result) - len(bundle.output_names) :]  # What the model writes into comes first.
+        return {n: t.numpy().copy() for n, t in zip(bundle.output_names, outputs, strict=True)}
 
     return run

@@ -21,7 +21,7 @@ from deploy_runner.sdk import (
     StageParams,
 )
 
-from . import _bundle, _snippets, _torchscript
+from . import _branches, _bundle, _snippets, _torchscript
 from ._bundle import Bundle
 from ._parity import Model, compare, gate
 from .torch_trace import trace
@@ -66,8 +66,10 @@ class MobileLite(Stage):
         program = _torchscript.load(inputs.program) if inputs.program else trace(bundle)
         ready, optimized = _optimized(program)
         _save(ready, outputs.model)
-        parity = compare(bundle.cases, runner(outputs.model, bundle), atol=params.atol, rtol=params.rtol)
+        run = runner(outputs.model, bundle)
+        parity = compare(bundle.cases, run, atol=params.atol, rtol=params.rtol)
         gate(ctx, parity, atol=params.atol, rtol=params.rtol)
+        _branches.check(_branches.exercise(bundle), run)
         _snippets.write(outputs.snippets, "lite", bundle.inputs, bundle.outputs)
         ctx.figure("optimized", optimized)
         ctx.figure("bytes", outputs.model.stat().st_size)

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+_SHAPES = (
+    "set `example.shape` to what forward() takes; where that is a dict or a list, let the factory "
+    "return a module around it that takes tensors"
+)
+
+
 class ModelPrepare(Stage):
     """Load the weights into the model, check it, and store what it computes as the reference.
 
@@ -113,8 +119,8 @@ def run_eager(module: nn.Module, arrays: Mapping[str, Any], names: list[str] | N
     except Exception as error:
         shapes = ", ".join(f"{n} {tuple(a.shape)}" for n, a in arrays.items())
         where = _bundle.user_line(error)
-        raise StageError(f"the model refuses the example {shapes}: {_bundle.first_line(error)}{where}",
-                         fix="set `example.shape` to what forward() takes") from error  # fmt: skip
+        said = f"the model refuses the example {shapes}: {_bundle.first_line(error)}{where}"
+        raise StageError(said, fix=_SHAPES) from error
     flat = _bundle.flatten_outputs(result, names)
     return {name: tensor.detach().cpu().numpy() for name, tensor in flat.items()}
 
@@ -206,8 +212,10 @@ def _batches(module: nn.Module, cases: list[Case], params: ModelPrepare.Params) 
     worst = 0.0
     for name, array in case.outputs.items():
         if array.ndim and len(array) == size and single[name].shape[1:] == array.shape[1:]:
-            scale = max(1.0, float(np.abs(array[:1]).max(initial=0)))
-            worst = max(worst, float(np.abs(single[name] - array[:1]).max(initial=0)) / scale)
+            kind = np.complex128 if array.dtype.kind == "c" else np.float64
+            alone, within = single[name].astype(kind), array[:1].astype(kind)
+            scale = max(1.0, float(np.abs(within).max(initial=0)))
+            worst = max(worst, float(np.abs(alone - within).max(initial=0)) / scale)
     ok = worst <= params.batch_tolerance
     return ok, f"relative difference {worst:.2g}, allowed {params.batch_tolerance:g}"
 

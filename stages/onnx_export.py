@@ -21,7 +21,7 @@ from deploy_runner.sdk import (
     StageParams,
 )
 
-from . import _bundle, _onnx
+from . import _branches, _bundle, _onnx
 from ._bundle import Bundle
 from ._parity import compare, gate
 
@@ -82,7 +82,9 @@ class OnnxExport(Stage):
             shapes = ", ".join(f"{n} {tuple(a.shape)}" for n, a in bundle.cases[0].inputs.items())
             raise StageError(f"the {exporter} exporter made a model that takes {shapes} only",
                              fix="use the other exporter") from error  # fmt: skip
-        gate(ctx, parity, atol=params.atol, rtol=params.rtol)
+        other = "torchscript" if exporter == "dynamo" else "dynamo"
+        gate(ctx, parity, atol=params.atol, rtol=params.rtol, fix=f"try exporter: {other}")
+        _branches.check(_branches.exercise(bundle), run)
         ctx.figure("opset", _onnx.opset_of(model))
         ctx.figure("exporter", exporter)
         ctx.figure("bytes", _onnx.size_bytes(outputs.model))
@@ -161,19 +163,19 @@ def _scripted_if_branching(bundle: Bundle, module: Any) -> Any:
     """Return the model as TorchScript where a trace would keep one branch of it only."""
     import torch
 
-    from .torch_trace import trace
+    from .torch_trace import DependsOnInputs, trace
 
     try:
         trace(bundle)
-    except StageError as error:
-        if "control flow" not in error.message:
-            return module
+    except DependsOnInputs as error:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 return torch.jit.script(module)
             except Exception as refusal:
                 raise error from refusal
+    except StageError:
+        return module
     return module
 
 

@@ -104,6 +104,9 @@ def refusal(error: Exception) -> StageError:
     if fixed := _FIXED.search(text):
         said = f"the model fixes the dynamic axis {fixed.group(1)!r} to {fixed.group(2)}{where}"
         return StageError(said, fix="leave it out of model.prepare's `dynamic`, or use onnx.export")
+    if "Constraints violated" in text:
+        said = f"the model treats some sizes of a dynamic axis otherwise than others{where}"
+        return StageError(said, fix="leave it out of model.prepare's `dynamic`, or use torch.script")
     return StageError(
         f"the model can't be exported: {_bundle.first_line(error)}{where}",
         fix="try torch.trace or torch.script",

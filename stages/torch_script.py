@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from deploy_runner.sdk import Context, Stage, StageError
 
-from . import _bundle, _torchscript
+from . import _branches, _bundle, _torchscript
 
 
 class TorchScript(Stage):
-    """Compile the model to TorchScript, with control flow that depends on the data."""
+    """Compile the model to TorchScript, with control flow that depends on the data.
+
+    Inputs are sought that make each line choose both of its sides, and the program is compared on
+    them too; the figure `branches` says for which lines they were found.
+    """
 
     uses = "torch.script"
     packages = ("torch", "numpy")
@@ -35,7 +39,10 @@ class TorchScript(Stage):
                 TypeError,
             ) as error:
                 raise _refusal(error) from error
-        _torchscript.deliver(ctx, bundle, program, params, outputs.model)
+        found = _branches.exercise(bundle)
+        if found.sides():
+            ctx.figure("branches", found.sides())  # type: ignore[arg-type]
+        _torchscript.deliver(ctx, bundle, program, params, outputs.model, found)
 
 
 def _refusal(error: Exception) -> StageError:

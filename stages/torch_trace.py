@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from typing import TYPE_CHECKING, Any
 
 from deploy_runner.sdk import Context, Stage, StageError
 
-from . import _bundle, _torchscript
+from . import _branches, _bundle, _torchscript
 from ._bundle import Bundle
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ _ADVICE = "use torch.script for this model, which keeps both branches"
 class TorchTrace(Stage):
     """Trace the model to TorchScript, refusing control flow that depends on the data.
 
-    The trace is run on inputs of other sizes and values; where the graphs differ the stage names
-    the source line.
+    Every line of the model that looks at a value of its data is found and named, whatever the
+    example makes of it; then the trace is run on inputs of other sizes and values.
     """
 
     uses = "torch.trace"
@@ -39,13 +40,18 @@ class TorchTrace(Stage):
         _torchscript.deliver(ctx, bundle, trace(bundle), params, outputs.model)
 
 
+class DependsOnInputs(StageError):
+    """A trace would keep what the model chose for the example; scripting keeps the choice."""
+
+
 def trace(bundle: Bundle) -> torch.jit.ScriptModule:
     """Trace a bundle's model, and try the trace on inputs of other sizes and values.
 
-    Raises StageError that names the user's line where the model's control flow depends on its data.
+    Raises DependsOnInputs with the user's line where the model does something else for other inputs.
     """
     import torch
 
+    _refuse_looks(_branches.exercise(bundle))
     module = bundle.module()
     with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -54,9 +60,7 @@ def trace(bundle: Bundle) -> torch.jit.ScriptModule:
                 module, bundle.example(), check_inputs=_other_inputs(bundle), strict=False
             )
         except torch.jit.TracingCheckError as error:
-            where = _suspect_line(caught)
-            raise StageError(f"the model's control flow depends on its data{where}: a trace keeps "
-                             "one branch only", fix=_ADVICE) from error  # fmt: skip
+            raise _depends(caught) from error
         except RuntimeError as error:
             where = _bundle.user_line(error)
             said = _bundle.first_line(error)
@@ -64,36 +68,53 @@ def trace(bundle: Bundle) -> torch.jit.ScriptModule:
                 said = str(error).rpartition("\n:")[2]
             raise StageError(f"the model can't be traced: {said}{where}",
                              fix="try torch.script or torch.export") from error  # fmt: skip
-    _refuse_other_branches(bundle, module, program, caught)
+    _refuse_other_results(bundle, module, program, caught)
     return program
 
 
+def _refuse_looks(found: _branches.Branches) -> None:
+    for read in found.reads:
+        if isinstance(read.value, bool):
+            raise DependsOnInputs(f"the model's control flow depends on its data at {read.where}: a trace "
+                                  "keeps one branch only", fix=_ADVICE)  # fmt: skip
+    for read in found.reads:
+        raise DependsOnInputs(f"the model takes a number out of its data at {read.where}: a trace keeps "
+                              "the example's", fix="use torch.script for this model")  # fmt: skip
+
+
+def _depends(caught: list[warnings.WarningMessage]) -> DependsOnInputs:
+    said = f"the model's control flow depends on the sizes of its inputs{_suspect_line(caught)}"
+    return DependsOnInputs(f"{said}: a trace keeps the example's", fix=_ADVICE)
+
+
 def _other_inputs(bundle: Bundle) -> list[tuple[torch.Tensor, ...]]:
-    """Return inputs of other sizes, and of other values: zeros, and the signs turned."""
-    first = bundle.example()
-    return [
-        *(bundle.example(index) for index in range(1, len(bundle.cases))),
-        tuple(t.neg() if t.is_floating_point() else t for t in first),
-        tuple(t * 0 for t in first),
-    ]
+    """Return inputs of other sizes, and of other values: the signs turned, and zeros.
+
+    Each call makes new ones, because a model may write into its inputs.
+    """
+    sizes = [bundle.example(index) for index in range(1, len(bundle.cases))]
+    values = itertools.islice(_branches.probes(bundle), 2)
+    return [*sizes, *(_bundle.tensors(arrays, bundle.input_names) for arrays in values)]
 
 
-def _refuse_other_branches(
+def _refuse_other_results(
     bundle: Bundle, module: Any, program: Any, caught: list[warnings.WarningMessage]
 ) -> None:
     """Compare with eager on the other inputs too: a check of graphs alone can miss a branch."""
     import torch
 
-    for example in _other_inputs(bundle):
+    for given, same in zip(_other_inputs(bundle), _other_inputs(bundle), strict=True):
         with torch.no_grad(), _torchscript.quiet():
-            expected = _bundle.flatten_outputs(module(*example))
-            actual = _bundle.flatten_outputs(program(*example))
+            expected = _bundle.flatten_outputs(module(*given))
+            try:
+                actual = _bundle.flatten_outputs(program(*same))
+            except RuntimeError as error:
+                raise _depends(caught) from error
         for name, tensor in expected.items():
             if tensor.shape != actual[name].shape or not torch.allclose(
                 tensor.float(), actual[name].float(), atol=1e-3, rtol=1e-3, equal_nan=True
             ):
-                raise StageError(f"the model's control flow depends on its data{_suspect_line(caught)}: "
-                                 "a trace keeps one branch only", fix=_ADVICE)  # fmt: skip
+                raise _depends(caught)
 
 
 def _suspect_line(caught: list[warnings.WarningMessage]) -> str:

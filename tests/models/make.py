@@ -22,6 +22,20 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Name → the parameters of model.prepare."""
 
+_UNTRAINED = (
+    "custom",
+    "counting",
+    "nested",
+    "random",
+    "quiet",
+    "flagged",
+    "number",
+    "sized",
+    "writing",
+    "values",
+)
+"""No gradient, or nothing to learn: as they are made."""
+
 _STEPS = 150
 _BATCH = 64
 
@@ -60,12 +74,7 @@ def weights(name: str) -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
     generator = torch.Generator().manual_seed(2)
     module: nn.Module = getattr(models, name)()
-    if name in (
-        "custom",
-        "counting",
-        "nested",
-        "random",
-    ):  # No gradient, or nothing to learn: as they are made.
+    if name in _UNTRAINED:
         return module.state_dict()
     optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
     module.train()

@@ -154,6 +154,66 @@ class Random(nn.Module):
         return self.linear(x) + torch.rand(())
 
 
+class Quiet(Branch):
+    """A branch that no usual input takes, after a harmless look at a size and at a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("ready", torch.tensor(True))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] == 0 or not bool(self.ready):
+            raise ValueError("nothing to do")
+        y = self.linear(x)
+        if y.abs().max() > 40:
+            return y.clamp(-1, 1)
+        return y
+
+
+class Flagged(Quiet):
+    """Looks at sizes and buffers, never at its data."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1] != 4 or not bool(self.ready):
+            raise ValueError("nothing to do")
+        return self.linear(x)
+
+
+class Number(Branch):
+    """A number taken out of the data, through a view that is written into."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kept = torch.zeros(2)
+        kept[0] = x[0, 0]
+        return self.linear(x) + int(kept.sum().item() * 0)
+
+
+class Sized(Branch):
+    """Something else for a batch of more than three."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.linear(x)
+        if x.shape[0] > 3:
+            return y * 2
+        return y
+
+
+class Writing(Branch):
+    """A forward pass that writes into its input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x += 1
+        return self.linear(x)
+
+
+class Values(Branch):
+    """Outputs that are no float32: whether, complex, half."""
+
+    def forward(self, x: torch.Tensor):
+        y = self.linear(x)
+        return y > 0, torch.complex(y, -y), y.half()
+
+
 def cnn():
     return Cnn()
 
@@ -196,6 +256,34 @@ def counting():
 
 def random():
     return Random()
+
+
+def quiet():
+    return Quiet()
+
+
+def flagged():
+    return Flagged()
+
+
+def number():
+    return Number()
+
+
+def sized():
+    return Sized()
+
+
+def writing():
+    return Writing()
+
+
+def values():
+    return Values()
+
+
+def failing(path="licence.txt"):
+    raise FileNotFoundError(f"there is no {path}")
 
 
 def wrong():
