@@ -28,6 +28,8 @@ Format = Literal["torch", "legacy", "safetensors", "sharded", "torchscript", "pt
 
 _MAX_MEMBERS = 1_000_000
 _MAX_NAME = 1000
+_INDEX_BYTES = 1 << 20
+_CHECKPOINTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 _NEWER_PICKLES = tuple(f"Unsupported operand {opcode}" for opcode in (140, 147, 148, 149, 150))
 _LEGACY_PICKLES = 4
 """A legacy file begins with its magic number, protocol, system and content, each a pickle."""
@@ -40,8 +42,7 @@ def sniff(path: Path) -> Format:
     if path.is_dir():
         if any(path.glob("*.safetensors.index.json")):
             return "sharded"
-        raise StageError(f"{path.name} is a folder without a *.safetensors.index.json",
-                         fix="name the checkpoint's file")  # fmt: skip
+        raise _no_shards(path)
     with path.open("rb") as file:
         head = file.read(16)
     if not head:
@@ -52,8 +53,20 @@ def sniff(path: Path) -> Format:
         return "legacy"
     if len(head) > 9 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < path.stat().st_size:
         return "safetensors"
+    if head.lstrip().startswith(b"{") and b'"weight_map"' in path.read_bytes()[:_INDEX_BYTES]:
+        raise StageError("the file is the index of a checkpoint in several files",
+                         fix="name the folder that holds it and its shards")  # fmt: skip
     raise StageError("the file is not a checkpoint: neither torch.save's nor safetensors",
                      fix="name the file that your training loop wrote")  # fmt: skip
+
+
+def _no_shards(folder: Path) -> StageError:
+    said = f"{folder.name} is a folder without a *.safetensors.index.json"
+    files = sorted(p.name for p in folder.iterdir() if p.suffix in _CHECKPOINTS)
+    if any(folder.glob("*.bin.index.json")):
+        return StageError(f"{said}: shards of pickles are not read", fix="save it as safetensors")
+    return StageError(said, fix=f"name the checkpoint's file: {', '.join(files[:3])}" if files else
+                      "name the checkpoint's file")  # fmt: skip
 
 
 def _sniff_zip(path: Path) -> Format:
@@ -121,17 +134,27 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_sharded(folder: Path) -> dict[str, torch.Tensor]:
-    index = sorted(folder.glob("*.safetensors.index.json"))[0]
+    indices = sorted(folder.glob("*.safetensors.index.json"))
+    if len(indices) > 1:
+        names = ", ".join(index.name for index in indices)
+        raise StageError(f"the folder has several checkpoints: {names}", fix="keep one of them in it")
+    index = indices[0]
     try:
-        shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        places = dict(json.loads(index.read_text("utf-8"))["weight_map"].items())
+        shards = sorted(set(places.values()))
     except (ValueError, KeyError, AttributeError, TypeError):
         raise StageError(f"{index.name} is not an index of safetensors shards") from None
-    weights: dict[str, torch.Tensor] = {}
+    found: dict[str, dict[str, torch.Tensor]] = {}
     for name in shards:
         if not isinstance(name, str) or "/" in name or not (folder / name).is_file():
-            raise StageError(f"{index.name} names the shard {name!r}, which is not in the folder")
-        weights |= read_safetensors(folder / name)
-    return weights
+            raise StageError(f"{index.name} names the shard {name!r}, which is not in the folder",
+                             fix="copy every shard")  # fmt: skip
+        found[name] = read_safetensors(folder / name)
+    for tensor, shard in places.items():
+        if tensor not in found[shard]:
+            raise StageError(f"the tensor {tensor!r} is not in the shard {shard}, where {index.name} has it",
+                             fix="copy index and shards of one checkpoint")  # fmt: skip
+    return {tensor: found[shard][tensor] for tensor, shard in places.items()}
 
 
 def _read_pickle(path: Path, form: Format, *, trust: bool) -> Any:
@@ -195,6 +218,9 @@ def _refused(path: Path, form: Format, said: str) -> StageError:
         if line in _NEWER_PICKLES:
             said = "the checkpoint is pickled by protocol 4 or newer, which torch's safe reader doesn't know"
             return StageError(said, fix="save it by torch.save without pickle_protocol")
+        if "ObjectDType" in line:
+            said = "the checkpoint holds a NumPy array of Python objects, which may run code"
+            return StageError(said, fix="save arrays of numbers only")
         return StageError(f"the checkpoint's pickle is refused: {line[:200]}",
                           fix="is this file what torch.save wrote?")  # fmt: skip
     names = ", ".join(list(dict.fromkeys(found))[:5])
@@ -254,9 +280,12 @@ def _harmless_names() -> Iterator[tuple[Any, str]]:
         yield builtin, f"builtins.{builtin.__name__}"
 
 
+_INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+"""What torch.compile, FSDP and activation checkpointing put into the names, also of submodules."""
+
 _USUAL_KEYS = ("model_state_dict", "state_dict", "model", "module", "net", "network", "weights",
                "ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema")  # fmt: skip
-_WRAPPERS = ("module.", "_orig_mod.")
+_WRAPPERS = ("module.", *_INSIDE)
 _AVERAGED = "n_averaged"
 """The counter of torch.optim.swa_utils.AveragedModel, which wraps the model as `module`."""
 
@@ -283,7 +312,8 @@ def find_state_dict(content: Any, key: str | None) -> tuple[dict[str, Any], str]
         if not _is_state_dict(found):
             raise StageError(f"{key!r} of the checkpoint is not a state_dict of tensors")
         return dict(found), key
-    if _is_state_dict(content):
+    modules = any(isinstance(value, torch.nn.Module) for value in content.values())
+    if _is_state_dict(content) and not modules:
         return dict(content), ""
     for name in _USUAL_KEYS:
         value = content.get(name)
@@ -295,6 +325,10 @@ def find_state_dict(content: Any, key: str | None) -> tuple[dict[str, Any], str]
                      fix="name it: with: {key: …}")  # fmt: skip
 
 
+EXTRA = "_extra_state"
+"""The suffix that nn.Module.get_extra_state() is stored under; it may be anything."""
+
+
 def _is_state_dict(value: Any) -> bool:
     import torch
 
@@ -303,7 +337,7 @@ def _is_state_dict(value: Any) -> bool:
         and bool(value)
         and any(isinstance(v, torch.Tensor) for v in value.values())
         and all(isinstance(k, str) for k in value)
-        and not any(isinstance(v, Mapping) for v in value.values())
+        and not any(isinstance(v, Mapping) and not k.endswith(EXTRA) for k, v in value.items())
     )
 
 
@@ -313,66 +347,37 @@ def _keys(content: Mapping[Any, Any]) -> str:
 
 
 def strip_wrappers(weights: dict[str, Any], prefix: str | None) -> tuple[dict[str, Any], str]:
-    """Return the weights without the prefixes of DDP and torch.compile, or `prefix`."""
-    stripped = ""
+    """Return the weights without the prefixes of DDP, torch.compile and FSDP, or `prefix`.
+
+    An empty `prefix` leaves every name as it is.
+    """
+    if prefix == "":
+        return weights, ""
     if prefix:
         inside = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
         if not inside:
-            raise StageError(f"no key of the state_dict begins with {prefix!r}")
+            raise StageError(f"no key of the state_dict begins with {prefix!r}",
+                             fix=f"the first is {next(iter(weights))!r}")  # fmt: skip
         return inside, prefix
-    if _AVERAGED in weights and all(k.startswith("module.") for k in weights if k != _AVERAGED):
-        weights = {name: value for name, value in weights.items() if name != _AVERAGED}
+    counters = {k for k in weights if _unwrapped(k) == _AVERAGED}
+    if counters and all(_unwrapped(k).startswith("module.") for k in weights if k not in counters):
+        weights = {name: value for name, value in weights.items() if name not in counters}
+    stripped = ""
     while found := next((w for w in _WRAPPERS if all(k.startswith(w) for k in weights)), None):
         weights = {name.removeprefix(found): value for name, value in weights.items()}
         stripped += found
-    return weights, stripped
+    return _without_inner(weights), stripped
 
 
-def write_safetensors(path: Path, weights: Mapping[str, Any]) -> dict[str, str]:
-    """Write weights with sorted metadata; tied tensors are written once.
-
-    Returns alias → name of the tied ones, which is in the file's metadata too. Raises StageError
-    for what a safetensors file can't hold.
-    """
-    import torch
-    from safetensors.torch import save_file
-
-    kept: dict[str, torch.Tensor] = {}
-    tied: dict[str, str] = {}
-    seen: dict[tuple[Any, ...], str] = {}
-    for name in sorted(weights):
-        tensor = weights[name]
-        if not isinstance(tensor, torch.Tensor):
-            raise StageError(f"{name!r} of the state_dict is a {type(tensor).__name__}, not a tensor",
-                             fix="quantize after the export instead")  # fmt: skip
-        if tensor.is_quantized or tensor.layout != torch.strided:
-            raise StageError(f"{name!r} is a quantized or sparse tensor, which safetensors can't hold",
-                             fix="start from the float checkpoint")  # fmt: skip
-        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
-        if tensor.numel() and place in seen:
-            tied[name] = seen[place]
-            continue
-        seen[place] = name
-        kept[name] = tensor.detach().contiguous()
-    metadata = {"format": "pt"} | ({"tied": json.dumps(tied, sort_keys=True)} if tied else {})
-    save_file(_unshared(kept), path, dict(sorted(metadata.items())))
-    path.chmod(0o644)
-    return tied
+def _without_inner(weights: dict[str, Any]) -> dict[str, Any]:
+    """Take the wrappers of submodules out of the names, e.g. of a layer that was compiled alone."""
+    names = {name: _unwrapped(name) for name in weights}
+    if len(set(names.values())) < len(names):
+        return weights  # Two names would become one: they are not wrappers.
+    return {names[name]: value for name, value in weights.items()}
 
 
-def _unshared(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Clone tensors that overlap in one storage without being equal: views of one buffer."""
-    owners: dict[int, int] = {}
-    for tensor in weights.values():
-        pointer = tensor.untyped_storage().data_ptr()
-        owners[pointer] = owners.get(pointer, 0) + 1
-    return {
-        name: tensor.clone()
-        if owners[tensor.untyped_storage().data_ptr()] > 1 and _is_partial(tensor)
-        else tensor
-        for name, tensor in weights.items()
-    }
-
-
-def _is_partial(tensor: torch.Tensor) -> bool:
-    return tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
+def _unwrapped(name: str) -> str:
+    for wrapper in _INSIDE:
+        name = name.replace(f".{wrapper}", ".").removeprefix(wrapper)
+    return name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from deploy_runner.sdk import (
@@ -18,6 +19,10 @@ from deploy_runner.sdk import (
 )
 
 from . import _bundle, _checkpoint
+
+_STATE = ("scheduler_state_dict", "lr_scheduler_state_dict", "scheduler", "lr_scheduler", "scaler_state_dict",
+          "scaler", "rng_state", "model_config")  # fmt: skip
+"""What a training loop writes beside weights, optimizer and plain values."""
 
 
 class CheckpointCreate(Stage):
@@ -35,15 +40,21 @@ class CheckpointCreate(Stage):
     class Params(StageParams):
         """What the checkpoint says about the training."""
 
-        config: dict[str, Any] = Field(default={}, description="how to build the model")
-        training_date: str | None = Field(None, description="when it was trained, e.g. 2026-11-24")
+        config: dict[str, Any] | None = Field(
+            None, description="how to build the model (default: the checkpoint's `model_config`)"
+        )
+        training_date: str | None = Field(
+            None, description="when it was trained, e.g. 2026-11-24 (default: what the checkpoint says)"
+        )
 
     class Inputs(StageInputs):
         """The weights."""
 
         weights: File = Field(description="weights.safetensors of checkpoint.state_dict")
         metadata: File | None = Field(None, description="metadata.json of checkpoint.state_dict")
-        checkpoint: File | None = Field(None, description="a checkpoint to take the optimizer's state from")
+        checkpoint: File | None = Field(
+            None, description="a checkpoint to take the state of optimizer, scheduler and random numbers from"
+        )
 
     class Outputs(StageOutputs):
         """The checkpoint."""
@@ -56,10 +67,11 @@ class CheckpointCreate(Stage):
 
         content: dict[str, Any] = {"model_state_dict": _bundle.read_weights(inputs.weights)}
         if inputs.checkpoint is not None:
-            content["optimizer_state_dict"] = _optimizer_state(inputs)
+            content |= _training_state(inputs.checkpoint)
         if inputs.metadata is not None:
             content |= json.loads(inputs.metadata.read_text("utf-8"))["training"]
-        content["model_config"] = params.config
+        if params.config is not None or "model_config" not in content:
+            content["model_config"] = params.config or {}
         content["pytorch_version"] = str(torch.__version__)
         if params.training_date is not None:
             content["training_date"] = params.training_date
@@ -73,10 +85,12 @@ class CheckpointCreate(Stage):
         ctx.figure("bytes", outputs.checkpoint.stat().st_size)
 
 
-def _optimizer_state(inputs: CheckpointCreate.Inputs) -> Any:
-    assert inputs.checkpoint is not None
-    content = _checkpoint.read(inputs.checkpoint, trust=False)
+def _training_state(checkpoint: Path) -> dict[str, Any]:
+    """Return what training needs beside the weights, under the names that it has in the checkpoint."""
+    content = _checkpoint.read(checkpoint, trust=False)
+    held = content if isinstance(content, dict) else {}
     for name in ("optimizer_state_dict", "optimizer"):
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
-            return content[name]
-    raise StageError("the checkpoint has no optimizer_state_dict")
+        if isinstance(held.get(name), dict):
+            return {"optimizer_state_dict": held[name]} | {n: held[n] for n in _STATE if n in held}
+    raise StageError("the checkpoint has no optimizer_state_dict",
+                     fix='save {"optimizer_state_dict": optimizer.state_dict(), …}')  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -16,22 +15,19 @@ from deploy_runner.sdk import (
     Folder,
     Output,
     Stage,
-    StageError,
     StageInputs,
     StageOutputs,
     StageParams,
 )
 
-from . import _checkpoint
-
-_CHUNK_BYTES = 1 << 20
+from . import _checkpoint, _safetensors
 
 
 class CheckpointStateDict(Stage):
     """Take the weights out of a training checkpoint, without running what is inside it.
 
     Reads torch.save files (zip and legacy), safetensors and their shards; strips the prefixes of
-    DDP and torch.compile. A whole pickled module needs `trust: true`.
+    DDP, torch.compile, FSDP and averaged models. A whole pickled module needs `trust: true`.
     """
 
     uses = "checkpoint.state_dict"
@@ -43,7 +39,9 @@ class CheckpointStateDict(Stage):
         """What to take."""
 
         key: str | None = Field(None, description="where the state_dict is; found if left out")
-        strip_prefix: str | None = Field(None, description="a prefix to take off every name")
+        strip_prefix: str | None = Field(
+            None, description="a prefix to take off every name; an empty one keeps all names"
+        )
         code: Code | None = Field(None, description="defines the classes of a pickled module")
 
     class Inputs(StageInputs):
@@ -64,8 +62,8 @@ class CheckpointStateDict(Stage):
         content = _checkpoint.read(inputs.checkpoint, trust=ctx.trust)
         weights, key = _checkpoint.find_state_dict(content, params.key)
         weights, prefix = _checkpoint.strip_wrappers(weights, params.strip_prefix)
-        tied = _checkpoint.write_safetensors(outputs.weights, weights)
-        _verify(outputs, weights, tied)
+        weights = {n: t for n, t in weights.items() if not n.endswith(_checkpoint.EXTRA)}
+        tied = _safetensors.write(outputs.weights, weights)
         count = sum(t.numel() for name, t in weights.items() if name not in tied)
         dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in weights.values()})
         metadata = {
@@ -92,33 +90,24 @@ def _define_in_main(code: str, value: Any) -> None:
     setattr(sys.modules["__main__"], code.rpartition(":")[2], value)
 
 
-def _verify(
-    outputs: CheckpointStateDict.Outputs, weights: Mapping[str, Any], tied: Mapping[str, str]
-) -> None:
-    """Compare the written file with the tensors, bit for bit, without mapping it as well."""
-    import torch
-
-    with outputs.weights.open("rb") as file:
-        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-        start = file.tell()
-        for name, tensor in weights.items():
-            begin, end = header[tied.get(name, name)]["data_offsets"]
-            file.seek(start + begin)
-            expected = memoryview(tensor.detach().contiguous().flatten().view(torch.uint8).numpy())
-            for at in range(0, end - begin, _CHUNK_BYTES):
-                if file.read(min(_CHUNK_BYTES, end - begin - at)) != expected[at : at + _CHUNK_BYTES]:
-                    raise StageError(f"{name!r} was not written as it was read")
-
-
 def _training_values(content: Any) -> dict[str, Any]:
-    """Return the plain values of the checkpoint's top level: epoch, loss, accuracy and so on."""
-    import math
+    """Return the plain values of the checkpoint's top level: epoch, loss, accuracy, dates and so on."""
+    values = {str(k): _plain(v) for k, v in content.items()} if isinstance(content, Mapping) else {}
+    return {name: value for name, value in values.items() if value is not None}
 
-    values: dict[str, Any] = {}
-    for name, value in content.items() if isinstance(content, Mapping) else ():
-        number = value.item() if hasattr(value, "item") and getattr(value, "size", None) == 1 else value
-        if isinstance(number, float) and not math.isfinite(number):
-            number = str(number)
-        if isinstance(number, (str, int, float, bool)):
-            values[str(name)] = number
-    return values
+
+def _plain(value: Any) -> str | int | float | bool | None:
+    """Return a value as JSON has it: of tensors and arrays single ones, dates as ISO 8601."""
+    import datetime
+    import math
+    import pathlib
+
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, pathlib.PurePath):
+        return value.as_posix()
+    size = value.numel() if hasattr(value, "numel") else getattr(value, "size", None)
+    number = value.item() if hasattr(value, "item") and size == 1 else value
+    if isinstance(number, float) and not math.isfinite(number):
+        return str(number)
+    return number if isinstance(number, (str, int, float, bool)) else None

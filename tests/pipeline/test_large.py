@@ -80,7 +80,7 @@ def checkpoint(folder: Path, layers: int) -> Path:
 def test_a_checkpoint_of_1_gb_is_not_copied_in_memory(tmp_path: Path) -> None:
     taken = run(tmp_path / "w", "checkpoint.state_dict", {"checkpoint": checkpoint(tmp_path, 4)})
     assert taken["anonymous"] < 0.1e9
-    assert taken["resident"] < 4 * LAYER_BYTES + 0.3e9
+    assert taken["resident"] < 1.2e9, "with torch itself, and every mapped page"
 
 
 def test_a_model_over_2_gb_is_exported_within_1_3_times_its_weights(tmp_path: Path) -> None:

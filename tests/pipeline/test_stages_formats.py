@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 
 import onnx
@@ -79,6 +80,29 @@ def test_a_created_checkpoint_holds_what_training_needs(tmp_path: Path) -> None:
     assert all(
         torch.equal(content["model_state_dict"][k], v) for k, v in original["model_state_dict"].items()
     )
+
+
+def test_what_the_source_says_of_its_training_is_kept(tmp_path: Path) -> None:
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    source = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 5).state_dict(),
+        "rng_state": torch.get_rng_state(),
+        "model_config": {"width": 3},
+        "training_date": datetime.date(2026, 11, 24),
+    }
+    torch.save(source, tmp_path / "c.pt")
+    taken = run_stage(
+        stage("checkpoint.state_dict"), tmp_path / "w", inputs={"checkpoint": tmp_path / "c.pt"}
+    )
+    inputs = {**taken.outputs, "checkpoint": tmp_path / "c.pt"}
+    made = run_stage(stage("checkpoint.create"), tmp_path / "m", inputs=inputs)["checkpoint"]
+    found = torch.load(made, weights_only=True)
+    assert found["training_date"] == "2026-11-24"
+    assert (found["model_config"], found["scheduler"]["step_size"]) == ({"width": 3}, 5)
+    assert torch.equal(found["rng_state"], source["rng_state"])
 
 
 def test_a_checkpoint_without_an_optimizer_is_one_sentence(tmp_path: Path) -> None:

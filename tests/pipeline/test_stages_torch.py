@@ -60,6 +60,12 @@ def weights() -> dict[str, torch.Tensor]:
         pytest.param(lambda w: {f"_orig_mod.module.{k}": v for k, v in w.items()}, {}, id="compile and DDP"),
         pytest.param(lambda w: {"n_averaged": torch.tensor(5)} | {f"module.{k}": v for k, v in w.items()}, {}, id="AveragedModel"),
         pytest.param(lambda w: {"epoch": 1, "state_dict_ema": {f"_orig_mod.{k}": v for k, v in w.items()}}, {}, id="EMA and compile"),
+        pytest.param(lambda w: {"ema": {"n_averaged": torch.tensor(5)} | {f"module._orig_mod.module.{k}": v for k, v in w.items()}},
+                     {}, id="EMA, compile and DDP"),
+        pytest.param(lambda w: {"_orig_mod.n_averaged": torch.tensor(5)} | {f"_orig_mod.module.{k}": v for k, v in w.items()},
+                     {}, id="a compiled AveragedModel"),
+        pytest.param(lambda w: {"model": {f"_fsdp_wrapped_module.{k}": v for k, v in w.items()}}, {}, id="FSDP"),
+        pytest.param(lambda w: {"model": w | {"_extra_state": {"scale": 1}}}, {}, id="an extra state"),
         pytest.param(lambda w: {"a": {"b": w}}, {"key": "a.b"}, id="a key of one's own"),
         pytest.param(lambda w: {"state_dict": {f"net.{k}": v for k, v in w.items()} | {"x": torch.ones(1)}},
                      {"strip_prefix": "net."}, id="a prefix of one's own"),
@@ -69,6 +75,45 @@ def test_every_usual_layout_gives_the_same_weights(tmp_path: Path, wrap: Any, pa
     made = load_file(extract(tmp_path, wrap(weights()), params=params)["weights"])
     assert sorted(made) == ["bias", "weight"]
     assert all(torch.equal(made[name], tensor) for name, tensor in weights().items())
+
+
+def test_the_names_of_wrapped_submodules_are_those_of_the_model(tmp_path: Path) -> None:
+    content = {
+        "module.encoder._orig_mod.w": torch.ones(1),
+        "module.head._checkpoint_wrapped_module.w": torch.ones(2),
+    }
+    assert sorted(load_file(extract(tmp_path, content)["weights"])) == ["encoder.w", "head.w"]
+
+
+def test_an_empty_prefix_keeps_the_names(tmp_path: Path) -> None:
+    made = extract(tmp_path, {"module.weight": torch.ones(1)}, params={"strip_prefix": ""})
+    assert sorted(load_file(made["weights"])) == ["module.weight"]
+
+
+def test_the_file_is_the_one_that_the_library_writes(tmp_path: Path) -> None:
+    content = {"b": torch.ones(3, 2), "a": torch.ones(1, dtype=torch.int64), "h": torch.ones(3, dtype=torch.bool),
+               "empty": torch.ones(0, 4), "t": torch.arange(6.0).reshape(2, 3).t(), "one": torch.tensor(3.0)}  # fmt: skip
+    made = extract(tmp_path, content)["weights"]
+    save_file({k: v.contiguous() for k, v in content.items()}, tmp_path / "theirs", {"format": "pt"})
+    assert made.read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("index", "said"),
+    [
+        ({"weight": "a.safetensors", "bias": "a.safetensors"}, "the tensor 'bias' is not in the shard a.safetensors"),
+        ({"weight": "b.safetensors"}, "names the shard 'b.safetensors', which is not in the folder"),
+        ({"weight": "../a.safetensors"}, "names the shard '../a.safetensors'"),
+    ],
+)  # fmt: skip
+def test_an_index_that_its_shards_do_not_hold_is_refused(tmp_path: Path, index: Any, said: str) -> None:
+    (tmp_path / "c.pt").mkdir()
+    save_file({"weight": torch.ones(1)}, tmp_path / "c.pt/a.safetensors")
+    (tmp_path / "c.pt/model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    with pytest.raises(StageError, match=said):
+        extract(tmp_path, None)
+    with pytest.raises(StageError, match="is the index of a checkpoint in several files"):
+        extract(tmp_path, None, name="c.pt/model.safetensors.index.json")
 
 
 def test_legacy_files_safetensors_and_shards_are_read(tmp_path: Path) -> None:
@@ -91,6 +136,7 @@ def test_what_training_loops_write_is_accepted_and_told(tmp_path: Path) -> None:
     content = {
         "model_state_dict": weights(),
         "epoch": 3,
+        "loss": torch.tensor(0.5),
         "best_acc": (np.arange(4) == np.arange(4)).mean(),
         "history": np.arange(5.0),
         "when": datetime.datetime(2026, 11, 24, tzinfo=datetime.UTC),
@@ -100,7 +146,8 @@ def test_what_training_loops_write_is_accepted_and_told(tmp_path: Path) -> None:
     }
     made = extract(tmp_path, content)
     training = json.loads(made["metadata"].read_text())["training"]
-    assert training == {"epoch": 3, "best_acc": 1.0}
+    when = "2026-11-24T00:00:00+00:00"
+    assert training == {"epoch": 3, "best_acc": 1.0, "loss": 0.5, "when": when, "path": "runs/1"}
 
 
 def test_tied_tensors_are_written_once_and_survive(tmp_path: Path) -> None:
@@ -173,6 +220,8 @@ def _torchscript(path: Path) -> None:
                      id="a bare pickle"),
         pytest.param(lambda p: torch.save({"a": torch.ones(1)}, p, pickle_protocol=4), "pickled by protocol 4 or newer", id="protocol 4"),
         pytest.param(lambda p: torch.save({"loss": 1.0, "epoch": 2}, p), "it has loss, epoch", id="no state_dict"),
+        pytest.param(lambda p: torch.save({"w": torch.ones(1), "epoch": 2}, p), "'epoch' of the state_dict is a int, not a tensor", id="mixed"),
+        pytest.param(lambda p: torch.save({"model": weights(), "x": np.array([{}], dtype=object)}, p), "array of Python objects", id="objects"),
         pytest.param(lambda p: torch.save([1, 2], p), "holds a list, not a mapping", id="a list"),
     ],
 )  # fmt: skip
