@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 
+from deploy_runner.registry import Registry
 from tests.conftest import ROOT, Project
 from tests.models import models
 from tests.models.make import EXAMPLES, batch, weights
@@ -162,34 +163,90 @@ def test_every_format_agrees_with_eager_or_is_refused_as_documented(folder: Path
             assert stages[f"{name}-time"]["state"] in MADE, stages[f"{name}-time"]["error"]
 
 
+TIMED = ("verify.latency", "select")
+"""Their outputs hold what was measured on a clock, and `package.sign`'s a signature: those differ by their nature."""
+
+
+def everything(model: str) -> dict[str, Any]:
+    """Return the pipeline of every stage type whose outputs depend on its inputs alone."""
+    made = pipeline(model, measured=False)
+    bundle, onnx = "${{ stages.model.outputs.model }}", "${{ stages.onnx.outputs.model }}"
+    weights = "${{ stages.weights.outputs.%s }}"
+    pair = {"candidate": onnx, "reference": bundle}
+    accurate = {"data": "labelled.npz", **pair}
+    made["stages"] |= {
+        "sensitivity": {"uses": "onnx.sensitivity", "inputs": {"model": onnx, "calibration": "samples.npz"}},
+        "checked": {"uses": "onnx.check", "inputs": {"model": onnx}},
+        "parity": {"uses": "verify.parity", "inputs": pair},
+        "accuracy": {"uses": "verify.accuracy", "inputs": accurate},
+        "size": {"uses": "verify.size", "inputs": pair},
+        "package": {"uses": "package.sagemaker", "inputs": {"model": onnx, "reference": bundle}},
+        "resumable": {
+            "uses": "checkpoint.create",
+            "inputs": {"weights": weights % "weights", "metadata": weights % "metadata", "checkpoint": "training.pt"},
+            "with": {"training_date": "2026-11-24"},
+        },
+        "resumes": {
+            "uses": "checkpoint.resume_check",
+            "inputs": {"checkpoint": "${{ stages.resumable.outputs.checkpoint }}", "data": "labelled.npz"},
+            "with": {"factory": f"models.py:{model}", "optimizer": "SGD", "steps": 2},
+        },
+    }  # fmt: skip
+    return made
+
+
+def labelled(project: Project, model: str) -> None:
+    """Write labelled data of a model's task, and a training checkpoint with its optimizer."""
+    with np.load(project.folder / "samples.npz") as arrays:
+        _, labels = batch(model, torch.Generator().manual_seed(3))
+        np.savez(project.folder / "labelled.npz", y=labels.numpy(), **{name: arrays[name] for name in arrays})
+    module = getattr(models, model)()
+    module.load_state_dict(weights(model))
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9)
+    for parameter in module.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-4)
+    optimizer.step()
+    state = {
+        "model_state_dict": module.state_dict(),
+        "optimizer_state_dict": optimizer.state_dict(),
+        "loss": 0.1,
+    }
+    torch.save(state, project.folder / "training.pt")
+
+
+def artifacts(folder: Path, model: str, mask: int, **environment: str) -> dict[str, str]:
+    """Run everything in a folder; return STAGE.OUTPUT → digest of all that was made."""
+    project = project_of(model, folder, everything(model))
+    labelled(project, model)
+    before = os.umask(mask)
+    try:
+        project.cli("run", exits=None, **environment)
+    finally:
+        os.umask(before)
+    (record,) = (project.folder / ".deploy-runner/runs").glob("*/record.json")
+    stages = json.loads(record.read_text())["stages"]
+    failed = {name: row["error"] for name, row in stages.items() if row.get("error")}
+    assert set(failed) == {name for kind, name in REFUSED if kind == model}, failed
+    return {
+        f"{s}.{o}": a["digest"] for s, row in stages.items() for o, a in (row.get("artifacts") or {}).items()
+    }
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["cnn", "text", "memory"])
-def test_every_format_has_the_same_bytes_elsewhere(tmp_path: Path, model: str) -> None:
-    stages = pipeline(model, measured=False)
-    model_stage = {"model": "${{ stages.onnx.outputs.model }}", "calibration": "samples.npz"}
-    stages["stages"]["sensitivity"] = {"uses": "onnx.sensitivity", "inputs": model_stage}
-    found = []
-    for name, environment, mask in (
-        ("one", {"TZ": "UTC", "PYTHONHASHSEED": "1"}, 0o022),
-        ("two and a half", {"TZ": "Asia/Tokyo", "PYTHONHASHSEED": "2"}, 0o077),
-    ):
-        project = project_of(model, tmp_path / name, stages)
-        before = os.umask(mask)
-        try:
-            project.cli("run", exits=None, **environment)
-        finally:
-            os.umask(before)
-        (record,) = (project.folder / ".deploy-runner/runs").glob("*/record.json")
-        made = json.loads(record.read_text())["stages"]
-        found.append(
-            {
-                f"{s}.{o}": a["digest"]
-                for s, row in made.items()
-                for o, a in (row.get("artifacts") or {}).items()
-            }
-        )
-    assert found[0] == found[1]
-    assert len(found[0]) > 15
+@pytest.mark.parametrize("model", ["cnn", "mlp", "text", "memory"])
+def test_every_stage_gives_the_same_bytes_elsewhere(tmp_path: Path, model: str) -> None:
+    one = artifacts(tmp_path / "one", model, 0o022, TZ="UTC", PYTHONHASHSEED="1")
+    two = artifacts(
+        tmp_path / "two and a half", model, 0o077, TZ="Asia/Tokyo", PYTHONHASHSEED="2", LC_ALL="C"
+    )
+    assert one == two
+    assert len(one) > 25
+
+
+def test_no_stage_type_is_left_out_of_that(tmp_path: Path) -> None:
+    tried = {row["uses"] for row in everything("cnn")["stages"].values()}
+    every = {kind.cls.uses for kind in Registry(ROOT / "tests").all() if not kind.cls.network}
+    assert every - tried == {*TIMED, "package.sign", "run.command", "run.python"}
 
 
 def _row(model: str, name: str, stages: dict[str, Any]) -> str:
