@@ -170,6 +170,18 @@ def refuse_unknown_nodes(model: onnx.ModelProto, excluded: list[str]) -> None:
                              fix=closest_name(name, names))  # fmt: skip
 
 
+_QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger",
+              "ConvInteger", "DynamicQuantizeLinear", "DynamicQuantizeLSTM"}  # fmt: skip
+
+
+def refuse_quantized(model: onnx.ModelProto) -> None:
+    """Raise StageError for a model that holds int8 already: a second time breaks it."""
+    found = sorted({node.op_type for node in model.graph.node} & _QUANTIZED)
+    if found:
+        raise StageError(f"the model is quantized already: it has {', '.join(found)}",
+                         fix="give it the float model of onnx.export")  # fmt: skip
+
+
 def session(path: Path, *, threads: int, lean: bool = False) -> onnxruntime.InferenceSession:
     """Open a model on the CPU; `lean` runs slower, from the file's own pages, without copies of weights.
 
@@ -201,6 +213,8 @@ def runner(path: Path, *, threads: int, lean: bool = False) -> Model:
     outputs = [o.name for o in opened.get_outputs()]
 
     def run(arrays: Mapping[str, Any]) -> dict[str, Any]:
+        if len(inputs) == 1 and list(arrays) == ["x"]:
+            arrays = {inputs[0]: arrays["x"]}
         missing = [name for name in inputs if name not in arrays]
         if missing:
             raise StageError(
@@ -210,7 +224,8 @@ def runner(path: Path, *, threads: int, lean: bool = False) -> Model:
             results = opened.run(outputs, {name: arrays[name] for name in inputs})
         except Exception as error:
             shapes = ", ".join(f"{n} {tuple(arrays[n].shape)}" for n in inputs)
-            raise StageError(f"the model can't run inputs of shape {shapes}: {first_line(error)}") from error
+            said = f"the model can't run inputs of shape {shapes}: {first_line(error)}"
+            raise StageError(said, fix="give it arrays of the model's shapes and types") from error
         return dict(zip(outputs, results, strict=True))
 
     return run

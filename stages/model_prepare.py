@@ -89,7 +89,7 @@ class ModelPrepare(Stage):
         _bundle.frozen(module)
         ports = ports_of(module, params.example, params.dynamic)
         samples = _bundle.read_arrays(inputs.samples) if inputs.samples else None
-        arrays = reference_inputs(ports, samples, ctx.seed)
+        arrays = reference_inputs(ports, samples)
         before = _digests(module)
         cases = [
             Case(name, case, run_eager(module, case, params.output_names)) for name, case in arrays.items()

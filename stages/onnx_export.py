@@ -32,6 +32,12 @@ _LINE = re.compile(r'File "([^"/][^"]*\.py)", line (\d+)')
 _LOWEST_DYNAMO = 18
 
 
+_ROUNDING = (
+    "where it is float32's rounding, give model.prepare real `samples` or raise atol; else try "
+    "exporter: {other}"
+)
+
+
 class OnnxExport(Stage):
     """Export the model to ONNX and compare onnxruntime with eager on the reference cases.
 
@@ -83,7 +89,7 @@ class OnnxExport(Stage):
             raise StageError(f"the {exporter} exporter made a model that takes {shapes} only",
                              fix="use the other exporter") from error  # fmt: skip
         other = "torchscript" if exporter == "dynamo" else "dynamo"
-        gate(ctx, parity, atol=params.atol, rtol=params.rtol, fix=f"try exporter: {other}")
+        gate(ctx, parity, atol=params.atol, rtol=params.rtol, fix=_ROUNDING.format(other=other))
         _branches.check(_branches.exercise(bundle), run)
         ctx.figure("opset", _onnx.opset_of(model))
         ctx.figure("exporter", exporter)

@@ -60,6 +60,7 @@ class OnnxFloat16(Stage):
 
         logging.getLogger().setLevel(logging.ERROR)
         model = _onnx.load_proto(inputs.model)
+        _onnx.refuse_quantized(model)
         _onnx.refuse_unknown_nodes(model, params.exclude)
         try:
             halved = convert_float_to_float16(

@@ -56,6 +56,7 @@ class OnnxQuantizeDynamic(Stage):
 
         logging.getLogger().setLevel(logging.ERROR)
         proto = _onnx.load_proto(inputs.model, weights=False)
+        _onnx.refuse_quantized(proto)
         present = {node.op_type for node in proto.graph.node}
         if not present & set(params.operators):
             wanted, there = ", ".join(params.operators), ", ".join(sorted(present))

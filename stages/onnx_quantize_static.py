@@ -66,6 +66,7 @@ class OnnxQuantizeStatic(Stage):
         """Calibrate, quantize, save, load back, compare."""
         source = _onnx.onnx_file(inputs.model)
         proto = _onnx.load_proto(inputs.model, weights=False)
+        _onnx.refuse_quantized(proto)
         opset = _onnx.opset_of(proto)
         if params.per_channel and params.format == "QDQ" and opset < _PER_CHANNEL_OPSET:
             raise StageError(f"per_channel with QDQ needs opset {_PER_CHANNEL_OPSET}, the model has {opset}",

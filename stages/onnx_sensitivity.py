@@ -67,6 +67,7 @@ class OnnxSensitivity(Stage):
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Calibrate once, then quantize each layer alone and compare."""
         logging.getLogger().setLevel(logging.ERROR)
+        _onnx.refuse_quantized(_onnx.load_proto(inputs.model, weights=False))
         ready = preprocessed(ctx, _onnx.onnx_file(inputs.model))
         proto = _onnx.load_proto(ready)
         nodes = {n.name: n.op_type for n in proto.graph.node if n.op_type in params.operators}

@@ -119,7 +119,13 @@ def _read_report(name: str, reports: dict[str, Path]) -> tuple[float, float]:
     if name not in reports:
         raise StageError(f"the candidate {name!r} has no accuracy report, there are {', '.join(reports)}",
                          fix="give `candidates` and `accuracy` the same names")  # fmt: skip
-    report = json.loads(reports[name].read_text("utf-8"))
+    try:
+        report = json.loads(reports[name].read_text("utf-8"))
+    except ValueError:
+        report = None
+    if not isinstance(report, dict) or not isinstance(report.get("accuracy"), float | int):
+        raise StageError(f"what {name!r} has under `accuracy` is not a report of accuracy",
+                         fix="give it the output `report` of verify.accuracy")  # fmt: skip
     if report.get("drop") is None:
         raise StageError(f"the accuracy report of {name!r} was made without a reference",
                          fix="give verify.accuracy the input `reference`")  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,10 @@ class VerifyAccuracy(Stage):
         labels = arrays.pop("y", None)
         if labels is None or not len(labels):
             raise StageError("the data has no labels `y`", fix="save it as np.savez(path, x=…, y=…)")
+        for name, array in arrays.items():
+            if not array.ndim or len(array) != len(labels):
+                raise StageError(f"there are {len(labels)} labels `y`, but {name!r} is {array.shape}",
+                                 fix="give one label for each sample")  # fmt: skip
         bundle = _bundle.load_bundle(inputs.reference) if inputs.reference else None
         metric = ctx.load(params.metric) if params.metric else top1
         candidate = _runtime.open_model(ctx, inputs.candidate, bundle)
@@ -105,14 +110,34 @@ def _score(
     for start in range(0, len(labels), _BATCH):
         outputs = run({name: array[start : start + _BATCH] for name, array in inputs.items()})
         results.append(next(iter(outputs.values())))
-    return round(100.0 * float(metric(np.concatenate(results), labels)), 9)
+    score = _measured(metric, np.concatenate(results), labels)
+    return round(100.0 * score, 9)
+
+
+def _measured(metric: Callable[..., Any], outputs: Any, labels: Any) -> float:
+    """Return what the metric gives. Raises StageError with the user's line where that is no number."""
+    try:
+        score = float(metric(outputs, labels))
+    except Exception as error:
+        said = f"the metric fails on outputs {outputs.shape} and labels {labels.shape}"
+        raise StageError(f"{said}: {_bundle.first_line(error)}{_bundle.user_line(error)}",
+                         fix="does it fit the first output, and return a number?") from error  # fmt: skip
+    if not math.isfinite(score):
+        raise StageError(f"the metric gives {score}", fix="it must return a number from 0 to 1")
+    return score
 
 
 def _named(arrays: dict[str, Any], bundle: _bundle.Bundle | None) -> dict[str, Any]:
-    """Return the arrays by input name; `x` stands for the only input of a bundle's model."""
-    if bundle is not None and list(arrays) == ["x"] and len(bundle.inputs) == 1:
-        return {bundle.input_names[0]: arrays["x"]}
-    return arrays
+    """Return the arrays by input name, floats as the model has them.
+
+    `x` stands for the only input of a bundle's model.
+    """
+    if bundle is None:
+        return arrays
+    if list(arrays) == ["x"] and len(bundle.inputs) == 1:
+        arrays = {bundle.input_names[0]: arrays["x"]}
+    kinds = {port.name: port.dtype for port in bundle.inputs if port.dtype.startswith("float")}
+    return {n: a.astype(kinds[n]) if n in kinds and a.dtype.kind == "f" else a for n, a in arrays.items()}
 
 
 def _refuse(stage: str, params: VerifyAccuracy.Params, report: dict[str, Any]) -> None:
