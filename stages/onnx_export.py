@@ -29,6 +29,7 @@ _OPERATOR = re.compile(
     r"(?:op='|operator '|No ONNX function found for .*?'|unrecognized namespace )([\w.:]*\w)"
 )
 _LINE = re.compile(r'File "([^"/][^"]*\.py)", line (\d+)')
+_ADDED = re.compile(r"Support for this operator was added in version (\d+)")
 _LOWEST_DYNAMO = 18
 
 
@@ -202,6 +203,9 @@ def _refusal(way: str, error: Exception, bundle: Bundle) -> StageError:
     unknown = ("Unsupported", "No ONNX function", "not supported", "unrecognized namespace")
     if operator and any(said in text for said in unknown):
         where = where or _line_of_operator(bundle, operator.group(1))
+        if newer := _ADDED.search(text):
+            said = f"the operator {operator.group(1)} has no equivalent in this opset{where}"
+            return StageError(said, fix=f"ask for opset {newer.group(1)} or newer")
         return StageError(f"the operator {operator.group(1)} has no ONNX equivalent{where}",
                           fix="replace it in the model, or keep this model as TorchScript")  # fmt: skip
     said = next(

@@ -56,7 +56,7 @@ def quantize(folder: Path, model: Path, **params: Any) -> StageRun:
     return run_stage(stage("onnx.quantize_static"), folder, inputs=inputs, params=params)
 
 
-@pytest.mark.parametrize("opset", [11, 13, 17, 18, 22])
+@pytest.mark.parametrize("opset", [11, 13, 17, 18, 22, 26])
 def test_an_opset_is_delivered_or_refused_never_replaced(tmp_path: Path, bundle: Path, opset: int) -> None:
     made = run_stage(stage("onnx.export"), tmp_path, inputs={"model": bundle}, params={"opset": opset})
     model = onnx.load(made["model"] / "model.onnx")
@@ -72,6 +72,13 @@ def test_an_opset_that_an_exporter_would_silently_replace_is_refused(tmp_path: P
             inputs={"model": bundle},
             params={"opset": 11, "exporter": "dynamo"},
         )
+
+
+def test_an_operator_that_a_newer_opset_has_is_said_with_it(tmp_path: Path) -> None:
+    model = bundle_of(tmp_path, "text")["model"]
+    with pytest.raises(StageError, match="has no equivalent in this opset at models.py:") as error:
+        run_stage(stage("onnx.export"), tmp_path / "o", inputs={"model": model}, params={"opset": 11})
+    assert error.value.fix == "ask for opset 13 or newer"
 
 
 def test_the_file_holds_names_dynamic_axes_and_no_paths(fp32: Path) -> None:
