@@ -15,11 +15,13 @@ import pickletools
 import re
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from deploy_runner.sdk import StageError
+
+from . import _harmless
 
 if TYPE_CHECKING:
     import torch
@@ -167,7 +169,7 @@ def _read_pickle(path: Path, form: Format, *, trust: bool) -> Any:
     try:
         if trust:
             return torch.load(path, weights_only=False, **options)
-        with torch.serialization.safe_globals(list(_harmless_names())):
+        with torch.serialization.safe_globals(list(_harmless.names())):
             return torch.load(path, weights_only=True, **options)
     except pickle.UnpicklingError as error:
         raise _refused(path, form, str(error)) from None
@@ -209,7 +211,7 @@ def _refused(path: Path, form: Format, said: str) -> StageError:
     found = _UNSAFE.findall(_ANSI.sub("", said))
     if form == "torch":
         with contextlib.suppress(Exception):
-            known = {name for _, name in _harmless_names()}
+            known = {name for _, name in _harmless.names()}
             every = torch.serialization.get_unsafe_globals_in_checkpoint(path)
             found = [name for name in every if name not in known] or found
     if not found:
@@ -218,9 +220,9 @@ def _refused(path: Path, form: Format, said: str) -> StageError:
         if line in _NEWER_PICKLES:
             said = "the checkpoint is pickled by protocol 4 or newer, which torch's safe reader doesn't know"
             return StageError(said, fix="save it by torch.save without pickle_protocol")
-        if "ObjectDType" in line:
-            said = "the checkpoint holds a NumPy array of Python objects, which may run code"
-            return StageError(said, fix="save arrays of numbers only")
+        if line.startswith("a NumPy"):
+            said = f"the checkpoint holds {line}, which could run code; nothing was executed"
+            return StageError(said, fix="save tensors, and arrays of numbers")
         return StageError(f"the checkpoint's pickle is refused: {line[:200]}",
                           fix="is this file what torch.save wrote?")  # fmt: skip
     names = ", ".join(list(dict.fromkeys(found))[:5])
@@ -229,55 +231,6 @@ def _refused(path: Path, form: Format, said: str) -> StageError:
         return StageError(f"the checkpoint is a whole pickled module, with code in it: {names}", fix=fix)
     return StageError(f"the checkpoint is a pickle that runs code: {names}; nothing was executed",
                       fix="save weights and plain values only")  # fmt: skip
-
-
-def _plain_mapping(*factory: Any) -> dict[Any, Any]:
-    return {}
-
-
-def _harmless_names() -> Iterator[tuple[Any, str]]:
-    """Yield (type, name in the pickle) of what is let through beyond torch's own list.
-
-    None of these calls anything that the file chooses: they hold values.
-    """
-    import _codecs
-    import argparse
-    import datetime
-    import pathlib
-
-    import numpy as np
-    from numpy._core import multiarray
-
-    for module in ("numpy._core.multiarray", "numpy.core.multiarray"):
-        yield multiarray.scalar, f"{module}.scalar"  # type: ignore[attr-defined]
-        yield multiarray._reconstruct, f"{module}._reconstruct"  # type: ignore[attr-defined]
-    yield np.ndarray, "numpy.ndarray"
-    yield np.dtype, "numpy.dtype"
-    for name in sorted(vars(np.dtypes)):
-        kind = getattr(np.dtypes, name)
-        if isinstance(kind, type) and name not in ("ObjectDType",):
-            yield kind, f"numpy.dtypes.{name}"
-    yield _codecs.encode, "_codecs.encode"
-    for kind in (
-        pathlib.PosixPath,
-        pathlib.PurePosixPath,
-        pathlib.WindowsPath,
-        pathlib.PureWindowsPath,
-    ):
-        yield kind, f"pathlib.{kind.__name__}"
-    for kind in (
-        datetime.datetime,
-        datetime.date,
-        datetime.time,
-        datetime.timedelta,
-        datetime.timezone,
-    ):
-        yield kind, f"datetime.{kind.__name__}"
-    yield argparse.Namespace, "argparse.Namespace"
-    # torch fills plain mappings only; the factory of a defaultdict is not needed to read it.
-    yield _plain_mapping, "collections.defaultdict"
-    for builtin in (int, float, list, dict, str, bool):
-        yield builtin, f"builtins.{builtin.__name__}"
 
 
 _INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")

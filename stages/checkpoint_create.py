@@ -18,7 +18,7 @@ from deploy_runner.sdk import (
     StageParams,
 )
 
-from . import _bundle, _checkpoint
+from . import _bundle, _checkpoint, _harmless
 
 _STATE = ("scheduler_state_dict", "lr_scheduler_state_dict", "scheduler", "lr_scheduler", "scaler_state_dict",
           "scaler", "rng_state", "model_config")  # fmt: skip
@@ -91,6 +91,21 @@ def _training_state(checkpoint: Path) -> dict[str, Any]:
     held = content if isinstance(content, dict) else {}
     for name in ("optimizer_state_dict", "optimizer"):
         if isinstance(held.get(name), dict):
-            return {"optimizer_state_dict": held[name]} | {n: held[n] for n in _STATE if n in held}
+            state = {"optimizer_state_dict": held[name]} | {n: held[n] for n in _STATE if n in held}
+            return {name: _plain(value) for name, value in state.items()}
     raise StageError("the checkpoint has no optimizer_state_dict",
                      fix='save {"optimizer_state_dict": optimizer.state_dict(), …}')  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    """Return a state with NumPy's scalars as numbers, and its arrays as tensors."""
+    import numpy as np
+    import torch
+
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(inner) for inner in value)
+    if isinstance(value, _harmless.Array):
+        return torch.from_numpy(value.values.copy())
+    return value.item() if isinstance(value, np.generic) else value

@@ -20,7 +20,7 @@ from deploy_runner.sdk import (
     StageParams,
 )
 
-from . import _checkpoint, _safetensors
+from . import _checkpoint, _harmless, _safetensors
 
 
 class CheckpointStateDict(Stage):
@@ -102,12 +102,18 @@ def _plain(value: Any) -> str | int | float | bool | None:
     import math
     import pathlib
 
+    import numpy as np
+    import torch
+
     if isinstance(value, (datetime.date, datetime.time)):
         return value.isoformat()
     if isinstance(value, pathlib.PurePath):
         return value.as_posix()
-    size = value.numel() if hasattr(value, "numel") else getattr(value, "size", None)
-    number = value.item() if hasattr(value, "item") and size == 1 else value
+    value = value.values if isinstance(value, _harmless.Array) else value
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        size = value.numel() if isinstance(value, torch.Tensor) else value.size
+        value = value.item() if size == 1 else None
+    number = value
     if isinstance(number, float) and not math.isfinite(number):
         return str(number)
     return number if isinstance(number, (str, int, float, bool)) else None
