@@ -1,0 +1,42 @@
+"""Serve a model: `python -m app ARTIFACT`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from .options import add_options, from_arguments
+from .problems import UnfitArtifact
+
+__all__ = ["main"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve until SIGTERM; return 0 after draining, 2 where there is nothing that can be served."""
+    parser = argparse.ArgumentParser(prog="app", description="Serve a model.")
+    beside = Path(__file__).parent.parent / "model"
+    parser.add_argument(
+        "artifact", nargs="?", default=str(beside), help="the model (default: model/ beside app/)"
+    )
+    add_options(parser)
+    try:
+        settings = from_arguments(parser.parse_args(argv), os.environ)
+    except argparse.ArgumentTypeError as error:
+        parser.error(str(error))
+    try:
+        from .running import run
+
+        return run(settings)
+    except UnfitArtifact as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except OSError as error:
+        where = f"{settings.host}:{settings.port}: "
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)  # noqa: T201
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,246 @@
+"""Find the model in what is to be served, refuse what is unsafe, and read what describes it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import stat
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .ports import DATATYPES, Arrays, Port, Ports
+from .problems import UnfitArtifact, first_line
+
+__all__ = ["Artifact", "Case", "find", "fingerprint"]
+
+_ONNX, _TORCHSCRIPT = "onnx", "torchscript"
+_CHUNK_BYTES = 1 << 20
+_MOST_COMPRESSED = 200
+"""An archive that unpacks to more than this many times its size is taken for a bomb."""
+_SURE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Inputs with the outputs that a model has to give for them."""
+
+    inputs: Arrays
+    outputs: Arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A model on disk: `digest` is the SHA-256 of its file, or of the list of its files' SHA-256.
+
+    `inputs` and `outputs` are empty for an ONNX model, which names its own. `joinable` is False where
+    the answer for a sample would depend on the samples beside it.
+    """
+
+    file: Path
+    format: str
+    digest: str
+    inputs: Ports = field(default_factory=Ports)
+    outputs: Ports = field(default_factory=Ports)
+    cases: tuple[Case, ...] = ()
+    atol: float = 1e-3
+    rtol: float = 1e-3
+    joinable: bool = True
+
+    @property
+    def version(self) -> str:
+        """Return the first 12 digits of the digest: the version in /v2."""
+        return self.digest[:12]
+
+
+def find(path: Path, scratch: Path, *, reference: Path | None, trust: bool) -> Artifact:
+    """Return the model in a file, a folder or a model.tar.gz, which is unpacked into `scratch`.
+
+    Raises UnfitArtifact where there is none, or where it isn't safe.
+    """
+    try:
+        return _find(path, scratch, reference, trust)
+    except OSError as error:
+        raise UnfitArtifact(f"{path} can't be read: {error.strerror or error}") from None
+
+
+def _find(path: Path, scratch: Path, reference: Path | None, trust: bool) -> Artifact:
+    if not path.exists():
+        raise UnfitArtifact(f"{path} does not exist")
+    if path.is_file() and path.name.endswith((".tar.gz", ".tgz")):
+        _unpack(path, scratch)
+        path = scratch
+    described: Mapping[str, Any] = {}
+    if path.is_dir():
+        file, described = _in_folder(path)
+    else:
+        file = path
+        if file.with_name("model.json").is_file() and file.suffix != ".onnx":
+            described = _described(file.with_name("model.json"))
+    format_ = str(described.get("format") or (_ONNX if file.suffix == ".onnx" else _TORCHSCRIPT))
+    if format_ not in (_ONNX, _TORCHSCRIPT):
+        raise UnfitArtifact(f"the format {format_!r} is not served", fix=f"{_ONNX} or {_TORCHSCRIPT}")
+    if format_ == _TORCHSCRIPT and not trust:
+        raise UnfitArtifact(f"{file.name} is TorchScript, which is code", fix="if you trust it: --trust")
+    bundle = _bundle(reference) if reference else {}
+    ports = described if "inputs" in described else bundle
+    if format_ == _TORCHSCRIPT and "inputs" not in ports:
+        raise UnfitArtifact(f"nothing names the inputs of {file.name}",
+                            fix="--reference BUNDLE of model.prepare, or a model.json beside it")  # fmt: skip
+    cases_file = reference / "reference.npz" if reference else file.with_name("cases.npz")
+    files = _files(file, format_)
+    return Artifact(
+        file, format_, _digest(files),
+        *(_ports(ports, part) for part in ("inputs", "outputs")),
+        _cases(cases_file) if cases_file.is_file() else (),
+        float(described.get("atol", 1e-3)), float(described.get("rtol", 1e-3)),
+        joinable=format_ != _ONNX or not _contains(file, b"DynamicQuantize"),
+    )  # fmt: skip
+
+
+def _in_folder(folder: Path) -> tuple[Path, Mapping[str, Any]]:
+    """Return the model's file, and model.json; a container's context has both in `model/`."""
+    for place in (folder, folder / "model"):
+        if (place / "model.json").is_file():
+            described = _described(place / "model.json")
+            name = str(described.get("file", ""))
+            if not name or Path(name).name != name or not (place / name).is_file():
+                raise UnfitArtifact(f"model.json names the file {name!r}, which is not beside it")
+            return place / name, described
+        if (place / "model.onnx").is_file():
+            return place / "model.onnx", {}
+    raise UnfitArtifact(f"{folder} holds neither model.onnx nor model.json",
+                        fix="give it an ONNX artifact, a model.tar.gz, or a container's context")  # fmt: skip
+
+
+def _described(path: Path) -> Mapping[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UnfitArtifact(f"{path.name} is not JSON: {first_line(error)}") from None
+    if not isinstance(value, dict):
+        raise UnfitArtifact(f"{path.name} is not a JSON object")
+    return value
+
+
+def _bundle(folder: Path) -> Mapping[str, Any]:
+    if not (folder / "bundle.json").is_file():
+        raise UnfitArtifact(
+            f"the reference {folder} is not a model bundle", fix="give it model.prepare's output"
+        )
+    return _described(folder / "bundle.json")
+
+
+def _ports(described: Mapping[str, Any], part: str) -> Ports:
+    try:
+        return Ports(_port(given) for given in described.get(part, []))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UnfitArtifact(f"the {part} are not described as name, dtype and shape") from None
+
+
+def _port(given: Mapping[str, Any]) -> Port:
+    dynamic = {int(axis): str(name) for axis, name in (given.get("dynamic") or {}).items()}
+    shape = tuple(-1 if axis in dynamic else int(size) for axis, size in enumerate(given["shape"]))
+    if given["dtype"] not in DATATYPES:
+        raise UnfitArtifact(f"{given['name']!r} has the dtype {given['dtype']!r}, which is not served")
+    return Port(given["name"], given["dtype"], shape, tuple(dynamic.get(i, "") for i in range(len(shape))))
+
+
+def _files(file: Path, format_: str) -> list[Path]:
+    """Return the files that make up the model; refuse links where an ONNX model has external data.
+
+    onnxruntime refuses data outside of the model's folder and behind symbolic links itself, but reads
+    hard links, through which a model could publish somebody else's file.
+    """
+    if format_ != _ONNX or not _contains(file, b"location"):
+        return [file]
+    others = [p for p in sorted(file.parent.iterdir()) if p.suffix not in (".json", ".npz")]
+    for path in others:
+        state = path.lstat()
+        if stat.S_ISLNK(state.st_mode) or (stat.S_ISREG(state.st_mode) and state.st_nlink > 1):
+            raise UnfitArtifact(f"{path.name} is a link, beside a model with external data",
+                                fix="put a copy in its place")  # fmt: skip
+    return [p for p in others if p.is_file()]
+
+
+def _contains(file: Path, text: bytes) -> bool:
+    """Say whether a file holds these bytes: names in protobuf messages are there as they are."""
+    if file.stat().st_size == 0:
+        raise UnfitArtifact(f"{file.name} is empty")
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as pages:
+        return pages.find(text) >= 0
+
+
+def _digest(files: list[Path]) -> str:
+    digests = {}
+    for path in files:
+        with path.open("rb") as file:
+            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    if len(digests) == 1:
+        return next(iter(digests.values()))
+    return hashlib.sha256("".join(f"{d}  {n}\n" for n, d in sorted(digests.items())).encode()).hexdigest()
+
+
+def _cases(path: Path) -> tuple[Case, ...]:
+    """Read `CASE/in/NAME` and `CASE/out/NAME`, as model.prepare writes them."""
+    grouped: dict[str, Case] = {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for key in arrays.files:
+                case, part, name = key.split("/", 2)
+                found = grouped.setdefault(case, Case({}, {}))
+                (found.inputs if part == "in" else found.outputs)[name] = arrays[key]
+    except (ValueError, OSError, EOFError) as error:
+        raise UnfitArtifact(f"{path.name} can't be read: {first_line(error)}") from None
+    return tuple(grouped.values())
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    """Extract regular files and folders, and refuse links, devices, names that leave, and bombs."""
+    left = max(_SURE_BYTES, _MOST_COMPRESSED * archive.stat().st_size)
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                parts = Path(member.name).parts
+                if member.name.startswith("/") or ".." in parts or not (member.isfile() or member.isdir()):
+                    raise UnfitArtifact(
+                        f"the archive's member {member.name!r} is a link, a device, or leaves it"
+                    )
+                left -= member.size
+                if left < 0:
+                    raise UnfitArtifact(f"{archive.name} unpacks to more than it can hold")
+                _extract(tar, member, target.joinpath(*parts))
+    except (tarfile.TarError, EOFError, ValueError, OSError) as error:
+        raise UnfitArtifact(f"{archive.name} is not a sound .tar.gz: {first_line(error)}") from None
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, place: Path) -> None:
+    if member.isdir():
+        place.mkdir(parents=True, exist_ok=True)
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    source = tar.extractfile(member)
+    assert source is not None
+    with source, place.open("xb") as file:
+        while chunk := source.read(_CHUNK_BYTES):
+            file.write(chunk)
+
+
+def fingerprint(path: Path) -> tuple[object, ...]:
+    """Return what changes when another artifact is put at `path`: where links lead, inodes and times."""
+    real = Path(os.path.realpath(path))
+    found = [real] if not real.is_dir() else [real, *sorted(real.rglob("*"))]
+    state: list[object] = [str(real)]
+    for file in found:
+        try:
+            s = file.stat()
+        except OSError:
+            continue
+        state.append((file.name, s.st_ino, s.st_size, s.st_mtime_ns))
+    return tuple(state)

@@ -1,0 +1,238 @@
+"""Join the requests that wait into batches, bounded in number and in time.
+
+Nothing waits while the model is idle: what arrived in one turn of the event loop is run together, and
+what arrives while a batch runs is the next batch. Only where requests have been coming together does a
+batch that isn't full wait for `max_delay_s`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+
+from .ports import Arrays
+from .problems import Overdue, Problem, QueueFull, Refused, TimedOut
+
+__all__ = ["Batcher", "Entry", "Limits", "Observer"]
+
+_SWEEP_S = 0.05
+_INLINE_S = 0.005
+"""A batch that took longer than this in the event loop was the last to be run there."""
+
+
+class Limits:
+    """How many samples run together and may wait, and for how long (seconds)."""
+
+    __slots__ = ("max_batch", "max_delay_s", "max_queue", "timeout_s")
+
+    def __init__(self, *, max_batch: int, max_delay_s: float, max_queue: int, timeout_s: float) -> None:
+        self.max_batch, self.max_delay_s = max_batch, max_delay_s
+        self.max_queue, self.timeout_s = max_queue, timeout_s
+
+
+class Observer(Protocol):
+    """Is told what the batcher does."""
+
+    def batch(self, samples: int, seconds: float) -> None:
+        """Take note of a batch that was run."""
+        ...
+
+
+class Entry:
+    """A request that waits. `watch` is called once when it has waited for long."""
+
+    __slots__ = ("arrays", "deadline", "future", "key", "queued", "queued_at", "rows", "watch")
+
+    def __init__(
+        self,
+        arrays: Arrays,
+        rows: int,
+        key: Hashable,
+        future: asyncio.Future[Arrays],
+        now: float,
+        timeout_s: float,
+    ) -> None:
+        self.arrays, self.rows, self.key, self.future = arrays, rows, key, future
+        self.queued_at, self.deadline = now, now + timeout_s
+        self.queued = True
+        self.watch: Callable[[], None] | None = None
+
+
+class Batcher:
+    """Runs requests through a model; lives in one event loop.
+
+    `inline` runs batches in the loop itself, which is faster for models of less than a millisecond:
+    a thread would have to wait for the interpreter's lock.
+    """
+
+    def __init__(
+        self, run: Callable[[Arrays], Arrays], limits: Limits, observer: Observer, *, inline: bool
+    ) -> None:
+        self._run, self._limits, self._observer = run, limits, observer
+        self._inline = inline
+        self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="inference")
+        self._queues: dict[Hashable, deque[Entry]] = {}
+        self._pending: deque[Entry] = deque()
+        self._planned: asyncio.Handle | None = None
+        self._sweeping = False
+        self._busy = False
+        self._last_entries = 0
+        self.waiting = 0
+        """Samples that wait."""
+
+    def submit(self, arrays: Arrays, rows: int, key: Hashable) -> Entry:
+        """Queue a request. Raises QueueFull."""
+        size = rows or 1
+        if self.waiting + size > self._limits.max_queue:
+            said = f"{self.waiting} samples are waiting, at most {self._limits.max_queue} may"
+            raise QueueFull(Problem(("server",), said))
+        future = self._loop.create_future()
+        entry = Entry(arrays, size, key, future, time.monotonic(), self._limits.timeout_s)
+        self.waiting += size
+        self._queues.setdefault(key, deque()).append(entry)
+        self._pending.append(entry)
+        if not self._sweeping:
+            self._sweeping = True
+            self._loop.call_later(_SWEEP_S, self._sweep)
+        if not self._busy:
+            self._plan()
+        return entry
+
+    def drop(self, entry: Entry, error: BaseException | None = None) -> None:
+        """Take an entry out; whoever waits for it is told the error, or cancelled."""
+        if entry.queued:
+            entry.queued = False
+            self.waiting -= entry.rows
+        if not entry.future.done():
+            if error is None:
+                entry.future.cancel()
+            else:
+                entry.future.set_exception(error)
+
+    async def drained(self) -> None:
+        """Wait until nothing waits or runs, and let the thread go."""
+        while self._busy or any(not entry.future.done() for entry in self._pending):
+            await asyncio.sleep(_SWEEP_S)
+        self._threads.shutdown(wait=False)
+
+    def _plan(self) -> None:
+        full = self.waiting >= self._limits.max_batch
+        delayed = isinstance(self._planned, asyncio.TimerHandle)
+        if self._planned is not None and not (delayed and full):
+            return
+        if self._limits.max_delay_s and self._last_entries > 1 and not full:
+            self._planned = self._loop.call_later(self._limits.max_delay_s, self._next)
+            return
+        if self._planned is not None:
+            self._planned.cancel()
+        self._planned = self._loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        self._planned = None
+        if self._busy:
+            return
+        entries = self._take()
+        if not entries:
+            return
+        self._last_entries = len(entries)
+        if self._inline:
+            started_s = time.monotonic()
+            self._finish(entries, *self._answers(entries))
+            self._inline = time.monotonic() - started_s < _INLINE_S
+            return
+        self._busy = True
+        done = self._loop.run_in_executor(self._threads, self._answers, entries)
+        done.add_done_callback(lambda future: self._finish(entries, *future.result()))
+
+    def _take(self) -> list[Entry]:
+        """Return the oldest entry that waits, with those that can be run together with it."""
+        entries: list[Entry] = []
+        while self._queues and not entries:
+            key = min(self._queues, key=lambda k: self._queues[k][0].queued_at)
+            queue, rows = self._queues[key], 0
+            while queue and (not queue[0].queued or not entries or self._joins(rows, queue[0])):
+                entry = queue.popleft()
+                if entry.queued:
+                    entry.queued = False
+                    self.waiting -= entry.rows
+                    rows += entry.rows
+                    entries.append(entry)
+            if not queue:
+                del self._queues[key]
+        return entries
+
+    def _joins(self, rows: int, entry: Entry) -> bool:
+        return entry.key is not None and rows + entry.rows <= self._limits.max_batch
+
+    def _answers(self, entries: Sequence[Entry]) -> tuple[list[Arrays | BaseException], float]:
+        """Run a batch; return what each entry is answered, and the seconds that it took.
+
+        Where a batch fails its entries are run one by one: one's values must not fail another.
+        """
+        started_s = time.perf_counter()
+        answers: list[Arrays | BaseException]
+        try:
+            answers = list(self._together(entries))
+        except Exception as error:
+            answers = [error] if len(entries) == 1 else [self._alone(entry) for entry in entries]
+        return answers, time.perf_counter() - started_s
+
+    def _alone(self, entry: Entry) -> Arrays | BaseException:
+        try:
+            return self._run(entry.arrays)
+        except Exception as error:
+            return error
+
+    def _together(self, entries: Sequence[Entry]) -> Sequence[Arrays]:
+        if len(entries) == 1:
+            return [self._run(entries[0].arrays)]
+        names = entries[0].arrays
+        outputs = self._run({n: np.concatenate([e.arrays[n] for e in entries]) for n in names})
+        parts, start = [], 0
+        for entry in entries:
+            stop = start + entry.rows
+            parts.append({name: array[start:stop] for name, array in outputs.items()})
+            start = stop
+        return parts
+
+    def _finish(self, entries: Sequence[Entry], answers: Sequence[Any], seconds: float) -> None:
+        self._busy = False
+        self._observer.batch(sum(entry.rows for entry in entries), seconds)
+        for entry, answer in zip(entries, answers, strict=True):
+            if entry.future.done():
+                continue
+            if isinstance(answer, BaseException):
+                entry.future.set_exception(answer)
+            else:
+                entry.future.set_result(answer)
+        if self._queues:
+            self._plan()
+
+    def _sweep(self) -> None:
+        """Forget what is answered, end what is overdue, and watch what has been waiting."""
+        now = time.monotonic()
+        self._pending = deque(entry for entry in self._pending if not entry.future.done())
+        for entry in self._pending:
+            if entry.deadline <= now:
+                self.drop(entry, _overdue(entry, self._limits.timeout_s))
+            elif entry.watch is not None:
+                entry.watch()
+                entry.watch = None
+        self._sweeping = bool(self._pending)
+        if self._sweeping:
+            self._loop.call_later(_SWEEP_S, self._sweep)
+
+
+def _overdue(entry: Entry, timeout_s: float) -> Refused:
+    if entry.queued:
+        return Overdue(Problem(("server",), f"the request waited for {timeout_s:g} s and was not begun"))
+    return TimedOut(
+        Problem(("server",), f"the model took longer than the {timeout_s:g} s that a request has")
+    )

@@ -1,0 +1,207 @@
+"""Requests of /predict and /invocations to arrays, and arrays to responses: JSON, CSV, NPY, NPZ.
+
+The forms are those of SageMaker's containers: {"inputs": {NAME: values}}, {"instances": [sample, …]} or
+a bare list; CSV with one sample a line, and NPY, for models with one input.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import orjson
+
+from .ports import Arrays, Ports, as_array
+from .problems import BadRequest, Invalid, Problem, TooLarge, Unknown, Unreadable, first_line
+
+__all__ = [
+    "CSV",
+    "JSON",
+    "NPY",
+    "NPZ",
+    "TYPES",
+    "decode",
+    "encode",
+    "parse_json",
+    "to_json",
+]
+
+JSON, CSV, NPY, NPZ = "application/json", "text/csv", "application/x-npy", "application/x-npz"
+TYPES = (JSON, CSV, NPY, NPZ)
+
+
+def decode(body: bytes, content_type: str, ports: Ports, max_bytes: int) -> Arrays:
+    """Return the arrays by input name, each of its input's dtype. Raises Refused."""
+    kind = content_type.partition(";")[0].strip().lower() or JSON
+    if kind == JSON:
+        return _from_json(parse_json(body), ports)
+    if kind == CSV:
+        return _only(_from_csv(body), ports, finite=True)
+    if kind == NPY:
+        return _only(_from_npy(body, "the body"), ports, finite=False)
+    if kind == NPZ:
+        return _from_npz(body, ports, max_bytes)
+    said = f"the content type {kind!r} is not read, {', '.join(TYPES)} are"
+    raise Unknown(Problem(("header", "content-type"), said))
+
+
+def parse_json(body: bytes) -> Any:
+    """Parse strict JSON. Raises BadRequest."""
+    try:
+        return orjson.loads(body)
+    except ValueError as error:
+        raise BadRequest(Problem(("body",), f"the body is not JSON: {first_line(error)}")) from None
+
+
+def _from_json(value: Any, ports: Ports) -> Arrays:
+    if isinstance(value, list):
+        return _instances(value, ports, ("body",))
+    if not isinstance(value, dict):
+        raise Invalid(Problem(("body",), 'the body is neither {"inputs": …}, {"instances": […]} nor a list'))
+    extra = [key for key in value if key not in ("inputs", "instances")]
+    if extra or len(value) != 1:
+        said = f"unknown key {extra[0]!r}" if extra else "exactly one of the two is needed"
+        raise Invalid(Problem(("body",), f'the body is {{"inputs": {{NAME: values}}}} or '
+                                         f'{{"instances": [sample, …]}}: {said}'))  # fmt: skip
+    if "instances" in value:
+        return _instances(value["instances"], ports, ("body", "instances"))
+    named = value["inputs"]
+    if not isinstance(named, dict):
+        return _only(named, ports, finite=True)
+    return _named(named, ports)
+
+
+def _named(values: Mapping[str, Any], ports: Ports) -> Arrays:
+    known = {port.name: port for port in ports}
+    problems: list[Problem] = []
+    arrays: Arrays = {}
+    for name, value in values.items():
+        if name not in known:
+            problems.append(
+                Problem(("body", "inputs", name), f"there is no input {name!r}, there are {ports}")
+            )
+            continue
+        try:
+            arrays[name] = as_array(value, known[name], ("body", "inputs", name), finite=True)
+        except Invalid as refused:
+            problems += refused.problems
+    if problems:
+        raise Invalid(*problems)
+    return arrays
+
+
+def _instances(samples: Any, ports: Ports, loc: tuple[str, ...]) -> Arrays:
+    if not isinstance(samples, list) or not samples:
+        raise Invalid(
+            Problem(loc, "a list of samples is needed" + (", it is empty" if samples == [] else ""))
+        )
+    if not isinstance(samples[0], dict):
+        return _only(samples, ports, finite=True)
+    if not all(isinstance(s, dict) and s.keys() == samples[0].keys() for s in samples):
+        raise Invalid(Problem(loc, "the samples name different inputs"))
+    return _named({name: [sample[name] for sample in samples] for name in samples[0]}, ports)
+
+
+def _only(value: Any, ports: Ports, *, finite: bool) -> Arrays:
+    if len(ports) != 1:
+        said = f"the model has {len(ports)} inputs, so that they have to be named: {ports}"
+        raise Invalid(Problem(("body",), said))
+    return {ports[0].name: as_array(value, ports[0], ("body", "inputs", ports[0].name), finite=finite)}
+
+
+def _from_csv(body: bytes) -> np.ndarray[Any, Any]:
+    try:
+        text = body.decode("utf-8")
+        rows = [line for line in text.splitlines() if line.strip()]
+        integers = not any(character in text for character in ".eEnN")
+        return np.loadtxt(rows, delimiter=",", ndmin=2, dtype=np.int64 if integers else np.float64)
+    except (ValueError, OverflowError) as error:
+        raise BadRequest(Problem(("body",), f"the body is not CSV of numbers: {first_line(error)}")) from None
+
+
+def _from_npy(data: bytes, what: str) -> np.ndarray[Any, Any]:
+    """Read an array without trusting its header: its size has to be there, and objects are refused."""
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, fortran, dtype = read(file)
+        count = math.prod(shape)
+        if dtype.hasobject or dtype.kind not in "biufc" or any(size < 0 for size in shape):
+            raise ValueError(f"it holds {dtype}, not numbers")
+        if count * dtype.itemsize != len(data) - file.tell():
+            raise ValueError(f"its header says {shape}, which its size contradicts")
+        values = np.frombuffer(data, dtype, count, file.tell())
+        return values.reshape(shape, order="F" if fortran else "C").astype(
+            dtype.newbyteorder("="), copy=False
+        )
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        raise BadRequest(Problem(("body",), f"{what} is not an .npy array: {first_line(error)}")) from None
+
+
+def _from_npz(body: bytes, ports: Ports, max_bytes: int) -> Arrays:
+    try:
+        with zipfile.ZipFile(io.BytesIO(body)) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            if sum(info.file_size for info in members.values()) > max_bytes:
+                said = f"the archive unpacks to more than {max_bytes} bytes"
+                raise TooLarge(Problem(("body",), said))
+            raw = {name: archive.read(info) for name, info in members.items()}
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+        raise BadRequest(Problem(("body",), f"the body is not an .npz: {first_line(error)}")) from None
+    found = {name: _from_npy(data, f"the member {name!r}") for name, data in raw.items()}
+    known = {port.name: port for port in ports}
+    return {
+        name: as_array(array, known[name], ("body", "inputs", name), finite=False) if name in known else array
+        for name, array in found.items()
+    }
+
+
+def to_json(value: Any) -> bytes:
+    """Return JSON; numbers that aren't finite become null, which is all that JSON has for them."""
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def encode(outputs: Arrays, accept: str) -> tuple[bytes, str]:
+    """Return the response's body and its content type. Raises Unreadable."""
+    for part in accept.split(","):
+        kind = part.partition(";")[0].strip().lower()
+        if kind in ("", "*/*", "application/*"):
+            kind = JSON
+        if kind == JSON:
+            return to_json({"outputs": outputs}), JSON
+        if kind in _WRITERS:
+            return _WRITERS[kind](outputs), kind
+    said = f"{accept!r} is not written, {', '.join(TYPES)} are"
+    raise Unreadable(Problem(("header", "accept"), said))
+
+
+def _csv(outputs: Arrays) -> bytes:
+    first = next(iter(outputs.values()))
+    buffer = io.StringIO()
+    rows = first.reshape(len(first) if first.ndim else 1, -1)
+    exact = "%.17g" if first.dtype == np.float64 else "%.9g"
+    np.savetxt(buffer, rows, delimiter=",", fmt=exact if first.dtype.kind == "f" else "%d")
+    return buffer.getvalue().encode()
+
+
+def _npy(outputs: Arrays) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, next(iter(outputs.values())), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _npz(outputs: Arrays) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **outputs)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+_WRITERS: Mapping[str, Callable[[Arrays], bytes]] = {CSV: _csv, NPY: _npy, NPZ: _npz}

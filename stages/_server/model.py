@@ -1,0 +1,180 @@
+"""A model that is ready to serve: loaded, warmed, tried on its reference cases, its batching decided."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from .artifact import Artifact, find
+from .options import Settings
+from .ports import Arrays, Ports
+from .problems import Refused, UnfitArtifact
+from .programs import Program, open_program
+
+__all__ = ["Model", "load"]
+
+_SMALL_S = 0.001
+"""A full batch that takes less is run by one core, in the event loop."""
+_SIZES = (4, 16, 1)
+"""Sizes that are tried for axes of any size, other than the first, where no reference case says one."""
+_ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model and what was found out about it.
+
+    `joins` says that requests may be run as one batch, `why_alone` why not. `example` has one sample.
+    """
+
+    artifact: Artifact
+    program: Program
+    example: Arrays
+    joins: bool
+    why_alone: str
+    small: bool
+    threads: int
+    scratch: TemporaryDirectory[str]
+
+    @property
+    def inputs(self) -> Ports:
+        """Return the inputs."""
+        return self.program.inputs
+
+    @property
+    def outputs(self) -> Ports:
+        """Return the outputs."""
+        return self.program.outputs
+
+
+def load(settings: Settings, cores: int) -> Model:
+    """Load the artifact. Raises UnfitArtifact; then nothing of it is kept."""
+    scratch = TemporaryDirectory(prefix="deploy-runner-serve-")
+    try:
+        reference = Path(settings.reference) if settings.reference else None
+        place = Path(settings.artifact)
+        artifact = find(place, Path(scratch.name), reference=reference, trust=settings.trust)
+        program = open_program(artifact, settings.threads or 1)
+        example = _example(artifact, program)
+        _try_cases(artifact, program)
+        why = _why_alone(artifact, program, example, settings.max_batch)
+        seconds = _seconds(program, example, 1 if why else settings.max_batch)
+        threads = settings.threads or (1 if seconds < _SMALL_S else cores)
+        if threads != (settings.threads or 1):
+            program = open_program(artifact, threads)
+            _seconds(program, example, 1)
+        return Model(artifact, program, example, not why, why, seconds < _SMALL_S, threads, scratch)
+    except Refused as refused:
+        scratch.cleanup()
+        raise UnfitArtifact(f"the model doesn't run: {refused}") from None
+    except UnfitArtifact:
+        scratch.cleanup()
+        raise
+
+
+def _example(artifact: Artifact, program: Program) -> Arrays:
+    """Return inputs of one sample that the model can run: a reference case's, or made-up ones."""
+    for case in artifact.cases:
+        if all(name in case.inputs for name in program.inputs.names):
+            taken = {p.name: case.inputs[p.name] for p in program.inputs}
+            return {p.name: taken[p.name][:1] if p.any_batch else taken[p.name] for p in program.inputs}
+    refused: Refused | None = None
+    for size in _SIZES:
+        example = _made_up(program.inputs, size)
+        try:
+            program.run(example)
+        except Refused as error:
+            refused = refused or error
+        else:
+            return example
+    assert refused is not None
+    raise refused
+
+
+def _made_up(ports: Ports, size: int) -> Arrays:
+    generator = np.random.default_rng(0)
+    arrays = {}
+    for port in ports:
+        shape = [1 if axis == 0 and s < 0 else size if s < 0 else s for axis, s in enumerate(port.shape)]
+        floats = np.dtype(port.dtype).kind == "f"
+        values = generator.random(shape).round(3) if floats else generator.integers(0, 2, shape)
+        arrays[port.name] = np.asarray(values, port.dtype)
+    return arrays
+
+
+def _try_cases(artifact: Artifact, program: Program) -> None:
+    """Raise UnfitArtifact where the model answers a reference case beyond its tolerance."""
+    for index, case in enumerate(artifact.cases):
+        found = program.run({name: case.inputs[name] for name in program.inputs.names if name in case.inputs})
+        for name, expected in case.outputs.items():
+            if name not in found:
+                raise UnfitArtifact(f"the model has no output {name!r}, which the reference cases have")
+            if found[name].shape != expected.shape:
+                raise UnfitArtifact(f"reference case {index}: output {name!r} has the shape "
+                                    f"{list(found[name].shape)}, not {list(expected.shape)}")  # fmt: skip
+            if not np.allclose(found[name], expected, artifact.rtol, artifact.atol):
+                worst = float(np.abs(found[name].astype(np.float64) - expected).max())
+                allowed = f"atol {artifact.atol:g} + rtol {artifact.rtol:g}"
+                raise UnfitArtifact(f"reference case {index}: output {name!r} differs by up to {worst:.3g}, "
+                                    f"more than {allowed} allow")  # fmt: skip
+
+
+def _why_alone(artifact: Artifact, program: Program, example: Arrays, max_batch: int) -> str:
+    """Return why requests can't be run as one batch, or nothing.
+
+    Found out, not assumed: two samples are run alone and together, and have to be answered alike.
+    """
+    if max_batch == 1:
+        return "max_batch is 1"
+    if not artifact.joinable:
+        return "the model quantizes dynamically, by the values of the whole batch (DynamicQuantizeLinear)"
+    if not all(port.any_batch for port in (*program.inputs, *program.outputs)):
+        return "the model's batch size is fixed"
+    other = {n: a * a.dtype.type(4) if a.dtype.kind == "f" else np.roll(a, 1) for n, a in example.items()}
+    try:
+        alone = [program.run(sample) for sample in (example, other)]
+        both = program.run({name: np.concatenate([example[name], other[name]]) for name in example})
+    except Refused as refused:
+        return f"the model can't run two samples: {refused}"
+    return _difference(alone, both)
+
+
+def _difference(alone: Sequence[Arrays], both: Arrays) -> str:
+    for name, array in both.items():
+        if array.shape[:1] != (2,):
+            return f"output {name!r} has the shape {list(array.shape)} for two samples"
+        for index, single in enumerate(alone):
+            one, joined = single[name][0], array[index]
+            scale = float(np.abs(one.astype(np.float64)).max(initial=0.0)) if one.dtype.kind == "f" else 0.0
+            if not np.allclose(one, joined, rtol=1e-3, atol=1e-3 * scale + 1e-6, equal_nan=True):
+                return f"output {name!r} of a sample depends on the samples beside it"
+    return ""
+
+
+def _seconds(program: Program, example: Arrays, rows: int) -> float:
+    """Return the shortest time of a few runs of so many samples, in seconds; this also warms the model."""
+    batch = {name: np.repeat(array, rows, axis=0) if rows > 1 else array for name, array in example.items()}
+    shortest = math.inf
+    for _ in range(_ROUNDS):
+        started_s = time.perf_counter()
+        program.run(batch)
+        shortest = min(shortest, time.perf_counter() - started_s)
+    return shortest
+
+
+def describe(model: Model) -> dict[str, Any]:
+    """Return what a log line says of a model."""
+    return {
+        "digest": model.artifact.digest,
+        "format": model.artifact.format,
+        "batching": model.joins,
+        "threads": model.threads,
+        "cases": len(model.artifact.cases),
+    } | ({"why_alone": model.why_alone} if model.why_alone else {})

@@ -1,0 +1,137 @@
+"""The OpenAPI description, with the model's real shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .codecs import CSV, JSON, NPY, NPZ
+from .ports import Port, Ports
+from .service import Service
+
+__all__ = ["openapi"]
+
+_TYPES = {"f": {"type": "number"}, "i": {"type": "integer"}, "u": {"type": "integer", "minimum": 0},
+          "b": {"type": "boolean"}}  # fmt: skip
+_PROBLEMS = {
+    "type": "object",
+    "required": ["detail"],
+    "properties": {
+        "detail": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["loc", "msg"],
+                "properties": {
+                    "loc": {"type": "array", "items": {"type": ["string", "integer"]}},
+                    "msg": {"type": "string"},
+                },
+            },
+        }
+    },
+}
+_REFUSALS = {
+    "400": "The body can't be read",
+    "406": "No accepted response type can be written",
+    "413": "The body is too large",
+    "415": "The content type isn't read",
+    "422": "The model can't take these inputs",
+    "429": "Too much is waiting; Retry-After says when to come again",
+    "503": "The request waited too long",
+    "504": "The model took too long",
+}
+
+
+def openapi(service: Service) -> dict[str, Any]:
+    """Return the description of the model that is served now."""
+    live = service.live
+    model = f"/v2/models/{service.name}"
+    predict = _predict(live.inputs, live.outputs)
+    paths: dict[str, Any] = {
+        "/predict": {"post": {**predict, "operationId": "predict", "summary": "Run the model"}},
+        "/invocations": {
+            "post": {**predict, "operationId": "invocations", "summary": "Run the model (SageMaker)"}
+        },
+        f"{model}/infer": {"post": _infer(live.inputs, live.outputs)},
+    }
+    for path, summary in (
+        ("/ping", "Is the model ready? (SageMaker)"), ("/metrics", "Figures in Prometheus's format"),
+        ("/v2", "The server's metadata"), ("/v2/health/live", "Is the server alive?"),
+        ("/v2/health/ready", "Is the server ready?"), (model, "The model's metadata"),
+        (f"{model}/ready", "Is the model ready?"),
+    ):  # fmt: skip
+        paths[path] = {"get": {"summary": summary, "responses": {"200": {"description": "Yes"}}}}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": service.name, "version": live.version, "x-digest": live.model.artifact.digest},
+        "paths": paths,
+    }
+
+
+def _predict(inputs: Ports, outputs: Ports) -> dict[str, Any]:
+    named = {"type": "object", "required": ["inputs"], "additionalProperties": False,
+             "properties": {"inputs": _object(inputs)}}  # fmt: skip
+    request: dict[str, Any] = {
+        JSON: {"schema": named},
+        NPZ: {"schema": {"type": "string", "format": "binary"}},
+    }
+    if len(inputs) == 1:
+        request[JSON] = {"schema": {"anyOf": [named, _array(inputs[0])]}}
+        request |= {NPY: request[NPZ], CSV: {"schema": {"type": "string"}}}
+    response = {"type": "object", "required": ["outputs"], "properties": {"outputs": _object(outputs)}}
+    responses: dict[str, Any] = {
+        "200": {"description": "The outputs by name", "content": {JSON: {"schema": response}}}
+    }
+    for status, text in _REFUSALS.items():
+        responses[status] = {"description": text, "content": {JSON: {"schema": _PROBLEMS}}}
+    return {"requestBody": {"required": True, "content": request}, "responses": responses}
+
+
+def _infer(inputs: Ports, outputs: Ports) -> dict[str, Any]:
+    request = {"type": "object", "required": ["inputs"],
+               "properties": {"id": {"type": "string"}, "inputs": _tensors(inputs)}}  # fmt: skip
+    response = {"type": "object", "required": ["model_name", "outputs"], "properties": {
+        "model_name": {"type": "string"}, "model_version": {"type": "string"},
+        "id": {"type": "string"}, "outputs": _tensors(outputs)}}  # fmt: skip
+    return {
+        "operationId": "infer",
+        "summary": "Run the model (Open Inference Protocol v2)",
+        "requestBody": {"required": True, "content": {JSON: {"schema": request}}},
+        "responses": {"200": {"description": "The outputs", "content": {JSON: {"schema": response}}}},
+    }
+
+
+def _tensors(ports: Ports) -> dict[str, Any]:
+    def tensor(port: Port) -> dict[str, Any]:
+        return {
+            "type": "object",
+            "required": ["name", "shape", "datatype"],
+            "properties": {
+                "name": {"const": port.name},
+                "datatype": {"const": port.datatype},
+                "shape": {"type": "array", "items": {"type": "integer"}, "description": port.dims},
+                "data": {"type": "array"},
+            },
+        }
+
+    return {"type": "array", "items": {"anyOf": [tensor(port) for port in ports]}}
+
+
+def _object(ports: Ports) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": ports.names,
+        "properties": {port.name: _array(port) for port in ports},
+        "additionalProperties": False,
+    }
+
+
+def _array(port: Port) -> dict[str, Any]:
+    return {**_nested(port.shape, port.dtype), "description": str(port)}
+
+
+def _nested(shape: Sequence[int], dtype: str) -> dict[str, Any]:
+    if not shape:
+        return dict(_TYPES["f" if dtype.startswith("float") else dtype[0]])
+    bounds = {"minItems": shape[0], "maxItems": shape[0]} if shape[0] >= 0 else {"minItems": 1}
+    return {"type": "array", **bounds, "items": _nested(shape[1:], dtype)}

@@ -1,0 +1,165 @@
+"""The server's options, each declared once: command line, environment and documentation come from here."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+__all__ = ["OPTIONS", "Option", "Settings", "add_options", "from_arguments"]
+
+_PREFIX = "SERVE_"
+_UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if (number := _whole(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return number
+
+
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return number
+
+
+def _bytes(text: str) -> int:
+    digits = text.rstrip("KMGiB")
+    unit = text[len(digits) :]
+    if not digits.isdecimal() or unit not in _UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 16MiB")
+    return int(digits) * _UNITS[unit]
+
+
+class Option(NamedTuple):
+    """One option: `parse` is None for a switch, `metavar` names what it takes."""
+
+    name: str
+    default: Any
+    text: str
+    parse: Callable[[str], Any] | None = str
+    metavar: str = ""
+
+    @property
+    def flag(self) -> str:
+        """Return the option as it is written on the command line."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """Return the environment variable that sets it in a container."""
+        return _PREFIX + self.name.upper()
+
+
+OPTIONS = (
+    Option("host", "127.0.0.1", "the address to listen on", str, "ADDRESS"),
+    Option("port", 8000, "the port; 0 takes a free one, which is printed", _whole, "N"),
+    Option("name", "", "the model's name in /v2 (default: the pipeline's, or `model`)", str, "NAME"),
+    Option("reference", "", "the bundle of model.prepare: names a TorchScript file's inputs, and gives the "
+           "samples that a model has to answer right before it is served", str, "PATH"),
+    Option("trust", False, "run TorchScript, which is code", None),
+    Option("watch", False, "reload when the artifact changes, as SIGHUP does", None),
+    Option("server", "fastapi", "fastapi, or flask", str, "KIND"),
+    Option("threads", 0, "cores for one inference (default: 1 for small models, else all)", _positive, "N"),
+    Option("max_batch", 64, "samples of waiting requests that are run as one batch; 1 joins none",
+           _positive, "N"),
+    Option("max_delay_us", 0, "how long a batch may wait for others while there is load, in µs", _whole, "N"),
+    Option("max_queue", 4096, "samples that may wait; beyond, requests are refused with 429", _positive, "N"),
+    Option("max_samples", 1024, "samples of one request; beyond, it is refused with 422", _positive, "N"),
+    Option("max_body", 16 << 20, "size of a request; beyond, it is refused with 413", _bytes, "SIZE"),
+    Option("timeout_s", 30.0, "how long a request may take, in seconds", _seconds, "S"),
+    Option("drain_s", 30.0, "how long SIGTERM waits for running requests, in seconds", _seconds, "S"),
+    Option("lame_duck_s", 0.0, "how long, after SIGTERM, requests are still taken while /v2/health/ready "
+           "already says 503, in seconds", _seconds, "S"),
+    Option("access_log", False, "log each request", None),
+    Option("json", False, "print the address and the log as JSON", None),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The options' values, with the artifact to serve."""
+
+    artifact: str
+    host: str
+    port: int
+    name: str
+    reference: str
+    trust: bool
+    watch: bool
+    server: str
+    threads: int
+    max_batch: int
+    max_delay_us: int
+    max_queue: int
+    max_samples: int
+    max_body: int
+    timeout_s: float
+    drain_s: float
+    lame_duck_s: float
+    access_log: bool
+    json: bool
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options to a parser; what isn't given is absent from its result."""
+    for option in OPTIONS:
+        default = "" if option.default in (0, "", False) or "default" in option.text else _shown(option)
+        text = option.text + default
+        if option.parse is None:
+            parser.add_argument(option.flag, action="store_true", default=argparse.SUPPRESS, help=text)
+        else:
+            choices = ("fastapi", "flask") if option.name == "server" else None
+            parser.add_argument(
+                option.flag, type=option.parse, default=argparse.SUPPRESS, help=text,
+                metavar=None if choices else option.metavar, choices=choices,
+            )  # fmt: skip
+
+
+def _shown(option: Option) -> str:
+    value = f"{option.default >> 20}MiB" if option.name == "max_body" else f"{option.default:}"
+    return f" (default: {value})"
+
+
+def from_arguments(args: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
+    """Return the settings: the command line's, else the environment's, else the defaults.
+
+    Raises argparse.ArgumentTypeError that names the variable.
+    """
+    values = {option.name: _value(option, vars(args), environ) for option in OPTIONS}
+    settings = Settings(artifact=args.artifact, **values)
+    if settings.max_samples > settings.max_queue:
+        said = f"max_samples {settings.max_samples} is more than max_queue {settings.max_queue}"
+        raise argparse.ArgumentTypeError(f"{said}: such a request would always be refused")
+    if settings.server not in ("fastapi", "flask"):
+        raise argparse.ArgumentTypeError(f"server {settings.server!r} is neither fastapi nor flask")
+    return settings
+
+
+def _value(option: Option, given: Mapping[str, Any], environ: Mapping[str, str]) -> Any:
+    if option.name in given:
+        return given[option.name]
+    text = environ.get(option.variable)
+    if text is None:
+        return option.default
+    if option.parse is None:
+        return text not in ("", "0", "false")
+    try:
+        return option.parse(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{option.variable}: {error}") from None
+
+
+assert [o.name for o in OPTIONS] == [f.name for f in fields(Settings)][1:]

@@ -1,0 +1,156 @@
+"""The model's inputs and outputs, and what arrays they take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .problems import Invalid, Problem
+
+__all__ = ["DATATYPES", "Arrays", "Port", "Ports", "as_array", "check"]
+
+Arrays = dict[str, "np.ndarray[Any, Any]"]
+
+DATATYPES = {
+    "bool": "BOOL", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64",
+    "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64",
+    "float16": "FP16", "float32": "FP32", "float64": "FP64",
+}  # fmt: skip
+"""numpy's dtype → the Open Inference Protocol's datatype."""
+
+_TAKES = {"f": "fiu", "i": "iu", "u": "iu", "b": "b"}
+_KINDS = {"f": "floats", "i": "whole numbers", "u": "whole numbers", "b": "booleans", "U": "texts",
+          "O": "nulls, objects or numbers too large", "c": "complex numbers"}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An input or output: in `shape` -1 stands for any size, in `axes` is its name, if it has one."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    axes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.dtype} of shape {self.dims}"
+
+    @property
+    def dims(self) -> str:
+        """Return the shape as it is shown, e.g. [batch, 1, 8, 8]."""
+        names = self.axes or ("",) * len(self.shape)
+        parts = [
+            str(size) if size >= 0 else name or "-1" for size, name in zip(self.shape, names, strict=True)
+        ]
+        return f"[{', '.join(parts)}]"
+
+    @property
+    def any_batch(self) -> bool:
+        """Say whether the first axis may have any size."""
+        return bool(self.shape) and self.shape[0] < 0
+
+    @property
+    def datatype(self) -> str:
+        """Return the datatype of the Open Inference Protocol."""
+        return DATATYPES[self.dtype]
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Say whether an array of this shape is taken."""
+        return len(shape) == len(self.shape) and all(
+            want < 0 or got == want for got, want in zip(shape, self.shape, strict=True)
+        )
+
+
+class Ports(tuple[Port, ...]):
+    """All inputs, or all outputs, in the model's order."""
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names."""
+        return [port.name for port in self]
+
+    def __str__(self) -> str:
+        return ", ".join(repr(port.name) for port in self)
+
+
+def as_array(value: Any, port: Port, loc: tuple[str | int, ...], *, finite: bool) -> np.ndarray[Any, Any]:
+    """Return what was given for an input as an array of its dtype and rank.
+
+    Numbers are taken where nothing of them is lost but floats' precision. Rows that are flat, and a
+    sample without its batch axis, get the input's shape. `finite` refuses NaN and infinities, which
+    text formats have no number for. Raises Invalid.
+    """
+    try:
+        found = np.asarray(value)
+    except (ValueError, OverflowError):
+        raise _invalid(loc, port, "its lists have different lengths") from None
+    want = np.dtype(port.dtype)
+    if found.size == 0:
+        raise _invalid(loc, port, "the batch is empty")
+    if found.dtype.kind not in _TAKES[want.kind]:
+        raise _invalid(loc, port, f"{_KINDS.get(found.dtype.kind, found.dtype.name)} were given")
+    if want.kind in "iu" and found.dtype != want:
+        info = np.iinfo(want)
+        if int(found.min()) < info.min or int(found.max()) > info.max:
+            raise _invalid(loc, port, f"a number is outside of {info.min} to {info.max}")
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(found, dtype=want).reshape(found.shape)
+    if finite and want.kind == "f" and not np.isfinite(array).all():
+        raise _invalid(loc, port, "a number is not finite, or too large for it")
+    return _shaped(array, port)
+
+
+def _shaped(array: np.ndarray[Any, Any], port: Port) -> np.ndarray[Any, Any]:
+    sample = port.shape[1:]
+    if array.ndim == len(port.shape) or not port.shape or min(sample, default=0) < 0:
+        return array
+    flat = array.ndim == 2 and array.shape[1] == math.prod(sample)
+    if flat or array.shape == sample:
+        return array.reshape(-1, *sample)
+    return array
+
+
+def _invalid(loc: tuple[str | int, ...], port: Port, got: str) -> Invalid:
+    return Invalid(Problem(loc, f"input {port.name!r} takes {port}; {got}"))
+
+
+def check(arrays: Mapping[str, np.ndarray[Any, Any]], ports: Ports, max_samples: int) -> int:
+    """Check names and shapes; return the number of samples, 0 where the inputs don't agree on one.
+
+    Raises Invalid with everything that is wrong.
+    """
+    problems = list(_problems(arrays, ports))
+    if problems:
+        raise Invalid(*problems)
+    if not all(port.any_batch for port in ports):
+        return 0
+    counts = {len(arrays[port.name]) for port in ports}
+    if max(counts) > max_samples:
+        said = f"the batch has {max(counts)} samples, at most {max_samples} are taken"
+        raise Invalid(Problem(("body", "inputs"), said))
+    return counts.pop() if len(counts) == 1 else 0
+
+
+def _problems(arrays: Mapping[str, np.ndarray[Any, Any]], ports: Ports) -> Iterable[Problem]:
+    sizes: dict[str, tuple[int, str]] = {}
+    for port in ports:
+        loc = ("body", "inputs", port.name)
+        array = arrays.get(port.name)
+        if array is None:
+            yield Problem(loc, f"the input {port.name!r} is missing, {port}")
+        elif not port.fits(array.shape):
+            yield Problem(loc, f"input {port.name!r} takes {port}; the shape {list(array.shape)} was given")
+        else:
+            for axis, size in zip(port.axes, array.shape, strict=False):
+                known, other = sizes.setdefault(axis, (size, port.name)) if axis else (size, "")
+                if known != size:
+                    said = f"input {port.name!r} has {axis} {size}, but {other!r} has {known}"
+                    yield Problem(loc, said)
+    if len(arrays) > len(ports) or any(name not in ports.names for name in arrays):
+        for name in arrays:
+            if name not in ports.names:
+                yield Problem(("body", "inputs", name), f"there is no input {name!r}, there are {ports}")

@@ -1,0 +1,111 @@
+"""Run a model: ONNX by onnxruntime, TorchScript by torch, on the CPU."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from .artifact import Artifact
+from .ports import DATATYPES, Arrays, Port, Ports
+from .problems import Invalid, ModelError, Problem, UnfitArtifact, first_line
+
+__all__ = ["Program", "open_program"]
+
+
+class Program(Protocol):
+    """A loaded model. `run` raises Invalid for values that the model can't take, else ModelError."""
+
+    platform: str
+    inputs: Ports
+    outputs: Ports
+
+    def run(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Arrays:
+        """Return the outputs by name."""
+        ...
+
+
+def open_program(artifact: Artifact, threads: int) -> Program:
+    """Load a model. Raises UnfitArtifact where its runtime can't."""
+    kind = _Onnx if artifact.format == "onnx" else _TorchScript
+    return kind(artifact, threads)
+
+
+class _Onnx:
+    platform = "onnxruntime_onnx"
+
+    def __init__(self, artifact: Artifact, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(artifact.file), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's own classes share no other base.
+            raise UnfitArtifact(f"onnxruntime can't load the model: {first_line(error)}") from None
+        self.inputs = Ports(_port(node) for node in self._session.get_inputs())
+        self.outputs = Ports(_port(node) for node in self._session.get_outputs())
+        self._names = self.outputs.names
+        self._unfit = onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument
+
+    def run(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Arrays:
+        try:
+            return dict(zip(self._names, self._session.run(self._names, arrays), strict=True))
+        except self._unfit as error:
+            raise Invalid(_refusal(error)) from None
+        except Exception as error:
+            raise ModelError(Problem(("model",), f"the model failed: {first_line(error)}")) from error
+
+
+def _port(node: Any) -> Port:
+    dtype = {"tensor(float)": "float32", "tensor(double)": "float64"}.get(node.type) or node.type[7:-1]
+    if dtype not in DATATYPES:
+        raise UnfitArtifact(f"{node.name!r} has the type {node.type}, which is not served")
+    shape = tuple(size if isinstance(size, int) else -1 for size in node.shape)
+    return Port(node.name, dtype, shape, tuple(s if isinstance(s, str) else "" for s in node.shape))
+
+
+def _refusal(error: BaseException) -> Problem:
+    said = first_line(error).rpartition("INVALID_ARGUMENT : ")[2]
+    return Problem(("body", "inputs"), f"the model can't take these values: {said}")
+
+
+class _TorchScript:
+    platform = "pytorch_torchscript"
+
+    def __init__(self, artifact: Artifact, threads: int) -> None:
+        import torch
+
+        self._torch = torch
+        torch.set_num_threads(threads)
+        self.inputs, self.outputs = artifact.inputs, artifact.outputs
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self._program = torch.jit.load(str(artifact.file), map_location="cpu").eval()
+        except (RuntimeError, ValueError, OSError) as error:
+            raise UnfitArtifact(f"torch can't load {artifact.file.name}: {first_line(error)}") from None
+
+    def run(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Arrays:
+        torch = self._torch
+        given = [torch.from_numpy(np.require(arrays[port.name], requirements="CW")) for port in self.inputs]
+        try:
+            with torch.inference_mode():
+                result = self._program(*given)
+        except IndexError as error:
+            raise Invalid(_refusal(error)) from None
+        except RuntimeError as error:
+            said = str(error).strip().rpartition("\n")[2] or first_line(error)
+            raise ModelError(Problem(("model",), f"the model failed: {said}")) from error
+        leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        if len(leaves) != len(self.outputs):
+            said = f"the model gave {len(leaves)} tensors, {len(self.outputs)} are described"
+            raise ModelError(Problem(("model",), said))
+        return {port.name: leaf.numpy() for port, leaf in zip(self.outputs, leaves, strict=True)}

@@ -1,0 +1,171 @@
+"""What each route answers, whatever web framework it is called by."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple
+
+from . import codecs, protocol
+from .batching import Entry
+from .codecs import JSON, to_json
+from .metrics import CONTENT_TYPE
+from .page import CONTENT_SECURITY_POLICY, SCRIPT, STYLE, page
+from .ports import Port
+from .problems import Invalid, Problem, Refused, TooLarge
+from .service import Live, Service
+
+__all__ = ["GETS", "INFER", "POSTS", "Reply", "Request", "answer"]
+
+_HTML = "text/html; charset=utf-8"
+
+
+class Reply(NamedTuple):
+    """A response."""
+
+    status: int
+    body: bytes = b""
+    content_type: str = JSON
+    headers: Mapping[str, str] = {}
+
+
+class Request(NamedTuple):
+    """A request: header names are in small letters; `watch` is told of its entry in the queue."""
+
+    body: bytes
+    headers: Mapping[str, str]
+    watch: Callable[[Entry], None]
+
+
+_Post = Callable[[Service, Live, Request], Awaitable[Reply]]
+
+
+async def answer(route: str, post: _Post, service: Service, request: Request) -> Reply:
+    """Return a POST's reply, whatever happens, and count it."""
+    started_s = time.perf_counter()
+    live = service.live
+    try:
+        reply = await post(service, live, request)
+    except Refused as refused:
+        reply = refusal(refused, protocol_v2=post is infer)
+        if refused.status == 500:
+            service.log("model error", route=route, error=str(refused))
+    service.metrics.request(route, reply.status, time.perf_counter() - started_s)
+    return reply
+
+
+def refusal(refused: Refused, *, protocol_v2: bool = False) -> Reply:
+    """Return a refusal: a list of what is wrong and where; in /v2 one sentence, as the protocol has it."""
+    status = 400 if protocol_v2 and isinstance(refused, Invalid) else refused.status
+    problems = [{"loc": list(p.loc), "msg": p.msg} for p in refused.problems]
+    body: dict[str, Any] = {"error": str(refused)} if protocol_v2 else {"detail": problems}
+    headers = {"retry-after": str(refused.retry_after_s)} if refused.retry_after_s else {}
+    return Reply(status, to_json(body), JSON, headers)
+
+
+async def predict(service: Service, live: Live, request: Request) -> Reply:
+    """Answer POST /predict and /invocations."""
+    content_type = request.headers.get("content-type", "")
+    arrays = codecs.decode(request.body, content_type, live.inputs, service.settings.max_body)
+    entry = service.submit(live, arrays)
+    request.watch(entry)
+    body, kind = codecs.encode(await entry.future, request.headers.get("accept", ""))
+    return Reply(200, body, kind)
+
+
+async def infer(service: Service, live: Live, request: Request) -> Reply:
+    """Answer POST /v2/models/M/infer."""
+    length = request.headers.get(protocol.HEADER_LENGTH, "")
+    arrays, wanted = protocol.decode_infer(request.body, length, live.inputs, live.outputs)
+    entry = service.submit(live, arrays)
+    request.watch(entry)
+    outputs = await entry.future
+    return Reply(200, *protocol.encode_infer(outputs, wanted, service.name, live.version, live.outputs))
+
+
+def unknown_model(service: Service, name: str, version: str) -> Reply | None:
+    """Return the 404 for a model or version that isn't served, or None."""
+    if name != service.name:
+        return Reply(404, to_json({"error": f"there is no model {name!r}, {service.name!r} is served"}))
+    if version not in ("", service.live.version):
+        return Reply(
+            404, to_json({"error": f"there is no version {version!r}, {service.live.version} is served"})
+        )
+    return None
+
+
+def server_metadata(service: Service) -> Reply:
+    """Answer GET /v2."""
+    value = {"name": "deploy-runner", "version": "1", "extensions": ["binary_tensor_data"]}
+    return Reply(200, to_json(value))
+
+
+def model_metadata(service: Service) -> Reply:
+    """Answer GET /v2/models/M."""
+    model = service.live.model
+
+    def tensor(port: Port) -> dict[str, Any]:
+        return {"name": port.name, "datatype": port.datatype, "shape": list(port.shape)}
+
+    value = {
+        "name": service.name,
+        "versions": [service.live.version],
+        "platform": model.program.platform,
+        "inputs": [tensor(port) for port in model.inputs],
+        "outputs": [tensor(port) for port in model.outputs],
+        "parameters": {"digest": model.artifact.digest, "batching": model.joins},
+    }
+    return Reply(200, to_json(value))
+
+
+def live(service: Service) -> Reply:
+    """Answer GET /v2/health/live."""
+    return Reply(200, to_json({"live": True}))
+
+
+def ready(service: Service) -> Reply:
+    """Answer GET /v2/health/ready and /ping: not while it drains."""
+    if service.draining:
+        return Reply(503, to_json({"ready": False}), JSON, {"retry-after": "1"})
+    return Reply(200, to_json({"ready": True}))
+
+
+def metrics(service: Service) -> Reply:
+    """Answer GET /metrics."""
+    return Reply(200, service.metrics.text(), CONTENT_TYPE)
+
+
+def index(service: Service) -> Reply:
+    """Answer GET /: a page to try the model."""
+    headers = {"content-security-policy": CONTENT_SECURITY_POLICY, "x-content-type-options": "nosniff",
+               "referrer-policy": "no-referrer"}  # fmt: skip
+    return Reply(200, page(service).encode(), _HTML, headers)
+
+
+def script(service: Service) -> Reply:
+    """Answer GET /page.js."""
+    return Reply(200, SCRIPT.encode(), "text/javascript; charset=utf-8")
+
+
+def style(service: Service) -> Reply:
+    """Answer GET /page.css."""
+    return Reply(200, STYLE.encode(), "text/css; charset=utf-8")
+
+
+GETS: Mapping[str, Callable[[Service], Reply]] = {
+    "/": index,
+    "/page.js": script,
+    "/page.css": style,
+    "/ping": ready,
+    "/metrics": metrics,
+    "/v2": server_metadata,
+    "/v2/health/live": live,
+    "/v2/health/ready": ready,
+}
+POSTS: Mapping[str, _Post] = {"/predict": predict, "/invocations": predict}
+INFER = infer
+
+
+def too_large(max_body: int) -> Refused:
+    """Return the refusal of a body that has more bytes than are taken."""
+    return TooLarge(Problem(("body",), f"the body has more than {max_body} bytes"))

@@ -1,0 +1,134 @@
+"""The model that is served now, its replacement without a failed request, and inference through it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+from pathlib import Path
+
+from .artifact import fingerprint
+from .batching import Batcher, Entry, Limits
+from .log import Log
+from .metrics import Metrics
+from .model import Model, describe, load
+from .options import Settings
+from .ports import Arrays, check
+from .problems import UnfitArtifact
+
+__all__ = ["Live", "Service", "cores"]
+
+_WATCH_S = 0.5
+
+
+class Live:
+    """A model with the batcher that its requests go through."""
+
+    __slots__ = ("batcher", "inputs", "joins", "model", "outputs", "version")
+
+    def __init__(self, model: Model, limits: Limits, metrics: Metrics) -> None:
+        self.model = model
+        self.inputs, self.outputs = model.inputs, model.outputs
+        self.version = model.artifact.version
+        self.joins = model.joins
+        self.batcher = Batcher(model.program.run, limits, metrics, inline=model.small)
+
+
+class Service:
+    """Serves one artifact. `start` first, in the event loop that it then lives in."""
+
+    def __init__(self, settings: Settings, log: Log) -> None:
+        self.settings, self.log = settings, log
+        self.name = settings.name or "model"
+        self.metrics = Metrics(lambda: self.live.batcher.waiting)
+        self.draining = False
+        self.live: Live
+        self._limits = Limits(
+            max_batch=settings.max_batch, max_delay_s=settings.max_delay_us / 1e6,
+            max_queue=settings.max_queue, timeout_s=settings.timeout_s,
+        )  # fmt: skip
+        self._reloading = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self, model: Model) -> None:
+        """Serve a loaded model, and watch for others if asked to."""
+        self._serve(model)
+        if self.settings.watch:
+            self._spawn(self._watch())
+
+    def _serve(self, model: Model) -> None:
+        self.live = Live(model, self._limits, self.metrics)
+        self.metrics.model(self.name, model.artifact.digest, model.artifact.format)
+        self.log("model", name=self.name, **describe(model))
+
+    def submit(self, live: Live, arrays: Arrays) -> Entry:
+        """Check the inputs and queue them. Raises Refused."""
+        rows = check(arrays, live.inputs, self.settings.max_samples)
+        key = None
+        if rows and live.joins:
+            key = tuple(arrays[name].shape[1:] for name in live.inputs.names)
+        return live.batcher.submit(arrays, rows, key)
+
+    def reload_soon(self) -> None:
+        """Start to load what is at the artifact's path now: what SIGHUP does."""
+        self._spawn(self.reload())
+
+    async def reload(self) -> None:
+        """Load and try what is at the path beside the old model, then swap; a bad one is refused."""
+        async with self._reloading:
+            try:
+                model = await asyncio.to_thread(load, self.settings, cores())
+            except UnfitArtifact as error:
+                self.metrics.reload("refused")
+                self.log("reload refused", error=str(error), kept=self.live.version)
+                return
+            old = self.live
+            if model.artifact.digest == old.model.artifact.digest:
+                self.metrics.reload("unchanged")
+                self.log("reload", unchanged=old.version)
+                model.scratch.cleanup()
+                return
+            self._serve(model)
+            self.metrics.reload("swapped")
+            self.log("reload", old=old.version, new=self.live.version)
+            await old.batcher.drained()
+            old.model.scratch.cleanup()
+        del old, model
+        gc.collect()
+
+    async def _watch(self) -> None:
+        """Reload when the artifact has changed, and has stayed as it is for one more look."""
+        path = Path(self.settings.artifact)
+        served = last = await asyncio.to_thread(fingerprint, path)
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            now = await asyncio.to_thread(fingerprint, path)
+            if now == last and now != served:
+                served = now
+                await self.reload()
+            last = now
+
+    def _spawn(self, coroutine: object) -> None:
+        task = asyncio.ensure_future(coroutine)  # type: ignore[call-overload]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def stop(self) -> None:
+        """End the watching, let what runs finish, and remove what was unpacked."""
+        for task in list(self._tasks):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await self.live.batcher.drained()
+        self.live.model.scratch.cleanup()
+
+
+def cores() -> int:
+    """Return the cores that this process may use: its affinity, and its cgroup's quota."""
+    available = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("utf-8").split()
+        if quota != "max":
+            available = min(available, max(1, int(quota) // int(period)))
+    return available
