@@ -288,9 +288,19 @@ def _add_project(verbs: _Verbs) -> None:
         help="instead of a key: a root certificate to trust; may be repeated",
     )  # fmt: skip
     _json_option(verify)
+    _add_serve(verbs)
     doctor = _verb(verbs, "doctor", _doctor, "check that all a pipeline needs is here")
     _pipeline_options(doctor)
     _json_option(doctor)
+
+
+def _add_serve(verbs: _Verbs) -> None:
+    from importlib import import_module
+
+    serve = _verb(verbs, "serve", _serve, "serve a model over HTTP, with batching and hot reload")
+    stages = "STAGE or STAGE.OUTPUT of its last run; or, instead of both, the path of an ONNX artifact, "
+    _pipeline_options(serve, stages=f"{stages}a model.tar.gz, a TorchScript file or a container's context")
+    import_module("deploy_runner.stages._server.options").add_options(serve)
 
 
 def _positive(text: str) -> int:
@@ -490,6 +500,15 @@ def _verify(args: argparse.Namespace) -> int:
     made = f", made by deploy-runner {found.runner} from {', '.join(found.sources)}" if found.runner else ""
     print(f"verified: {len(found.files)} files{made}")
     return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from .serving import serve
+
+    names = args.names
+    if len(names) > 1:
+        return serve(names[0], names[1:], args)
+    return serve(_DEFAULT, names, args)
 
 
 def _doctor(args: argparse.Namespace) -> int:

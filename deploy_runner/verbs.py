@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 _KEPT_RUNS = 10
 
-__all__ = ["cache", "convert", "diff", "explain", "get", "plan", "run", "show", "stages", "status"]
+__all__ = [
+    "artifact_of", "cache", "convert", "diff", "explain", "find_output", "get", "plan", "run", "show",
+    "stages", "status",
+]  # fmt: skip
 
 
 def run(path: str, names: list[str], args: argparse.Namespace) -> int:
@@ -121,7 +124,7 @@ def convert(args: argparse.Namespace, shape: list[int]) -> int:
         entry = artifacts.get(output) if isinstance(artifacts, dict) else None
         if isinstance(entry, dict):
             place.parent.mkdir(parents=True, exist_ok=True)
-            pipeline.store.materialise(_artifact(entry), place)
+            pipeline.store.materialise(artifact_of(entry), place)
             if not args.quiet:
                 print(place, file=sys.stderr if args.json else sys.stdout)
     return code
@@ -342,8 +345,8 @@ def get(path: str, names: list[str], args: argparse.Namespace) -> int:
         raise UsageError("which output?", fix="`deploy-runner get STAGE.OUTPUT --to PATH`")
     pipeline = load(path, config=args.config, sets=args.sets)
     record = read_record(pipeline.home)
-    stage_id, output, entry = _find_output(record, names[0])
-    artifact = _artifact(entry)
+    stage_id, output, entry = find_output(record, names[0])
+    artifact = artifact_of(entry)
     node = pipeline.graph.stages.get(stage_id)
     own = Path(node.outputs[output].path).name if node and output in node.outputs else output
     destination = Path(args.to) if args.to else Path(own)
@@ -360,12 +363,14 @@ def get(path: str, names: list[str], args: argparse.Namespace) -> int:
     return 0
 
 
-def _artifact(entry: dict[str, Json]) -> Artifact:
+def artifact_of(entry: dict[str, Json]) -> Artifact:
+    """Return the artifact that a record's entry describes."""
     kind: Kind = "folder" if entry["kind"] == "folder" else "file"
     return Artifact(str(entry["digest"]), kind, int(str(entry["size"])))
 
 
-def _find_output(record: RunRecord, name: str) -> tuple[str, str, dict[str, Json]]:
+def find_output(record: RunRecord, name: str) -> tuple[str, str, dict[str, Json]]:
+    """Return the stage, the output and its entry that STAGE or STAGE.OUTPUT names in a run."""
     stage_id, output = name, ""
     if name not in record.stages:
         stage_id, _, output = name.rpartition(".")
