@@ -24,7 +24,7 @@ from deploy_runner.sdk import (
     StageParams,
 )
 
-from . import _archive, _bundle, _onnx, _smoke
+from . import _archive, _bundle, _packed, _smoke
 from ._parity import compare, gate
 
 
@@ -65,7 +65,7 @@ class PackageSagemaker(Stage):
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Describe, pack, unpack, run as the container does."""
-        files, described = _model_files(inputs)
+        files, described = _packed.model_files(inputs.model, inputs.reference)
         staged = ctx.workdir / "staged"
         staged.mkdir()
         _write_code(staged, params, inputs, described)
@@ -79,38 +79,6 @@ class PackageSagemaker(Stage):
         ctx.figure("tar_sha256", tar_digest)
         ctx.figure("members", sorted(members))  # type: ignore[arg-type]
         _run_as_container(ctx, params, inputs, outputs)
-
-
-def _model_files(inputs: PackageSagemaker.Inputs) -> tuple[dict[str, Path], dict[str, Any]]:
-    """Return the model's files by their name in the archive, and what model.json says."""
-    if inputs.model.is_file() and inputs.model.suffix != ".onnx":
-        if inputs.reference is None:
-            raise StageError("a TorchScript model needs `reference`: the bundle that names its inputs")
-        bundle = _bundle.load_bundle(inputs.reference)
-        ports = {
-            "inputs": [port.as_dict() for port in bundle.inputs],
-            "outputs": [port.as_dict() for port in bundle.outputs],
-        }
-        return {"model.pt": inputs.model}, {"format": "torchscript", "file": "model.pt", **ports}
-    file = _onnx.onnx_file(inputs.model)
-    files = {_onnx.FILE_NAME: file}
-    if (data := file.with_name(_onnx.DATA_NAME)).is_file():
-        files[_onnx.DATA_NAME] = data
-    proto = _onnx.load_proto(inputs.model, weights=False)
-    ports = {"inputs": _ports(proto.graph.input), "outputs": _ports(proto.graph.output)}
-    return files, {"format": "onnx", "file": _onnx.FILE_NAME, **ports}
-
-
-def _ports(values: Any) -> list[dict[str, Any]]:
-    import onnx
-
-    ports = []
-    for value in values:
-        tensor = value.type.tensor_type
-        shape = [d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim]
-        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-        ports.append({"name": value.name, "dtype": dtype, "shape": shape})
-    return ports
 
 
 def _write_code(

@@ -1,0 +1,49 @@
+"""A model's files by their name in a package, and model.json, which describes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from deploy_runner.sdk import StageError
+
+from . import _bundle, _onnx
+
+__all__ = ["model_files"]
+
+_TORCHSCRIPT = "model.pt"
+
+
+def model_files(model: Path, reference: Path | None) -> tuple[dict[str, Path], dict[str, Any]]:
+    """Return the model's files by their name in the package, and what model.json says.
+
+    Raises StageError for a TorchScript file without the bundle that names its inputs.
+    """
+    if model.is_file() and model.suffix != ".onnx":
+        if reference is None:
+            raise StageError("a TorchScript model needs `reference`: the bundle that names its inputs")
+        bundle = _bundle.load_bundle(reference)
+        ports = {
+            "inputs": [port.as_dict() for port in bundle.inputs],
+            "outputs": [port.as_dict() for port in bundle.outputs],
+        }
+        return {_TORCHSCRIPT: model}, {"format": "torchscript", "file": _TORCHSCRIPT, **ports}
+    file = _onnx.onnx_file(model)
+    files = {_onnx.FILE_NAME: file}
+    if (data := file.with_name(_onnx.DATA_NAME)).is_file():
+        files[_onnx.DATA_NAME] = data
+    proto = _onnx.load_proto(model, weights=False)
+    ports = {"inputs": _ports(proto.graph.input), "outputs": _ports(proto.graph.output)}
+    return files, {"format": "onnx", "file": _onnx.FILE_NAME, **ports}
+
+
+def _ports(values: Any) -> list[dict[str, Any]]:
+    import onnx
+
+    ports = []
+    for value in values:
+        tensor = value.type.tensor_type
+        shape = [d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim]
+        dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        ports.append({"name": value.name, "dtype": dtype, "shape": shape})
+    return ports
