@@ -8,7 +8,7 @@ import mmap
 import os
 import stat
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,8 @@ class Artifact:
         return self.digest[:12]
 
 
-def find(path: Path, scratch: Path, *, reference: Path | None, trust: bool) -> Artifact:
-    """Return the model in a file, a folder or a model.tar.gz, which is unpacked into `scratch`.
+def find(path: Path, scratch: Callable[[], Path], *, reference: Path | None, trust: bool) -> Artifact:
+    """Return the model in a file, a folder or a model.tar.gz, which is unpacked into `scratch()`.
 
     Raises UnfitArtifact where there is none, or where it isn't safe.
     """
@@ -70,12 +70,13 @@ def find(path: Path, scratch: Path, *, reference: Path | None, trust: bool) -> A
         raise UnfitArtifact(f"{path} can't be read: {error.strerror or error}") from None
 
 
-def _find(path: Path, scratch: Path, reference: Path | None, trust: bool) -> Artifact:
+def _find(path: Path, scratch: Callable[[], Path], reference: Path | None, trust: bool) -> Artifact:
     if not path.exists():
         raise UnfitArtifact(f"{path} does not exist")
     if path.is_file() and path.name.endswith((".tar.gz", ".tgz")):
-        _unpack(path, scratch)
-        path = scratch
+        folder = scratch()
+        _unpack(path, folder)
+        path = folder
     described: Mapping[str, Any] = {}
     if path.is_dir():
         file, described = _in_folder(path)

@@ -46,8 +46,11 @@ class App:
             await self._fastapi(scope, receive, send)
             return
         started_s = time.perf_counter()
-        if scope["method"] == "POST" and (found := self._found(scope["path"])):
-            status = await self._post(*found, scope, receive, send)
+        if (found := self._found(scope["path"])) is not None:
+            if scope["method"] == "POST":
+                status = await self._post(*found, scope, receive, send)
+            else:
+                status = await self._send(Reply(405, headers={"allow": "POST"}), send, close=False)
         else:
             status = await self._other(scope, receive, send)
         if self._access_log:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -41,7 +43,7 @@ class Model:
     why_alone: str
     small: bool
     threads: int
-    scratch: TemporaryDirectory[str]
+    scratch: ExitStack
 
     @property
     def inputs(self) -> Ports:
@@ -56,14 +58,15 @@ class Model:
 
 def load(settings: Settings, cores: int) -> Model:
     """Load the artifact. Raises UnfitArtifact; then nothing of it is kept."""
-    scratch = TemporaryDirectory(prefix="deploy-runner-serve-")
+    scratch = ExitStack()
     try:
         reference = Path(settings.reference) if settings.reference else None
         place = Path(settings.artifact)
-        artifact = find(place, Path(scratch.name), reference=reference, trust=settings.trust)
+        artifact = find(place, partial(_folder, scratch), reference=reference, trust=settings.trust)
         program = open_program(artifact, settings.threads or 1)
         example = _example(artifact, program)
-        _try_cases(artifact, program)
+        atol = artifact.atol if settings.atol is None else settings.atol
+        _try_cases(artifact, program, atol, artifact.rtol if settings.rtol is None else settings.rtol)
         why = _why_alone(artifact, program, example, settings.max_batch)
         seconds = _seconds(program, example, 1 if why else settings.max_batch)
         threads = settings.threads or (1 if seconds < _SMALL_S else cores)
@@ -72,11 +75,16 @@ def load(settings: Settings, cores: int) -> Model:
             _seconds(program, example, 1)
         return Model(artifact, program, example, not why, why, seconds < _SMALL_S, threads, scratch)
     except Refused as refused:
-        scratch.cleanup()
+        scratch.close()
         raise UnfitArtifact(f"the model doesn't run: {refused}") from None
     except UnfitArtifact:
-        scratch.cleanup()
+        scratch.close()
         raise
+
+
+def _folder(scratch: ExitStack) -> Path:
+    """Return a new folder, which goes when the model does."""
+    return Path(scratch.enter_context(TemporaryDirectory(prefix="deploy-runner-serve-")))
 
 
 def _example(artifact: Artifact, program: Program) -> Arrays:
@@ -109,7 +117,7 @@ def _made_up(ports: Ports, size: int) -> Arrays:
     return arrays
 
 
-def _try_cases(artifact: Artifact, program: Program) -> None:
+def _try_cases(artifact: Artifact, program: Program, atol: float, rtol: float) -> None:
     """Raise UnfitArtifact where the model answers a reference case beyond its tolerance."""
     for index, case in enumerate(artifact.cases):
         found = program.run({name: case.inputs[name] for name in program.inputs.names if name in case.inputs})
@@ -119,9 +127,9 @@ def _try_cases(artifact: Artifact, program: Program) -> None:
             if found[name].shape != expected.shape:
                 raise UnfitArtifact(f"reference case {index}: output {name!r} has the shape "
                                     f"{list(found[name].shape)}, not {list(expected.shape)}")  # fmt: skip
-            if not np.allclose(found[name], expected, artifact.rtol, artifact.atol):
+            if not np.allclose(found[name], expected, rtol, atol):
                 worst = float(np.abs(found[name].astype(np.float64) - expected).max())
-                allowed = f"atol {artifact.atol:g} + rtol {artifact.rtol:g}"
+                allowed = f"atol {atol:g} + rtol {rtol:g}"
                 raise UnfitArtifact(f"reference case {index}: output {name!r} differs by up to {worst:.3g}, "
                                     f"more than {allowed} allow")  # fmt: skip
 

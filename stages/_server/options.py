@@ -25,13 +25,13 @@ def _positive(text: str) -> int:
     return number
 
 
-def _seconds(text: str) -> float:
+def _number(text: str) -> float:
     try:
         number = float(text)
     except ValueError:
         number = -1.0
     if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
     return number
 
 
@@ -69,6 +69,9 @@ OPTIONS = (
     Option("name", "", "the model's name in /v2 (default: the pipeline's, or `model`)", str, "NAME"),
     Option("reference", "", "the bundle of model.prepare: names a TorchScript file's inputs, and gives the "
            "samples that a model has to answer right before it is served", str, "PATH"),
+    Option("atol", None, "how far an answer may be from a reference sample's (default: what the model's "
+           "model.json says, else 0.001)", _number, "X"),
+    Option("rtol", None, "likewise, relative to it", _number, "X"),
     Option("trust", False, "run TorchScript, which is code", None),
     Option("watch", False, "reload when the artifact changes, as SIGHUP does", None),
     Option("server", "fastapi", "fastapi, or flask", str, "KIND"),
@@ -79,10 +82,10 @@ OPTIONS = (
     Option("max_queue", 4096, "samples that may wait; beyond, requests are refused with 429", _positive, "N"),
     Option("max_samples", 1024, "samples of one request; beyond, it is refused with 422", _positive, "N"),
     Option("max_body", 16 << 20, "size of a request; beyond, it is refused with 413", _bytes, "SIZE"),
-    Option("timeout_s", 30.0, "how long a request may take, in seconds", _seconds, "S"),
-    Option("drain_s", 30.0, "how long SIGTERM waits for running requests, in seconds", _seconds, "S"),
+    Option("timeout_s", 30.0, "how long a request may take, in seconds", _number, "S"),
+    Option("drain_s", 30.0, "how long SIGTERM waits for running requests, in seconds", _number, "S"),
     Option("lame_duck_s", 0.0, "how long, after SIGTERM, requests are still taken while /v2/health/ready "
-           "already says 503, in seconds", _seconds, "S"),
+           "already says 503, in seconds", _number, "S"),
     Option("access_log", False, "log each request", None),
     Option("json", False, "print the address and the log as JSON", None),
 )  # fmt: skip
@@ -97,6 +100,8 @@ class Settings:
     port: int
     name: str
     reference: str
+    atol: float | None
+    rtol: float | None
     trust: bool
     watch: bool
     server: str
@@ -116,7 +121,7 @@ class Settings:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options to a parser; what isn't given is absent from its result."""
     for option in OPTIONS:
-        default = "" if option.default in (0, "", False) or "default" in option.text else _shown(option)
+        default = "" if option.default in (None, 0, "", False) or "default" in option.text else _shown(option)
         text = option.text + default
         if option.parse is None:
             parser.add_argument(option.flag, action="store_true", default=argparse.SUPPRESS, help=text)

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import gc
 import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 from .artifact import fingerprint
@@ -20,6 +22,7 @@ from .problems import UnfitArtifact
 __all__ = ["Live", "Service", "cores"]
 
 _WATCH_S = 0.5
+_FORCED = 130
 
 
 class Live:
@@ -43,6 +46,9 @@ class Service:
         self.name = settings.name or "model"
         self.metrics = Metrics(lambda: self.live.batcher.waiting)
         self.draining = False
+        """A signal has come: the server isn't ready any more."""
+        self.lame = False
+        """It still takes requests, for `lame_duck_s`."""
         self.live: Live
         self._limits = Limits(
             max_batch=settings.max_batch, max_delay_s=settings.max_delay_us / 1e6,
@@ -87,13 +93,13 @@ class Service:
             if model.artifact.digest == old.model.artifact.digest:
                 self.metrics.reload("unchanged")
                 self.log("reload", unchanged=old.version)
-                model.scratch.cleanup()
+                model.scratch.close()
                 return
             self._serve(model)
             self.metrics.reload("swapped")
             self.log("reload", old=old.version, new=self.live.version)
             await old.batcher.drained()
-            old.model.scratch.cleanup()
+            old.model.scratch.close()
         del old, model
         gc.collect()
 
@@ -114,6 +120,22 @@ class Service:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def drain(self, number: int, then: Callable[[], None]) -> None:
+        """Say from now on that the server isn't ready, and call `then` when requests end to be taken.
+
+        The second signal ends the process at once.
+        """
+        if self.draining:
+            os._exit(_FORCED)
+        self.draining = self.lame = True
+        self.log("draining", signal=signal.Signals(number).name)
+
+        def end() -> None:
+            self.lame = False
+            then()
+
+        asyncio.get_running_loop().call_later(self.settings.lame_duck_s, end)
+
     async def stop(self) -> None:
         """End the watching, let what runs finish, and remove what was unpacked."""
         for task in list(self._tasks):
@@ -121,7 +143,7 @@ class Service:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         await self.live.batcher.drained()
-        self.live.model.scratch.cleanup()
+        self.live.model.scratch.close()
 
 
 def cores() -> int:

@@ -1,0 +1,106 @@
+"""The Flask app, served by waitress: the same routes and answers, one thread for each running request.
+
+What WSGI can't do: a client that goes away is not noticed before its answer is ready, and a body that is
+too large is refused by waitress itself, in plain text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import uvloop
+import waitress.server
+from flask import Flask, Response, request
+
+from . import routes
+from .codecs import to_json
+from .model import Model
+from .openapi import openapi
+from .problems import Problem, Refused
+from .routes import Reply, Request
+from .service import Service
+
+__all__ = ["flask_app", "serve"]
+
+_THREADS = 64
+_LOOK_S = 0.02
+
+
+class _Draining(Refused):
+    status = 503
+    retry_after_s = 1
+
+
+def flask_app(service: Service, loop: asyncio.AbstractEventLoop) -> Flask:
+    """Return the app; inferences go through the service's own event loop, in another thread."""
+    app = Flask("serve", static_folder=None)
+
+    def post(route: str, function: Any) -> Response:
+        if service.draining and not service.lame:
+            return _response(routes.refusal(_Draining(Problem(("server",), "the server is shutting down"))))
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        given = Request(request.get_data(), headers, lambda entry: None)
+        return _response(
+            asyncio.run_coroutine_threadsafe(routes.answer(route, function, service, given), loop).result()
+        )
+
+    def infer(name: str, version: str = "") -> Response:
+        missing = routes.unknown_model(service, name, version)
+        return _response(missing) if missing else post("/v2/infer", routes.INFER)
+
+    def model(name: str, version: str = "") -> Response:
+        return _response(routes.unknown_model(service, name, version) or routes.model_metadata(service))
+
+    def ready(name: str, version: str = "") -> Response:
+        return _response(routes.unknown_model(service, name, version) or routes.ready(service))
+
+    for path, get in routes.GETS.items():
+        app.add_url_rule(path, f"get {path}", lambda get=get: _response(get(service)))
+    for path, function in routes.POSTS.items():
+        app.add_url_rule(path, f"post {path}", lambda p=path, f=function: post(p, f), methods=["POST"])
+    for place in ("/v2/models/<name>", "/v2/models/<name>/versions/<version>"):
+        app.add_url_rule(place, f"model {place}", model)
+        app.add_url_rule(f"{place}/ready", f"ready {place}", ready)
+        app.add_url_rule(f"{place}/infer", f"infer {place}", infer, methods=["POST"])
+    app.add_url_rule("/openapi.json", "openapi", lambda: _response(Reply(200, to_json(openapi(service)))))
+    return app
+
+
+def _response(reply: Reply) -> Response:
+    response = Response(reply.body, reply.status, dict(reply.headers))
+    response.content_type = reply.content_type
+    return response
+
+
+def serve(service: Service, model: Model, listener: socket.socket, ready: Callable[[], None]) -> int:
+    """Serve the Flask app until it has drained; call `ready` when requests are answered."""
+    return uvloop.run(_serve(service, model, listener, ready))
+
+
+async def _serve(service: Service, model: Model, listener: socket.socket, ready: Callable[[], None]) -> int:
+    loop = asyncio.get_running_loop()
+    await service.start(model)
+    server = waitress.server.create_server(
+        flask_app(service, loop), sockets=[listener], threads=_THREADS, ident="",
+        max_request_body_size=service.settings.max_body, clear_untrusted_proxy_headers=True,
+    )  # fmt: skip
+    threading.Thread(target=server.run, daemon=True).start()
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, service.drain, number, ended.set)
+    loop.add_signal_handler(signal.SIGHUP, service.reload_soon)
+    ready()
+    await ended.wait()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(service.settings.drain_s):
+            while any(c.requests or c.total_outbufs_len for c in list(server.active_channels.values())):
+                await asyncio.sleep(_LOOK_S)
+    await service.stop()
+    service.log("stopped")
+    return 0
