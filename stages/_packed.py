@@ -7,7 +7,7 @@ from typing import Any
 
 from deploy_runner.sdk import StageError
 
-from . import _bundle, _onnx
+from . import _bundle, _external, _onnx
 
 __all__ = ["model_files"]
 
@@ -17,7 +17,8 @@ _TORCHSCRIPT = "model.pt"
 def model_files(model: Path, reference: Path | None) -> tuple[dict[str, Path], dict[str, Any]]:
     """Return the model's files by their name in the package, and what model.json says.
 
-    Raises StageError for a TorchScript file without the bundle that names its inputs.
+    Raises StageError for a TorchScript file without the bundle that names its inputs, and for an ONNX
+    model whose external data leaves its file or its folder.
     """
     if model.is_file() and model.suffix != ".onnx":
         if reference is None:
@@ -33,6 +34,7 @@ def model_files(model: Path, reference: Path | None) -> tuple[dict[str, Path], d
     if (data := file.with_name(_onnx.DATA_NAME)).is_file():
         files[_onnx.DATA_NAME] = data
     proto = _onnx.load_proto(model, weights=False)
+    _external.check_external_data(proto, file.parent)
     ports = {"inputs": _ports(proto.graph.input), "outputs": _ports(proto.graph.output)}
     return files, {"format": "onnx", "file": _onnx.FILE_NAME, **ports}
 

@@ -16,7 +16,7 @@ __all__ = ["answers"]
 
 
 def answers(arguments: Sequence[str], bodies: Sequence[bytes]) -> list[tuple[int, bytes]]:
-    """Load a model as the command line `arguments` say, POST JSON to /predict, return status and body of each.
+    """Load a model as the command line `arguments` say, and POST JSON to /predict; return status and body.
 
     Raises UnfitArtifact where there is nothing that can be served.
     """

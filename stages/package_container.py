@@ -1,0 +1,208 @@
+"""`package.container`: a model as the build context of a container that serves it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import mmap
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from deploy_runner.sdk import (
+    Context,
+    Field,
+    File,
+    Folder,
+    GateError,
+    Output,
+    Stage,
+    StageError,
+    StageInputs,
+    StageOutputs,
+    StageParams,
+)
+
+from . import _bundle, _context, _packed
+from ._parity import compare, gate
+
+if TYPE_CHECKING:
+    from ._server import __main__, trial  # noqa: F401 - so that the key holds the server's source
+
+_QUANTIZED = (b"QuantizeLinear", b"QLinear", b"Integer", b"quantized")
+_SHIPPED_CASES = 2
+
+
+class PackageContainer(Stage):
+    """Write the build context of a container that serves a model: Dockerfile, app, model, requirements.
+
+    The app is FastAPI on uvicorn, or Flask on waitress, with onnxruntime or torch. It is run on the
+    reference cases as the container would: a context that would not serve fails here.
+    """
+
+    uses = "package.container"
+    packages = (
+        "onnxruntime", "torch", "numpy", "fastapi", "uvicorn", "uvloop", "httptools", "orjson",
+        "prometheus-client", "flask", "waitress", "packaging", "starlette", "pydantic", "anyio", "protobuf",
+        "flatbuffers", "werkzeug", "jinja2",
+    )  # fmt: skip
+    preload = ("onnxruntime", "torch", "safetensors.torch")
+    facets = ("arch", "isa")
+    extra = "serve"
+
+    class Params(StageParams):
+        """How it is served."""
+
+        server: Literal["fastapi", "flask"] = Field(
+            "fastapi", description="FastAPI on uvicorn, or Flask on waitress"
+        )
+        name: str = Field(
+            "model", pattern=r"^[a-z0-9][a-z0-9._-]*$", description="the model's name in /v2, and the image's"
+        )
+        base_image: str = Field(
+            "python:3.11.14-slim-bookworm", pattern=r"^\S+:\S+$",
+            description="the base image by its tag; with @sha256:… by its digest too",
+        )  # fmt: skip
+        user: int = Field(10001, ge=1, description="the numeric id of the user that the server runs as")
+        options: list[str] = Field([], description="further options of the server, e.g. [--max-batch, '32']")
+        requirements: list[str] | None = Field(
+            None, description="lines of requirements.txt (default: the tested versions, with all they need)"
+        )
+        atol: float = Field(1e-4, ge=0, description="tolerance of the app's answers against the model's own")
+        rtol: float = Field(1e-4, ge=0, description="relative tolerance, likewise")
+
+    class Inputs(StageInputs):
+        """The model."""
+
+        model: File | Folder = Field(description="an ONNX artifact, or a TorchScript file")
+        reference: Folder | None = Field(
+            None,
+            description="the bundle of model.prepare; its first cases go into the image, as a smoke test",
+        )
+
+    class Outputs(StageOutputs):
+        """The context."""
+
+        context: Folder = Output("context", "Dockerfile, app/, model/, requirements.txt, README.md")
+
+    def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
+        """Describe, copy, write, try."""
+        files, described = _packed.model_files(inputs.model, inputs.reference)
+        folder = outputs.context
+        arguments = _context.arguments(params.server, described["format"], params.name, params.options)
+        _copy(files, folder / "model")
+        cases = _cases(ctx, inputs)
+        if cases:
+            described |= _tolerance(folder / "model" / described["file"], cases[:_SHIPPED_CASES])
+            _bundle.write_cases(folder / "model" / "cases.npz", cases[:_SHIPPED_CASES])
+        _write(folder / "model" / "model.json", json.dumps(described, indent=2, sort_keys=True) + "\n")
+        _copy_app(folder / "app")
+        _write_texts(folder, params, described, arguments)
+        _try(ctx, params, folder, arguments, cases)
+        ctx.figure("bytes", sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()))
+        ctx.figure("server", params.server)
+
+
+def _copy(files: Mapping[str, Path], folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for name, path in files.items():
+        shutil.copyfile(path, folder / name)
+
+
+def _copy_app(folder: Path) -> None:
+    from . import _server
+
+    source = Path(_server.__file__).parent
+    _copy({path.name: path for path in sorted(source.glob("*.py"))}, folder)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, "utf-8", newline="\n")
+
+
+def _write_texts(
+    folder: Path, params: PackageContainer.Params, described: dict[str, Any], arguments: Sequence[str]
+) -> None:
+    lines = params.requirements
+    if lines is None:
+        lines = _context.requirements(_context.roots(params.server, described["format"]))
+    with (folder / "model" / described["file"]).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    _write(folder / "requirements.txt", "".join(f"{line}\n" for line in lines))
+    dockerfile = _context.dockerfile(params.name, params.base_image, params.user, params.server, arguments)
+    _write(folder / "Dockerfile", dockerfile)
+    _write(folder / ".dockerignore", _context.IGNORED)
+    _write(folder / "README.md", _context.readme(params.name, digest, described))
+
+
+def _cases(ctx: Context, inputs: PackageContainer.Inputs) -> list[_bundle.Case]:
+    """Return the reference inputs with what the model itself, by its runtime, gives for them."""
+    if inputs.reference is None:
+        return []
+    from . import _runtime
+
+    bundle = _bundle.load_bundle(inputs.reference)
+    run = _runtime.open_model(ctx, inputs.model, bundle)
+    return [_bundle.Case(case.name, case.inputs, run(case.inputs)) for case in bundle.cases]
+
+
+def _tolerance(model: Path, cases: Sequence[_bundle.Case]) -> dict[str, float]:
+    """Return how far the answers may be from the cases on another machine.
+
+    Sums are ordered differently there, and int8 kernels without VNNI saturate: 5 % of the largest
+    output for models that quantize, 1e-3 for others.
+    """
+    import numpy as np
+
+    largest = max(
+        float(np.abs(a.astype(np.float64)).max(initial=0)) for c in cases for a in c.outputs.values()
+    )
+    with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        quantizes = any(data.find(name) >= 0 for name in _QUANTIZED)
+    atol = 0.05 * largest if quantizes else 1e-3
+    return {"atol": float(f"{max(atol, 1e-3):.3g}"), "rtol": 1e-3}
+
+
+@contextmanager
+def _app(folder: Path) -> Iterator[Any]:
+    """Import the context's own copy of the app, and forget it."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield importlib.import_module("app.trial")
+    finally:
+        sys.path.remove(str(folder))
+        for name in [n for n in sys.modules if n == "app" or n.startswith("app.")]:
+            del sys.modules[name]
+
+
+def _try(
+    ctx: Context, params: PackageContainer.Params, folder: Path, arguments: Sequence[str],
+    cases: Sequence[_bundle.Case],
+) -> None:  # fmt: skip
+    """Load the context's model by its app, POST the reference cases, compare the answers."""
+    import numpy as np
+
+    bodies = [
+        json.dumps({"inputs": {n: a.tolist() for n, a in case.inputs.items()}}).encode() for case in cases
+    ]
+    with _app(folder) as trial:
+        try:
+            found = trial.answers([str(folder / "model"), *arguments], bodies)
+        except (Exception, SystemExit) as error:
+            said = _bundle.first_line(error)
+            raise StageError(f"the container would not serve: {said}") from error
+    if not cases:
+        return
+    refused = next(
+        (f"{status}: {body.decode(errors='replace')[:300]}" for status, body in found if status != 200), ""
+    )
+    if refused:
+        raise GateError(f"the app refuses a reference case with {refused}")
+    outputs = [{n: np.asarray(v) for n, v in json.loads(body)["outputs"].items()} for _, body in found]
+    answers = iter(outputs)
+    parity = compare(cases, lambda arrays: next(answers), atol=params.atol, rtol=params.rtol)
+    gate(ctx, parity, atol=params.atol, rtol=params.rtol)
