@@ -192,7 +192,7 @@ def _try(
     with _app(folder) as trial:
         try:
             found = trial.answers([str(folder / "model"), *arguments], bodies)
-        except (Exception, SystemExit) as error:
+        except Exception as error:
             said = _bundle.first_line(error)
             raise StageError(f"the container would not serve: {said}") from error
     if not cases:

@@ -93,6 +93,11 @@ class Odd(Stage):
 '''
 
 
+def clean_environment() -> dict[str, str]:
+    """Return this process's environment without what would change deploy-runner."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("DEPLOY_RUNNER", "GITHUB_", "SERVE_"))}
+
+
 class Project:
     """A project in a folder, run through the real command line in a real process."""
 

@@ -21,6 +21,7 @@ from .problems import UnfitArtifact, first_line
 __all__ = ["Artifact", "Case", "find", "fingerprint"]
 
 _ONNX, _TORCHSCRIPT = "onnx", "torchscript"
+_NOT_DATA = ("model.json", "cases.npz")
 _CHUNK_BYTES = 1 << 20
 _MOST_COMPRESSED = 200
 """An archive that unpacks to more than this many times its size is taken for a bomb."""
@@ -97,7 +98,7 @@ def _find(path: Path, scratch: Callable[[], Path], reference: Path | None, trust
     cases_file = reference / "reference.npz" if reference else file.with_name("cases.npz")
     files = _files(file, format_)
     return Artifact(
-        file, format_, _digest(files),
+        file, format_, _digest(files, file.parent),
         *(_ports(ports, part) for part in ("inputs", "outputs")),
         _cases(cases_file) if cases_file.is_file() else (),
         float(described.get("atol", 1e-3)), float(described.get("rtol", 1e-3)),
@@ -161,13 +162,13 @@ def _files(file: Path, format_: str) -> list[Path]:
     """
     if format_ != _ONNX or not _contains(file, b"location"):
         return [file]
-    others = [p for p in sorted(file.parent.iterdir()) if p.suffix not in (".json", ".npz")]
-    for path in others:
+    beside = sorted(file.parent.rglob("*"))
+    for path in beside:
         state = path.lstat()
         if stat.S_ISLNK(state.st_mode) or (stat.S_ISREG(state.st_mode) and state.st_nlink > 1):
             raise UnfitArtifact(f"{path.name} is a link, beside a model with external data",
                                 fix="put a copy in its place")  # fmt: skip
-    return [p for p in others if p.is_file()]
+    return [p for p in beside if p.is_file() and p.name not in _NOT_DATA]
 
 
 def _contains(file: Path, text: bytes) -> bool:
@@ -178,11 +179,11 @@ def _contains(file: Path, text: bytes) -> bool:
         return pages.find(text) >= 0
 
 
-def _digest(files: list[Path]) -> str:
+def _digest(files: list[Path], folder: Path) -> str:
     digests = {}
     for path in files:
         with path.open("rb") as file:
-            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            digests[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
     if len(digests) == 1:
         return next(iter(digests.values()))
     return hashlib.sha256("".join(f"{d}  {n}\n" for n, d in sorted(digests.items())).encode()).hexdigest()

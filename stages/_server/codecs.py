@@ -97,9 +97,8 @@ def _named(values: Mapping[str, Any], ports: Ports) -> Arrays:
 
 def _instances(samples: Any, ports: Ports, loc: tuple[str, ...]) -> Arrays:
     if not isinstance(samples, list) or not samples:
-        raise Invalid(
-            Problem(loc, "a list of samples is needed" + (", it is empty" if samples == [] else ""))
-        )
+        said = "the batch is empty" if samples == [] else "a list of samples is needed"
+        raise Invalid(Problem(loc, said))
     if not isinstance(samples[0], dict):
         return _only(samples, ports, finite=True)
     if not all(isinstance(s, dict) and s.keys() == samples[0].keys() for s in samples):

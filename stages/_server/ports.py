@@ -60,6 +60,8 @@ class Port:
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Say whether an array of this shape is taken."""
+        if shape and self.any_batch and tuple(shape[1:]) == self.shape[1:]:
+            return True
         return len(shape) == len(self.shape) and all(
             want < 0 or got == want for got, want in zip(shape, self.shape, strict=True)
         )

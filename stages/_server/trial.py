@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from .log import Log
 from .model import Model, load
 from .options import Settings, add_options, from_arguments
+from .problems import UnfitArtifact
 from .service import Service
 
 __all__ = ["answers"]
@@ -20,11 +21,16 @@ def answers(arguments: Sequence[str], bodies: Sequence[bytes]) -> list[tuple[int
 
     Raises UnfitArtifact where there is nothing that can be served.
     """
-    parser = argparse.ArgumentParser()
+    parser = _Parser()
     parser.add_argument("artifact")
     add_options(parser)
     settings = from_arguments(parser.parse_args(arguments), {})
     return asyncio.run(_answers(settings, load(settings, 1), bodies))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UnfitArtifact(message)
 
 
 async def _answers(settings: Settings, model: Model, bodies: Sequence[bytes]) -> list[tuple[int, bytes]]:

@@ -23,7 +23,7 @@ def serve(service: Service, model: Model, listener: socket.socket, ready: Callab
     """Serve the FastAPI app until it has drained; call `ready` when requests are answered."""
     config = uvicorn.Config(
         App(service), loop="uvloop", http="httptools", ws="none", lifespan="off", log_config=None,
-        access_log=False, server_header=False, timeout_keep_alive=_KEEP_ALIVE_S,
+        access_log=False, server_header=False, proxy_headers=False, timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, round(service.settings.drain_s)),
     )  # fmt: skip
     _Server(config, service, model, ready).run(sockets=[listener])
