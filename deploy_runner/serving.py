@@ -60,6 +60,8 @@ def serve(path: str, names: Sequence[str], args: argparse.Namespace) -> int:
     if Path(names[0]).exists():
         command = _command(names[0], given)
         os.execv(command[0], command)
+    if "/" in names[0] or names[0].endswith((".onnx", ".pt", ".gz", ".tgz")):
+        raise UsageError(f"{names[0]} does not exist")
     from .api import load
 
     pipeline = load(path, config=args.config, sets=args.sets)

@@ -33,8 +33,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
     except OSError as error:
-        where = f"{settings.host}:{settings.port}: "
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)  # noqa: T201
+        said = os.strerror(error.errno) if error.errno else str(error)
+        print(f"error: {settings.host}:{settings.port}: {said}", file=sys.stderr)  # noqa: T201
         return 2
 
 

@@ -116,6 +116,11 @@ class Batcher:
             else:
                 entry.future.set_exception(error)
 
+    @property
+    def running(self) -> bool:
+        """Say whether a batch is in the model."""
+        return self._busy
+
     async def drained(self) -> None:
         """Wait until nothing waits or runs, and let the thread go."""
         while self._busy or any(not entry.future.done() for entry in self._pending):

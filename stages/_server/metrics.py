@@ -18,7 +18,7 @@ _SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 class Metrics:
     """All of a server's figures; each server has its own."""
 
-    def __init__(self, waiting: Callable[[], float]) -> None:
+    def __init__(self, waiting: Callable[[], float], running: Callable[[], float]) -> None:
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
             "serve_requests", "Requests by route and status", ("route", "status"), registry=registry
@@ -40,6 +40,8 @@ class Metrics:
             registry=registry,
         )
         Gauge("serve_queue_samples", "Samples that wait", registry=registry).set_function(waiting)
+        batches = Gauge("serve_running_batches", "Batches in the model", registry=registry)
+        batches.set_function(running)
         self._model = Info("serve_model", "The model that is served", registry=registry)
         self._reloads = Counter("serve_reloads", "Reloads by result", ("result",), registry=registry)
         for result in ("swapped", "refused", "unchanged"):

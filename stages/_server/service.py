@@ -44,7 +44,7 @@ class Service:
     def __init__(self, settings: Settings, log: Log) -> None:
         self.settings, self.log = settings, log
         self.name = settings.name or "model"
-        self.metrics = Metrics(lambda: self.live.batcher.waiting)
+        self.metrics = Metrics(lambda: self.live.batcher.waiting, lambda: self.live.batcher.running)
         self.draining = False
         """A signal has come: the server isn't ready any more."""
         self.lame = False
