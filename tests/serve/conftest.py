@@ -23,17 +23,34 @@ def other(digits: models.Digits, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return models.other_weights(digits.onnx, tmp_path_factory.mktemp("other") / "model")
 
 
-@pytest.fixture(scope="module", params=["fastapi", "flask"])
-def server(
-    request: pytest.FixtureRequest, digits: models.Digits, tmp_path_factory: pytest.TempPathFactory
+def _behind(
+    framework: str, digits: models.Digits, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """The digits behind each of the two frameworks."""
-    options = ("--server", request.param, "--name", "digits", "--max-body", "64KiB", "--max-samples", "8")
-    with serving(digits.onnx, *options, folder=tmp_path_factory.mktemp("server")) as running:
+    options = ("--server", framework, "--name", "digits", "--max-body", "64KiB", "--max-samples", "8")
+    with serving(digits.onnx, *options, folder=tmp_path_factory.mktemp(framework)) as running:
         yield running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+def fastapi(digits: models.Digits, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The digits behind FastAPI and uvicorn."""
+    yield from _behind("fastapi", digits, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def flask(digits: models.Digits, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The digits behind Flask and waitress."""
+    yield from _behind("flask", digits, tmp_path_factory)
+
+
+@pytest.fixture(params=["fastapi", "flask"])
+def server(request: pytest.FixtureRequest) -> Server:
+    """Each of the two."""
+    running: Server = request.getfixturevalue(request.param)
+    return running
+
+
+@pytest.fixture(scope="session")
 def scorer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A model with two inputs."""
     folder = tmp_path_factory.mktemp("scorer")
