@@ -27,6 +27,8 @@ _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _CLIENT_GONE = 499
+_DRAINED = 2
+"""Of a body without a length so many times its limit is read, so that the client can read the refusal."""
 
 
 class App:
@@ -102,16 +104,17 @@ class App:
             body: bytes = message["body"]
         else:
             parts, size = [], 0
-            while True:
-                if message["type"] == "http.disconnect":
-                    return None
-                parts.append(message.get("body", b""))
-                size += len(parts[-1])
-                if size > self._max_body:
-                    raise routes.too_large(self._max_body)
-                if not message.get("more_body"):
+            while message["type"] == "http.request":
+                size += len(message.get("body", b""))
+                if size <= self._max_body:
+                    parts.append(message.get("body", b""))
+                if not message.get("more_body") or size > _DRAINED * self._max_body:
                     break
                 message = await receive()
+            else:
+                return None
+            if size > self._max_body:
+                raise routes.too_large(self._max_body)
             body = b"".join(parts)
         if len(body) > self._max_body:
             raise routes.too_large(self._max_body)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .artifact import Artifact, find
+from .artifact import Artifact, find, fingerprint
 from .options import Settings
 from .ports import Arrays, Ports
 from .problems import Refused, UnfitArtifact
@@ -44,6 +44,7 @@ class Model:
     small: bool
     threads: int
     scratch: ExitStack
+    fingerprint: tuple[object, ...]
 
     @property
     def inputs(self) -> Ports:
@@ -62,6 +63,7 @@ def load(settings: Settings, cores: int) -> Model:
     try:
         reference = Path(settings.reference) if settings.reference else None
         place = Path(settings.artifact)
+        state = fingerprint(place)
         artifact = find(place, partial(_folder, scratch), reference=reference, trust=settings.trust)
         program = open_program(artifact, settings.threads or 1)
         example = _example(artifact, program)
@@ -73,7 +75,7 @@ def load(settings: Settings, cores: int) -> Model:
         if threads != (settings.threads or 1):
             program = open_program(artifact, threads)
             _seconds(program, example, 1)
-        return Model(artifact, program, example, not why, why, seconds < _SMALL_S, threads, scratch)
+        return Model(artifact, program, example, not why, why, seconds < _SMALL_S, threads, scratch, state)
     except Refused as refused:
         scratch.close()
         raise UnfitArtifact(f"the model doesn't run: {refused}") from None

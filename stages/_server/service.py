@@ -61,7 +61,7 @@ class Service:
         """Serve a loaded model, and watch for others if asked to."""
         self._serve(model)
         if self.settings.watch:
-            self._spawn(self._watch())
+            self._spawn(self._watch(model.fingerprint))
 
     def _serve(self, model: Model) -> None:
         self.live = Live(model, self._limits, self.metrics)
@@ -103,10 +103,9 @@ class Service:
         del old, model
         gc.collect()
 
-    async def _watch(self) -> None:
+    async def _watch(self, served: tuple[object, ...]) -> None:
         """Reload when the artifact has changed, and has stayed as it is for one more look."""
-        path = Path(self.settings.artifact)
-        served = last = await asyncio.to_thread(fingerprint, path)
+        path, last = Path(self.settings.artifact), served
         while True:
             await asyncio.sleep(_WATCH_S)
             now = await asyncio.to_thread(fingerprint, path)

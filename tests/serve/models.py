@@ -1,4 +1,4 @@
-"""Models to serve: the digits in three formats, one with two inputs, one that takes as long as it is told."""
+"""Models to serve: the digits in three formats, and small ones of one kind each."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from deploy_runner.testing import run_stage
 from tests.conftest import DIGITS
 from tests.pipeline.test_stages_torch import stage
 
-__all__ = ["Digits", "digits", "long_model", "other_weights", "scorer"]
+__all__ = ["Digits", "digits", "matmul_with_external_data", "other_weights", "scorer", "slow", "tokens"]
 
 
 @dataclass(frozen=True, slots=True)
 class Digits:
-    """The example's model: its bundle with reference samples, as ONNX, as TorchScript."""
+    """The example's model: its bundle with reference samples, as ONNX, TorchScript, and int8 in two ways."""
 
     bundle: Path
     onnx: Path
     torchscript: Path
+    int8: Path
+    dynamic: Path
 
 
 def digits(folder: Path) -> Digits:
@@ -37,7 +39,11 @@ def digits(folder: Path) -> Digits:
     )["model"]  # fmt: skip
     exported = run_stage(stage("onnx.export"), folder / "o", inputs={"model": bundle})["model"]
     traced = run_stage(stage("torch.trace"), folder / "t", inputs={"model": bundle})["model"]
-    return Digits(bundle, exported, traced)
+    calibrated = {"model": exported, "calibration": DIGITS / "calibration.npz"}
+    int8 = run_stage(stage("onnx.quantize_static"), folder / "i", inputs=calibrated)["model"]
+    referred = {"model": exported, "reference": bundle}
+    dynamic = run_stage(stage("onnx.quantize_dynamic"), folder / "d", inputs=referred)["model"]
+    return Digits(bundle, exported, traced, int8, dynamic)
 
 
 def other_weights(model: Path, folder: Path) -> Path:
@@ -67,10 +73,12 @@ def scorer(folder: Path) -> Path:
     return _save(_model(graph), folder)
 
 
-def long_model(folder: Path, *, external: bool = False) -> Path:
-    """Write a model that multiplies by a 256 × 256 matrix `rounds` times (int64): so long as it is told."""
-    width = 256
+def slow(folder: Path) -> Path:
+    """Write a model of `x` (float32 [batch, 2]) that takes as many rounds as its largest number, and sums rows."""
+    width = 64
     matrix = numpy_helper.from_array(np.eye(width, dtype=np.float32), "matrix")
+    state = helper.make_tensor_value_info("state", TensorProto.FLOAT, [width, width])
+    turned = helper.make_tensor_value_info("next", TensorProto.FLOAT, [width, width])
     body = helper.make_graph(
         [
             helper.make_node("MatMul", ["state", "matrix"], ["next"]),
@@ -80,34 +88,48 @@ def long_model(folder: Path, *, external: bool = False) -> Path:
         [
             helper.make_tensor_value_info("i", TensorProto.INT64, []),
             helper.make_tensor_value_info("go", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("state", TensorProto.FLOAT, [width, width]),
+            state,
         ],
-        [
-            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("next", TensorProto.FLOAT, [width, width]),
-        ],
+        [helper.make_tensor_value_info("on", TensorProto.BOOL, []), turned],
     )
     graph = helper.make_graph(
         [
+            helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+            helper.make_node("Add", ["largest", "base"], ["sum_of_both"]),
+            helper.make_node("Cast", ["sum_of_both"], ["rounds"], to=TensorProto.INT64),
             helper.make_node("Loop", ["rounds", "", "matrix"], ["end"], body=body),
-            helper.make_node("ReduceSum", ["end"], ["trace"], keepdims=0),
+            helper.make_node("ReduceMin", ["end"], ["zero"], keepdims=0),
+            helper.make_node("ReduceSum", ["x", "axes"], ["rows"], keepdims=0),
+            helper.make_node("Add", ["rows", "zero"], ["sum"]),
         ],
-        "long",
-        [helper.make_tensor_value_info("rounds", TensorProto.INT64, [])],
-        [helper.make_tensor_value_info("trace", TensorProto.FLOAT, [])],
-        [matrix],
+        "slow",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 2])],
+        [helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["batch"])],
+        [matrix, numpy_helper.from_array(np.array([1], np.int64), "axes"),
+         numpy_helper.from_array(np.array(1000, np.float32), "base")],
+    )  # fmt: skip
+    return _save(_model(graph), folder)
+
+
+def matmul_with_external_data(folder: Path) -> Path:
+    """Write a model that keeps its weights in a file of their own."""
+    weights = numpy_helper.from_array(np.ones((4, 4), np.float32), "w")
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("x", "y")]
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    proto = _model(helper.make_graph([node], "matmul", values[:1], values[1:], [weights]))
+    onnx.save(proto, _place(folder), save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+    return folder
+
+
+def tokens(folder: Path) -> Path:
+    """Write a model that looks up `ids` (int64 [batch, 3]) in a table of 7 rows."""
+    table = numpy_helper.from_array(np.arange(7, dtype=np.float32), "table")
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", 3])
+    found = helper.make_tensor_value_info("found", TensorProto.FLOAT, ["batch", 3])
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "ids"], ["found"])], "tokens", [ids], [found], [table]
     )
-    proto = _model(graph)
-    if external:
-        onnx.save(
-            _model(graph),
-            _place(folder),
-            save_as_external_data=True,
-            location="model.onnx.data",
-            size_threshold=0,
-        )
-        return folder
-    return _save(proto, folder)
+    return _save(_model(graph), folder)
 
 
 def _model(graph: onnx.GraphProto) -> onnx.ModelProto:

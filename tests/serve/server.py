@@ -18,7 +18,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-__all__ = ["Answer", "Server", "client", "listening", "serving"]
+__all__ = ["Answer", "Server", "client", "listening", "refusal", "serving"]
 
 _JSON = "application/json"
 _STARTED_S = 60
@@ -50,6 +50,7 @@ class Server:
         self.process = process
         self.url = str(announced["url"])
         self.digest = str(announced["digest"])
+        self.name = str(announced["name"])
         self._log = log
 
     def ask(
@@ -117,6 +118,17 @@ def watched(path: Path) -> Iterator[Any]:
         tail.stdout.close()
 
 
+def refusal(*args: object) -> str:
+    """Run `deploy-runner serve` on what can't be served; return the last line that it says."""
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy_runner", "serve", *map(str, args)],
+        capture_output=True, text=True, timeout=_STARTED_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stderr.splitlines()[-1]
+
+
 @contextmanager
 def client(url: str) -> Iterator[http.client.HTTPConnection]:
     """Give a connection that is kept alive."""
@@ -145,22 +157,23 @@ def ask(
 
 
 @contextmanager
-def serving(artifact: object, *options: str, folder: Path, cwd: Path | None = None) -> Iterator[Server]:
+def serving(artifact: object, *options: object, folder: Path, cwd: Path | None = None) -> Iterator[Server]:
     """Run `deploy-runner serve ARTIFACT` on a free port; SIGTERM has to end it with 0."""
     command = [
         sys.executable,
         "-m",
         "deploy_runner",
         "serve",
-        *str(artifact).split(),
+        str(artifact),
         "--port",
         "0",
         "--json",
-        *options,
+        *map(str, options),
     ]
     with listening(command, folder=folder, cwd=cwd) as server:
         yield server
-        server.signal(signal.SIGTERM)
+        if server.process.poll() is None:
+            server.signal(signal.SIGTERM)
         assert server.process.wait(60) == 0, server.events()
 
 

@@ -153,7 +153,9 @@ def test_a_body_over_the_limit_is_a_413(server: Server) -> None:
     assert server.ask("POST", "/predict", raw=b" " * (64 * 1024 + 1)).status == 413
 
 
+@pytest.mark.parametrize("server", ["fastapi"], indirect=True)
 def test_a_chunked_body_over_the_limit_is_a_413(server: Server) -> None:
+    """waitress doesn't read what it refuses: its client may fail to send before it can read the 413."""
     answer = server.ask("POST", "/predict", raw=(b" " * 1024 for _ in range(65)))
     assert answer.status == 413
 
