@@ -223,6 +223,9 @@ class Batcher:
     def _sweep(self) -> None:
         """Forget what is answered, end what is overdue, and watch what has been waiting."""
         now = time.monotonic()
+        for entry in self._pending:
+            if entry.queued and entry.future.done():  # Its client has gone.
+                self.drop(entry)
         self._pending = deque(entry for entry in self._pending if not entry.future.done())
         for entry in self._pending:
             if entry.deadline <= now:

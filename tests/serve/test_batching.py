@@ -146,7 +146,7 @@ def test_a_request_has_so_much_time_whether_it_runs_or_waits(slow: Path, tmp_pat
 
 
 def test_a_client_that_goes_leaves_nothing_in_the_queue(slow: Path, tmp_path: Path) -> None:
-    with serving(slow, folder=tmp_path) as server, running(server, [[1e6, 0.0]]) as first:
+    with serving(slow, folder=tmp_path) as server, running(server, [[500_000.0, 0.0]]) as first:
         with client(server.url) as connection:
             body = json.dumps([[0, 0]] * 7)
             connection.request("POST", "/predict", body, {"Content-Type": "application/json"})
