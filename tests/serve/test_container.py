@@ -1,0 +1,180 @@
+"""package.container: what is in the context, and its start command run for real, without Docker."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploy_runner.errors import GateError, StageError
+from deploy_runner.registry import Registry
+from deploy_runner.testing import StageRun, run_stage
+from tests.conftest import ROOT
+from tests.pipeline.test_stages_torch import stage
+from tests.serve.models import Digits
+from tests.serve.server import listening
+
+HADOLINT = Path(sys.executable).parent / "hadolint"
+
+
+def build(folder: Path, model: Path, reference: Path | None, **params: Any) -> StageRun:
+    inputs = {"model": model} | ({"reference": reference} if reference else {})
+    return run_stage(stage("package.container"), folder, inputs=inputs, params={"name": "digits", **params})
+
+
+@pytest.fixture(scope="module")
+def contexts(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, StageRun]:
+    """A context of each kind."""
+    folder = tmp_path_factory.mktemp("contexts")
+    kinds = {
+        "onnx behind FastAPI": (digits.onnx, {}),
+        "int8 behind Flask": (digits.int8, {"server": "flask", "options": ["--max-batch", "32"]}),
+        "TorchScript behind FastAPI": (digits.torchscript, {}),
+    }
+    return {name: build(folder / name, model, digits.bundle, **p) for name, (model, p) in kinds.items()}
+
+
+KINDS = ("onnx behind FastAPI", "int8 behind Flask", "TorchScript behind FastAPI")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_app_answers_the_reference_cases_when_the_context_is_made(
+    contexts: Mapping[str, StageRun], kind: str
+) -> None:
+    figures = contexts[kind].figures
+    assert figures["samples"] == 65
+    assert float(str(figures["max_abs"])) < 1e-4
+
+
+def instructions(context: Path, word: str) -> list[str]:
+    text = (context / "Dockerfile").read_text().replace("\\\n", " ")
+    return [line.removeprefix(word).strip() for line in text.splitlines() if line.startswith(f"{word} ")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_dockerfile_is_sound(contexts: Mapping[str, StageRun], kind: str) -> None:
+    context = contexts[kind]["context"]
+    done = subprocess.run([HADOLINT, context / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    builder, final = instructions(context, "FROM")
+    assert re.fullmatch(r"python:3\.11\.\d+-slim-bookworm", final)
+    assert builder == f"{final} AS build"
+    assert instructions(context, "USER") == ["10001:10001"]
+    assert instructions(context, "EXPOSE") == ["8000"]
+    assert json.loads(instructions(context, "CMD")[0])[:3] == ["python", "-m", "app"]
+    for copied in (line.split()[-2] for line in instructions(context, "COPY") if not line.startswith("--")):
+        assert (context / copied).exists()
+        assert f"!{copied}" in (context / ".dockerignore").read_text().splitlines()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_requirement_is_pinned_and_only_what_the_kind_needs(
+    contexts: Mapping[str, StageRun], kind: str
+) -> None:
+    lines = (contexts[kind]["context"] / "requirements.txt").read_text().splitlines()
+    assert all(re.fullmatch(r"[a-z0-9.-]+==[0-9][0-9a-z.]*", line) for line in lines)
+    names = {line.partition("==")[0] for line in lines}
+    assert {"numpy", "orjson", "uvloop", "prometheus-client"} < names
+    assert ("fastapi" in names, "flask" in names) == ("FastAPI" in kind, "Flask" in kind)
+    assert ("torch" in names, "onnxruntime" in names) == ("Torch" in kind, "Torch" not in kind)
+    assert "onnx" not in names
+
+
+def test_the_app_is_the_servers_own_source_and_imports_nothing_of_the_engine(
+    contexts: Mapping[str, StageRun],
+) -> None:
+    app = contexts[KINDS[0]]["context"] / "app"
+    source = ROOT / "stages/_server"
+    assert {f.name: f.read_bytes() for f in app.iterdir()} == {
+        f.name: f.read_bytes() for f in source.glob("*.py")
+    }
+    for file in app.iterdir():
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.startswith("deploy_runner") for name in names), file
+    kind = Registry(ROOT / "tests").get("package.container")
+    assert kind is not None
+    held = {f.name.removeprefix("_server/") for f in kind.implementation if f.name.startswith("_server/")}
+    assert held == {f.name for f in source.glob("*.py")}, "the action key holds the server's source"
+
+
+def test_equal_inputs_give_equal_bytes(digits: Digits, tmp_path: Path) -> None:
+    found = [
+        {p.relative_to(c): p.read_bytes() for p in sorted(c.rglob("*")) if p.is_file()}
+        for c in (build(tmp_path / n, digits.onnx, digits.bundle)["context"] for n in ("a", "b and c"))
+    ]
+    assert found[0] == found[1]
+
+
+def test_the_base_image_may_be_pinned_by_its_digest(digits: Digits, tmp_path: Path) -> None:
+    image = f"registry.example/python:3.11@sha256:{'0' * 64}"
+    context = build(tmp_path, digits.onnx, None, base_image=image, user=1234)["context"]
+    assert instructions(context, "FROM") == [f"{image} AS build", image]
+    assert instructions(context, "USER") == ["1234:1234"]
+
+
+def test_what_would_not_serve_fails_when_it_is_made(digits: Digits, tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="the container would not serve: unrecognized arguments: --nope"):
+        build(tmp_path / "a", digits.onnx, digits.bundle, options=["--nope"])
+    with pytest.raises(GateError, match="the app refuses a reference case with 413: "):
+        build(tmp_path / "b", digits.onnx, digits.bundle, options=["--max-body", "1KiB"])
+    (tmp_path / "model.onnx").write_bytes(b"x")
+    with pytest.raises(StageError, match="can't be read, it is truncated or damaged"):
+        build(tmp_path / "c", tmp_path / "model.onnx", None)
+
+
+def run_as_the_container(context: Path, python: Path, folder: Path, port: str) -> None:
+    """Run CMD and HEALTHCHECK of the Dockerfile, in its workdir, with this Python; ask, and end it."""
+    place = folder / "srv"
+    for part in ("app", "model"):
+        shutil.copytree(context / part, place / part)
+    (command,) = instructions(context, "CMD")
+    arguments = [port if a == "8000" else a for a in json.loads(command)[1:]]
+    environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", "SERVE_JSON": "1"}
+    with listening([str(python), *arguments], folder=folder, cwd=place, env=environment) as server:
+        assert server.name == "digits"
+        server.url = server.url.replace("0.0.0.0", "127.0.0.1")
+        (health,) = instructions(context, "HEALTHCHECK")
+        probe = json.loads(health.partition("CMD ")[2])
+        asked = probe[2].replace("http://127.0.0.1:8000", server.url)
+        subprocess.run([python, "-c", asked], check=True, timeout=60)
+        answer = server.predict(np.full((1, 64), 0.5).tolist())
+        assert (answer.status, len(answer.json["outputs"]["output"][0])) == (200, 10)
+        server.signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_start_command_of_the_dockerfile_serves(
+    contexts: Mapping[str, StageRun], kind: str, tmp_path: Path
+) -> None:
+    run_as_the_container(contexts[kind]["context"], Path(sys.executable), tmp_path, port="0")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS[:2])
+def test_the_start_command_serves_in_a_fresh_environment_of_its_requirements(
+    contexts: Mapping[str, StageRun], kind: str, tmp_path: Path
+) -> None:
+    context = contexts[kind]["context"]
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv/bin/python"
+    install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    subprocess.run([*install, "-r", context / "requirements.txt"], check=True)
+    subprocess.run([python, "-m", "pip", "check"], check=True)
+    listed = subprocess.run([python, "-m", "pip", "list"], capture_output=True, text=True, check=True).stdout
+    pinned = (context / "requirements.txt").read_text().count("==")
+    assert len(listed.splitlines()) - 2 - pinned <= 2, "pip and setuptools alone are there besides"
+    run_as_the_container(context, python, tmp_path, port="0")
