@@ -4,16 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: run test test-all test-faults check docs formats bench clean
+.PHONY: run test test-all browser test-faults check docs formats bench clean
 
 run: $(VENV)/.run
 	$(BIN)/python -m deploy_runner run pipeline.yaml
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev browser
 	$(BIN)/python -m pytest -n 2 -m "not slow and not faults"
 
-test-all: $(VENV)/.dev
+test-all: $(VENV)/.dev browser
 	$(BIN)/python -m pytest -n 2 -m "not faults"
+
+browser:
+	@{ command -v chromium && command -v chromedriver; } >/dev/null \
+		|| { echo "tests/browser needs Chromium: apt-get install chromium chromium-driver"; exit 2; }
 
 test-faults: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m faults
