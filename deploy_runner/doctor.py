@@ -91,8 +91,12 @@ def _installed(module: str) -> bool:
 def _modules(node: StageNode) -> Iterator[str]:
     for package in node.packages:
         name = package.replace("-", "_").lower()
-        yield {"sagemaker_core": "sagemaker", "pyyaml": "yaml", "scikit_learn": "sklearn",
-               "protobuf": "google.protobuf"}.get(name, name)
+        yield {
+            "sagemaker_core": "sagemaker",
+            "pyyaml": "yaml",
+            "scikit_learn": "sklearn",
+            "protobuf": "google.protobuf",
+        }.get(name, name)
 
 
 def _secrets(graph: Graph, environ: Mapping[str, str]) -> Iterator[Check]:

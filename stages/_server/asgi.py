@@ -18,6 +18,7 @@ from . import routes
 from .batching import Entry
 from .openapi import openapi
 from .problems import Refused
+from .protocol import HEADER_LENGTH
 from .routes import Reply, Request
 from .service import Service
 
@@ -26,6 +27,7 @@ __all__ = ["App"]
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+_READ = {name.encode(): name for name in ("content-type", "content-length", "accept", HEADER_LENGTH)}
 _CLIENT_GONE = 499
 _DRAINED = 2
 """Of a body without a length so many times its limit is read, so that the client can read the refusal."""
@@ -74,7 +76,7 @@ class App:
                 self._service.metrics.request(route, missing.status, 0.0)
                 return await self._send(missing, send, close=True)
             post = routes.INFER
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = {_READ[n]: value.decode("latin-1") for n, value in scope["headers"] if n in _READ}
         try:
             body = await self._body(headers, receive)
         except Refused as refused:
@@ -163,9 +165,8 @@ class _Watcher:
         self._task = asyncio.get_running_loop().create_task(self._watch(entry))
 
     async def _watch(self, entry: Entry) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        if not entry.future.done():
+        message = await self._receive()
+        if message["type"] == "http.disconnect" and not entry.future.done():
             self.gone = True
             entry.future.cancel()
 

@@ -22,6 +22,12 @@ DATATYPES = {
 }  # fmt: skip
 """numpy's dtype → the Open Inference Protocol's datatype."""
 
+_LARGEST_SQUARED = {
+    "float16": 65504.0**2,
+    "float32": float(np.finfo(np.float32).max) ** 2,
+    "float64": math.inf,
+}
+
 _TAKES = {"f": "fiu", "i": "iu", "u": "iu", "b": "b"}
 _KINDS = {"f": "floats", "i": "whole numbers", "u": "whole numbers", "b": "booleans", "U": "texts",
           "O": "nulls, objects or numbers too large", "c": "complex numbers"}  # fmt: skip
@@ -99,11 +105,24 @@ def as_array(value: Any, port: Port, loc: tuple[str | int, ...], *, finite: bool
         info = np.iinfo(want)
         if int(found.min()) < info.min or int(found.max()) > info.max:
             raise _invalid(loc, port, f"a number is outside of {info.min} to {info.max}")
+    if want.kind == "f" and _surely_fits(found, want):
+        return _shaped(found.astype(want, order="C"), port)
     with np.errstate(over="ignore"):
-        array = np.ascontiguousarray(found, dtype=want).reshape(found.shape)
+        array = found.astype(want, order="C")
     if finite and want.kind == "f" and not np.isfinite(array).all():
         raise _invalid(loc, port, "a number is not finite, or too large for it")
     return _shaped(array, port)
+
+
+def _surely_fits(found: np.ndarray[Any, Any], want: np.dtype[Any]) -> bool:
+    """Say that all doubles are finite and in range: the sum of their squares is below the largest's square.
+
+    Half the time of looking at each; where it says no, each is looked at.
+    """
+    if found.dtype != np.float64:
+        return False
+    flat = found.ravel()
+    return float(np.dot(flat, flat)) < _LARGEST_SQUARED[want.name]
 
 
 def _shaped(array: np.ndarray[Any, Any], port: Port) -> np.ndarray[Any, Any]:
@@ -125,7 +144,7 @@ def check(arrays: Mapping[str, np.ndarray[Any, Any]], ports: Ports, max_samples:
 
     Raises Invalid with everything that is wrong.
     """
-    problems = list(_problems(arrays, ports))
+    problems = () if _sole(arrays, ports) else tuple(_problems(arrays, ports))
     if problems:
         raise Invalid(*problems)
     if not all(port.any_batch for port in ports):
@@ -135,6 +154,12 @@ def check(arrays: Mapping[str, np.ndarray[Any, Any]], ports: Ports, max_samples:
         said = f"the batch has {max(counts)} samples, at most {max_samples} are taken"
         raise Invalid(Problem(("body", "inputs"), said))
     return counts.pop() if len(counts) == 1 else 0
+
+
+def _sole(arrays: Mapping[str, np.ndarray[Any, Any]], ports: Ports) -> bool:
+    """Say that there is one input and that it fits: the usual case, quickly."""
+    port = ports[0]
+    return len(ports) == len(arrays) == 1 and port.name in arrays and port.fits(arrays[port.name].shape)
 
 
 def _problems(arrays: Mapping[str, np.ndarray[Any, Any]], ports: Ports) -> Iterable[Problem]:

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+import warnings
 
 from .log import Log
 from .model import load
@@ -23,6 +24,7 @@ def run(settings: Settings) -> int:
         from .wsgi import serve
     else:
         from .uvicorn_server import serve
+    warnings.filterwarnings("ignore", "overflow encountered in dot", RuntimeWarning)  # It is looked at.
     model = load(settings, cores())
     listener = _listen(settings)
     service = Service(settings, Log(as_json=settings.json))

@@ -22,6 +22,7 @@ from deploy_runner.registry import Registry
 from deploy_runner.testing import StageRun, run_stage
 from tests.conftest import ROOT
 from tests.pipeline.test_stages_torch import stage
+from tests.serve import models
 from tests.serve.models import Digits
 from tests.serve.server import listening
 
@@ -161,6 +162,15 @@ def test_the_start_command_of_the_dockerfile_serves(
     contexts: Mapping[str, StageRun], kind: str, tmp_path: Path
 ) -> None:
     run_as_the_container(contexts[kind]["context"], Path(sys.executable), tmp_path, port="0")
+
+
+@pytest.mark.parametrize("server", ["fastapi", "flask"])
+def test_a_slow_model_is_tried_without_a_network_too(tmp_path: Path, server: str) -> None:
+    from deploy_runner.stages._server.trial import answers
+
+    model = models.slow(tmp_path / "model")
+    found = answers([str(model), "--server", server], [b"[[100000, 0]]"])
+    assert found == [(200, b'{"outputs":{"sum":[100000.0]}}')]
 
 
 @pytest.mark.slow
