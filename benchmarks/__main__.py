@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -20,22 +19,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from .environments import HERE, environment
 from .peers import PEERS, Peer
-
-HERE = Path(__file__).parent
-ENVS = HERE / ".envs"
-
-
-def environment(peer: Peer) -> Path:
-    """Return the folder of a peer's programs, making its environment if there is none."""
-    folder = ENVS / peer.name
-    if not (folder / "ready").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        install = [str(folder / "bin/pip"), "install", "-q", "--disable-pip-version-check", *peer.packages]
-        subprocess.run(install, check=True)
-        (folder / "ready").touch()
-    return folder / "bin"
 
 
 def timed(command: list[str], folder: Path) -> float:
@@ -63,7 +48,7 @@ class Bench:
     def __init__(self, folder: Path, rounds: int) -> None:
         self.folder = folder
         self.rounds = rounds
-        self.bins = {peer.name: environment(peer) for peer in PEERS}
+        self.bins = {peer.name: environment(peer.name, peer.packages) for peer in PEERS}
         self.figures: dict[str, float] = {}
         self.verdicts: list[tuple[str, str, bool]] = []
 
