@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 
 
-@bentoml.service(workers=1, logging={"access": {"enabled": False}})
+@bentoml.service(workers=2, logging={"access": {"enabled": False}})
 class Digits:
     def __init__(self) -> None:
         options = onnxruntime.SessionOptions()
@@ -17,6 +17,6 @@ class Digits:
         )
         self.input = self.session.get_inputs()[0].name
 
-    @bentoml.api(route="/predict", batchable=True, max_batch_size=64, max_latency_ms=1000)
+    @bentoml.api(route="/predict", batchable=True, max_batch_size=32, max_latency_ms=1000)
     async def predict(self, inputs: np.ndarray) -> np.ndarray:
         return self.session.run(None, {self.input: inputs.astype(np.float32)})[0]
