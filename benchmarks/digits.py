@@ -60,9 +60,9 @@ def _close(found: Images, expected: Images) -> bool:
 
 
 def numbers(reply: Any) -> Any:
-    """Return the table of numbers in a reply, whatever it is wrapped in."""
-    while isinstance(reply, dict) or not isinstance(reply[0], list) or isinstance(reply[0][0], list):
-        reply = next(iter(reply.values())) if isinstance(reply, dict) else reply[0]
+    """Return the numbers in a reply, without the objects that they are wrapped in."""
+    while isinstance(reply, dict):
+        reply = next(iter(reply.values()), None)
     return reply
 
 
