@@ -6,12 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
 # The page at / is tested in Chromium, which no package index has; without it all other tests run.
-ifneq ($(and $(shell command -v chromium),$(shell command -v chromedriver)),)
-BROWSER :=
-else
-BROWSER := --ignore=tests/browser
-$(info tests/browser is left out: it needs Chromium (apt-get install chromium chromium-driver))
-endif
+BROWSER = $$({ command -v chromium && command -v chromedriver; } >/dev/null || { echo --ignore=tests/browser; \
+	echo "tests/browser is left out: apt-get install chromium chromium-driver" >&2; })
 
 .PHONY: run test test-all test-faults check docs formats bench bench-serving soak clean
 

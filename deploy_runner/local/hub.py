@@ -9,8 +9,8 @@ Repositories, atomic commits, `parent_commit` conflicts, LFS (basic and multipar
 pull requests, private repositories and downloads with ranges. No Xet: clients need
 HF_HUB_DISABLE_XET=1.
 
-The module is long because one class answers the whole protocol, a short method a route; what is
-kept is in `hub_state`.
+The module is long because one class answers most of the protocol, a short method a route: HTTP itself is
+in `hub_http`, pull requests are in `hub_pulls`, rules in `hub_rules`; what is kept is in `hub_state`.
 """
 
 from __future__ import annotations
@@ -22,31 +22,47 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from typing import Any
+from urllib.parse import parse_qs, quote
 
-from .hub_state import Commit, Entry, HubError, HubState, Repo, wants_lfs
+from .hub_http import Account, route
+from .hub_pulls import PullHandler
+from .hub_rules import metadata_errors, wants_lfs
+from .hub_state import Commit, Entry, HubError, HubState
 
-__all__ = ["LocalHub", "main"]
+__all__ = ["Account", "LocalHub", "main"]
 
-_PART_BYTES = 16 * 1024 * 1024
-_MULTIPART_BYTES = 64 * 1024 * 1024
 _CHUNK_BYTES = 1 << 20
-_KINDS = {"models": "models", "datasets": "datasets", "spaces": "spaces"}
+_KINDS = ("models", "datasets", "spaces")
 
 
 class LocalHub:
-    """A Hub in a thread of this process; `requests` lists the methods and paths it answered."""
+    """A Hub in a thread of this process; `requests` lists the methods and paths it answered.
 
-    def __init__(self, root: Path, *, port: int = 0, token: str | None = None) -> None:
+    `accounts` are the tokens that it knows; without any, every token may do everything. `quota_bytes` is
+    what all large files together may have; one of more than `multipart_bytes` goes in parts of a quarter.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        port: int = 0,
+        accounts: Mapping[str, Account] | None = None,
+        quota_bytes: int | None = None,
+        multipart_bytes: int = 64 << 20,
+    ) -> None:
         self.state = HubState(root)
         self.requests: list[str] = []
+        self.accounts = accounts or {}
+        self.quota_bytes = quota_bytes
+        self.multipart_bytes = multipart_bytes
         root.mkdir(parents=True, exist_ok=True)
-        handler = type("Handler", (_Handler,), {"hub": self, "token": token})
+        handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -70,174 +86,36 @@ class LocalHub:
         self._server.server_close()
 
 
-_ROUTES: list[tuple[str, re.Pattern[str], str]] = []
-
-
-def _route(method: str, pattern: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    expanded = pattern.replace("{repo}", r"(?P<kind>models|datasets|spaces)/(?P<repo>[^/]+(?:/[^/]+)?)")
-
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        _ROUTES.append((method, re.compile(expanded + r"\Z"), function.__name__))
-        return function
-
-    return register
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """One request. Paths are matched in the order of the methods below."""
-
-    hub: LocalHub
-    token: str | None
-    protocol_version = "HTTP/1.1"
-    server_version = "local-hub"
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name upstream
-        """Say nothing; `LocalHub.requests` has it."""
-
-    def do_GET(self) -> None:
-        """Answer GET."""
-        self._answer("GET")
-
-    def do_HEAD(self) -> None:
-        """Answer HEAD."""
-        self._answer("HEAD")
-
-    def do_POST(self) -> None:
-        """Answer POST."""
-        self._answer("POST")
-
-    def do_PUT(self) -> None:
-        """Answer PUT."""
-        self._answer("PUT")
-
-    def do_DELETE(self) -> None:
-        """Answer DELETE."""
-        self._answer("DELETE")
-
-    # Plumbing --------------------------------------------------------------------------------
-
-    def _answer(self, method: str) -> None:
-        split = urlsplit(self.path)
-        self.hub.requests.append(f"{method} {split.path}")
-        self._query = parse_qs(split.query, keep_blank_values=True)
-        self._unread = True
-        try:
-            for known, pattern, name in _ROUTES:
-                found = pattern.match(split.path)
-                if found and known in (method, "GET" if method == "HEAD" else method):
-                    arguments = {k: unquote(v) for k, v in found.groupdict().items() if v is not None}
-                    getattr(self, name)(**arguments)
-                    return
-            raise HubError(404, f"There is no {method} {split.path} here")
-        except HubError as error:
-            self._refuse(error)
-        except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True
-
-    def _refuse(self, error: HubError) -> None:
-        headers = {"X-Error-Message": error.message}
-        if error.code:
-            headers["X-Error-Code"] = error.code
-        self.close_connection = self._unread and self.command in ("POST", "PUT")
-        self._json({"error": error.message, **error.extra}, status=error.status, headers=headers)
-
-    def _json(self, value: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        self._send(json.dumps(value).encode(), "application/json", status=status, headers=headers)
-
-    def _send(
-        self, body: bytes, kind: str, *, status: int = 200, headers: dict[str, str] | None = None
-    ) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("X-Request-Id", hashlib.sha256(self.path.encode()).hexdigest()[:16])
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def _body_to(self, target: IO[bytes]) -> None:
-        """Copy the request's body, chunked or not."""
-        self._unread = False
-        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
-            while size := int(self.rfile.readline().split(b";")[0], 16):
-                self._copy(size, target)
-                self.rfile.readline()
-            while self.rfile.readline() not in (b"\r\n", b"\n", b""):
-                pass
-            return
-        self._copy(int(self.headers.get("Content-Length") or 0), target)
-
-    def _copy(self, size: int, target: IO[bytes]) -> None:
-        while size:
-            data = self.rfile.read(min(size, _CHUNK_BYTES))
-            if not data:
-                raise HubError(400, "The request's body is cut short")
-            target.write(data)
-            size -= len(data)
-
-    def _body(self) -> bytes:
-        import io
-
-        buffer = io.BytesIO()
-        self._body_to(buffer)
-        return buffer.getvalue()
-
-    def _json_body(self) -> dict[str, Any]:
-        try:
-            value = json.loads(self._body() or b"{}")
-        except ValueError:
-            raise HubError(400, "The request's body is not JSON") from None
-        return value if isinstance(value, dict) else {}
-
-    def _authorised(self) -> bool:
-        given = self.headers.get("Authorization", "").removeprefix("Bearer ").strip()
-        return bool(given) if self.token is None else given == self.token
-
-    def _require_token(self) -> None:
-        if not self._authorised():
-            raise HubError(401, "Invalid username or password.")
-
-    def _repo(self, kind: str, repo: str) -> Repo:
-        found = self.hub.state.repo(_KINDS[kind], repo)
-        if found.private and not self._authorised():
-            raise HubError(401, "Repository not found", "RepoNotFound")
-        return found
+class _Handler(PullHandler):
+    """One request for anything but pull requests."""
 
     # Who and what ----------------------------------------------------------------------------
 
-    @_route("GET", "/api/whoami-v2")
+    @route("GET", "/api/whoami-v2")
     def _whoami(self) -> None:
-        self._require_token()
-        access = {"accessToken": {"displayName": "local", "role": "write"}}
-        self._json({"type": "user", "name": "local", "orgs": [], "auth": access})
+        account = self._require_token()
+        orgs = [{"name": name} for name in account.orgs if name != "*"]
+        access = {"accessToken": {"displayName": account.user, "role": account.role}}
+        self._json({"type": "user", "name": account.user, "orgs": orgs, "auth": access})
 
-    @_route("POST", "/api/validate-yaml")
+    @route("POST", "/api/validate-yaml")
     def _validate_yaml(self) -> None:
-        import yaml
+        errors = metadata_errors(str(self._json_body().get("content", "")))
+        rows = [{"message": message} for message in errors]
+        self._json({"errors": rows, "warnings": []}, status=400 if errors else 200)
 
-        content = str(self._json_body().get("content", ""))
-        block = re.match(r"\s*---\n(.*?)\n---", content, re.DOTALL)
-        errors: list[dict[str, str]] = []
-        try:
-            value = yaml.safe_load(block.group(1)) if block else {}
-            if not isinstance(value, dict):
-                errors.append({"message": "The metadata is not a mapping"})
-        except yaml.YAMLError as error:
-            errors.append({"message": str(error)})
-        self._json({"errors": errors, "warnings": []}, status=400 if errors else 200)
-
-    @_route("POST", "/api/repos/create")
+    @route("POST", "/api/repos/create")
     def _create(self) -> None:
-        self._require_token()
+        account = self._require_token()
         body = self._json_body()
-        repo_id = f"{body.get('organization') or 'local'}/{body.get('name', '')}"
+        namespace = body.get("organization") or account.user
+        self._require_write(namespace)
+        repo_id = f"{namespace}/{body.get('name', '')}"
         private = body.get("visibility") == "private" or bool(body.get("private"))
         kind = f"{body.get('type', 'model')}s"
         if kind not in _KINDS:
             raise HubError(400, f"Unknown type {kind!r}")
-        url = f"{self.hub.url}/{'' if kind == 'models' else f'{kind}/'}{repo_id}"
+        url = f"{self._url}/{'' if kind == 'models' else f'{kind}/'}{repo_id}"
         try:
             self.hub.state.create(kind, repo_id, private=private)
         except HubError as error:
@@ -245,21 +123,21 @@ class _Handler(BaseHTTPRequestHandler):
             raise
         self._json({"url": url, "name": repo_id, "id": repo_id})
 
-    @_route("DELETE", "/api/repos/delete")
+    @route("DELETE", "/api/repos/delete")
     def _delete(self) -> None:
-        self._require_token()
+        account = self._require_token()
         body = self._json_body()
-        organization = body.get("organization") or "local"
+        organization = body.get("organization") or account.user
+        self._require_write(organization)
         self.hub.state.delete(f"{body.get('type', 'model')}s", f"{organization}/{body.get('name', '')}")
         self._send(b"OK", "text/plain")
 
     # Uploads ---------------------------------------------------------------------------------
 
-    @_route("POST", "/api/{repo}/preupload/(?P<revision>.+)")
+    @route("POST", "/api/{repo}/preupload/(?P<revision>.+)")
     def _preupload(self, kind: str, repo: str, revision: str) -> None:
-        self._require_token()
         body = self._json_body()
-        commit = self.hub.state.resolve(self._repo(kind, repo), revision)
+        commit = self.hub.state.resolve(self._proposable(kind, repo), revision)
         answers = []
         for file in body.get("files", []):
             lfs = wants_lfs(file["path"], int(file["size"]))
@@ -273,44 +151,60 @@ class _Handler(BaseHTTPRequestHandler):
             answers.append(answer)
         self._json({"files": answers})
 
-    @_route("POST", r"/(?:(?P<kind>datasets|spaces)/)?(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch")
+    @route("POST", r"/(?:(?P<kind>datasets|spaces)/)?(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch")
     def _lfs_batch(self, repo: str, kind: str = "models") -> None:
-        self._require_token()
         body = self._json_body()
+        if "ref" in body and not body["ref"].get("name", "").startswith("refs/pr/"):
+            self._writable(kind, repo)
         self._repo(kind, repo)
+        self._require_token()
+        self._require_room(body["objects"])
         multipart = "multipart" in body.get("transfers", [])
         objects = [self._lfs_object(o["oid"], int(o["size"]), multipart) for o in body["objects"]]
-        large = multipart and any(int(o["size"]) > _MULTIPART_BYTES for o in body["objects"])
+        large = multipart and any(int(o["size"]) > self.hub.multipart_bytes for o in body["objects"])
         self._json({"transfer": "multipart" if large else "basic", "objects": objects})
+
+    def _require_room(self, objects: list[dict[str, Any]]) -> None:
+        if self.hub.quota_bytes is None:
+            return
+        there = sum(path.stat().st_size for path in (self.hub.state.root / "lfs").glob("*"))
+        if there + sum(int(o["size"]) for o in objects) > self.hub.quota_bytes:
+            raise HubError(403, "Private repository storage limit reached, please upgrade your plan")
 
     def _lfs_object(self, oid: str, size: int, multipart: bool) -> dict[str, Any]:
         answer: dict[str, Any] = {"oid": oid, "size": size}
         if self.hub.state.lfs_path(oid).exists():
             return answer
-        href = f"{self.hub.url}/_lfs/{oid}"
+        href = f"{self._url}/_lfs/{oid}"
         upload: dict[str, Any] = {"href": href}
-        if multipart and size > _MULTIPART_BYTES:
-            count = -(-size // _PART_BYTES)
+        if multipart and size > self.hub.multipart_bytes:
+            part_bytes = self.hub.multipart_bytes // 4
+            count = -(-size // part_bytes)
             parts = {str(n): f"{href}/part/{n}" for n in range(1, count + 1)}
             upload = {
                 "href": f"{href}/complete",
-                "header": {"chunk_size": str(_PART_BYTES), **parts},
+                "header": {"chunk_size": str(part_bytes), **parts},
             }
         answer["actions"] = {"upload": upload, "verify": {"href": f"{href}/verify"}}
         return answer
 
-    @_route("PUT", r"/_lfs/(?P<oid>\w+)(?:/part/(?P<part>\d+))?")
+    @route("PUT", r"/_lfs/(?P<oid>\w+)(?:/part/(?P<part>\d+))?")
     def _lfs_put(self, oid: str, part: str = "") -> None:
         state = self.hub.state
-        final = state.lfs_path(oid)
-        incoming = state.root / "incoming" / (f"{oid}.{part}" if part else f"{oid}.{threading.get_ident()}")
+        name = f"{oid}.{part}" if part else oid
+        incoming = state.root / "incoming" / f"{name}.{threading.get_ident()}.part"
         incoming.parent.mkdir(parents=True, exist_ok=True)
-        with incoming.open("wb") as file:
-            self._body_to(file)
-        with incoming.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if not part:
-            self._place(incoming, final, oid, digest)
+        try:
+            with incoming.open("wb") as file:
+                self._body_to(file)
+            with incoming.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if part:
+                incoming.replace(incoming.with_name(name))
+            else:
+                self._place(incoming, state.lfs_path(oid), oid, digest)
+        finally:
+            incoming.unlink(missing_ok=True)
         self._send(b"", "text/plain", headers={"ETag": f'"{digest}"'})
 
     def _place(self, incoming: Path, final: Path, oid: str, digest: str) -> None:
@@ -320,49 +214,37 @@ class _Handler(BaseHTTPRequestHandler):
         final.parent.mkdir(parents=True, exist_ok=True)
         incoming.replace(final)
 
-    @_route("POST", r"/_lfs/(?P<oid>\w+)/complete")
+    @route("POST", r"/_lfs/(?P<oid>\w+)/complete")
     def _lfs_complete(self, oid: str) -> None:
-        body = self._json_body()
+        """Put the parts together. Once that is done the upload is gone, as S3 has it."""
+        rows = sorted(self._json_body()["parts"], key=lambda row: int(row["partNumber"]))
         folder = self.hub.state.root / "incoming"
-        whole, digest = folder / f"{oid}.whole", hashlib.sha256()
-        with whole.open("wb") as target:
-            for part in sorted(body["parts"], key=lambda p: int(p["partNumber"])):
-                place = folder / f"{oid}.{part['partNumber']}"
-                with place.open("rb") as source:
-                    while chunk := source.read(_CHUNK_BYTES):
-                        target.write(chunk)
-                        digest.update(chunk)
-        self._place(whole, self.hub.state.lfs_path(oid), oid, digest.hexdigest())
-        for part in body["parts"]:
-            (folder / f"{oid}.{part['partNumber']}").unlink()
+        parts = [folder / f"{oid}.{int(row['partNumber'])}" for row in rows]
+        with self.hub.state.lock:
+            if not all(part.exists() for part in parts):
+                raise HubError(404, "NoSuchUpload: the specified multipart upload does not exist")
+            whole, digest = folder / f"{oid}.whole", hashlib.sha256()
+            with whole.open("wb") as target:
+                for place in parts:
+                    with place.open("rb") as source:
+                        while chunk := source.read(_CHUNK_BYTES):
+                            target.write(chunk)
+                            digest.update(chunk)
+            self._place(whole, self.hub.state.lfs_path(oid), oid, digest.hexdigest())
+            for part in parts:
+                part.unlink()
         self._json({"success": True})
 
-    @_route("POST", r"/_lfs/(?P<oid>\w+)/verify")
+    @route("POST", r"/_lfs/(?P<oid>\w+)/verify")
     def _lfs_verify(self, oid: str) -> None:
         body, path = self._json_body(), self.hub.state.lfs_path(oid)
         if not path.exists() or path.stat().st_size != int(body["size"]):
             raise HubError(404, f"LFS object {oid} is not here")
         self._json({"message": "ok"})
 
-    @_route("POST", "/api/{repo}/commit/(?P<revision>.+)")
-    def _commit(self, kind: str, repo: str, revision: str) -> None:
-        self._require_token()
-        try:
-            operations = [json.loads(line) for line in self._body().splitlines() if line.strip()]
-        except ValueError:
-            raise HubError(400, "The commit is not ndjson") from None
-        create = self._query.get("create_pr", ["0"])[0] == "1"
-        found = self._repo(kind, repo)
-        made, number = self.hub.state.commit(found, revision, operations, create_pull=create)
-        answer: dict[str, Any] = {"success": True, "commitOid": made.id}
-        answer["commitUrl"] = f"{self.hub.url}/{repo}/commit/{made.id}"
-        if number:
-            answer["pullRequestUrl"] = f"{self.hub.url}/{repo}/discussions/{number}"
-        self._json(answer)
-
     # References ------------------------------------------------------------------------------
 
-    @_route("GET", "/api/{repo}/refs")
+    @route("GET", "/api/{repo}/refs")
     def _refs(self, kind: str, repo: str) -> None:
         found = self._repo(kind, repo)
         groups = (("branches", "refs/heads/", found.branches), ("tags", "refs/tags/", found.tags))
@@ -373,29 +255,28 @@ class _Handler(BaseHTTPRequestHandler):
         answer["converts"] = []
         if self._query.get("include_prs"):
             answer["pullRequests"] = [
-                {"name": n.removeprefix("refs/"), "ref": n, "targetCommit": c} for n, c in found.pulls.items()
+                {"name": ref.removeprefix("refs/"), "ref": ref, "targetCommit": pull.head}
+                for ref, pull in found.pulls.items()
             ]
         self._json(answer)
 
-    @_route("POST", "/api/{repo}/(?P<group>tag|branch)/(?P<name>.+)")
+    @route("POST", "/api/{repo}/(?P<group>tag|branch)/(?P<name>.+)")
     def _make_reference(self, kind: str, repo: str, group: str, name: str) -> None:
-        self._require_token()
         body = self._json_body()
-        found = self._repo(kind, repo)
+        found = self._writable(kind, repo)
         start = name if group == "tag" else body.get("startingPoint") or "main"
         target = self.hub.state.resolve(found, start).id
         self.hub.state.set_reference(found, group, body["tag"] if group == "tag" else name, target)
         self._json({"success": True})
 
-    @_route("DELETE", "/api/{repo}/(?P<group>tag|branch)/(?P<name>.+)")
+    @route("DELETE", "/api/{repo}/(?P<group>tag|branch)/(?P<name>.+)")
     def _remove_reference(self, kind: str, repo: str, group: str, name: str) -> None:
-        self._require_token()
-        self.hub.state.set_reference(self._repo(kind, repo), group, name, None)
+        self.hub.state.set_reference(self._writable(kind, repo), group, name, None)
         self._json({"success": True})
 
     # Reading ---------------------------------------------------------------------------------
 
-    @_route("GET", "/api/{repo}/tree/(?P<revision>[^/]+)(?:/(?P<path>.+))?")
+    @route("GET", "/api/{repo}/tree/(?P<revision>[^/]+)(?:/(?P<path>.+))?")
     def _tree(self, kind: str, repo: str, revision: str, path: str = "") -> None:
         commit = self.hub.state.resolve(self._repo(kind, repo), revision)
         recursive = self._query.get("recursive", ["false"])[0].lower() in ("1", "true")
@@ -412,7 +293,7 @@ class _Handler(BaseHTTPRequestHandler):
                 rows[name] = {"type": "file", "path": name, **_described(entry)}
         self._json([rows[name] for name in sorted(rows)])
 
-    @_route("POST", "/api/{repo}/paths-info/(?P<revision>.+)")
+    @route("POST", "/api/{repo}/paths-info/(?P<revision>.+)")
     def _paths_info(self, kind: str, repo: str, revision: str) -> None:
         commit = self.hub.state.resolve(self._repo(kind, repo), revision)
         raw = self._body().decode()
@@ -423,7 +304,7 @@ class _Handler(BaseHTTPRequestHandler):
             if name in commit.files
         ])  # fmt: skip
 
-    @_route("GET", "/api/{repo}/commits/(?P<revision>.+)")
+    @route("GET", "/api/{repo}/commits/(?P<revision>.+)")
     def _commits(self, kind: str, repo: str, revision: str) -> None:
         history = self.hub.state.history(self._repo(kind, repo), revision)
         authors = [{"user": "local"}]
@@ -434,7 +315,7 @@ class _Handler(BaseHTTPRequestHandler):
             ]
         )
 
-    @_route("GET", "/api/{repo}(?:/revision/(?P<revision>.+))?")
+    @route("GET", "/api/{repo}(?:/revision/(?P<revision>.+))?")
     def _info(self, kind: str, repo: str, revision: str = "main") -> None:
         found = self._repo(kind, repo)
         commit = self.hub.state.resolve(found, revision)
@@ -455,7 +336,7 @@ class _Handler(BaseHTTPRequestHandler):
             "tags": [], "siblings": siblings,
         })  # fmt: skip
 
-    @_route(
+    @route(
         "GET",
         r"/(?:(?P<kind>datasets|spaces)/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+|refs/pr/\d+)/(?P<path>.+)",
     )

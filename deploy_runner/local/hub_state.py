@@ -16,18 +16,15 @@ import re
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..store.files import write_atomic
 
-__all__ = ["Commit", "Entry", "HubError", "HubState", "Repo", "git_blob_id", "wants_lfs"]
+__all__ = ["Commit", "Entry", "HubError", "HubState", "Pull", "Repo", "git_blob_id"]
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?\Z")
-_LFS_SUFFIXES = (".safetensors", ".onnx", ".data", ".bin", ".pt", ".pth", ".ptl", ".pte", ".gz",
-                 ".tar", ".zip", ".npz", ".npy", ".h5", ".tflite", ".pkl", ".parquet")  # fmt: skip
-_LFS_BYTES = 10 * 1024 * 1024
 
 
 class HubError(Exception):
@@ -68,6 +65,21 @@ class Commit:
 
 
 @dataclass(slots=True)
+class Pull:
+    """A pull request to the branch `base`: its head, and the commit that it was merged by."""
+
+    number: int
+    title: str
+    author: str
+    base: str
+    start: str
+    head: str
+    date: str
+    status: str = "open"
+    merged: str = ""
+
+
+@dataclass(slots=True)
 class Repo:
     """A repository's references and visibility."""
 
@@ -76,7 +88,7 @@ class Repo:
     private: bool = False
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
-    pulls: dict[str, str] = field(default_factory=dict)
+    pulls: dict[str, Pull] = field(default_factory=dict)
 
 
 class HubState:
@@ -110,17 +122,19 @@ class HubState:
             self.repo(kind, repo_id)
             shutil.rmtree(self._folder(kind, repo_id))
 
-    def repo(self, kind: str, repo_id: str) -> Repo:
-        """Return a repository; HubError 404 where there is none."""
+    def repo(self, kind: str, repo_id: str, *, anonymous: bool = False) -> Repo:
+        """Return a repository; HubError 404 where there is none, 401 to those who are nobody."""
         try:
             data = json.loads((self._folder(kind, repo_id) / "repo.json").read_bytes())
         except (OSError, ValueError):
-            raise HubError(404, "Repository not found", "RepoNotFound") from None
-        return Repo(kind, repo_id, **data)
+            status = 401 if anonymous else 404
+            raise HubError(status, "Repository not found", "RepoNotFound") from None
+        pulls = {ref: Pull(**pull) for ref, pull in data.pop("pulls").items()}
+        return Repo(kind, repo_id, **data, pulls=pulls)
 
     def _save(self, repo: Repo) -> None:
         data = {"private": repo.private, "branches": repo.branches, "tags": repo.tags,
-                "pulls": repo.pulls}  # fmt: skip
+                "pulls": {ref: asdict(pull) for ref, pull in repo.pulls.items()}}  # fmt: skip
         write_atomic(self._folder(repo.kind, repo.id) / "repo.json", json.dumps(data).encode())
 
     def resolve(self, repo: Repo, revision: str) -> Commit:
@@ -128,7 +142,7 @@ class HubState:
         id_ = (
             repo.branches.get(revision.removeprefix("refs/heads/"))
             or repo.tags.get(revision.removeprefix("refs/tags/"))
-            or repo.pulls.get(revision)
+            or (repo.pulls[revision].head if revision in repo.pulls else "")
             or revision
         )
         path = self._folder(repo.kind, repo.id) / "commits" / f"{id_}.json"
@@ -156,6 +170,7 @@ class HubState:
         operations: list[dict[str, Any]],
         *,
         create_pull: bool = False,
+        author: str = "local",
     ) -> tuple[Commit, int]:
         """Publish all operations as one commit, or nothing; return it and the pull's number."""
         with self.lock:
@@ -173,16 +188,67 @@ class HubState:
             made = self._write_commit(repo, head.id, header["summary"], header.get("description", ""), files)
             number = 0
             if create_pull:
-                number = len(repo.pulls) + 1
-                repo.pulls[f"refs/pr/{number}"] = made.id
+                number = self._add_pull(repo, header["summary"], author, branch, head.id, made.id)
             elif branch in repo.branches:
                 repo.branches[branch] = made.id
             elif branch in repo.pulls:
-                repo.pulls[branch] = made.id
+                repo.pulls[branch].head = made.id
             else:
                 raise HubError(400, f"{branch} is not a branch")
             self._save(repo)
             return made, number
+
+    def _add_pull(self, repo: Repo, title: str, author: str, base: str, start: str, head: str) -> int:
+        number = len(repo.pulls) + 1
+        repo.pulls[f"refs/pr/{number}"] = Pull(number, title, author, base, start, head, _now())
+        return number
+
+    def open_pull(self, repo: Repo, title: str, author: str) -> int:
+        """Open an empty pull request to main; return its number."""
+        with self.lock:
+            repo = self.repo(repo.kind, repo.id)
+            head = repo.branches["main"]
+            number = self._add_pull(repo, title, author, "main", head, head)
+            self._save(repo)
+            return number
+
+    def pull(self, repo: Repo, number: int) -> Pull:
+        """Return a pull request; HubError 404 where there is none."""
+        if f"refs/pr/{number}" not in repo.pulls:
+            raise HubError(404, f"Discussion {number} not found")
+        return repo.pulls[f"refs/pr/{number}"]
+
+    def set_pull_status(self, repo: Repo, number: int, status: str) -> Pull:
+        """Close a pull request, or open it again."""
+        with self.lock:
+            repo = self.repo(repo.kind, repo.id)
+            pull = self.pull(repo, number)
+            pull.status = status
+            self._save(repo)
+            return pull
+
+    def merge(self, repo: Repo, number: int) -> None:
+        """Merge a pull request as one commit; HubError 409 where both sides have changed a file."""
+        with self.lock:
+            repo = self.repo(repo.kind, repo.id)
+            pull = self.pull(repo, number)
+            if pull.status != "open":
+                raise HubError(400, f"This pull request is {pull.status}")
+            start, theirs = self.resolve(repo, pull.start).files, self.resolve(repo, pull.head).files
+            files = dict(self.resolve(repo, pull.base).files)
+            for path in {*start, *theirs}:
+                if start.get(path) == theirs.get(path):
+                    continue
+                if files.get(path) not in (start.get(path), theirs.get(path)):
+                    raise HubError(409, f"There is a conflict about {path}")
+                files.pop(path, None)
+                if path in theirs:
+                    files[path] = theirs[path]
+            title = f"{pull.title} (#{number})"
+            made = self._write_commit(repo, repo.branches[pull.base], title, "", files)
+            repo.branches[pull.base] = pull.merged = made.id
+            pull.status = "merged"
+            self._save(repo)
 
     def _apply(self, files: dict[str, Entry], operation: Mapping[str, Any]) -> None:
         key, value = operation.get("key"), operation.get("value", {})
@@ -241,8 +307,7 @@ class HubState:
         id_ = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
         path = self._folder(repo.kind, repo.id) / "commits" / f"{id_}.json"
         if not path.exists():
-            date = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
-            write_atomic(path, json.dumps({**content, "date": date}).encode())
+            write_atomic(path, json.dumps({**content, "date": _now()}).encode())
         return self._read_commit(path, id_)
 
     def set_reference(self, repo: Repo, group: str, name: str, target: str | None) -> None:
@@ -261,6 +326,10 @@ class HubState:
             self._save(repo)
 
 
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
+
+
 def _decode(value: Mapping[str, Any]) -> bytes:
     import base64
     import binascii
@@ -272,8 +341,3 @@ def _decode(value: Mapping[str, Any]) -> bytes:
         return base64.b64decode(content, validate=True)
     except binascii.Error:
         raise HubError(400, f"{value.get('path')}: not base64") from None
-
-
-def wants_lfs(path: str, size: int) -> bool:
-    """Say whether the Hub takes a file by LFS: by its suffix, or above 10 MB."""
-    return size >= _LFS_BYTES or path.endswith(_LFS_SUFFIXES)

@@ -173,6 +173,7 @@ class _Wire:
     """A socket that is read by lines and by sizes."""
 
     def __init__(self, sock: socket.socket) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock = sock
         self._buffer = b""
 

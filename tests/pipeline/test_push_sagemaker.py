@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -207,3 +208,11 @@ def test_what_is_not_set_and_what_is_refused_is_one_sentence(tmp_path: Path) -> 
     with pytest.raises(StageError, match="role_arn is not set"):
         run_stage(stage("push.sagemaker"), tmp_path / "b", inputs={"package": ROOT / "README.md"},
                   params={"endpoint": "e", "bucket": "b"}, target={"aws": {"region": "us-east-1"}})  # fmt: skip
+
+
+def test_without_credentials_it_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [n for n in os.environ if n.startswith("AWS_") and "METADATA" not in n]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(StageError, match="no AWS credentials are found"):
+        deploy(tmp_path, 2)

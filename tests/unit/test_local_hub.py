@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from deploy_runner.local.hub import LocalHub
+from deploy_runner.local.hub import Account, LocalHub
 
 
 @pytest.fixture
@@ -30,6 +30,7 @@ def api(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     from huggingface_hub import HfApi
 
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.utils._detect_agent._registry", {})
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     found = HfApi(endpoint=hub.url, token="hf_any")
     found.create_repo("me/model")
@@ -179,3 +180,124 @@ def test_it_runs_as_a_command_and_keeps_its_state(tmp_path: Path) -> None:
         assert api.repo_info("me/kept").id == "me/kept"
         process.communicate(timeout=30)
         assert process.returncode == 0
+
+
+# Accounts, rules and pull requests ---------------------------------------------------------------
+
+ACCOUNTS = {
+    "hf_owner": Account("me", "write"),
+    "hf_reader": Account("me", "read"),
+    "hf_other": Account("other", "write"),
+}
+
+
+@pytest.fixture
+def owned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    with LocalHub(tmp_path / "owned", accounts=ACCOUNTS, quota_bytes=100, multipart_bytes=40) as running:
+        yield running
+
+
+def as_user(hub: LocalHub, token: str) -> Any:
+    from huggingface_hub import HfApi
+
+    return HfApi(endpoint=hub.url, token=token)
+
+
+def test_a_token_may_do_what_its_account_may(owned: LocalHub) -> None:
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+    owner, reader, other = (as_user(owned, token) for token in ACCOUNTS)
+    owner.create_repo("me/secret", private=True)
+    assert (owner.whoami()["name"], reader.whoami()["auth"]["accessToken"]["role"]) == ("me", "read")
+    assert reader.repo_info("me/secret").private
+    with pytest.raises(HfHubHTTPError, match="you must use a write token"):
+        reader.create_commit("me/secret", [add("a", b"1")], commit_message="one")
+    with pytest.raises(RepositoryNotFoundError):
+        other.repo_info("me/secret")
+    with pytest.raises(HfHubHTTPError, match="You don't have the rights"):
+        other.create_repo("me/more")
+    with pytest.raises(HfHubHTTPError, match="Invalid credentials in Authorization header"):
+        as_user(owned, "hf_nobody").repo_info("me/secret")
+
+
+def test_a_reader_may_propose_and_the_owner_merges(owned: LocalHub) -> None:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    owner, other = as_user(owned, "hf_owner"), as_user(owned, "hf_other")
+    owner.create_repo("me/model")
+    owner.create_commit("me/model", [add("a", b"1")], commit_message="one")
+    for path in ("b", "c"):
+        other.create_commit("me/model", [add(path, b"2")], commit_message=f"add {path}", create_pr=True)
+    other.create_commit("me/model", [add("a", b"theirs")], commit_message="change a", create_pr=True)
+    rows = list(owner.get_repo_discussions("me/model", author="other", discussion_status="open"))
+    assert [(row.num, row.title, row.status) for row in rows] == [
+        (3, "change a", "open"), (2, "add c", "open"), (1, "add b", "open"),
+    ]  # fmt: skip
+    with pytest.raises(HfHubHTTPError, match="You don't have the rights"):
+        other.merge_pull_request("me/model", 1)
+    owner.merge_pull_request("me/model", 1)
+    owner.change_discussion_status("me/model", 2, "closed")
+    owner.create_commit("me/model", [add("a", b"ours")], commit_message="ours")
+    with pytest.raises(HfHubHTTPError, match="There is a conflict about a"):
+        owner.merge_pull_request("me/model", 3)
+    details = owner.get_discussion_details("me/model", 1)
+    assert (details.status, details.target_branch) == ("merged", "refs/heads/main")
+    assert details.merge_commit_oid == owner.list_repo_commits("me/model")[1].commit_id
+    assert owner.list_repo_commits("me/model")[1].title == "add b (#1)"
+    assert owner.list_repo_files("me/model") == ["a", "b"]
+    assert [r.status for r in owner.get_repo_discussions("me/model")] == ["open", "closed", "merged"]
+
+
+def test_links_lead_where_the_request_came_from(owned: LocalHub) -> None:
+    import http.client
+
+    as_user(owned, "hf_owner").create_repo("me/model")
+    connection = http.client.HTTPConnection("127.0.0.1", int(owned.url.rpartition(":")[2]))
+    body = json.dumps({"objects": [{"oid": "a" * 64, "size": 3}], "transfers": ["basic"]})
+    headers = {"Host": "proxy.test:1", "Authorization": "Bearer hf_owner"}
+    connection.request("POST", "/me/model.git/info/lfs/objects/batch", body, headers)
+    (row,) = json.load(connection.getresponse())["objects"]
+    assert row["actions"]["upload"]["href"] == f"http://proxy.test:1/_lfs/{'a' * 64}"
+
+
+def test_parts_are_put_together_once_and_a_quota_is_kept(owned: LocalHub) -> None:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = as_user(owned, "hf_owner")
+    api.create_repo("me/model")
+    data = bytes(range(90))
+    api.create_commit("me/model", [add("w.bin", data)], commit_message="one")
+    digest = hashlib.sha256(data).hexdigest()
+    assert [r for r in owned.requests if "/_lfs/" in r] == [
+        *[f"PUT /_lfs/{digest}/part/{n}" for n in range(1, 10)], f"POST /_lfs/{digest}/complete",
+        f"POST /_lfs/{digest}/verify",
+    ]  # fmt: skip
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(
+            urllib.request.Request(f"{owned.url}/_lfs/{digest}/complete", b'{"parts": [{"partNumber": 1}]}')
+        )
+    with pytest.raises(HfHubHTTPError, match="storage limit reached"):
+        api.create_commit("me/model", [add("v.bin", bytes(20))], commit_message="two")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ("license: apache2", '"license" must be one of'),
+        ("language: no", '"language" must be a string'),
+        (
+            "model-index: [{name: m, results: [{task: {type: t}, metrics: []}]}]",
+            r"dataset\.name\" is required",
+        ),
+        ("model-index: [{results: []}]", r"name\" is required"),
+        ("a: [", "while parsing"),
+        ("- a", "not a mapping"),
+    ],
+)
+def test_a_card_with_wrong_metadata_is_refused(api: Any, metadata: str, said: str) -> None:
+    card = add("README.md", f"---\n{metadata}\n---\n# m\n".encode())
+    with pytest.raises(ValueError, match=said):
+        api.create_commit("me/model", [card], commit_message="one")
