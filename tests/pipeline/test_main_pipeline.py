@@ -61,7 +61,8 @@ def test_the_transcripts_name_every_object_and_call(ran: tuple[Project, dict]) -
     assert endpoint["sha256"] == result["stages"]["package"]["outputs"]["package"]
     hub = json.loads(project.output("hub"))
     assert sorted(hub["files"]) == [
-        "README.md", "config.json", "model.safetensors", "onnx/model.onnx", "onnx/model_best.onnx",
+        "README.md", "config.json", "deploy-runner.json", "model.safetensors", "onnx/model.onnx",
+        "onnx/model_best.onnx",
     ]  # fmt: skip
     assert hub["files"]["model.safetensors"] == result["stages"]["weights"]["outputs"]["weights"]
 
@@ -80,6 +81,7 @@ def test_one_changed_parameter_reruns_its_cone_only(ran: tuple[Project, dict]) -
     states = project.states(*change)
     assert {id_ for id_, state in states.items() if state == "ran"} == {
         "parity-int8[minmax]", "parity-int8[entropy]", "parity-int8[percentile]",
+        "hub",  # The card says what everything was made from, and how.
     }  # fmt: skip
 
 
