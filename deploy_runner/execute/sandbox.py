@@ -1,7 +1,8 @@
 """Confine a worker: which files it may read and write, and no network.
 
 Landlock (Linux 5.13 and newer) is used by its three system calls, a network namespace where one
-may be made, and resource limits everywhere. Whatever the kernel lacks is left out and said.
+may be made, and resource limits everywhere. Where there is no landlock, the disk is mounted
+read-only but for the workdir. Whatever the kernel lacks is left out and said.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from functools import cache
+
+from .mounts import can_mount, mount_read_only
 
 __all__ = ["Sandbox", "available", "interpreter_paths", "warm_up"]
 
@@ -40,8 +43,15 @@ _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom", "/dev/shm",
 def available() -> str:
     """Return in words what a Sandbox can use on this machine; this process is not confined."""
     abi = _abi()
-    files = f"landlock (ABI {abi})" if abi else "no landlock: only Python's audit hook guards files"
+    files = f"landlock (ABI {abi})" if abi else _without_landlock()
     return f"{files}; {'no network in workers' if abi >= 4 or os.geteuid() == 0 else 'network open'}"
+
+
+def _without_landlock() -> str:
+    guards = (
+        "read-only mounts and Python's audit hook guard" if can_mount() else "only Python's audit hook guards"
+    )
+    return f"no landlock: {guards} files"
 
 
 @cache
@@ -127,6 +137,8 @@ class Sandbox:
                 self.used.append(f"landlock {self._abi}")
                 self.guards_files = True
             os.close(self._ruleset)
+        elif mount_read_only((*write, "/dev/shm")):
+            self.used.append("read-only mounts")
         return self.used
 
 

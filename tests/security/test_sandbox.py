@@ -25,6 +25,9 @@ os.execv(sys.executable, [sys.executable, "-m", "deploy_runner", *sys.argv[1:]])
 """
 
 
+MOUNTS = subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0
+
+
 def without_landlock(project: Project, *args: str) -> subprocess.CompletedProcess[str]:
     """Run the command line under a seccomp filter that takes landlock away."""
     command = [sys.executable, "-c", NO_LANDLOCK, *args]
@@ -42,7 +45,8 @@ def test_without_landlock_a_run_says_so_and_goes_on(chain: Project) -> None:
     done = without_landlock(chain, "run", "--json")
     assert done.returncode == 0, done.stderr
     assert {row["state"] for row in stages(done).values()} == {"ran"}
-    said = "no landlock: only Python's audit hook guards files"
+    guards = "read-only mounts and Python's audit hook guard" if MOUNTS else "only Python's audit hook guards"
+    said = f"no landlock: {guards} files"
     assert f"warning: {said}" in done.stderr
     (record,) = (chain.folder / ".deploy-runner/runs").glob("*/record.json")
     assert json.loads(record.read_text())["sandbox"].startswith(said)
@@ -85,6 +89,20 @@ def test_without_landlock_python_code_still_writes_nowhere_else(
     assert done.returncode == 1, done.stdout + done.stderr
     assert "PermissionError" in str(stages(done)["w"]["error"])
     assert target.read_text() == "as it was"
+
+
+@pytest.mark.skipif(not MOUNTS, reason="a mount namespace needs root")
+def test_without_landlock_a_command_finds_the_disk_read_only_and_cannot_undo_that(
+    project: Project, tmp_path: Path
+) -> None:
+    target = tmp_path / "outside"
+    undo = "mount -o remount,rw / || unshare -m mount -o remount,rw / || true"
+    project.pipeline(
+        f"a: {{uses: run.command, outputs: {{o: o}}, with: {{command: 'echo x > $OUTPUT_O; {undo}; echo x > {target}'}}}}"
+    )
+    error = str(stages(without_landlock(project, "run", "--json"))["a"]["error"])
+    assert error.endswith("Read-only file system)")
+    assert not target.exists()
 
 
 def test_without_landlock_there_is_still_no_network(project: Project, used_port: int) -> None:
