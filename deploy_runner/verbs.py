@@ -354,11 +354,12 @@ def get(path: str, names: list[str], args: argparse.Namespace) -> int:
         destination /= own
     if destination.exists():
         raise UsageError(f"{destination} is there already", fix="name another with --to")
-    state = pipeline.store.state(artifact)
-    if state != "present":
-        raise UsageError(f"{names[0]} is {state} in the store", fix="`deploy-runner run` heals it")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    pipeline.store.materialise(artifact, destination)
+    with pipeline.store.hold():
+        state = pipeline.store.state(artifact)
+        if state != "present":
+            raise UsageError(f"{names[0]} is {state} in the store", fix="`deploy-runner run` heals it")
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        pipeline.store.materialise(artifact, destination)
     print(destination)
     return 0
 
@@ -439,14 +440,16 @@ def cache(path: str, args: argparse.Namespace) -> int:
     from .store.cas import Store
 
     home = home_of(Path(path), os.environ)
+    store = Store(home)
     if args.action in ("pin", "unpin"):
-        run_id = read_record(home, args.run).id
-        pin_run(home, run_id, keep=args.action == "pin")
+        with store.hold():  # A collection must not take the run between the look and the pin.
+            run_id = read_record(home, args.run).id
+            pin_run(home, run_id, keep=args.action == "pin")
         print(json.dumps({args.action: run_id}) if args.json else f"{args.action}ned {run_id}")
         return 0
-    store = Store(home)
     if args.action == "verify":
-        report = store.verify_all()
+        with store.hold():
+            report = store.verify_all()
         if args.json:
             print(json.dumps(report.as_dict()))
         else:

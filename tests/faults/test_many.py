@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -77,19 +78,19 @@ def test_a_waiter_goes_on_within_a_second(project: Project) -> None:
 
 
 def race(project: Project, seconds: float) -> int:
-    """Let eight loops of runs race with one of gc; return how many runs there were."""
+    """Let eight loops of runs race with gc, verify, pin and get; return how many runs there were."""
     expected = prepare(project)
     until = time.monotonic() + seconds
     home = project.folder / ".deploy-runner"
 
     def runs(index: int) -> int:
-        count = 0
+        done = 0
         while time.monotonic() < until:
-            suffix = f"stages.a.with.suffix={index}-{count % 3}" if count % 2 else "stages.a.with.suffix=x"
+            suffix = f"stages.a.with.suffix={index}-{done % 3}" if done % 2 else "stages.a.with.suffix=x"
             result = ended(project.start("run", "--json", "--set", suffix))
             assert all(row["state"] in ("ran", "hit", "healed") for row in result.values())
-            count += 1
-        return count
+            done += 1
+        return done
 
     def collect() -> int:
         while time.monotonic() < until:
@@ -97,8 +98,26 @@ def race(project: Project, seconds: float) -> int:
             assert done.returncode == 0 or "a run is using this store" in done.stderr
         return 0
 
-    with ThreadPoolExecutor(RUNS + 1) as pool:
-        futures = [pool.submit(runs, i) for i in range(RUNS)] + [pool.submit(collect)]
+    def look() -> int:
+        """Use the store as a person does; what is pinned stays until it is not."""
+        for index in count():
+            if time.monotonic() >= until:
+                return 0
+            assert project.cli("cache", "verify").stdout.rstrip().endswith("all sound")
+            pinned = project.cli("cache", "pin", exits=None).stdout.removeprefix("pinned ").strip()
+            made = project.cli("get", "d", "--to", f"copy-{index}", exits=None)
+            assert (
+                made.returncode == 0
+                or "is missing in the store" in made.stderr
+                or "nothing has been" in made.stderr
+            )
+            if pinned:
+                assert pinned in project.cli("show", "--run", pinned, "--json").stdout
+                project.cli("cache", "unpin", "--run", pinned)
+        return 0
+
+    with ThreadPoolExecutor(RUNS + 2) as pool:
+        futures = [pool.submit(runs, i) for i in range(RUNS)] + [pool.submit(collect), pool.submit(look)]
         total = sum(future.result() for future in futures)
     report = Store(home).verify_all()
     assert report.ok, report
