@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from ..errors import DeployRunnerError, StageError
 from ..keys import KeyEnvironment
@@ -26,6 +27,7 @@ __all__ = ["Action", "finish", "live_environment", "raise_failure", "read_result
 _GIT_S = 10.0
 _PLAIN_ENV = ("PATH", "LANG", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "LD_LIBRARY_PATH")
 _CLOUD = re.compile(r"(AWS|HF|HUGGING_FACE|HUGGINGFACE)_|(HTTPS?|NO|ALL)_PROXY\Z", re.IGNORECASE)
+_CREDENTIAL = re.compile(r"(ACCESS_KEY|TOKEN|SECRET|PASSWORD)(?!_PATH|_FILE|_ID)")
 _CREDENTIAL_FILES = {
     "AWS_SHARED_CREDENTIALS_FILE": ".aws/credentials",
     "AWS_CONFIG_FILE": ".aws/config",
@@ -182,6 +184,16 @@ def live_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return env
 
 
+def credentials_of(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what of a live push's environment nobody may read: keys, tokens, passwords of proxies."""
+    live = live_environment(environ)
+    found = {name: value for name, value in live.items() if _CREDENTIAL.search(name)}
+    proxies = {
+        name: urlsplit(value).password for name, value in live.items() if name.upper().endswith("_PROXY")
+    }
+    return found | {name: unquote(password) for name, password in proxies.items() if password}
+
+
 def finish(
     action: Action, status: int, store: Store, graph: Graph, *, seconds: float, spawn_error: str
 ) -> tuple[StageResult, ActionRecord | None]:
@@ -290,9 +302,7 @@ def _refuse_undeclared(action: Action, made: Path) -> None:
 
 
 def _refuse_secrets(action: Action, output: str, path: Path) -> None:
-    if not action.node.secrets:
-        return
     files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
     for file in files:
-        if name := action.redactor.found_in(file):
+        if name := action.redactor.found_in(file, str(file.relative_to(path.parent))):
             raise StageError(f"its output `{output}` contains the secret {name}")

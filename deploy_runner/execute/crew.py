@@ -19,7 +19,7 @@ from ..store.copies import remove_tree
 from ..store.locks import Lock
 from ..store.records import ActionRecord
 from ..types import Event, Graph, StageNode, StageResult, State
-from .action import Action, finish, live_environment, request, secrets_of
+from .action import Action, credentials_of, finish, live_environment, request, secrets_of
 from .fork import ForkServer
 from .redact import Redactor
 from .worker import PROGRESS
@@ -172,7 +172,10 @@ class Crew:
         decision = decision._replace(reason=reason)
         self._count += 1
         folder = self._store.new_tmp() / f"{self._count:04d}"
-        redactor = Redactor(secrets_of(node, self._environ))
+        secrets = secrets_of(node, self._environ)
+        if self._graph.live and node.network:
+            secrets = credentials_of(self._environ) | secrets
+        redactor = Redactor(secrets)
         log_path = self._run_folder / "logs" / f"{node.id}.log"
         action = Action(node, decision, folder, waiting.lock, log_path, redactor, time.monotonic())
         (folder / "work").mkdir(parents=True)

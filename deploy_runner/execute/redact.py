@@ -7,13 +7,16 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote, quote_plus
 
 __all__ = ["Redactor"]
 
 _SHORTEST = 4
-_CHUNK_BYTES = 4 << 20
+_SHORTEST_LINE = 16
+_CHUNK_BYTES = 1 << 20
+_GZIP = b"\x1f\x8b"
+_MOST_UNPACKED_BYTES = 1 << 30
 
 
 class Redactor:
@@ -25,7 +28,7 @@ class Redactor:
     def __init__(self, secrets: Mapping[str, str]) -> None:
         self._names: dict[str, str] = {}
         for name, value in secrets.items():
-            if len(value) >= _SHORTEST:
+            if len(value.strip()) >= _SHORTEST:
                 self._names |= dict.fromkeys(_forms(value), name)
         longest_first = sorted(self._names, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
@@ -44,22 +47,59 @@ class Redactor:
             return {self.text(k): self.json(v) for k, v in value.items()}
         return [self.json(v) for v in value] if isinstance(value, list) else value
 
-    def found_in(self, path: Path) -> str:
-        """Return the name of a secret that stands in a file of whatever size, or nothing."""
-        forms = {form.encode(): name for form, name in self._names.items()}
-        if not forms:
+    def found_in(self, path: Path, name: str) -> str:
+        """Return the name of a secret that stands in a file, or in the `name` it has, or nothing.
+
+        A file packed by gzip is looked through unpacked too, its first GiB.
+        """
+        if not self._names:
             return ""
-        overlap, data = max(map(len, forms)) - 1, b""
+        if named := self._search(name.encode("utf-8", "surrogateescape")):
+            return named
         with path.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                data = data[-overlap:] + chunk
-                for form, name in forms.items():
-                    if form in data:
-                        return name
+            packed = file.read(2) == _GZIP
+            file.seek(0)
+            found = self._search_stream(file)
+            if packed and not found:
+                file.seek(0)
+                found = self._search_packed(file)
+        return found
+
+    def _search_packed(self, file: BinaryIO) -> str:
+        import gzip
+        import zlib
+
+        with gzip.GzipFile(fileobj=file) as unpacked:
+            try:
+                return self._search_stream(unpacked, _MOST_UNPACKED_BYTES)  # type: ignore[arg-type]
+            except (OSError, EOFError, zlib.error):
+                return ""  # It is damaged from here on, and nobody can unpack it further.
+
+    def _search_stream(self, file: BinaryIO, most_bytes: int | None = None) -> str:
+        overlap = max(len(form.encode()) for form in self._names) - 1
+        before, seen = b"", 0
+        while chunk := file.read(_CHUNK_BYTES):
+            if found := self._search(before + chunk):
+                return found
+            before, seen = (before + chunk)[-overlap:], seen + len(chunk)
+            if most_bytes is not None and seen >= most_bytes:
+                break
         return ""
+
+    def _search(self, data: bytes) -> str:
+        return next((name for form, name in self._names.items() if form.encode() in data), "")
 
 
 def _forms(value: str) -> Iterator[str]:
+    """Yield how a secret may look in a text, each line of one of several lines for itself."""
+    lines = [line.strip() for line in value.splitlines()] if "\n" in value.strip() else []
+    for part in (value, value.strip(), *lines):
+        whole = part in (value, value.strip())
+        if whole or (len(part) >= _SHORTEST_LINE and not part.startswith("-----")):
+            yield from _encoded(part)
+
+
+def _encoded(value: str) -> Iterator[str]:
     yield value
     yield quote(value, safe="")
     yield quote_plus(value)

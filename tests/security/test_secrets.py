@@ -1,4 +1,4 @@
-"""Twenty secrets, each told by a stage in another way: none is found in anything that is written."""
+"""Secrets, each told by a stage in another way: none is found in anything that is written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.conftest import Project
 LEAKS = '''
 """A stage type that tells its secret in the way that `how` says."""
 import base64, json, logging, sys, urllib.parse
-from deploy_runner.sdk import Context, File, GateError, Output, Stage, StageError, StageInputs, StageOutputs, StageParams
+from deploy_runner.sdk import Context, File, Folder, GateError, Output, Stage, StageError, StageInputs, StageOutputs, StageParams
 
 
 class Leak(Stage):
@@ -28,6 +28,7 @@ class Leak(Stage):
 
     class Outputs(StageOutputs):
         text: File = Output("leak.txt")
+        folder: Folder | None = Output("folder")
 
     def run(self, ctx: Context, params: Params, inputs: StageInputs, outputs: Outputs) -> None:
         s, how = params.secret, params.how
@@ -52,22 +53,36 @@ class Leak(Stage):
         if how == "stage error": raise StageError(f"refused: {s}", fix=f"try another than {s}")
         if how == "gate": raise GateError(f"{s} is too long")
         if how == "output": outputs.text.write_text(f"token: {s}"); return
+        if how == "output far in": outputs.text.write_bytes(b"." * (3 * 2**20 - 9) + s.encode()); return
+        if how == "output packed":
+            import gzip
+            outputs.text.write_bytes(gzip.compress(b"." * 2**20 + base64.b64encode(s.encode()))); return
+        if how == "file name": (outputs.text.parent / "folder").mkdir(); (outputs.text.parent / "folder" / urllib.parse.quote_plus(s)).touch()
+        if how == "environment":
+            import os, subprocess
+            print(subprocess.run(["env"], env={"TOKEN": s}, capture_output=True, text=True).stdout)
+        if how == "lines": print("-----BEGIN KEY-----", s, "-----END KEY-----", sep=chr(10))
         outputs.text.write_text("nothing")
 '''
 
 HOWS = (
     "print", "stderr", "log", "logging", "base64", "base64 inside", "url", "header", "json", "hex", "two writes",
     "no newline", "progress", "figure", "figure name", "figure list", "exception", "stage error", "gate", "output",
+    "output far in", "output packed", "file name", "environment", "lines",
 )  # fmt: skip
 
 
 def secret_of(index: int) -> str:
+    if HOWS[index] == "lines":
+        return "\n".join(f"{line:02}{'AbCd' * 5}{line * 6661}" for line in range(4))
     return f"cänary/{index:02}+{'xyzw' * 3}&={index * 7919}"
 
 
 def forms(value: str) -> list[bytes]:
     """Return how a secret may look: raw, URL-encoded, in JSON, base64, hexadecimal."""
     raw = value.encode()
+    if "\n" in value:
+        return [form for line in value.splitlines() for form in forms(line)]
     return [
         raw, urllib.parse.quote(value, safe="").encode(), urllib.parse.quote_plus(value).encode(),
         json.dumps(value)[1:-1].encode(), base64.b64encode(raw).rstrip(b"=")[:-1], base64.urlsafe_b64encode(raw).rstrip(b"=")[:-1],
@@ -79,7 +94,7 @@ def found_in(data: bytes, secrets: dict[str, str]) -> list[str]:
     return [name for name, value in secrets.items() if any(form in data for form in forms(value))]
 
 
-def test_twenty_secrets_are_written_nowhere(project: Project, tmp_path: Path) -> None:
+def test_secrets_are_written_nowhere(project: Project, tmp_path: Path) -> None:
     project.write("stages/leaks.py", LEAKS)
     secrets = {f"TOKEN_{i}": secret_of(i) for i in range(len(HOWS))}
     project.pipeline(
@@ -104,7 +119,8 @@ def test_twenty_secrets_are_written_nowhere(project: Project, tmp_path: Path) ->
     states = json.loads(
         next(line for line in reversed(printed[1][1].decode().splitlines()) if line.startswith("{"))
     )
-    assert "contains the secret TOKEN_19" in states["stages"]["l19"]["error"]
+    for index in (19, 20, 21, 22):
+        assert f"contains the secret TOKEN_{index}" in states["stages"][f"l{index}"]["error"], HOWS[index]
 
 
 LARGE = """
@@ -136,3 +152,20 @@ def test_a_secret_far_into_a_large_output_is_found(project: Project, at: int) ->
 
 def test_the_twenty_secrets_differ() -> None:
     assert len({secret_of(i) for i in range(len(HOWS))}) == len(HOWS) == 20
+
+
+def test_the_secrets_differ() -> None:
+    assert len({secret_of(i) for i in range(len(HOWS))}) == len(HOWS) == 25
+
+
+def test_the_credentials_of_a_live_push_are_secrets_too_and_names_of_files_are_not() -> None:
+    from deploy_runner.execute.action import credentials_of
+
+    environ = {
+        "AWS_ACCESS_KEY_ID": "AKIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": "s3cr3t", "AWS_SESSION_TOKEN": "t0ken", "HF_TOKEN": "hf_x",
+        "HF_TOKEN_PATH": "/a/file", "AWS_WEB_IDENTITY_TOKEN_FILE": "/another", "AWS_REGION": "eu-central-1", "OTHER_TOKEN": "no",
+        "HTTPS_PROXY": "http://user:p%40ss@proxy:3128",
+    }  # fmt: skip
+    assert credentials_of(environ) == {
+        "AWS_SECRET_ACCESS_KEY": "s3cr3t", "AWS_SESSION_TOKEN": "t0ken", "HF_TOKEN": "hf_x", "HTTPS_PROXY": "p@ss",
+    }  # fmt: skip
