@@ -150,7 +150,7 @@ def _entry(result: StageResult) -> Json:
         entry["artifacts"] = {
             name: {"digest": a.digest, "kind": a.kind, "size": a.size} for name, a in result.outputs.items()
         }
-    for name in ("reason", "error", "workdir"):
+    for name in ("reason", "error", "workdir", "evidence"):
         if value := getattr(result, name):
             entry[name] = value
     return entry

@@ -164,7 +164,10 @@ State = Literal["ran", "hit", "healed", "converged", "failed", "skipped", "inter
 
 
 class StageResult(NamedTuple):
-    """How one stage ended in a run. `reason` says why it ran, was skipped, or failed."""
+    """How one stage ended in a run. `reason` says why it ran, was skipped, or failed.
+
+    `evidence` is the folder with what a stage had written that refused its input by a gate.
+    """
 
     id: str
     state: State
@@ -176,6 +179,7 @@ class StageResult(NamedTuple):
     error: str = ""
     exit_code: int = 0
     workdir: str = ""
+    evidence: str = ""
 
 
 class Finding(NamedTuple):

@@ -316,7 +316,7 @@ def _show_stage(record: RunRecord, name: str, path: str, args: argparse.Namespac
 
 def _print_stage(name: str, stage: dict[str, Json]) -> None:
     print(f"{name}: {stage['state']}  key {stage['key']}")
-    for title in ("reason", "error", "workdir"):
+    for title in ("reason", "error", "workdir", "evidence"):
         if stage.get(title):
             print(f"  {title}: {stage[title]}")
     for title in ("outputs", "figures"):

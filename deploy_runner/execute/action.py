@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from ..errors import DeployRunnerError, StageError
+from ..errors import DeployRunnerError, GateError, StageError
 from ..keys import KeyEnvironment
 from ..plan import Decision
 from ..store.cas import Store
@@ -34,6 +34,7 @@ _CREDENTIAL_FILES = {
     "HF_TOKEN_PATH": ".cache/huggingface/token",
 }
 _TAIL_LINES = 200
+_EVIDENCE_BYTES = 64 << 20
 
 
 @dataclass(slots=True)
@@ -212,7 +213,8 @@ def finish(
         outputs = _ingest(action, store)
     except DeployRunnerError as error:
         message = action.redactor.text(str(error))
-        return ended._replace(error=message, exit_code=error.exit_code), None
+        evidence = _evidence(action) if isinstance(error, GateError) else ""
+        return ended._replace(error=message, exit_code=error.exit_code, evidence=evidence), None
     state: State = "healed" if decision.state == "heal" else "ran"
     if node.converges and graph.live and result.get("converged"):
         state = "converged"
@@ -220,6 +222,22 @@ def finish(
         return ended._replace(state=state, outputs=outputs), None
     record = ActionRecord(decision.key, node.uses, outputs, figures, decision.preimage, seconds)
     return ended._replace(state=state, outputs=outputs), record
+
+
+def _evidence(action: Action) -> str:
+    """Return the folder with what a gate wrote before it refused: the report, the worst sample.
+
+    Nothing is kept of a stage with secrets, whose outputs have not been searched, and no large file.
+    """
+    folder = action.work / "outputs"
+    if action.node.secrets or not folder.is_dir():
+        return ""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_symlink() or (path.is_file() and path.stat().st_size > _EVIDENCE_BYTES):
+            path.unlink()
+        elif path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+    return str(folder) if any(folder.iterdir()) else ""
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -364,6 +364,11 @@ class Crew:
         del self._running[action.folder.name]
         result, record = finish(action, status, self._store, self._graph, seconds=seconds, spawn_error=error)
         self._unrecorded.append((action.lock, record))
+        if result.evidence:
+            place = self._run_folder / "refused" / action.node.id
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(result.evidence, place)
+            result = result._replace(evidence=str(place))
         if self._keep:
             kept = self._run_folder / "workdirs" / action.node.id
             kept.parent.mkdir(parents=True, exist_ok=True)

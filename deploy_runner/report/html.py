@@ -53,6 +53,7 @@ figure { margin: 1.5rem 0; } figure img { max-width: 100%; background: #fff; }
 <td class="num">{{ duration(stage.seconds) }}</td>
 <td>
 {% if stage.error %}<p class="failed">{{ stage.error }}</p>{% endif %}
+{% if stage.evidence %}<p>what it wrote: <code>{{ stage.evidence }}</code></p>{% endif %}
 {% if stage.reason %}<p>{{ stage.reason }}</p>{% endif %}
 <dl>
 {% for name, value in stage.figures.items() if value is not mapping and

@@ -34,6 +34,9 @@ def test_the_set_of_verbs_and_flags_is_frozen() -> None:
         "-o", "--to", "--old", "--new", "--keep-runs", "--dry-run", "--factory", "--shape",
         "--dtype", "--calibration", "--output", "--pipeline",
         "--key", "--certificate", "--status",
+        "--access-log", "--atol", "--drain-s", "--host", "--lame-duck-s", "--max-batch", "--max-body",
+        "--max-delay-us", "--max-queue", "--max-samples", "--name", "--port", "--reference", "--rtol",
+        "--server", "--threads", "--timeout-s", "--trust", "--watch",
     }  # fmt: skip
 
 
