@@ -25,9 +25,8 @@ class Point(NamedTuple):
 def pareto(path: Path, points: Sequence[Point], chosen: str, *, x: str, y: str, limit: float | None) -> None:
     """Draw points of which less is better on both axes, joined where no other is better on both."""
     figure, axes = _begin(width=7.0, height=4.2)
-    front = sorted(p for p in points if not any(_dominates(other, p) for other in points))
-    front.sort(key=lambda p: (p.x, p.y))
-    axes.step([p.x for p in front], [p.y for p in front], where="post", color=_LINE, linewidth=1)
+    best = front(points)
+    axes.step([p.x for p in best], [p.y for p in best], where="post", color=_LINE, linewidth=1)
     for point in points:
         marker = "*" if point.name == chosen else "o"
         axes.scatter(point.x, point.y, marker=marker, s=130 if marker == "*" else 45, zorder=3,
@@ -38,6 +37,12 @@ def pareto(path: Path, points: Sequence[Point], chosen: str, *, x: str, y: str, 
     axes.set(xlabel=x, ylabel=y)
     axes.margins(0.15)
     _save(figure, path)
+
+
+def front(points: Sequence[Point]) -> list[Point]:
+    """Return the points that no other is better than on both axes, from left to right."""
+    kept = [p for p in points if not any(_dominates(other, p) for other in points)]
+    return sorted(kept, key=lambda p: (p.x, p.y, p.name))
 
 
 def _dominates(a: Point, b: Point) -> bool:

@@ -100,9 +100,14 @@ class ModelPrepare(Stage):
         _write(outputs, ctx, inputs, params, [port for port, _ in ports], cases)
         failed = [f"{name} ({line['detail']})" for name, line in lines.items() if not line["ok"]]
         ctx.figure("checks", len(lines))
+        ctx.figure("checklist", _as_table(lines))  # type: ignore[arg-type]
         ctx.figure("parameters", sum(p.numel() for p in module.parameters()))
         if failed:
             raise GateError(f"the pre-save checklist fails: {'; '.join(failed)}")
+
+
+def _as_table(lines: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    return {n: {"result": "pass" if r["ok"] else "fail", "detail": r["detail"]} for n, r in lines.items()}
 
 
 def run_eager(module: nn.Module, arrays: Mapping[str, Any], names: list[str] | None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +29,10 @@ from .verify_latency import choose_case
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """One row of the table; `latency_us` is the median, measured beside all others."""
+    """One row of the table; `latency_us` is the median, measured beside all others.
+
+    `pareto`: no other candidate is at least as good in both accuracy and the objective, and better in one.
+    """
 
     name: str
     accuracy: float
@@ -37,6 +40,7 @@ class _Candidate:
     bytes: int
     latency_us: float
     refused: str
+    pareto: bool = False
 
 
 class Select(Stage):
@@ -75,10 +79,11 @@ class Select(Stage):
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Measure, refuse, choose, copy."""
-        rows = _table(ctx, params, inputs)
+        rows = _marked(_table(ctx, params, inputs), params)
         fitting = [row for row in rows if not row.refused]
         ctx.figure("candidates", {row.name: asdict(row) for row in rows})  # type: ignore[arg-type]
         if not fitting:
+            _draw(outputs.plot, rows, "", params)
             reasons = "; ".join(f"{row.name} {row.refused}" for row in rows)
             raise GateError(f"no candidate fits: {reasons}")
         best = min(fitting, key=lambda row: row.latency_us if params.objective == "latency" else row.bytes)
@@ -91,15 +96,26 @@ class Select(Stage):
         outputs.choice.write_text(json.dumps(choice, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
-def _draw(path: Path, rows: list[_Candidate], chosen: str, params: Select.Params) -> None:
-    """Plot what was gained against what was lost."""
+def _marked(rows: list[_Candidate], params: Select.Params) -> list[_Candidate]:
+    """Return the rows with those on the Pareto front marked."""
+    front = {point.name for point in _plot.front(_points(rows, params))}
+    return [replace(row, pareto=row.name in front) for row in rows]
+
+
+def _points(rows: list[_Candidate], params: Select.Params) -> list[_plot.Point]:
     latency = params.objective == "latency"
-    points = [
+    return [
         _plot.Point(row.name, row.latency_us if latency else row.bytes / 1e6, row.drop, bool(row.refused))
         for row in rows
     ]
-    axis = "median latency (µs)" if latency else "size (MB)"
-    _plot.pareto(path, points, chosen, x=axis, y="loss of accuracy (points)", limit=params.max_drop)
+
+
+def _draw(path: Path, rows: list[_Candidate], chosen: str, params: Select.Params) -> None:
+    """Plot what was gained against what was lost."""
+    axis = "median latency (µs)" if params.objective == "latency" else "size (MB)"
+    _plot.pareto(
+        path, _points(rows, params), chosen, x=axis, y="loss of accuracy (points)", limit=params.max_drop
+    )
 
 
 def _table(ctx: Context, params: Select.Params, inputs: Select.Inputs) -> list[_Candidate]:

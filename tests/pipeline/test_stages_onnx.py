@@ -282,6 +282,18 @@ def test_latency_and_size_are_gates_too(tmp_path: Path, fp32: Path, int8: Path, 
     inputs = {"candidate": int8, "reference": bundle}
     made = run_stage(stage("verify.latency"), tmp_path / "l", inputs=inputs, params={"rounds": 20})
     assert made.figures["latency_ratio"] > 0
+    assert made.figures["p95_ratio"] > 0
+    report = json.loads(made["report"].read_text())
+    assert report["p95_ratio"] == pytest.approx(
+        report["p95_us"]["candidate"] / report["p95_us"]["reference"], rel=0.1
+    )
+    with pytest.raises(GateError, match="the slowest twentieth takes"):
+        run_stage(
+            stage("verify.latency"),
+            tmp_path / "p",
+            inputs=inputs,
+            params={"rounds": 5, "max_p95_ratio": 1e-6},
+        )
     with pytest.raises(GateError, match="times as long as the original"):
         run_stage(
             stage("verify.latency"), tmp_path / "m", inputs=inputs, params={"rounds": 5, "max_ratio": 1e-6}
