@@ -14,6 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 ATTEMPTS = 8
+ASKED = 3
+"""How often a question is asked: nobody waits for an answer as long as for a push."""
 DEADLINE_S = 600.0
 _BASE_S = 0.2
 _CAP_S = 20.0

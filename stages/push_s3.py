@@ -23,11 +23,10 @@ from deploy_runner.sdk import (
 )
 
 from . import _s3
-from ._backoff import ATTEMPTS
+from ._backoff import ASKED, ATTEMPTS
 from ._smoke import JSON_TYPE
 from ._transcript import Transcript
 
-_ASKED = 3
 _MOVES = 3
 """How often the pointer is read and moved again where somebody else has moved it meanwhile."""
 _MANIFEST = "manifest.json"
@@ -83,7 +82,7 @@ class PushS3(Stage):
     def status(self, ctx: Context, params: Params, inputs: Inputs) -> list[Finding]:
         """Compare the objects and the pointer with what the pipeline says."""
         with _s3.plainly():
-            release = _Release(ctx, params, inputs.artifact, attempts=_ASKED)
+            release = _Release(ctx, params, inputs.artifact, attempts=ASKED)
             there = _s3.is_there(release.manifest)
             found = release.pointer.read()[0].get("digest", "not there")
             return [

@@ -21,15 +21,13 @@ from deploy_runner.sdk import (
 )
 
 from . import _s3, _smoke
-from ._backoff import ATTEMPTS
+from ._backoff import ASKED, ATTEMPTS
 from ._endpoint import Deployment
 from ._model import ModelParams, PackedModel, package_upload, put_package
 from ._registry import Registration
 from ._transcript import Transcript
 
 _WAIT_S = 3600.0
-_ASKED = 3
-"""How often a question is asked: nobody waits for an answer as long as for a push."""
 
 
 class Serverless(StageParams):
@@ -154,7 +152,7 @@ class PushSagemaker(Stage):
     def status(self, ctx: Context, params: Params, inputs: Inputs) -> list[Finding]:
         """Compare object, registry and endpoint with what the pipeline says."""
         with _s3.plainly():
-            push = _Push(ctx, params, inputs, Transcript(), attempts=_ASKED)
+            push = _Push(ctx, params, inputs, Transcript(), attempts=ASKED)
             there = _s3.is_there(push.upload)
             found = [Finding("object", push.upload.uri, push.upload.uri if there else "not there")]
             found += push.registration.findings() if push.registration else []

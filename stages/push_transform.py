@@ -21,12 +21,11 @@ from deploy_runner.sdk import (
 )
 
 from . import _s3
-from ._backoff import ATTEMPTS
+from ._backoff import ASKED, ATTEMPTS
 from ._model import ModelParams, PackedModel, named, or_none, package_upload, put_package
 from ._smoke import JSON_TYPE
 from ._transcript import Transcript
 
-_ASKED = 3
 _JOBS = 5
 """How many jobs of one name may have failed: AWS keeps the names of jobs for ever."""
 _POLL_S = (0.1, 15.0)
@@ -85,7 +84,7 @@ class PushTransform(Stage):
     def status(self, ctx: Context, params: Params, inputs: Inputs) -> list[Finding]:
         """Say how the job is."""
         with _s3.plainly():
-            name, found = _Job(ctx, params, inputs, Transcript(), attempts=_ASKED).current()
+            name, found = _Job(ctx, params, inputs, Transcript(), attempts=ASKED).current()
             state = "not there" if found is None else str(found["TransformJobStatus"])
             return [Finding(f"transform job {name}", "Completed", state)]
 
