@@ -18,7 +18,7 @@ from deploy_runner.sdk import (
     StageParams,
 )
 
-from . import _bundle, _checkpoint, _harmless
+from . import _checkpoint, _harmless, _weights
 
 _STATE = ("scheduler_state_dict", "lr_scheduler_state_dict", "scheduler", "lr_scheduler", "scaler_state_dict",
           "scaler", "rng_state", "model_config")  # fmt: skip
@@ -65,7 +65,7 @@ class CheckpointCreate(Stage):
         """Gather, save, load back, compare."""
         import torch
 
-        content: dict[str, Any] = {"model_state_dict": _bundle.read_weights(inputs.weights)}
+        content: dict[str, Any] = {"model_state_dict": _weights.read(inputs.weights)}
         if inputs.checkpoint is not None:
             content |= _training_state(inputs.checkpoint)
         if inputs.metadata is not None:

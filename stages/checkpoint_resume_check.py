@@ -23,7 +23,7 @@ from deploy_runner.sdk import (
     StageParams,
 )
 
-from . import _bundle, _checkpoint
+from . import _bundle, _checkpoint, _weights
 
 if TYPE_CHECKING:
     import torch
@@ -198,7 +198,7 @@ class _Trainer:
 
         module = self._build()
         state = copy.deepcopy({n: checkpoint[n] for n in ("model_state_dict", "optimizer_state_dict")})
-        _bundle.load_weights(module, state["model_state_dict"])
+        _weights.load(module, state["model_state_dict"])
         for parameter in module.parameters():
             parameter.requires_grad_(True)
         optimizer = self._optimizer(module)

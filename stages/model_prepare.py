@@ -22,7 +22,7 @@ from deploy_runner.sdk import (
     StageParams,
 )
 
-from . import _bundle
+from . import _bundle, _weights
 from ._bundle import Case, Port
 from ._examples import Example, ports_of, reference_inputs
 
@@ -85,7 +85,7 @@ class ModelPrepare(Stage):
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Build, load, check, run, store."""
         module = _bundle.build_module(ctx.load(params.factory), params.kwargs, params.factory)
-        _bundle.load_weights(module, _bundle.read_weights(inputs.weights))
+        _weights.load(module, _weights.read(inputs.weights))
         _bundle.frozen(module)
         ports = ports_of(module, params.example, params.dynamic)
         samples = _bundle.read_arrays(inputs.samples) if inputs.samples else None
