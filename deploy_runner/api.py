@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from .compiled import compile_pipeline
 from .record import Recorder, RunRecord
 from .store.files import write_atomic
-from .store.namespace import own_home, protected_home
+from .store.namespace import configured_home, own_home, protected_home
 from .types import Event, Graph, StageResult
 
 if TYPE_CHECKING:
@@ -60,9 +60,7 @@ def home_of(pipeline: Path, environ: Mapping[str, str]) -> Path:
 
     For a pull request on GitHub it is that one's own folder inside.
     """
-    configured = environ.get("DEPLOY_RUNNER_HOME")
-    home = Path(configured) if configured else pipeline.absolute().parent / ".deploy-runner"
-    return own_home(home, environ)
+    return own_home(configured_home(pipeline.absolute().parent, environ), environ)
 
 
 def load(

@@ -23,6 +23,7 @@ from .expressions import OutputRef, Scope, Variables, closest, parse_output, res
 from .graph import find_cycle, topological_order
 from .loader import Node, plain
 from .overlay import Document
+from .refusals import credentials_in_the_open, stores_file
 from .registry import Registry, StageType
 from .spec import (
     STAGE_ID,
@@ -52,6 +53,11 @@ from .types import (
 __all__ = ["build"]
 
 _MATRIX_OF = re.compile(r"\$\{\{\s*stages\.([A-Za-z_][\w-]*)\.matrix\s*\}\}\Z")
+
+_OF_THE_STORE = {
+    "inside": ("is the store's own, which is never an input", "name the output of a stage instead"),
+    "around": ("holds the store, which is never an input", "name the folders in it that the stage reads"),
+}
 
 
 def build(
@@ -99,6 +105,9 @@ class _Builder:
         self._closures: dict[str, tuple[SourceFile, ...]] = {}
 
     def build(self) -> Graph | None:
+        self.problems += credentials_in_the_open(self._root, self._environ)
+        if self.problems:
+            return None  # The sentences on other problems would print the values.
         spec = self._structure()
         if spec is None:
             return None
@@ -389,6 +398,9 @@ class _Builder:
         if code not in self._closures:
             path, name = usercode.split(code)
             closure = usercode.import_closure(self._folder, path)
+            for file, place in closure.items():
+                if stores_file(place, self._folder, self._environ):
+                    raise ValueError(f"{file} is the store's own, which is no code of a project")
             defined = usercode.defined_names(closure[path])
             if name not in defined:
                 raise ValueError(f"{path} defines no {name!r}" + (
@@ -523,6 +535,9 @@ class _Builder:
         full = self._folder / path
         if not full.exists():
             self._say(node.mark, f"{path} does not exist", _near_file(full))
+            return None
+        if how := stores_file(full, self._folder, self._environ):
+            self._say(node.mark, f"{path} {_OF_THE_STORE[how][0]}", _OF_THE_STORE[how][1])
             return None
         kind: Kind = "folder" if full.is_dir() else "file"
         return PathSource(os.path.normpath(path), kind, node.mark)

@@ -16,8 +16,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from .credentials import Credentials
 from .errors import StoreError
 from .store.files import read_or_none, write_atomic
+from .store.namespace import configured_home
 from .store.records import Records
 from .store.stat import fingerprint
 from .types import (
@@ -35,8 +37,8 @@ from .types import (
 
 __all__ = ["compile_pipeline"]
 
-_ENGINE = ("build", "compiled", "expressions", "graph", "interface", "loader", "overlay",
-           "registry", "sdk", "spec", "types", "usercode")  # fmt: skip
+_ENGINE = ("build", "compiled", "credentials", "expressions", "graph", "interface", "loader", "overlay",
+           "refusals", "registry", "sdk", "spec", "types", "usercode")  # fmt: skip
 _RACY_NS = 2_000_000_000
 
 
@@ -56,8 +58,7 @@ def compile_pipeline(
     called before the work begins.
     """
     if home is None:
-        configured = environ.get("DEPLOY_RUNNER_HOME")
-        home = Path(configured) if configured else path.absolute().parent / ".deploy-runner"
+        home = configured_home(path.absolute().parent, environ)
     names = [str(path), os.path.abspath(path), [str(o) for o in overlays], list(sets), os.getcwd()]
     cache = home / "compiled" / f"{sha256(json.dumps(names).encode()).hexdigest()[:32]}.json"
     records = Records(home)
@@ -108,9 +109,17 @@ def _read(cache: Path, environ: Mapping[str, str], records: Records) -> Graph | 
             return None
         if not all(_unchanged(*row) for row in value["files"]):
             return None
-        return _graph_from_json(value["graph"])
-    except (ValueError, KeyError, TypeError, IndexError, StoreError):
+        graph = _graph_from_json(value["graph"])
+        return None if _exposes(graph, body.decode(), value["environ"], environ) else graph
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, StoreError):
         return None
+
+
+def _exposes(graph: Graph, body: str, used: Mapping[str, str | None], environ: Mapping[str, str]) -> bool:
+    """Say whether the graph holds what has become a credential since: compiling anew refuses it."""
+    secrets = {name for node in graph.stages.values() if node.secrets for name in node.secrets}
+    known = Credentials(environ, secrets)
+    return any(known.known(text) for text in (body, *used.values()) if text is not None)
 
 
 def _write(

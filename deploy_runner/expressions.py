@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal
 
+from .credentials import is_credential
 from .errors import Problem
 from .loader import Node, plain
 from .types import Json, Mark
@@ -141,6 +142,10 @@ def _value(expression: str, scope: Scope, mark: Mark, *, whole: bool) -> Json:
 
 def _member(root: Literal["env", "matrix"] | str, name: str, known: Mapping[str, Json], scope: Scope) -> Json:
     if name not in known:
+        if root == "env" and is_credential(name):
+            raise _Refused(
+                f"{name} is a credential, which `env` would write down", f"${{{{ secrets.{name} }}}}"
+            )
         where = "declare it under `env:`" if root == "env" else "declare it under `matrix:`"
         raise _Refused(f"there is no {root}.{name} here", closest(name, list(known)) or where)
     if root == "env":
@@ -151,6 +156,8 @@ def _member(root: Literal["env", "matrix"] | str, name: str, known: Mapping[str,
 def _secret(name: str, scope: Scope, *, whole: bool) -> str:
     if not name.isidentifier():
         raise _Refused(f"{name!r} is not the name of a secret")
+    if name.startswith("DEPLOY_RUNNER_"):
+        raise _Refused(f"{name} is deploy-runner's own, and no stage's secret")
     if not scope.allow_secrets:
         raise _Refused("a secret can be used only under `with:`")
     if not whole:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from ..credentials import secret_values
 from ..errors import DeployRunnerError, GateError, StageError
 from ..keys import KeyEnvironment
 from ..plan import Decision
@@ -137,10 +138,7 @@ def commit_of(project: str) -> str:
 
 def secrets_of(node: StageNode, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the values of the secrets that a stage declares. Raises StageError for a lack."""
-    missing = [name for name in node.secrets if name not in environ]
-    if missing:
-        raise StageError(f"the secret {missing[0]} is not set", fix=f"export {missing[0]}=…")
-    return {name: environ[name] for name in node.secrets}
+    return secret_values(node.secrets, environ)
 
 
 def _staged(node: StageNode, name: str, decision: Decision, graph: Graph, store: Store) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from .copies import Piece, copy_pieces, remove_tree
 from .files import NEW, fsync_folder, read_or_none, store_error
 from .folders import Member, folder_artifact, manifest, sha256_bytes, stay_inside, walk
 from .locks import Lock
+from .namespace import stores_own
 from .records import Records, listdir
 from .stat import Fingerprint, StatMemo, fingerprint, sha256_file
 
@@ -166,6 +167,8 @@ class Store:
         for a link that leaves `root`, or something that is neither file nor folder.
         """
         stay_inside(path, root)
+        if any(stores_own(path, os.fspath(home), root) for home in (self.home, self._protected) if home):
+            raise StoreError(f"{path} is of the store, which is never an input")
         if os.path.isdir(path):
             members = [
                 Member(name, self.memo.digest(full), st.st_size, bool(st.st_mode & 0o111))

@@ -6,13 +6,53 @@ a store of its own with a key of its own, that no other run reads; what the prot
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["own_home", "protected_home"]
+__all__ = ["configured_home", "own_home", "protected_home", "store_homes", "stores_own"]
 
 _FOLDER = "pull-requests"
+_OWN = frozenset(
+    {"actions", "cas", "compiled", "gc.lock", "last", "locks", "runs", "secret", "tmp", _FOLDER,
+     "stat.sqlite", "stat.sqlite-shm", "stat.sqlite-wal"}
+)  # fmt: skip
+
+
+def configured_home(folder: Path, environ: Mapping[str, str]) -> Path:
+    """Return `DEPLOY_RUNNER_HOME`, or `.deploy-runner` in the pipeline's folder."""
+    configured = environ.get("DEPLOY_RUNNER_HOME")
+    return Path(configured).absolute() if configured else folder / ".deploy-runner"
+
+
+def store_homes(folder: Path, environ: Mapping[str, str]) -> list[Path]:
+    """Return every folder in which files of a store may lie, whoever runs the pipeline."""
+    home = configured_home(folder, environ)
+    protected = protected_home(own_home(home, environ), environ)
+    left = folder / ".deploy-runner"
+    homes = [home, *([protected] if protected else []), *([left] if left.is_dir() else [])]
+    return list(dict.fromkeys(homes))
+
+
+def stores_own(path: str, home: str, root: str) -> str:
+    """Say how a path is of the store in `home`: "inside", "around" it, or nothing.
+
+    All links are followed. Where the project itself lies in `home` (`DEPLOY_RUNNER_HOME=.`), only what a
+    store writes there is its own.
+    """
+    real, base = os.path.realpath(path), os.path.realpath(home)
+    if _below(base, real):
+        return "around"
+    if not _below(real, base):
+        return ""
+    if not _below(os.path.realpath(root), base):
+        return "inside"
+    return "inside" if os.path.relpath(real, base).split(os.sep)[0] in _OWN else ""
+
+
+def _below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
 def own_home(home: Path, environ: Mapping[str, str]) -> Path:
@@ -26,12 +66,13 @@ def own_home(home: Path, environ: Mapping[str, str]) -> Path:
 def protected_home(own: Path, environ: Mapping[str, str]) -> Path | None:
     """Return the folder of the store that such a run reads besides, if there is one.
 
-    On GitHub that follows from the event; anywhere `DEPLOY_RUNNER_PROTECTED_HOME` names one.
+    `DEPLOY_RUNNER_PROTECTED_HOME` names one; on GitHub, without it, that follows from the event.
     """
+    if configured := environ.get("DEPLOY_RUNNER_PROTECTED_HOME"):
+        return Path(configured).absolute()
     if _is_pull_request(environ) and own.parent.name == _FOLDER:
         return own.parent.parent
-    configured = environ.get("DEPLOY_RUNNER_PROTECTED_HOME")
-    return Path(configured) if configured else None
+    return None
 
 
 def _is_pull_request(environ: Mapping[str, str]) -> bool:
