@@ -26,6 +26,7 @@ from typing import IO, TYPE_CHECKING, Any
 from deploy_runner.sdk import StageError, load_code
 
 from . import _weights
+from ._calls import adapted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,7 +98,11 @@ class Bundle:
         return read_cases(self.folder / "reference.npz")
 
     def module(self) -> nn.Module:
-        """Return the module: built by its factory, with its weights, eval mode, on the CPU."""
+        """Return the module, eval mode, on the CPU; its forward() takes the inputs by position, in order."""
+        return adapted(self.own_module(), self.input_names)
+
+    def own_module(self) -> nn.Module:
+        """Return the module as its factory builds it, with its weights, eval mode, on the CPU."""
         code = self.folder / "code"
         files = {p.relative_to(code).as_posix(): p for p in sorted(code.rglob("*.py"))}
         factory: Callable[..., nn.Module] = load_code(self.factory, files)

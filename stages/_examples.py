@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from deploy_runner.sdk import Field, StageError, StageParams
 
-from ._bundle import Port, closest_name
+from ._bundle import Port
+from ._calls import arguments, bind, in_order
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,28 +34,18 @@ def ports_of(
     dynamic: Mapping[str, Mapping[str, str]] | None,
 ) -> list[tuple[Port, Example]]:
     """Return the inputs in forward()'s order. Raises StageError for a name it doesn't have."""
-    arguments = _arguments(module)
     if isinstance(example, Example):
-        name = next(iter(arguments), "input")
-        example = {name: example}
+        example = {next(iter(arguments(module)), "input"): example}
     for name, given in example.items():
         if any(size < 0 for size in given.shape):
             raise StageError(f"the example {name!r} has the shape {given.shape}: a size is negative",
                              fix="give a size that occurs, and name what varies in `dynamic`")  # fmt: skip
-        if arguments and name not in arguments:
-            raise StageError(f"forward() has no argument {name!r}, it has {', '.join(arguments)}",
-                             fix=closest_name(name, arguments))  # fmt: skip
     for name in dynamic or {}:
         if name not in example:
             raise StageError(f"dynamic: there is no input {name!r}, only {', '.join(example)}")
-    ordered = [name for name in arguments if name in example] or list(example)
+    ordered = in_order(module, list(example))
+    bind(module, ordered)
     return [(_port(name, example[name], dynamic), example[name]) for name in ordered]
-
-
-def _arguments(module: nn.Module) -> list[str]:
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = inspect.signature(module.forward).parameters.values()
-    return [p.name for p in parameters if p.kind in kinds]
 
 
 def _port(name: str, example: Example, dynamic: Mapping[str, Mapping[str, str]] | None) -> Port:

@@ -24,6 +24,7 @@ from deploy_runner.sdk import (
 )
 
 from . import _bundle, _checkpoint, _weights
+from ._calls import call, in_order
 
 if TYPE_CHECKING:
     import torch
@@ -274,4 +275,6 @@ class _Session:
 
 def _call(module: nn.Module, inputs: Mapping[str, Any]) -> Any:
     """Run the module; the only input may be called `x` whatever forward() calls it."""
-    return module(*inputs.values()) if len(inputs) == 1 else module(**inputs)
+    if len(inputs) == 1:
+        return module(*inputs.values())
+    return call(module, {name: inputs[name] for name in in_order(module, list(inputs))})

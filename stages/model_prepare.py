@@ -24,6 +24,7 @@ from deploy_runner.sdk import (
 
 from . import _bundle, _weights
 from ._bundle import Case, Port
+from ._calls import call
 from ._examples import Example, ports_of, reference_inputs
 
 if TYPE_CHECKING:
@@ -120,7 +121,9 @@ def run_eager(module: nn.Module, arrays: Mapping[str, Any], names: list[str] | N
     inputs = _bundle.tensors(arrays, list(arrays))
     try:
         with torch.no_grad():
-            result = module(**dict(zip(arrays, inputs, strict=True)))
+            result = call(module, dict(zip(arrays, inputs, strict=True)))
+    except StageError:
+        raise
     except Exception as error:
         shapes = ", ".join(f"{n} {tuple(a.shape)}" for n, a in arrays.items())
         where = _bundle.user_line(error)

@@ -22,9 +22,10 @@ from deploy_runner.sdk import (
 
 from . import _bundle
 from ._bundle import Bundle, Case
+from ._calls import Binding, bind
 from ._parity import compare, gate
 
-_LOADER = '''"""The model, ready to run: `from load_model import load; model = load()`."""
+_LOADER = '''"""The model, ready to run: `from load_model import load; model = load()`; `model({call})`."""
 
 import sys
 from pathlib import Path
@@ -49,7 +50,8 @@ from load_model import load
 module, names = load(), json.loads(sys.argv[2])
 with torch.no_grad(), numpy.load(sys.argv[3]) as arrays:
     for case, inputs in names.items():
-        result = module(*(torch.from_numpy(arrays[name]) for name in inputs))
+        given = {name: torch.from_numpy(arrays[f"{case}/in/{name}"]) for name in inputs[0] + inputs[1]}
+        result = module(*(given[name] for name in inputs[0]), **{name: given[name] for name in inputs[1]})
         leaves = [t for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
         numpy.savez(f"{sys.argv[4]}/{case}.npz", *(t.numpy() for t in leaves))
 """
@@ -89,22 +91,24 @@ class TorchSaveFull(Stage):
         import torch
 
         bundle = _bundle.load_bundle(inputs.model)
+        module = bundle.own_module()
+        binding = bind(module, bundle.input_names)
         outputs.model.mkdir(exist_ok=True)
         try:
             with (outputs.model / "model.pt").open(
                 "wb"
             ) as file:  # To a name, the name would be in the bytes.
-                torch.save(bundle.module(), file)
+                torch.save(module, file)
         except Exception as error:
             said = f"the module can't be pickled: {_bundle.first_line(error)}"
             raise StageError(said, fix="define its classes at the top level of a file") from error
         shutil.copytree(inputs.model / "code", outputs.model / "code", copy_function=shutil.copyfile)
         parent = PurePosixPath(bundle.factory.rpartition(":")[0]).parent
         folders = list(dict.fromkeys([str(PurePosixPath("code") / parent), "code"]))
-        (outputs.model / "load_model.py").write_text(_LOADER.replace("{folders}", repr(folders)), "utf-8")
-        parity = compare(
-            _load_elsewhere(ctx, bundle, outputs.model), _recorded, atol=params.atol, rtol=params.rtol
-        )
+        loader = _LOADER.replace("{folders}", repr(folders)).replace("{call}", str(binding))
+        (outputs.model / "load_model.py").write_text(loader, "utf-8")
+        found = _load_elsewhere(ctx, bundle, binding, outputs.model)
+        parity = compare(found, _recorded, atol=params.atol, rtol=params.rtol)
         gate(ctx, parity, atol=params.atol, rtol=params.rtol)
         ctx.figure("bytes", (outputs.model / "model.pt").stat().st_size)
 
@@ -113,9 +117,9 @@ def _recorded(arrays: _bundle.Arrays) -> _bundle.Arrays:
     return arrays
 
 
-def _load_elsewhere(ctx: Context, bundle: Bundle, folder: Path) -> list[Case]:
+def _load_elsewhere(ctx: Context, bundle: Bundle, binding: Binding, folder: Path) -> list[Case]:
     """Run the cases in a process that imports nothing of ours; return them as expected and found."""
-    names = {case.name: [f"{case.name}/in/{n}" for n in bundle.input_names] for case in bundle.cases}
+    names = {case.name: (binding.positional, binding.named) for case in bundle.cases}
     made = ctx.workdir / "made"
     made.mkdir()
     arguments = [str(folder), json.dumps(names), str(bundle.folder / "reference.npz"), str(made)]

@@ -53,4 +53,8 @@ def _refusal(error: Exception) -> StageError:
     found = re.search(r'File "([^"/][^"]*)", line (\d+)', text)
     where = f" at {found.group(1)}:{found.group(2)}" if found else ""
     said = text.partition("\n")[0]
+    if "Unsupported value kind" in said or "Expected a default value of type Tensor" in text:
+        said = "the model can't be compiled: an argument that may be None doesn't say so"
+        fix = "write its type, as in `scale: torch.Tensor | None = None`, or use torch.trace"
+        return StageError(said, fix=fix)
     return StageError(f"the model can't be compiled{where}: {said}", fix="try torch.trace or torch.export")
