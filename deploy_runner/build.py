@@ -102,7 +102,7 @@ class _Builder:
         self._registry = registry
         self._drafts: dict[str, _Draft] = {}
         self._broken: set[str] = set()
-        self._closures: dict[str, tuple[SourceFile, ...]] = {}
+        self._closures: dict[str, usercode.Closure] = {}
 
     def build(self) -> Graph | None:
         self.problems += credentials_in_the_open(self._root, self._environ)
@@ -300,6 +300,7 @@ class _Builder:
         if params is None:
             return None
         cls, kind = draft.type.cls, draft.type
+        code, packages = self._code(draft, params)
         return StageNode(
             id=id_,
             base=draft.name,
@@ -315,8 +316,8 @@ class _Builder:
             class_name=cls.__name__,
             stage_dir=str(kind.stage_dir),
             implementation=kind.implementation,
-            code=self._code(draft, params),
-            packages=cls.packages,
+            code=code,
+            packages=tuple(dict.fromkeys((*cls.packages, *kind.packages, *packages))),
             facets=cls.facets,
             preload=cls.preload,
             network=cls.network,
@@ -376,8 +377,10 @@ class _Builder:
             self._say(find_mark(draft.node, ("timeout",)), str(error))
         return Resources(spec.resources.cpu, memory, timeout)
 
-    def _code(self, draft: _Draft, params: BaseModel) -> tuple[SourceFile, ...]:
-        files: dict[str, SourceFile] = {}
+    def _code(self, draft: _Draft, params: BaseModel) -> tuple[tuple[SourceFile, ...], list[str]]:
+        """Return the files that the stage's code references need, and the installed distributions."""
+        files: dict[str, Path] = {}
+        packages: list[str] = []
         for path, code in interface.code_references(params):
             mark = find_mark(draft.node, ("with", *path))
             try:
@@ -391,21 +394,23 @@ class _Builder:
                     f"not valid Python: {error.msg}", str(error.filename), error.lineno or 1,
                     error.offset or 1))  # fmt: skip
             else:
-                files |= {file.name: file for file in found}
-        return tuple(files[name] for name in sorted(files))
+                files |= found.files
+                packages += found.distributions
+        return tuple(SourceFile(name, str(files[name])) for name in sorted(files)), packages
 
-    def _closure(self, code: str) -> tuple[SourceFile, ...]:
+    def _closure(self, code: str) -> usercode.Closure:
         if code not in self._closures:
             path, name = usercode.split(code)
             closure = usercode.import_closure(self._folder, path)
-            for file, place in closure.items():
+            for file, place in closure.files.items():
                 if stores_file(place, self._folder, self._environ):
                     raise ValueError(f"{file} is the store's own, which is no code of a project")
-            defined = usercode.defined_names(closure[path])
+            defined = usercode.defined_names(closure.files[path])
             if name not in defined:
                 raise ValueError(f"{path} defines no {name!r}" + (
                     f" ({hint})" if (hint := closest(name, defined)) else ""))  # fmt: skip
-            self._closures[code] = tuple(SourceFile(n, str(p)) for n, p in closure.items())
+            self._closures[code] = closure
+            self._registry.absent.update(closure.absent)
         return self._closures[code]
 
     # Inputs ----------------------------------------------------------------------------------

@@ -11,13 +11,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from .credentials import Credentials
 from .errors import StoreError
+from .installed import search_path
 from .store.files import read_or_none, write_atomic
 from .store.namespace import configured_home
 from .store.records import Records
@@ -37,8 +38,8 @@ from .types import (
 
 __all__ = ["compile_pipeline"]
 
-_ENGINE = ("build", "compiled", "credentials", "expressions", "graph", "interface", "loader", "overlay",
-           "refusals", "registry", "sdk", "spec", "types", "usercode")  # fmt: skip
+_ENGINE = ("build", "compiled", "credentials", "expressions", "graph", "installed", "interface", "loader",
+           "overlay", "refusals", "registry", "sdk", "spec", "types", "usercode")  # fmt: skip
 _RACY_NS = 2_000_000_000
 
 
@@ -84,14 +85,24 @@ def _compile(
 
     document = load_document(path, overlays, sets)
     root = path.absolute().parent
-    graph, env_names = build(document, path, environ, Registry(root))
+    registry = Registry(root)
+    graph, env_names = build(document, path, environ, registry)
     files = {os.path.abspath(f) for f in document.files}
     files |= {str(root / DEFAULT_OVERLAY), str(root / "stages")}
     own = Path(__file__).parent
     files |= {str(own / f"{name}.py") for name in _ENGINE}
     for node in graph.stages.values():
         files.update(f.path for f in (*node.implementation, *node.code))
+    files.update(map(str, registry.absent))
+    files.update(_places(root))
     return graph, env_names, sorted(files)
+
+
+def _places(root: Path) -> Iterator[str]:
+    """Yield the folders in which another module may appear; what changes in the project is no sign."""
+    for folder in search_path():
+        if not (root == Path(folder) or root in Path(folder).parents or Path(folder) in root.parents):
+            yield folder
 
 
 def _read(cache: Path, environ: Mapping[str, str], records: Records) -> Graph | None:
@@ -103,7 +114,7 @@ def _read(cache: Path, environ: Mapping[str, str], records: Records) -> Graph | 
         if body is None:
             return None
         value = json.loads(body)
-        if value["schema"] != [SCHEMA_VERSION, sys.version]:
+        if value["schema"] != [SCHEMA_VERSION, sys.version, search_path()]:
             return None
         if any(environ.get(name) != known for name, known in value["environ"].items()):
             return None
@@ -126,7 +137,7 @@ def _write(
     cache: Path, graph: Graph, environ: Mapping[str, str | None], files: Iterable[str], records: Records
 ) -> None:
     value = {
-        "schema": [SCHEMA_VERSION, sys.version],
+        "schema": [SCHEMA_VERSION, sys.version, search_path()],
         "environ": dict(environ),
         "files": [_row(file) for file in files],
         "graph": _graph_to_json(graph),

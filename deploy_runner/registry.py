@@ -18,6 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 
+from .advice import missing_module
 from .errors import Problem, SpecError
 from .sdk import Stage, StageInputs, StageOutputs, StageParams
 from .types import SourceFile
@@ -39,6 +40,7 @@ class StageType:
     stage_dir: Path
     implementation: tuple[SourceFile, ...]
     origin: str
+    packages: tuple[str, ...] = ()
 
     @property
     def file(self) -> Path:
@@ -58,6 +60,7 @@ class Registry:
         self._root = root
         self._found: dict[str, StageType] = {}
         self._project_read = False
+        self.absent: set[Path] = set()
         builtin = importlib.import_module(_BUILTIN)
         self._builtin_dir = Path(str(builtin.__file__)).parent
         local = root / "stages"
@@ -120,9 +123,12 @@ class Registry:
                 raise _broken(file, _line_of(cls), message, "give yours another name")
             if known is None:
                 closure = import_closure(file.parent, file.name)
-                files = tuple(SourceFile(n, str(p)) for n, p in closure.items())
+                files = tuple(SourceFile(n, str(p)) for n, p in closure.files.items())
+                # A built-in stage type says itself which packages its outputs depend on.
+                packages = () if origin == "built-in" else closure.distributions
+                self.absent.update(closure.absent)
                 module = f"{package}.{file.stem}"
-                self._found[cls.uses] = StageType(cls, module, file.parent, files, origin)
+                self._found[cls.uses] = StageType(cls, module, file.parent, files, origin, packages)
 
 
 def load_class(module: str, class_name: str, stage_dir: str) -> type[Stage]:
@@ -160,7 +166,11 @@ def _import(package: str, file: Path) -> ModuleType:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
         line = (frames[-1].lineno if frames else 1) or 1
         said = f"the file can't be imported: {type(error).__name__}: {error}"
-        raise _broken(file, line, said) from None
+        fix = ""
+        if isinstance(error, ModuleNotFoundError):
+            project, folder = str(file.parent.parent), str(file.parent)
+            said, fix = missing_module(error, project=project, folder=folder, extra="")
+        raise _broken(file, line, said, fix) from None
 
 
 def _stage_classes(module: ModuleType, file: Path) -> Iterator[type[Stage]]:

@@ -61,7 +61,7 @@ def run_stage(
     files: dict[str, Path] = {}
     for path, code in code_references(checked):
         assert project is not None, f"{path[0]} needs project="
-        files |= usercode.import_closure(project, usercode.code_file(code))
+        files |= usercode.import_closure(project, usercode.code_file(code)).files
     places = {name: made / field.default for name, field in stage.Outputs.model_fields.items()} | {
         name: made / path for name, path in (outputs or {}).items()
     }

@@ -15,11 +15,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
+from . import installed
 from .errors import StageError
 
-__all__ = ["code_file", "defined_names", "import_closure", "install", "load", "split"]
+__all__ = ["Closure", "code_file", "defined_names", "import_closure", "install", "load", "split"]
 
 
 def split(code: str) -> tuple[str, str]:
@@ -41,51 +42,100 @@ def code_file(code: str) -> str:
     return split(code)[0]
 
 
-def import_closure(root: Path, entry: str) -> dict[str, Path]:
-    """Return `entry` and every project file that it imports, directly or not.
+class Closure(NamedTuple):
+    """What a file imports, directly or not.
 
-    Keys are POSIX paths relative to `root`, sorted. Imports are read from the syntax tree, the
-    ones inside functions too; they are looked up as Python does with `root` and the folder of
-    `entry` on its path. Raises FileNotFoundError and SyntaxError (of the user's file).
+    `files` are the project's and those outside of it that were not installed, by name; `distributions`
+    what was installed. `absent` are the places in the project where a module was looked for in vain:
+    a file that appears there changes the closure.
     """
-    found: dict[str, Path] = {}
-    entry_dir = PurePosixPath(entry).parent
-    pending = [entry]
-    while pending:
-        name = pending.pop()
-        if name in found:
-            continue
-        path = root / name
-        tree = ast.parse(path.read_bytes(), filename=name)
-        found[name] = path
-        pending.extend(_imported_files(root, entry_dir, PurePosixPath(name), tree))
-    return dict(sorted(found.items()))
+
+    files: dict[str, Path]
+    distributions: tuple[str, ...]
+    absent: tuple[Path, ...]
 
 
-def _imported_files(
-    root: Path, entry_dir: PurePosixPath, file: PurePosixPath, tree: ast.AST
-) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield from _resolve(root, (PurePosixPath(), entry_dir), alias.name.split("."))
-        elif isinstance(node, ast.ImportFrom):
-            bases: tuple[PurePosixPath, ...] = (PurePosixPath(), entry_dir)
-            if node.level:
-                bases = ((file.parent / "x").parents[node.level - 1],)
-            dotted = node.module.split(".") if node.module else []
-            yield from _resolve(root, bases, dotted)
-            for alias in node.names:
-                yield from _resolve(root, bases, [*dotted, alias.name])
+def import_closure(root: Path, entry: str) -> Closure:
+    """Return `entry` and everything that it imports.
+
+    Names of files are POSIX paths relative to `root`, or to the folder of the interpreter's path, sorted.
+    Imports are read from the syntax tree, the ones inside functions too; they are looked up as Python
+    does with `root` and the folder of `entry` first on its path. Raises FileNotFoundError and
+    SyntaxError (of the user's file).
+    """
+    search = _Search(root, PurePosixPath(entry).parent)
+    search.follow(entry)
+    files = search.outside | search.found
+    return Closure(dict(sorted(files.items())), tuple(sorted(search.owners)), tuple(sorted(search.absent)))
 
 
-def _resolve(root: Path, bases: tuple[PurePosixPath, ...], dotted: list[str]) -> Iterator[str]:
-    for base in bases:
+class _Search:
+    def __init__(self, root: Path, entry_dir: PurePosixPath) -> None:
+        self.found: dict[str, Path] = {}
+        self.outside: dict[str, Path] = {}
+        self.owners: set[str] = set()
+        self.absent: set[Path] = set()
+        self._root = root
+        self._bases = (PurePosixPath(), entry_dir)
+        self._known: set[tuple[str, ...]] = set()
+
+    def follow(self, entry: str) -> None:
+        pending = [entry]
+        seen: set[str] = set()
+        while pending:
+            name = pending.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            if name not in self.outside:
+                self.found[name] = self._root / name
+            tree = ast.parse((self.outside | self.found)[name].read_bytes(), filename=name)
+            for base, dotted in _imports(PurePosixPath(name), tree):
+                pending.extend(self._resolve(name, base, dotted))
+
+    def _resolve(self, importer: str, base: PurePosixPath | None, dotted: list[str]) -> list[str]:
+        """Return the files that an import reads: of the project, else of the interpreter's path."""
+        if base is not None and importer in self.outside:
+            dotted, base = [*base.parts, *dotted], None
+        bases = self._bases if base is None else (base,)
+        files = [name for place in bases for name in self._in_project(place, dotted)]
+        if files or base is not None or not dotted:
+            return files
+        return self._in_path(dotted)
+
+    def _in_project(self, base: PurePosixPath, dotted: list[str]) -> Iterator[str]:
         for depth in range(1, len(dotted) + 1):
             stem = base.joinpath(*dotted[:depth])
             for candidate in (stem / "__init__.py", stem.with_name(stem.name + ".py")):
-                if (root / candidate).is_file():
+                if (self._root / candidate).is_file():
                     yield candidate.as_posix()
+                elif dotted[0] not in sys.stdlib_module_names and (self._root / stem.parent).is_dir():
+                    self.absent.add(self._root / candidate)
+
+    def _in_path(self, dotted: list[str]) -> list[str]:
+        if tuple(dotted) not in self._known:
+            self._known.add(tuple(dotted))
+            origin = installed.origin_of(dotted)
+            if origin is not None:
+                self.owners.update(origin.distributions)
+                self.outside |= {name: path for name, path in origin.files.items() if name not in self.found}
+        stems = ["/".join(dotted[:depth]) for depth in range(1, len(dotted) + 1)]
+        names = [f"{stem}{end}" for stem in stems for end in ("/__init__.py", ".py")]
+        return [name for name in names if name in self.outside]
+
+
+def _imports(file: PurePosixPath, tree: ast.AST) -> Iterator[tuple[PurePosixPath | None, list[str]]]:
+    """Yield what a file imports: the folder that a relative import begins in, and the dotted name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield None, alias.name.split(".")
+        elif isinstance(node, ast.ImportFrom):
+            base = ((file.parent / "x").parents[node.level - 1]) if node.level else None
+            dotted = node.module.split(".") if node.module else []
+            yield base, dotted
+            for alias in node.names:
+                yield base, [*dotted, alias.name]
 
 
 class _ProjectFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
@@ -105,6 +155,8 @@ class _ProjectFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
                 if name in self._files:
                     spec = importlib.machinery.ModuleSpec(fullname, self, origin=name, is_package=package)
                     spec.has_location = True
+                    if package:  # Its data and compiled modules lie beside it.
+                        spec.submodule_search_locations = [str(self._files[name].parent)]
                     return spec
             if any(name.startswith(f"{base}{stem}/") for name in self._files):
                 spec = importlib.machinery.ModuleSpec(fullname, None, is_package=True)
@@ -132,6 +184,12 @@ class _ProjectFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         name = self._name(fullname)
         code: CodeType = compile(self._read(name), name, "exec", dont_inherit=True)
         return code
+
+    def get_resource_reader(self, fullname: str) -> Any:
+        from importlib.readers import FileReader
+        from types import SimpleNamespace
+
+        return FileReader(SimpleNamespace(path=str(self._files[self._name(fullname)])))  # type: ignore[arg-type]
 
     def exec_module(self, module: ModuleType) -> None:
         name = self._name(module.__name__)

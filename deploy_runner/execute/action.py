@@ -119,7 +119,7 @@ def request(
         "project": graph.root,
         "user_home": environ.get("HOME", ""),
         "network": node.network,
-        "readable": [],
+        "readable": [f.path for f in node.implementation if not f.path.startswith(f"{node.stage_dir}/")],
         "memory_bytes": resources.memory_bytes,
     }
 

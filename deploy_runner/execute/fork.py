@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import json
 import os
+import site
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["ForkServer"]
+from ..installed import search_path
+
+__all__ = ["ForkServer", "interpreter"]
+
+
+def interpreter(program: str) -> list[str]:
+    """Return the command of a Python that runs a program with the runner's own path, and nothing more.
+
+    The path is handed over as it is: whatever made it (PYTHONPATH, a user site, `.pth` files, the
+    program that called us), code is found where the runner found it when it made the keys.
+    """
+    flags = ["-P"] if site.ENABLE_USER_SITE else ["-sP"]
+    set_path = "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
+    return [sys.executable, *flags, "-c", set_path + program, json.dumps(search_path())]
+
+
+def _user_base() -> dict[str, str]:
+    """Return where packages of `pip install --user` are: without the real HOME that can't be guessed."""
+    return {"PYTHONUSERBASE": site.getuserbase()} if site.ENABLE_USER_SITE else {}
 
 
 class ForkServer:
@@ -28,12 +47,10 @@ class ForkServer:
             "PYDANTIC_DISABLE_PLUGINS": "__all__",
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
+            **_user_base(),
         }
         command = [
-            sys.executable,
-            "-sP",
-            "-m",
-            "deploy_runner.execute.server",
+            *interpreter("from deploy_runner.execute.server import main; main(int(sys.argv.pop()))"),
             str(theirs.fileno()),
         ]
         with theirs:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import importlib.machinery
 import os
 import resource
 import site
@@ -18,6 +19,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from functools import cache
 
+from ..installed import distributions
 from .mounts import can_mount, mount_read_only
 
 __all__ = ["Sandbox", "available", "interpreter_paths", "warm_up"]
@@ -72,12 +74,18 @@ def interpreter_paths() -> tuple[str, ...]:
     found = {sys.prefix, sys.base_prefix, sys.exec_prefix, *sysconfig.get_paths().values()}
     found |= set(site.getsitepackages()) | {os.path.dirname(os.path.realpath(sys.executable))}
     found |= {os.path.dirname(p) for p in _engine_paths()}
+    found |= {folder for folder in sys.path if _holds_installed(folder)}
     there = sorted(p for p in found if p and p != "/" and os.path.exists(p))
     kept: list[str] = []
     for path in there:
         if not path.startswith(tuple(f"{known}/" for known in (*kept, *_SYSTEM))):
             kept.append(path)
     return tuple(kept)
+
+
+def _holds_installed(folder: str) -> bool:
+    """Say whether packages were installed into a folder of the path; others are read file by file."""
+    return any(path.endswith(".dist-info") for path in distributions(folder).values())
 
 
 def _engine_paths() -> Iterator[str]:
@@ -88,6 +96,8 @@ def _engine_paths() -> Iterator[str]:
 def warm_up() -> None:
     """Find out what every worker needs to know, before they are forked."""
     interpreter_paths()
+    # Python lists each folder of its path once; a worker may read some files of a folder, not list it.
+    importlib.machinery.PathFinder.find_spec("deploy_runner_lists_every_folder")
     _abi()
 
 

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..advice import missing_module
 from ..errors import DeployRunnerError
 from ..registry import load_class
 from ..sdk import Context, Stage
@@ -230,9 +231,10 @@ def _described(error: BaseException, request: dict[str, Any]) -> dict[str, str]:
     kind = "StageError"
     fix = "see the stage's log for the traceback"
     if isinstance(error, ModuleNotFoundError):
-        extra = _extra(request)
-        fix = f"pip install 'deploy-runner[{extra}]'" if extra else f"pip install {error.name}"
-        return {"class": kind, "message": f"{error.name} is not installed", "fix": fix}
+        message, fix = missing_module(
+            error, project=request["project"], folder=request["stage_dir"], extra=_extra(request)
+        )
+        return {"class": kind, "message": message, "fix": fix}
     if isinstance(error, MemoryError):
         return {
             "class": kind,

@@ -1,0 +1,67 @@
+"""What to do about a module that is missing: which one, who imports it, and how to get it, if that is known."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Sequence
+
+__all__ = ["missing_module"]
+
+_DISTRIBUTIONS = {
+    "Crypto": "pycryptodome", "OpenSSL": "pyOpenSSL", "PIL": "Pillow", "attr": "attrs", "bs4": "beautifulsoup4",
+    "cv2": "opencv-python-headless", "dateutil": "python-dateutil", "dotenv": "python-dotenv",
+    "fitz": "PyMuPDF", "google.protobuf": "protobuf", "jwt": "PyJWT", "open_clip": "open_clip_torch",
+    "pkg_resources": "setuptools", "pytorch_lightning": "pytorch-lightning", "skimage": "scikit-image",
+    "sklearn": "scikit-learn", "yaml": "PyYAML",
+}  # fmt: skip
+"""Modules whose distribution has another name (each as its own documentation says)."""
+_SAME = frozenset((
+    "accelerate", "boto3", "datasets", "einops", "executorch", "huggingface_hub", "lightning", "matplotlib",
+    "moto", "numpy", "onnx", "onnxruntime", "onnxscript", "pandas", "peft", "safetensors", "scipy",
+    "sentencepiece", "soundfile", "timm", "tokenizers", "torch", "torchao", "torchaudio", "torchvision",
+    "tqdm", "transformers", "ultralytics", "xgboost",
+))  # fmt: skip
+"""Modules whose distribution has the same name. No other name is guessed: it may be anybody's package."""
+
+
+def missing_module(error: ModuleNotFoundError, *, project: str, folder: str, extra: str) -> tuple[str, str]:
+    """Return what is missing and what to do about it.
+
+    `folder` is the stage type's; where a file there is what imports the module, `extra` brings it.
+    """
+    name = error.name or str(error)
+    top = name.partition(".")[0]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
+    where = frames[-1] if frames else None
+    shown = f"{_short(where.filename, project)}:{where.lineno}" if where else "the stage"
+    said = f"the module {name}, which {shown} imports, is not installed"
+    beside = os.path.dirname(where.filename) if where else ""
+    local = _local_file(top, [beside, project, folder])
+    if local:
+        return f"{said}, and {local} is not where Python looks for it", _local_fix(top, where, folder)
+    own = where is not None and extra and os.path.dirname(where.filename) == folder
+    if own:
+        return said, f"pip install 'deploy-runner[{extra}]'"
+    distribution = _DISTRIBUTIONS.get(name) or _DISTRIBUTIONS.get(top) or (top if top in _SAME else "")
+    return said, f"pip install {distribution}" if distribution else "install the package that brings it"
+
+
+def _short(filename: str, project: str) -> str:
+    inside = os.path.relpath(filename, project) if os.path.isabs(filename) else filename
+    return os.path.basename(filename) if inside.startswith("..") else inside
+
+
+def _local_file(top: str, folders: Sequence[str]) -> str:
+    for folder in folders:
+        for candidate in (f"{top}.py", top):
+            path = os.path.join(folder, candidate)
+            if folder and (os.path.isfile(path) or os.path.isfile(os.path.join(path, "__init__.py"))):
+                return candidate
+    return ""
+
+
+def _local_fix(top: str, where: traceback.FrameSummary | None, folder: str) -> str:
+    if where is not None and os.path.dirname(where.filename) == folder:
+        return f"where it lies beside the stage, import it by: from . import {top}"
+    return "import it from the folder of the file that `with` names, or put its folder on PYTHONPATH"
