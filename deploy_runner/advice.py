@@ -1,4 +1,4 @@
-"""What to do about a module that is missing: which one, who imports it, and how to get it, if that is known."""
+"""What to say of a module that is missing: which one, who imports it, and how to get it if that is known."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import os
 import traceback
 from collections.abc import Sequence
 
-__all__ = ["missing_module"]
+__all__ = ["how_to_install", "missing_module"]
 
 _DISTRIBUTIONS = {
-    "Crypto": "pycryptodome", "OpenSSL": "pyOpenSSL", "PIL": "Pillow", "attr": "attrs", "bs4": "beautifulsoup4",
-    "cv2": "opencv-python-headless", "dateutil": "python-dateutil", "dotenv": "python-dotenv",
-    "fitz": "PyMuPDF", "google.protobuf": "protobuf", "jwt": "PyJWT", "open_clip": "open_clip_torch",
-    "pkg_resources": "setuptools", "pytorch_lightning": "pytorch-lightning", "skimage": "scikit-image",
-    "sklearn": "scikit-learn", "yaml": "PyYAML",
+    "Crypto": "pycryptodome", "OpenSSL": "pyOpenSSL", "PIL": "Pillow", "attr": "attrs",
+    "bs4": "beautifulsoup4", "cv2": "opencv-python-headless", "dateutil": "python-dateutil",
+    "dotenv": "python-dotenv", "fitz": "PyMuPDF", "google.protobuf": "protobuf", "jwt": "PyJWT",
+    "open_clip": "open_clip_torch", "pkg_resources": "setuptools", "pytorch_lightning": "pytorch-lightning",
+    "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "PyYAML",
 }  # fmt: skip
 """Modules whose distribution has another name (each as its own documentation says)."""
 _SAME = frozenset((
@@ -43,8 +43,14 @@ def missing_module(error: ModuleNotFoundError, *, project: str, folder: str, ext
     own = where is not None and extra and os.path.dirname(where.filename) == folder
     if own:
         return said, f"pip install 'deploy-runner[{extra}]'"
-    distribution = _DISTRIBUTIONS.get(name) or _DISTRIBUTIONS.get(top) or (top if top in _SAME else "")
-    return said, f"pip install {distribution}" if distribution else "install the package that brings it"
+    return said, how_to_install(name)
+
+
+def how_to_install(module: str) -> str:
+    """Return the command that brings a module where its distribution is known, else no command."""
+    top = module.partition(".")[0]
+    known = _DISTRIBUTIONS.get(module) or _DISTRIBUTIONS.get(top) or (top if top in _SAME else "")
+    return f"pip install {known}" if known else "install the package that brings it"
 
 
 def _short(filename: str, project: str) -> str:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
+import json
 import os
 import shutil
+import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from .advice import how_to_install
 from .registry import load_class
 from .types import Graph, Json, StageNode
 
 __all__ = ["Check", "examine"]
 
+_IMPORT_S = 300
 _FREE_BYTES = 2 * 1024**3
 _AWS_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE",
                   "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")  # fmt: skip
@@ -69,27 +72,67 @@ def _sandbox() -> Check:
 
 
 def _extras(graph: Graph) -> Iterator[Check]:
-    needed: dict[str, tuple[str, list[str]]] = {}
+    needed: dict[str, tuple[str, list[str]]] = {"deploy_runner.execute.server": ("", [])}
     for node in graph.stages.values():
-        extra = load_class(node.module, node.class_name, node.stage_dir).extra
-        for module in (*node.preload, *_modules(node)):
-            needed.setdefault(module, (extra, []))[1].append(node.id)
+        cls = load_class(node.module, node.class_name, node.stage_dir)
+        for module in (*node.preload, *_modules(cls.packages)):
+            needed.setdefault(module, (cls.extra, []))[1].append(node.id)
+        for module in _imported(node):
+            needed.setdefault(module, ("", []))[1].append(node.id)
+    refusals = _tried(sorted(needed))
     for module, (extra, ids) in sorted(needed.items()):
-        found = _installed(module)
-        said = "installed" if found else f"missing, needed by {', '.join(ids)}"
-        fix = f"pip install 'deploy-runner[{extra}]'" if extra else f"pip install {module}"
-        yield Check(module, found, said, fix)
+        said = refusals.get(module, "") if refusals is not None else "the workers' Python does not start"
+        detail = ", needed by ".join(filter(None, (said, ", ".join(ids)))) if said else "installed"
+        fix = f"pip install 'deploy-runner[{extra}]'" if extra else how_to_install(module)
+        yield Check(module, not said, detail, fix)
 
 
-def _installed(module: str) -> bool:
+def _imported(node: StageNode) -> Iterator[str]:
+    """Yield the installed modules that the stage's code imports when it is itself imported."""
+    import ast
+
+    own = {part for file in node.code for part in PurePosixPath(file.name).with_suffix("").parts}
+    for file in node.code:
+        body = ast.parse(Path(file.path).read_bytes()).body if file.name.endswith(".py") else []
+        names = [alias.name for part in body if isinstance(part, ast.Import) for alias in part.names]
+        names += [str(part.module) for part in body if isinstance(part, ast.ImportFrom) and not part.level]
+        tops = {name.partition(".")[0] for name in names}
+        yield from sorted(tops - own - sys.stdlib_module_names - {"deploy_runner"})
+
+
+_TRY = """
+import importlib
+refused = {}
+for name in json.loads(sys.argv[1]):
     try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
+        importlib.import_module(name)
+    except BaseException as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0]
+        refused[name] = "missing" if missing else f"{type(error).__name__}: {error}".partition(chr(10))[0]
+print()
+print(json.dumps(refused))
+"""
 
 
-def _modules(node: StageNode) -> Iterator[str]:
-    for package in node.packages:
+def _tried(modules: list[str]) -> dict[str, str] | None:
+    """Import modules as a run does, in the fork server's Python; return what is wrong with them.
+
+    None means that this Python itself does not start.
+    """
+    from .execute.fork import environment, interpreter
+
+    command = [*interpreter(_TRY), json.dumps(modules)]
+    try:
+        done = subprocess.run(command, env=environment(1), capture_output=True, text=True,
+                              timeout=_IMPORT_S, check=False)  # fmt: skip
+        found: dict[str, str] = json.loads(done.stdout.rstrip().rpartition("\n")[2])
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return None
+    return found
+
+
+def _modules(packages: Sequence[str]) -> Iterator[str]:
+    for package in packages:
         name = package.replace("-", "_").lower()
         yield {
             "sagemaker_core": "sagemaker",

@@ -121,7 +121,8 @@ class Context:
     `network`), `secrets` the declared secrets by name. `code_files` are the project's files that
     the stage's `Code` parameters need, by their path relative to the project. `lineage` says of each
     stage before this one what it was made from (empty unless the stage declares `lineage`).
-    `digests` holds the SHA-256 of each file input by its name (`package`, `models/fp32`). `run` is the
+    `digests` holds the SHA-256 of each file input by its name (`package`, `models/fp32`). `packages` are
+    the versions of the installed packages that the stage and its `Code` depend on. `run` is the
     id of the run and `commit` that of the project's Git; both are empty unless the target is live.
     """
 
@@ -137,6 +138,7 @@ class Context:
     code_files: Mapping[str, Path] = field(default_factory=dict)
     lineage: Mapping[str, Any] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
+    packages: Mapping[str, str] = field(default_factory=dict)
     run: str = ""
     commit: str = ""
     figures: dict[str, Json] = field(default_factory=dict)

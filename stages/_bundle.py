@@ -136,6 +136,8 @@ def build_module(factory: Callable[..., Any], kwargs: Mapping[str, Any], name: s
 
     try:
         module = factory(**kwargs)
+    except ModuleNotFoundError:
+        raise  # Which module, and who imports it, is said where every stage's errors are.
     except Exception as error:
         said = f"{name} fails: {type(error).__name__}: {first_line(error)}{user_line(error)}"
         raise StageError(said, fix="does it take these `kwargs`, and read no file?") from error

@@ -247,6 +247,8 @@ def _write(
     data = {
         "factory": params.factory,
         "kwargs": params.kwargs,
+        # Nothing reads them: they make the keys of the conversions depend on what the code imports.
+        "packages": {n: v for n, v in ctx.packages.items() if n not in ModelPrepare.packages},
         "inputs": [port.as_dict() for port in ports],
         "outputs": [_output_port(name, cases, ports, sized).as_dict() for name in cases[0].outputs],
     }

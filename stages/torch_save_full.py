@@ -44,7 +44,7 @@ def load():
 
 _PROOF = """
 import json, sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:] = [sys.argv[1], *json.loads(sys.argv[5])]
 import numpy, torch
 from load_model import load
 module, names = load(), json.loads(sys.argv[2])
@@ -122,7 +122,8 @@ def _load_elsewhere(ctx: Context, bundle: Bundle, binding: Binding, folder: Path
     names = {case.name: (binding.positional, binding.named) for case in bundle.cases}
     made = ctx.workdir / "made"
     made.mkdir()
-    arguments = [str(folder), json.dumps(names), str(bundle.folder / "reference.npz"), str(made)]
+    arguments = [str(folder), json.dumps(names), str(bundle.folder / "reference.npz"), str(made),
+                 json.dumps(sys.path)]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-B", "-I", "-c", _PROOF, *arguments], capture_output=True, text=True, timeout=600
     )

@@ -116,12 +116,19 @@ def request(
         "run": run if graph.live else "",
         "commit": commit_of(graph.root) if graph.live and node.converges else "",
         "code": {f.name: [f.path, digests[f.name]] for f in node.code},
+        "packages": {name: keys.version(name) for name in node.packages},
         "project": graph.root,
         "user_home": environ.get("HOME", ""),
         "network": node.network,
-        "readable": [f.path for f in node.implementation if not f.path.startswith(f"{node.stage_dir}/")],
+        "readable": _beside(node),
         "memory_bytes": resources.memory_bytes,
     }
+
+
+def _beside(node: StageNode) -> list[str]:
+    """Return what the stage type imports from elsewhere: a package's folder, which is listed, or a file."""
+    elsewhere = (f for f in node.implementation if not f.path.startswith(f"{node.stage_dir}/"))
+    return sorted({os.path.dirname(f.path) if "/" in f.name else f.path for f in elsewhere})
 
 
 def commit_of(project: str) -> str:

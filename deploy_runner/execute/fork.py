@@ -13,7 +13,7 @@ from typing import Any
 
 from ..installed import search_path
 
-__all__ = ["ForkServer", "interpreter"]
+__all__ = ["ForkServer", "environment", "interpreter"]
 
 
 def interpreter(program: str) -> list[str]:
@@ -27,9 +27,22 @@ def interpreter(program: str) -> list[str]:
     return [sys.executable, *flags, "-c", set_path + program, json.dumps(search_path())]
 
 
-def _user_base() -> dict[str, str]:
-    """Return where packages of `pip install --user` are: without the real HOME that can't be guessed."""
-    return {"PYTHONUSERBASE": site.getuserbase()} if site.ENABLE_USER_SITE else {}
+def environment(threads: int) -> dict[str, str]:
+    """Return all that the fork server's Python has of an environment."""
+    env = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": "/nonexistent",
+        "LC_ALL": "C.UTF-8",
+        "TZ": "UTC",
+        "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYDANTIC_DISABLE_PLUGINS": "__all__",
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+    }
+    if site.ENABLE_USER_SITE:  # Without the real HOME Python can't guess where `pip install --user` puts it.
+        env["PYTHONUSERBASE"] = site.getuserbase()
+    return env
 
 
 class ForkServer:
@@ -37,18 +50,6 @@ class ForkServer:
 
     def __init__(self, *, threads: int) -> None:
         self.channel, theirs = socket.socketpair()
-        env = {
-            "PATH": os.environ.get("PATH", os.defpath),
-            "HOME": "/nonexistent",
-            "LC_ALL": "C.UTF-8",
-            "TZ": "UTC",
-            "PYTHONHASHSEED": "0",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "PYDANTIC_DISABLE_PLUGINS": "__all__",
-            "OMP_NUM_THREADS": str(threads),
-            "MKL_NUM_THREADS": str(threads),
-            **_user_base(),
-        }
         command = [
             *interpreter("from deploy_runner.execute.server import main; main(int(sys.argv.pop()))"),
             str(theirs.fileno()),
@@ -56,7 +57,7 @@ class ForkServer:
         with theirs:
             self._process = subprocess.Popen(
                 command,
-                env=env,
+                env=environment(threads),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

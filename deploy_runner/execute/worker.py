@@ -152,6 +152,7 @@ def _context(request: dict[str, Any]) -> Context:
         code_files=files,
         lineage=request["lineage"],
         digests=request["digests"],
+        packages=request["packages"],
         run=request["run"],
         commit=request["commit"],
         _load=lambda code: load(code, files, digests),
