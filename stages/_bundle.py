@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,8 +24,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 from deploy_runner.sdk import StageError, load_code
 
-from . import _weights
-from ._calls import adapted
+from . import _safetensors, _weights
+from ._calls import adapted, call
+from ._wording import closest_name as closest_name
+from ._wording import first_line as first_line
+from ._wording import user_line as user_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,9 +36,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     Arrays = Mapping[str, np.ndarray[Any, Any]]
-
-_FOLDERS = re.compile(r"(?<![\w./:])/(?:[^/\s'\"]+/)+(?=[^/\s])")
-"""The folders of an absolute path: a worker's are of no use to anybody."""
 
 _SURE_BYTES = 256 << 20
 _MOST_COMPRESSED = 200
@@ -107,8 +106,18 @@ class Bundle:
         files = {p.relative_to(code).as_posix(): p for p in sorted(code.rglob("*.py"))}
         factory: Callable[..., nn.Module] = load_code(self.factory, files)
         module = build_module(factory, self.kwargs, self.factory)
-        _weights.load(module, _weights.read(self.folder / "weights.safetensors"))
-        return frozen(module)
+        _weights.load(module, _safetensors.read(self.folder / "weights.safetensors"))
+        frozen(module)
+        if _weights.is_lazy(module):
+            self._run_once(module)
+        return module
+
+    def _run_once(self, module: nn.Module) -> None:
+        """Let lazy layers become ordinary ones, which exporters know."""
+        import torch
+
+        with torch.no_grad():
+            call(module, dict(zip(self.input_names, self.example(), strict=True)))
 
     def example(self, case: int = 0) -> tuple[torch.Tensor, ...]:
         """Return a case's inputs as tensors, in forward()'s order."""
@@ -285,28 +294,3 @@ def array_header(name: str, file: IO[bytes], file_bytes: int) -> tuple[tuple[int
     if any(size < 0 for size in shape) or math.prod(shape) * dtype.itemsize > file_bytes:
         raise ValueError(f"the array {name!r} has the shape {shape}, but {file_bytes} bytes")
     return shape, fortran, dtype
-
-
-def user_line(error: BaseException) -> str:
-    """Return ` at FILE:LINE` for the innermost line of the user's code, or nothing.
-
-    User code is compiled under its path relative to the project; installed packages are not.
-    """
-    import traceback
-
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(("/", "<"))]
-    return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, or its class; of paths the last part only."""
-    said = str(error).strip().partition("\n")[0] or type(error).__name__
-    return _FOLDERS.sub("", said)
-
-
-def closest_name(name: str, known: Sequence[str]) -> str:
-    """Return "did you mean 'x'?" for the nearest known spelling, or nothing."""
-    from difflib import get_close_matches
-
-    near = get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else ""

@@ -55,7 +55,7 @@ def in_order(module: nn.Module, names: Sequence[str]) -> list[str]:
 
     Raises StageError for a name that forward() has no place for.
     """
-    from ._bundle import closest_name
+    from ._wording import closest_name
 
     known = arguments(module)
     others = [name for name in names if name not in known]

@@ -19,6 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from deploy_runner.sdk import StageError
 
+from . import _extra_state
+from ._state_dict import StateDict
+from ._ties import place
+
 if TYPE_CHECKING:
     import torch
 
@@ -42,8 +46,9 @@ def write(path: Path, weights: Mapping[str, Any]) -> dict[str, str]:
     Returns alias → name of the tied ones, which is in the file's metadata too. Raises StageError
     for what a safetensors file can't hold.
     """
+    weights, metadata = _described(weights)
     kept, tied = _distinct(weights)
-    metadata = {"format": "pt"} | ({"tied": json.dumps(tied, sort_keys=True)} if tied else {})
+    metadata |= {"tied": json.dumps(tied, sort_keys=True)} if tied else {}
     ordered = sorted(kept, key=lambda name: (-kept[name].element_size(), name))
     header, end = {"__metadata__": dict(sorted(metadata.items()))}, 0
     for name in ordered:
@@ -65,19 +70,71 @@ def write(path: Path, weights: Mapping[str, Any]) -> dict[str, str]:
     return tied
 
 
+def _described(weights: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the tensors to write, and as metadata what else a state_dict says, each part as JSON."""
+    packed, tensors = {}, {}
+    for name, value in weights.items():
+        if name.endswith(_extra_state.SUFFIX):
+            packed[name], inner = _extra_state.pack(name, value)
+            tensors |= inner
+        else:
+            tensors[name] = value
+    said: dict[str, Any] = {"extra_state": packed}
+    if isinstance(weights, StateDict):
+        said |= {"versions": weights.versions, "stripped": weights.stripped}
+    return tensors, {"format": "pt"} | {name: json.dumps(part) for name, part in said.items() if part}
+
+
+def read(path: Path) -> StateDict:
+    """Return the tensors of a safetensors file, mapped from it, tied ones under each of their names.
+
+    Raises StageError where it isn't one.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+        return _complete(weights, metadata)
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        raise StageError(f"{path.name} is not a safetensors file: {error}") from None
+
+
+def _complete(weights: dict[str, Any], metadata: Mapping[str, str]) -> StateDict:
+    tied = json.loads(metadata.get("tied", "{}"))
+    weights |= {alias: weights[name] for alias, name in tied.items() if name in weights}
+    extra = json.loads(metadata.get("extra_state", "{}"))
+    values = {name: _extra_state.unpack(packed, weights) for name, packed in extra.items()}
+    inner = {name for name in weights for key in extra if name.startswith(f"{key}.")}
+    versions = {str(k): dict(v) for k, v in json.loads(metadata.get("versions", "{}")).items()}
+    stripped = [str(wrapper) for wrapper in json.loads(metadata.get("stripped", "[]"))]
+    kept = {name: tensor for name, tensor in weights.items() if name not in inner}
+    return StateDict(kept | values, versions=versions, stripped=stripped)
+
+
 def _distinct(weights: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Return the tensors under their first name, and alias → name of the others."""
     kept: dict[str, torch.Tensor] = {}
     tied: dict[str, str] = {}
-    seen: dict[tuple[Any, ...], str] = {}
+    seen: dict[tuple[Any, ...] | None, str] = {}
     for name in sorted(weights):
         tensor = weights[name]
         _refuse(name, tensor)
-        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
-        if tensor.numel() and place in seen:
-            tied[name] = seen[place]
+        where = place(tensor)
+        if where in seen:
+            tied[name] = seen[where]
             continue
-        seen[place] = name
+        if where is not None:
+            seen[where] = name
         kept[name] = tensor.detach()
     return kept, tied
 

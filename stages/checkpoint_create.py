@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from deploy_runner.sdk import (
     StageParams,
 )
 
-from . import _checkpoint, _harmless, _weights
+from . import _checkpoint, _harmless, _safetensors, _state_dict
 
 _STATE = ("scheduler_state_dict", "lr_scheduler_state_dict", "scheduler", "lr_scheduler", "scaler_state_dict",
           "scaler", "rng_state", "model_config")  # fmt: skip
@@ -65,7 +66,7 @@ class CheckpointCreate(Stage):
         """Gather, save, load back, compare."""
         import torch
 
-        content: dict[str, Any] = {"model_state_dict": _weights.read(inputs.weights)}
+        content: dict[str, Any] = {"model_state_dict": _as_torch(_safetensors.read(inputs.weights))}
         if inputs.checkpoint is not None:
             content |= _training_state(inputs.checkpoint)
         if inputs.metadata is not None:
@@ -77,12 +78,20 @@ class CheckpointCreate(Stage):
             content["training_date"] = params.training_date
         with outputs.checkpoint.open("wb") as file:  # To a name, the name would be in the bytes.
             torch.save(content, file)
-        written = torch.load(outputs.checkpoint, weights_only=True)
+        written = torch.load(outputs.checkpoint, weights_only=True)["model_state_dict"]
         for name, tensor in content["model_state_dict"].items():
-            if not torch.equal(written["model_state_dict"][name], tensor):
+            if isinstance(tensor, torch.Tensor) and not torch.equal(written[name], tensor):
                 raise StageError(f"{name!r} was not written as it was read")
         ctx.figure("keys", sorted(content))  # type: ignore[arg-type]
         ctx.figure("bytes", outputs.checkpoint.stat().st_size)
+
+
+def _as_torch(weights: _state_dict.StateDict) -> OrderedDict[str, Any]:
+    """Return a state_dict as torch's own is: with its versions as `_metadata`."""
+    state = OrderedDict(weights)
+    if weights.versions:
+        state._metadata = OrderedDict(weights.versions)  # type: ignore[attr-defined]
+    return state
 
 
 def _training_state(checkpoint: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from deploy_runner.sdk import (
     StageParams,
 )
 
-from . import _bundle, _checkpoint, _weights
+from . import _bundle, _checkpoint, _state_dict, _weights
 from ._calls import call, in_order
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ class CheckpointResumeCheck(Stage):
         content = _checkpoint.read(inputs.checkpoint, trust=ctx.trust)
         trainer = _Trainer(ctx, params, _bundle.read_arrays(inputs.data))
         half = params.steps // 2
-        weights, _ = _checkpoint.find_state_dict(content, None)
-        weights, _ = _checkpoint.strip_wrappers(weights, None)
+        weights, _ = _state_dict.find_state_dict(content, None)
+        weights = _state_dict.strip_wrappers(weights, None)
         start = {
             "model_state_dict": weights,
             "optimizer_state_dict": _optimizer_state(content),
@@ -199,7 +199,7 @@ class _Trainer:
 
         module = self._build()
         state = copy.deepcopy({n: checkpoint[n] for n in ("model_state_dict", "optimizer_state_dict")})
-        _weights.load(module, state["model_state_dict"])
+        _weights.load(module, state["model_state_dict"], copy=True)
         for parameter in module.parameters():
             parameter.requires_grad_(True)
         optimizer = self._optimizer(module)

@@ -20,7 +20,7 @@ from deploy_runner.sdk import (
     StageParams,
 )
 
-from . import _checkpoint, _harmless, _safetensors
+from . import _checkpoint, _extra_state, _harmless, _safetensors, _state_dict
 
 
 class CheckpointStateDict(Stage):
@@ -60,17 +60,21 @@ class CheckpointStateDict(Stage):
         if params.code is not None:
             _define_in_main(params.code, ctx.load(params.code))
         content = _checkpoint.read(inputs.checkpoint, trust=ctx.trust)
-        weights, key = _checkpoint.find_state_dict(content, params.key)
-        weights, prefix = _checkpoint.strip_wrappers(weights, params.strip_prefix)
-        weights = {n: t for n, t in weights.items() if not n.endswith(_checkpoint.EXTRA)}
+        found, key = _state_dict.find_state_dict(content, params.key)
+        weights = _state_dict.strip_wrappers(found, params.strip_prefix)
         tied = _safetensors.write(outputs.weights, weights)
-        count = sum(t.numel() for name, t in weights.items() if name not in tied)
-        dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in weights.values()})
+        tensors = {n: t for n, t in weights.items() if not n.endswith(_extra_state.SUFFIX)}
+        count = sum(t.numel() for name, t in tensors.items() if name not in tied)
+        dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()})
+        others = [name for name, _ in _state_dict.state_dicts(content) if key and name != key]
         metadata = {
             "format": _checkpoint.sniff(inputs.checkpoint),
             "key": key,
-            "stripped_prefix": prefix,
-            "tensors": len(weights),
+            "averaged": _state_dict.is_ema(key),
+            "other_keys": others,
+            "stripped_prefix": "".join(weights.stripped),
+            "dropped": len(found) - len(weights),
+            "tensors": len(tensors),
             "parameters": count,
             "dtypes": dtypes,
             "tied": tied,
@@ -79,10 +83,26 @@ class CheckpointStateDict(Stage):
         text = json.dumps(metadata, indent=2, sort_keys=True, ensure_ascii=False)
         outputs.metadata.write_text(text + "\n", "utf-8")
         ctx.figure("parameters", count)
-        ctx.figure("tensors", len(weights))
+        ctx.figure("tensors", len(tensors))
+        _say_which(ctx, key, others, params.key)
+        if params.strip_prefix:
+            ctx.figure("dropped", sorted(set(found) - {params.strip_prefix + name for name in weights}))  # type: ignore[arg-type]
         for name in ("epoch", "loss", "best_acc"):
             if name in metadata["training"]:
                 ctx.figure(name, metadata["training"][name])
+
+
+def _say_which(ctx: Context, key: str, others: list[str], chosen: str | None) -> None:
+    """Say which weights were taken, and whether they are averaged (EMA, SWA)."""
+    if not key:
+        return
+    ctx.figure("key", key)
+    ctx.figure("averaged", _state_dict.is_ema(key))
+    if others:
+        ctx.figure("other_keys", others)  # type: ignore[arg-type]
+        kind = "averaged" if _state_dict.is_ema(key) else "not averaged"
+        said = f"took {key!r} ({kind}); the checkpoint also has {', '.join(others)}"
+        ctx.log(said if chosen else f"{said}: choose by `key`")
 
 
 def _define_in_main(code: str, value: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy_runner.sdk import (
@@ -22,7 +23,7 @@ from deploy_runner.sdk import (
     StageParams,
 )
 
-from . import _bundle, _weights
+from . import _bundle, _safetensors, _state_dict, _weights
 from ._bundle import Case, Port
 from ._calls import call
 from ._examples import Example, ports_of, reference_inputs
@@ -35,6 +36,14 @@ _SHAPES = (
     "set `example.shape` to what forward() takes; where that is a dict or a list, let the factory "
     "return a module around it that takes tensors"
 )
+
+
+_SAID = {
+    "initial": "missing in the checkpoint, left as the factory makes them",
+    "dropped": "in the checkpoint only, dropped",
+    "narrowed": "rounded to the model's narrower type",
+    "refit": "prefix put before (+) or taken off (-) every name to fit the model",
+}
 
 
 class ModelPrepare(Stage):
@@ -65,6 +74,12 @@ class ModelPrepare(Stage):
             None, description="the output's shape for the example, or one for each output"
         )
         output_names: list[str] | None = Field(None, description="names of the flattened outputs")
+        allow_unexpected: list[str] = Field(
+            default=[], description="patterns (`aux.*`) of keys in the weights that the model doesn't have"
+        )
+        allow_missing: list[str] = Field(
+            default=[], description="patterns of the model's keys that keep the values of the factory"
+        )
         batch_tolerance: float = Field(
             1e-4, ge=0, description="how far a sample's result may depend on its batch"
         )
@@ -86,7 +101,7 @@ class ModelPrepare(Stage):
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Build, load, check, run, store."""
         module = _bundle.build_module(ctx.load(params.factory), params.kwargs, params.factory)
-        _weights.load(module, _weights.read(inputs.weights))
+        loaded = _load(ctx, module, params, inputs.weights)
         _bundle.frozen(module)
         ports = ports_of(module, params.example, params.dynamic)
         samples = _bundle.read_arrays(inputs.samples) if inputs.samples else None
@@ -99,12 +114,28 @@ class ModelPrepare(Stage):
         text = json.dumps(lines, indent=2, ensure_ascii=False)
         outputs.checklist.write_text(text + "\n", "utf-8")
         _write(outputs, ctx, inputs, params, [port for port, _ in ports], cases)
+        if loaded.initial or loaded.dropped:  # The bundle's weights are exactly those of the module.
+            state = _state_dict.find_state_dict(module, None)[0]
+            _safetensors.write(outputs.model / "weights.safetensors", state)
         failed = [f"{name} ({line['detail']})" for name, line in lines.items() if not line["ok"]]
         ctx.figure("checks", len(lines))
         ctx.figure("checklist", _as_table(lines))  # type: ignore[arg-type]
         ctx.figure("parameters", sum(p.numel() for p in module.parameters()))
         if failed:
             raise GateError(f"the pre-save checklist fails: {'; '.join(failed)}")
+
+
+def _load(ctx: Context, module: nn.Module, params: ModelPrepare.Params, weights: Path) -> _weights.Loaded:
+    """Load the weights, and say what was not simply one value for each name."""
+    allowed = {"allow_missing": params.allow_missing, "allow_unexpected": params.allow_unexpected}
+    loaded = _weights.load(module, _safetensors.read(weights), **allowed)
+    figures: dict[str, Any] = {"initial": loaded.initial, "dropped": loaded.dropped}
+    figures |= {"narrowed": loaded.narrowed, "refit": loaded.refit}
+    for name, said in figures.items():
+        if said:
+            ctx.figure(name, said)
+            ctx.log(f"{_SAID[name]}: {said if isinstance(said, str) else ', '.join(said)}")
+    return loaded
 
 
 def _as_table(lines: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
@@ -142,6 +173,7 @@ def _digests(module: nn.Module) -> dict[str, str]:
     return {
         name: hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
         for name, tensor in module.state_dict().items()
+        if isinstance(tensor, torch.Tensor)
     }
 
 

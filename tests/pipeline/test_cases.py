@@ -176,7 +176,6 @@ def test_a_length_that_a_converter_bakes_in_is_refused_though_all_samples_have_o
             assert cosine(brought.file(stage, ".pt"), brought.original(), {"x": x}) > 0.99
 
 
-@not_yet("weights")
 @case("tied-transposed")
 def test_views_of_one_storage_are_not_one_tensor(brought: Brought) -> None:
     assert_stages_right(brought, normal(x=(6, 6)), "onnx", "trace")
@@ -218,19 +217,16 @@ def test_any_label_may_name_the_batch(brought: Brought) -> None:
     assert_stages_right(brought, normal(input=(7, 3, 8, 8)), "onnx", "trace", "pt2")
 
 
-@not_yet("weights")
 @case("weight-norm-old-names")
 def test_what_load_state_dict_renames_is_taken(brought: Brought) -> None:
     assert_stages_right(brought, normal(x=(5, 3, 9)), "onnx", "trace", "pt2")
 
 
-@not_yet("weights")
 @case("extra-state")
 def test_a_state_that_is_no_tensor_comes_along(brought: Brought) -> None:
     assert_stages_right(brought, normal(x=(5, 4)), "onnx")
 
 
-@not_yet("weights")
 @case("factory-on-meta")
 def test_a_factory_may_build_without_memory(brought: Brought) -> None:
     rows(brought, 0)
@@ -240,13 +236,11 @@ def test_a_factory_may_build_without_memory(brought: Brought) -> None:
         assert_right(brought.file(stage, SUFFIXES.get(stage, "")), module.eval(), normal(x=(5, 6)))
 
 
-@not_yet("weights")
 @case("child-called-module")
 def test_a_child_may_have_the_name_of_a_training_wrapper(brought: Brought) -> None:
     assert_stages_right(brought, normal(x=(5, 4)), "onnx")
 
 
-@not_yet("weights")
 @case("training-only-keys")
 def test_keys_of_training_alone_are_dropped_by_name_and_listed(brought: Brought) -> None:
     refused = rows(brought, 1)["model"]["error"]

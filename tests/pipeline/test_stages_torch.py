@@ -117,7 +117,7 @@ def test_an_index_that_its_shards_do_not_hold_is_refused(tmp_path: Path, index: 
 
 
 def test_legacy_files_safetensors_and_shards_are_read(tmp_path: Path) -> None:
-    torch.save(weights(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    torch.save(dict(weights()), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     save_file(weights(), tmp_path / "w.safetensors")
     shards = tmp_path / "shards"
     shards.mkdir()

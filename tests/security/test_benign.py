@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from deploy_runner.stages import _bundle, _weights  # type: ignore[import-not-found]
+from deploy_runner.stages import _bundle, _safetensors  # type: ignore[import-not-found]
 from onnx import TensorProto, helper
 from safetensors.torch import load_file, save_file
 
@@ -129,7 +129,7 @@ def test_every_shape_of_tensors(tmp_path: Path, shape: str) -> None:
     torch.save(weights, tmp_path / "c.pt")
     path = tmp_path / "run/outputs/weights.safetensors"
     run_stage(stage("checkpoint.state_dict"), tmp_path / "run", inputs={"checkpoint": tmp_path / "c.pt"})
-    found = _weights.read(path)
+    found = _safetensors.read(path)
     assert all(torch.equal(found[n], t) or t.isnan().any() for n, t in weights.items())
 
 
