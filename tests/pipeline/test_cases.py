@@ -48,7 +48,7 @@ class Made:
             wanted = {i.name: i.type for i in session.get_inputs()}
             found = session.run(None, {name: arrays[name] for name in wanted})
             order = {o.name: i for i, o in enumerate(session.get_outputs())}
-            return [found[order[n]] for n in names] if set(names) <= set(order) else found
+            return [found[order[n]] for n in names] if names and set(names) <= set(order) else found
         tensors = [torch.from_numpy(array) for array in arrays.values()]
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
