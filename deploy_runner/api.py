@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .compiled import compile_pipeline
+from .identity import Files, identity
 from .record import Recorder, RunRecord
 from .store.files import write_atomic
 from .store.namespace import configured_home, own_home, protected_home
@@ -28,17 +29,21 @@ if TYPE_CHECKING:
     from .plan import Explanation, Plan, Planner
     from .store.cas import Store
 
-__all__ = ["Pipeline", "explain", "home_of", "load", "plan", "run"]
+__all__ = ["Pipeline", "explain", "home_of", "load", "place_of", "plan", "run"]
 
 _PICTURE_BYTES = 2 * 1024 * 1024
 
 
 class Pipeline:
-    """A compiled pipeline (`graph`) with the store, below `home`, that keeps its artifacts."""
+    """A compiled pipeline (`graph`) with the store, below `home`, that keeps its artifacts.
 
-    def __init__(self, graph: Graph, home: Path, environ: Mapping[str, str]) -> None:
+    Runs belong to its `files`.
+    """
+
+    def __init__(self, graph: Graph, home: Path, files: Files, environ: Mapping[str, str]) -> None:
         self.graph = graph
         self.home = home
+        self.files = files
         self.environ = environ
 
     @cached_property
@@ -52,7 +57,7 @@ class Pipeline:
         """Return a new planner, which reads every input afresh."""
         from .plan import Planner
 
-        return Planner(self.graph, self.store, self.environ)
+        return Planner(self.graph, self.store, self.files, self.environ)
 
 
 def home_of(pipeline: Path, environ: Mapping[str, str]) -> Path:
@@ -61,6 +66,13 @@ def home_of(pipeline: Path, environ: Mapping[str, str]) -> Path:
     For a pull request on GitHub it is that one's own folder inside.
     """
     return own_home(configured_home(pipeline.absolute().parent, environ), environ)
+
+
+def place_of(pipeline: str, config: Sequence[str]) -> tuple[Path, Files]:
+    """Return the store of a pipeline, and what its runs are known by, without reading it."""
+    path = Path(pipeline)
+    home = home_of(path, os.environ)
+    return home, identity(path, [Path(overlay) for overlay in config], home)
 
 
 def load(
@@ -84,7 +96,7 @@ def load(
     graph = compile_pipeline(
         path, overlays=overlays, sets=list(sets), environ=environ, home=home, on_compile=on_compile
     )
-    return Pipeline(graph, home, environ)
+    return Pipeline(graph, home, identity(path, overlays, home), environ)
 
 
 def plan(pipeline: Pipeline, stages: Sequence[str] = ()) -> Plan:
@@ -118,14 +130,14 @@ def run(
     from .execute.local import execute
 
     started_s = time.time()
-    recorder = Recorder(pipeline.home, pipeline.graph, now_s=started_s)
-
-    def emit(event: Event) -> None:
-        recorder(event)
-        if on_event is not None:
-            on_event(event)
-
     with pipeline.store.hold():
+        recorder = Recorder(pipeline.home, pipeline.graph, pipeline.files, now_s=started_s)
+
+        def emit(event: Event) -> None:
+            recorder(event)
+            if on_event is not None:
+                on_event(event)
+
         results = execute(
             pipeline.graph,
             pipeline.planner(),

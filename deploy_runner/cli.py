@@ -23,6 +23,7 @@ _DEFAULT = "pipeline.yaml"
 _FORMATS = (
     "safetensors", "full", "torchscript", "script", "pt2", "onnx", "fp16", "int8", "ptl", "pte", "sagemaker",
 )  # fmt: skip
+_BY_ID = "by its number or the start of its id"
 _Verb = Callable[[argparse.Namespace], int]
 
 
@@ -195,17 +196,18 @@ def _add_questions(verbs: _Verbs) -> None:
 
 
 def _add_results(verbs: _Verbs) -> None:
-    show = _verb(verbs, "show", _show, "show the last run, or one of its stages")
+    show = _verb(verbs, "show", _show, "show the pipeline's last run, or what there is of a stage")
     _pipeline_options(show, stages="the stage to show")
-    show.add_argument("--run", default="", metavar="ID", help="another run, by the start of its id")
-    show.add_argument("--runs", action="store_true", help="list the runs")
+    show.add_argument("--run", default="", metavar="ID", help=f"another run, {_BY_ID}")
+    show.add_argument("--runs", action="store_true", help="list the pipeline's runs")
     show.add_argument("--log", action="store_true", help="print what the stage's worker printed")
     show.add_argument("--replay", action="store_true", help="print the command that repeats the stage alone")
     _json_option(show)
-    get = _verb(verbs, "get", _get, "copy an output of a stage out of the store")
+    get = _verb(verbs, "get", _get, "copy an output of a stage that is up to date out of the store")
     _pipeline_options(get, stages="STAGE or STAGE.OUTPUT")
+    get.add_argument("--run", default="", metavar="ID", help=f"what that run made instead, {_BY_ID}")
     get.add_argument("-o", "--to", metavar="PATH", help="where to (default: its own name, here)")
-    diff = _verb(verbs, "diff", _diff, "compare two runs: figures, outputs, states")
+    diff = _verb(verbs, "diff", _diff, "compare two runs of the pipeline: figures, outputs, states")
     _pipeline_options(diff)
     diff.add_argument("--old", default="", metavar="ID", help="default: the run before")
     diff.add_argument("--new", default="", metavar="ID", help="default: the last run")
@@ -238,9 +240,16 @@ def _add_store(verbs: _Verbs) -> None:
         choices=("verify", "gc", "pin", "unpin"),
         help="verify every object, remove what no kept run refers to, keep a run for good or no longer",
     )
-    cache.add_argument("--run", default="", metavar="ID", help="pin, unpin: the run (default: the last)")
+    cache.add_argument(
+        "--run", default="", metavar="ID", help="pin, unpin: the run (default: the pipeline's last)"
+    )
     _pipeline_options(cache)
-    cache.add_argument("--keep-runs", type=_positive, metavar="N", help="gc: runs to keep")
+    cache.add_argument(
+        "--keep-runs",
+        type=_positive,
+        metavar="N",
+        help="gc: how many runs of each pipeline to keep (default: 10)",
+    )
     cache.add_argument("--dry-run", action="store_true", help="gc: say what would go")
     _json_option(cache)
 
@@ -298,8 +307,9 @@ def _add_serve(verbs: _Verbs) -> None:
     from importlib import import_module
 
     serve = _verb(verbs, "serve", _serve, "serve a model over HTTP, with batching and hot reload")
-    stages = "STAGE or STAGE.OUTPUT of its last run; or, instead of both, the path of an ONNX artifact, "
+    stages = "STAGE or STAGE.OUTPUT that is up to date; or, instead of both, the path of an ONNX artifact, "
     _pipeline_options(serve, stages=f"{stages}a model.tar.gz, a TorchScript file or a container's context")
+    serve.add_argument("--run", default="", metavar="ID", help=f"what that run made instead, {_BY_ID}")
     import_module("deploy_runner.stages._server.options").add_options(serve)
 
 
@@ -424,21 +434,21 @@ def _print_done(args: argparse.Namespace, said: str) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from .verbs import show
+    from .results import show
 
     path, names = _path_and_names(args)
     return show(path, names, args)
 
 
 def _get(args: argparse.Namespace) -> int:
-    from .verbs import get
+    from .results import get
 
     path, names = _path_and_names(args)
     return get(path, names, args)
 
 
 def _diff(args: argparse.Namespace) -> int:
-    from .verbs import diff
+    from .results import diff
 
     return diff(_path_and_names(args)[0], args)
 

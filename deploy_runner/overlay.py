@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import Problem, SpecError, UsageError
+from .identity import DEFAULT_OVERLAY
 from .loader import Node, load_yaml, read_text
 from .types import Mark
 
 __all__ = ["DEFAULT_OVERLAY", "Document", "load_document", "merge"]
-
-DEFAULT_OVERLAY = Path("configs/dry-run.yaml")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 from .errors import Problem, SpecError, StageError, StoreError
 from .graph import select
+from .identity import Files
 from .keys import Change, KeyEnvironment, action_key, differences, preimage, suffix_of
 from .store.cas import Store
 from .store.records import ActionRecord, LastKeys
@@ -55,25 +56,38 @@ class Plan(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """Why a stage is what it is, with every component that differs from the last run."""
+    """Why a stage is what it is, with every component that differs from the last run.
+
+    `decision` is None where a stage that it needs is not up to date.
+    """
 
     stage: str
     state: str
     reason: str
     changes: tuple[Change, ...] = ()
+    decision: Decision | None = None
+
+    @property
+    def why(self) -> str:
+        """Return in one line why the stage is no hit."""
+        if self.decision is None:
+            return self.reason.removeprefix("for ")
+        return "; ".join(map(str, self.changes)) or self.reason
 
 
 class Planner:
     """Judges the stages of one graph against one store, as both are now."""
 
-    def __init__(self, graph: Graph, store: Store, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self, graph: Graph, store: Store, files: Files, environ: Mapping[str, str] = os.environ
+    ) -> None:
         self.graph = graph
         self._store = store
         self._environ = environ
         self.environment = KeyEnvironment(store.memo.digest)
         self._paths: dict[str, Artifact] = {}
         self._images: dict[str, Mapping[str, Json]] = {}
-        self.last = LastKeys(store.home, os.path.abspath(graph.pipeline))
+        self.last = LastKeys(store.home, "\0".join(files))
 
     def decide(self, node: StageNode, upstream: Mapping[str, Outputs]) -> Decision:
         """Return the verdict on a stage, given the outputs of the stages that it needs.
@@ -226,10 +240,10 @@ class Planner:
     def _explanation(self, node: StageNode, decision: Decision) -> Explanation:
         if decision.state == "hit":
             reason = f"nothing changed; action key {decision.key}"
-            return Explanation(node.id, "hit", reason)
+            return Explanation(node.id, "hit", reason, (), decision)
         changes = self.changes(node, decision)
         reason = decision.reason or ("never made before" if changes is None else "changed since the last run")
-        return Explanation(node.id, decision.state, reason, tuple(changes or ()))
+        return Explanation(node.id, decision.state, reason, tuple(changes or ()), decision)
 
     def _known_changes(self, node: StageNode, made: Mapping[str, Outputs]) -> tuple[Change, ...]:
         """Return what changed about a stage itself while some of its inputs aren't known."""

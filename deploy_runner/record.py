@@ -10,19 +10,23 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from .errors import StoreError, UsageError
+from .identity import Files, describe, is_there
+from .store.counter import next_number, number_of
 from .store.files import read_or_none, store_error, write_atomic
 from .store.records import Records, listdir
-from .types import Event, Graph, Json, StageResult
+from .types import Artifact, Event, Graph, Json, Kind, StageResult
 
 __all__ = [
     "COUNTED",
     "Recorder",
     "RunRecord",
+    "kept_runs",
     "new_run_id",
     "pin_run",
     "pinned_runs",
@@ -43,8 +47,20 @@ class RunRecord(NamedTuple):
 
     @property
     def id(self) -> str:
-        """Return the run's id, which sorts by time."""
+        """Return the run's id, which begins with its number."""
         return str(self.data["id"])
+
+    @property
+    def number(self) -> int:
+        """Return the run's number, by which the runs of a store are ordered."""
+        return number_of(self.id)
+
+    @property
+    def files(self) -> Files:
+        """Return which pipeline the run is of."""
+        files = self.data["files"]
+        assert isinstance(files, list)
+        return tuple(map(str, files))
 
     @property
     def stages(self) -> dict[str, dict[str, Json]]:
@@ -52,6 +68,11 @@ class RunRecord(NamedTuple):
         stages = self.data["stages"]
         assert isinstance(stages, dict)
         return stages  # type: ignore[return-value]
+
+    def artifacts(self, stage: str) -> dict[str, Artifact]:
+        """Return what a stage made in this run, or found made, by output."""
+        entries = self.stages[stage].get("artifacts")
+        return {n: _artifact(e) for n, e in entries.items()} if isinstance(entries, dict) else {}
 
     @property
     def exit_code(self) -> int:
@@ -64,18 +85,20 @@ class RunRecord(NamedTuple):
         return {"run": self.id, **{k: self.data[k] for k in COUNTED}, "stages": self.data["stages"]}
 
 
-def new_run_id(now_s: float) -> str:
-    """Return a new id: UTC time to the microsecond, so that ids sort by time; then a random part."""
-    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now_s))
-    return f"{stamp}.{int(now_s % 1 * 1e6):06d}-{os.urandom(2).hex()}"
+def new_run_id(home: Path, now_s: float) -> str:
+    """Return a new id: the run's number, by which runs are ordered; UTC time, to read; a random part."""
+    records = Records(home)
+    number = next_number(home, records, lambda name: _read(home / "runs" / name, records) is not None)
+    return f"{number:06d}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime(now_s))}-{os.urandom(2).hex()}"
 
 
 class Recorder:
     """Collects the events of one run and writes its record at the end."""
 
-    def __init__(self, home: Path, graph: Graph, *, now_s: float) -> None:
+    def __init__(self, home: Path, graph: Graph, files: Files, *, now_s: float) -> None:
         self._home = home
-        self.folder = home / "runs" / new_run_id(now_s)
+        self.folder = home / "runs" / new_run_id(home, now_s)
+        self._files = files
         self._graph = graph
         self._started_s = now_s
         self._log: TextIO | None = None
@@ -119,6 +142,7 @@ class Recorder:
             "id": self.folder.name,
             "name": self._graph.name,
             "pipeline": self._graph.pipeline,
+            "files": list(self._files),
             "target": str(self._graph.target.get("name", "dry-run")),
             "live": self._graph.live,
             "started": _iso(self._started_s),
@@ -156,25 +180,75 @@ def _entry(result: StageResult) -> Json:
     return entry
 
 
-def recorded_runs(home: Path) -> Iterator[RunRecord]:
-    """Yield the sound run records, the newest first; one that was damaged or forged is left out."""
+def _artifact(entry: Json) -> Artifact:
+    assert isinstance(entry, dict)
+    kind: Kind = "folder" if entry["kind"] == "folder" else "file"
+    return Artifact(str(entry["digest"]), kind, int(str(entry["size"])))
+
+
+def recorded_runs(home: Path, files: Files | None = None) -> Iterator[RunRecord]:
+    """Yield the sound run records, of one pipeline or of all, the newest first.
+
+    One that was damaged or forged is left out.
+    """
     records = Records(home)
-    for name in sorted(listdir(f"{home}/runs"), reverse=True):
+    names = [name for name in listdir(f"{home}/runs") if number_of(name)]
+    for name in sorted(names, key=lambda name: (number_of(name), name), reverse=True):
         record = _read(home / "runs" / name, records)
-        if record is not None:
+        if record is not None and files in (None, record.files):
             yield record
 
 
-def read_record(home: Path, run: str = "") -> RunRecord:
-    """Return the run whose id starts with `run`, or the newest. Raises UsageError if none is."""
-    for record in recorded_runs(home):
-        if record.id.startswith(run):
-            return record
+def read_record(home: Path, files: Files, run: str = "") -> RunRecord:
+    """Return a pipeline's newest run, or the one whose id begins with `run` or whose number it is.
+
+    Raises UsageError if none is, and for a run of another pipeline.
+    """
     if not run:
-        raise UsageError("nothing has been run here yet", fix="start with `deploy-runner run`")
-    if any(name.startswith(run) for name in listdir(f"{home}/runs")):
+        return _newest_run(home, files)
+    found = [record for record in recorded_runs(home) if _is_named(record.id, run)]
+    for record in found:
+        if record.files == files:
+            return record
+    if found:
+        own, other = describe(files, home), describe(found[0].files, home)
+        raise UsageError(f"run {found[0].id} is one of {other}, not of {own}", fix=f"name {other}")
+    if any(_is_named(name, run) for name in listdir(f"{home}/runs")):
         raise UsageError(f"run {run} has no record that is sound", fix="run again, for a new one")
-    raise UsageError(f"no run {run!r} is recorded here", fix="`deploy-runner show` lists runs")
+    raise UsageError(f"no run {run!r} is recorded here", fix="`deploy-runner show --runs` lists them")
+
+
+def _is_named(name: str, run: str) -> bool:
+    """Say whether a run is meant by its number, or by the start of its id."""
+    return number_of(name) == int(run) if run.isdecimal() and len(run) < 16 else name.startswith(run)
+
+
+def _newest_run(home: Path, files: Files) -> RunRecord:
+    others = []
+    for record in recorded_runs(home):
+        if record.files == files:
+            return record
+        others.append(describe(record.files, home))
+    if not others:
+        raise UsageError("nothing has been run here yet", fix="start with `deploy-runner run`")
+    known = ", or ".join(list(dict.fromkeys(others))[:3])
+    raise UsageError(f"{describe(files, home)} has not been run yet", fix=f"run it, or name {known}")
+
+
+def kept_runs(home: Path, count: int) -> dict[str, list[str]]:
+    """Return what a collection keeps: run id → the action keys in it.
+
+    That is the last `count` runs of each pipeline, and what is pinned. Pipelines whose files are
+    gone count as one, so that the runs of passing folders don't stay for ever.
+    """
+    kept: dict[str, list[str]] = {run: [] for run in pinned_runs(home)}
+    seen: Counter[Files] = Counter()
+    for run in recorded_runs(home):
+        pipeline = run.files if is_there(run.files, home) else ()
+        seen[pipeline] += 1
+        if seen[pipeline] <= count or run.id in kept:
+            kept[run.id] = [str(stage["key"]) for stage in run.stages.values()]
+    return kept
 
 
 def pinned_runs(home: Path) -> set[str]:
@@ -196,4 +270,5 @@ def pin_run(home: Path, run: str, *, keep: bool) -> None:
 
 def _read(folder: Path, records: Records) -> RunRecord | None:
     body = records.signed_body(read_or_none(folder / "record.json") or b"")
-    return None if body is None else RunRecord(folder, json.loads(body))
+    record = RunRecord(folder, json.loads(body)) if body is not None else None
+    return record if record is not None and "files" in record.data else None

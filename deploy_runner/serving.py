@@ -16,15 +16,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from .errors import DeployRunnerError, UsageError
-from .record import read_record
-from .verbs import artifact_of, find_output
+from .record import recorded_runs
+from .results import find_output
 
 if TYPE_CHECKING:
     from .api import Pipeline
@@ -64,9 +64,11 @@ def serve(path: str, names: Sequence[str], args: argparse.Namespace) -> int:
         raise UsageError(f"{names[0]} does not exist")
     from .api import load
 
-    pipeline = load(path, config=args.config, sets=args.sets)
+    def reload() -> Pipeline:
+        return load(path, config=args.config, sets=args.sets)
+
     with TemporaryDirectory(prefix="deploy-runner-serve-") as folder:
-        return _Supervisor(pipeline, names[0], given, Path(folder)).run()
+        return _Supervisor(reload, path, names[0], args, given, Path(folder)).run()
 
 
 def _options() -> Sequence[Any]:
@@ -90,13 +92,24 @@ def _command(artifact: str, given: dict[str, Any]) -> list[str]:
 
 
 class _Supervisor:
-    """Puts an output of the last run where the server reads it, and does so again for later runs."""
+    """Puts an output that is up to date where the server reads it, and does so again after later runs."""
 
-    def __init__(self, pipeline: Pipeline, output: str, given: dict[str, Any], folder: Path) -> None:
-        self._pipeline, self._output, self._folder = pipeline, output, folder
+    def __init__(
+        self,
+        load: Callable[[], Pipeline],
+        path: str,
+        output: str,
+        args: argparse.Namespace,
+        given: dict[str, Any],
+        folder: Path,
+    ) -> None:
+        self._load, self._path, self._args = load, path, args
+        self._output, self._folder = output, folder
+        self._pipeline = load()
+        self._seen = self._last_run()
         self._reference = str(given.pop("reference", ""))
         self._watch = bool(given.pop("watch", False))
-        self._given = {"name": pipeline.graph.name, **given}
+        self._given = {"name": self._pipeline.graph.name, **given}
         self._served: list[str] = []
         self._generation = 0
         self._wanted = False
@@ -130,10 +143,13 @@ class _Supervisor:
     def _look(self, server: subprocess.Popen[bytes]) -> None:
         """Tell the server to reload where it was asked for, or where a later run made another output."""
         wanted, self._wanted = self._wanted, False
-        if not (wanted or self._watch):
+        last = self._last_run() if self._watch else self._seen
+        if not wanted and last == self._seen:
             return
+        self._seen = last
         before = list(self._served)
         try:
+            self._pipeline = self._load()
             self._place()
         except DeployRunnerError as error:
             if wanted:
@@ -142,27 +158,27 @@ class _Supervisor:
         if wanted or self._served != before:
             server.send_signal(signal.SIGHUP)
 
+    def _last_run(self) -> str:
+        runs = recorded_runs(self._pipeline.home, self._pipeline.files)
+        return next((record.id for record in runs), "")
+
     def _place(self) -> str:
-        """Put the last run's output, and the reference, behind the link; return the output's file name."""
-        record = read_record(self._pipeline.home)
+        """Put the output, and the reference, behind the link; return the output's file name."""
         names = [self._output]
         if self._reference and not Path(self._reference).exists():
             names.append(self._reference)
-        found = [find_output(record, name) for name in names]
-        stage, output, _ = found[0]
-        node = self._pipeline.graph.stages.get(stage)
-        own = Path(node.outputs[output].path).name if node and output in node.outputs else output
-        artifacts = [artifact_of(entry) for *_, entry in found]
-        digests = [artifact.digest for artifact in artifacts]
-        if digests == self._served:
-            return own
-        place = self._folder / f"generation-{self._generation}"
-        place.mkdir()
-        for artifact, name in zip(artifacts, (own, "reference"), strict=False):
-            self._pipeline.store.materialise(artifact, place / name)
+        with self._pipeline.store.hold():
+            found = [find_output(self._pipeline, name, self._path, self._args) for name in names]
+            digests = [output.artifact.digest for output in found]
+            if digests == self._served:
+                return found[0].file
+            place = self._folder / f"generation-{self._generation}"
+            place.mkdir()
+            for output, name in zip(found, (found[0].file, "reference"), strict=False):
+                self._pipeline.store.materialise(output.artifact, place / name)
         self._turn(place)
         self._served = digests
-        return own
+        return found[0].file
 
     def _turn(self, place: Path) -> None:
         """Make the link lead to this copy, and remove the one before the last."""

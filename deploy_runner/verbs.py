@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .api import home_of
+from .api import place_of
 from .errors import DeployRunnerError, UsageError
-from .record import RunRecord, pin_run, pinned_runs, read_record, recorded_runs
-from .types import Artifact, Event, Json, Kind, StageResult
+from .record import RunRecord, kept_runs, pin_run, read_record
+from .types import Event, Json, StageResult
 
 if TYPE_CHECKING:
     from .api import Pipeline
@@ -23,9 +22,14 @@ if TYPE_CHECKING:
 _KEPT_RUNS = 10
 
 __all__ = [
-    "artifact_of", "cache", "convert", "diff", "explain", "find_output", "get", "plan", "run", "show",
-    "stages", "status",
-]  # fmt: skip
+    "cache",
+    "convert",
+    "explain",
+    "plan",
+    "run",
+    "stages",
+    "status",
+]
 
 
 def run(path: str, names: list[str], args: argparse.Namespace) -> int:
@@ -41,13 +45,15 @@ def run(path: str, names: list[str], args: argparse.Namespace) -> int:
 
     try:
         pipeline = load(path, config=args.config, sets=args.sets, on_compile=start_server)
-        return _run(pipeline, names, args, early[0] if early else None)
+        return _run(pipeline, names, args, early[0] if early else None).exit_code
     finally:
         for server in early:
             server.stop()
 
 
-def _run(pipeline: Pipeline, names: list[str], args: argparse.Namespace, early: ForkServer | None) -> int:
+def _run(
+    pipeline: Pipeline, names: list[str], args: argparse.Namespace, early: ForkServer | None
+) -> RunRecord:
     """Run and show it; append the job summary where GitHub asks for one."""
     from . import api
     from .report.terminal import Silent, choose
@@ -90,7 +96,7 @@ def _run(pipeline: Pipeline, names: list[str], args: argparse.Namespace, early: 
             file.write(job_summary(record))
     if args.json:
         print(json.dumps(record.summary(), ensure_ascii=False))
-    return record.exit_code
+    return record
 
 
 def convert(args: argparse.Namespace, shape: list[int]) -> int:
@@ -116,18 +122,16 @@ def convert(args: argparse.Namespace, shape: list[int]) -> int:
             raise UsageError(f"{place} is there already", fix="name another folder: --output")
         places[f"{stage}.{output}"] = place
     options = {"cpu": None, "memory": None, "fail_fast": False, "force": False, "keep_workdirs": False}
-    code = _run(pipeline, [], argparse.Namespace(**{**vars(args), **options}), None)
-    record = read_record(pipeline.home)
+    record = _run(pipeline, [], argparse.Namespace(**{**vars(args), **options}), None)
     for name, place in places.items():
         stage, _, output = name.rpartition(".")
-        artifacts = record.stages[stage].get("artifacts")
-        entry = artifacts.get(output) if isinstance(artifacts, dict) else None
-        if isinstance(entry, dict):
+        artifact = record.artifacts(stage).get(output)
+        if artifact is not None:
             place.parent.mkdir(parents=True, exist_ok=True)
-            pipeline.store.materialise(artifact_of(entry), place)
+            pipeline.store.materialise(artifact, place)
             if not args.quiet:
                 print(place, file=sys.stderr if args.json else sys.stdout)
-    return code
+    return record.exit_code
 
 
 def plan(pipeline: Pipeline, names: list[str], args: argparse.Namespace) -> int:
@@ -251,199 +255,15 @@ def explain(pipeline: Pipeline, names: list[str], args: argparse.Namespace) -> i
     return 0
 
 
-def show(path: str, names: list[str], args: argparse.Namespace) -> int:
-    """Print a recorded run, one of its stages, or the list of runs."""
-    home = home_of(Path(path), os.environ)
-    if args.runs:
-        return _show_runs(home, args)
-    record = read_record(home, args.run)
-    if not names:
-        return _show_run(record, args)
-    for name in names:
-        _show_stage(record, name, path, args)
-    return 0
-
-
-def _show_runs(home: Path, args: argparse.Namespace) -> int:
-    for record in recorded_runs(home):
-        data = record.data
-        if args.json:
-            print(json.dumps({k: v for k, v in data.items() if k != "stages"}))
-        else:
-            print(f"{record.id}  exit {data['exit_code']}  {len(record.stages)} stages  {data['target']}")
-    return 0
-
-
-def _show_run(record: RunRecord, args: argparse.Namespace) -> int:
-    from .report.lines import duration, figures_line
-
-    if args.json:
-        print(json.dumps(dict(record.data), ensure_ascii=False))
-        return 0
-    data = record.data
-    print(f"run {record.id} of {data['name']} ({data['target']}), exit {data['exit_code']}")
-    width = max((len(id_) for id_ in record.stages), default=0)
-    for id_, stage in record.stages.items():
-        figures = stage["figures"] if isinstance(stage["figures"], dict) else {}
-        said = stage.get("error") or figures_line(figures)
-        seconds = duration(float(str(stage["seconds"])))
-        print(f"{id_:<{width}}  {stage['state']!s:<9} {seconds:>8}  {said}".rstrip())
-    if (record.folder / "report.html").exists():
-        print(f"report: {record.folder / 'report.html'}")
-    return 0
-
-
-def _show_stage(record: RunRecord, name: str, path: str, args: argparse.Namespace) -> None:
-    stage = _recorded_stage(record, name)
-    if args.log:
-        log = record.folder / "logs" / f"{name}.log"
-        if log.exists():
-            print(log.read_text(encoding="utf-8", errors="replace"), end="")
-        else:
-            print(f"{name} did not run in {record.id}: it was a {stage['state']}")
-    elif args.replay:
-        config = "".join(f" --config {shlex.quote(c)}" for c in args.config)
-        sets = "".join(f" --set {shlex.quote(s)}" for s in args.sets)
-        print(
-            f"deploy-runner run {shlex.quote(path)} {shlex.quote(name)}{config}{sets} "
-            "--force --keep-workdirs --log"
-        )
-    elif args.json:
-        print(json.dumps({"stage": name, **stage}, ensure_ascii=False))
-    else:
-        _print_stage(name, stage)
-
-
-def _print_stage(name: str, stage: dict[str, Json]) -> None:
-    print(f"{name}: {stage['state']}  key {stage['key']}")
-    for title in ("reason", "error", "workdir", "evidence"):
-        if stage.get(title):
-            print(f"  {title}: {stage[title]}")
-    for title in ("outputs", "figures"):
-        members = stage[title]
-        assert isinstance(members, dict)
-        for key, value in members.items():
-            shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            print(f"  {title[:-1]} {key}: {shown}")
-
-
-def _recorded_stage(record: RunRecord, name: str) -> dict[str, Json]:
-    if name in record.stages:
-        return record.stages[name]
-    from difflib import get_close_matches
-
-    close = get_close_matches(name, record.stages, n=1)
-    fix = f"did you mean {close[0]!r}?" if close else "`deploy-runner show` lists them"
-    raise UsageError(f"run {record.id} has no stage {name!r}", fix=fix)
-
-
-def get(path: str, names: list[str], args: argparse.Namespace) -> int:
-    """Copy an output of the last run that has it out of the store."""
-    from .api import load
-
-    if len(names) != 1:
-        raise UsageError("which output?", fix="`deploy-runner get STAGE.OUTPUT --to PATH`")
-    pipeline = load(path, config=args.config, sets=args.sets)
-    record = read_record(pipeline.home)
-    stage_id, output, entry = find_output(record, names[0])
-    artifact = artifact_of(entry)
-    node = pipeline.graph.stages.get(stage_id)
-    own = Path(node.outputs[output].path).name if node and output in node.outputs else output
-    destination = Path(args.to) if args.to else Path(own)
-    if args.to and destination.is_dir():
-        destination /= own
-    if destination.exists():
-        raise UsageError(f"{destination} is there already", fix="name another with --to")
-    with pipeline.store.hold():
-        state = pipeline.store.state(artifact)
-        if state != "present":
-            raise UsageError(f"{names[0]} is {state} in the store", fix="`deploy-runner run` heals it")
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        pipeline.store.materialise(artifact, destination)
-    print(destination)
-    return 0
-
-
-def artifact_of(entry: dict[str, Json]) -> Artifact:
-    """Return the artifact that a record's entry describes."""
-    kind: Kind = "folder" if entry["kind"] == "folder" else "file"
-    return Artifact(str(entry["digest"]), kind, int(str(entry["size"])))
-
-
-def find_output(record: RunRecord, name: str) -> tuple[str, str, dict[str, Json]]:
-    """Return the stage, the output and its entry that STAGE or STAGE.OUTPUT names in a run."""
-    stage_id, output = name, ""
-    if name not in record.stages:
-        stage_id, _, output = name.rpartition(".")
-    artifacts = _recorded_stage(record, stage_id or name).get("artifacts")
-    if not isinstance(artifacts, dict) or not artifacts:
-        raise UsageError(f"stage {stage_id!r} made no output in run {record.id}")
-    if not output:
-        if len(artifacts) > 1:
-            raise UsageError(
-                f"stage {stage_id!r} has several outputs: {', '.join(artifacts)}",
-                fix=f"name one, e.g. {stage_id}.{next(iter(artifacts))}",
-            )
-        output = next(iter(artifacts))
-    entry = artifacts.get(output)
-    if not isinstance(entry, dict):
-        raise UsageError(f"stage {stage_id!r} has no output {output!r}", fix=", ".join(artifacts))
-    return stage_id, output, entry
-
-
-def diff(path: str, args: argparse.Namespace) -> int:
-    """Print what differs between two recorded runs."""
-    home = home_of(Path(path), os.environ)
-    new = read_record(home, args.new)
-    if args.old:
-        old = read_record(home, args.old)
-    else:
-        earlier = (r for r in recorded_runs(home) if r.id < new.id)
-        found = next(earlier, None)
-        if found is None:
-            raise UsageError(f"there is no run before {new.id} to compare with")
-        old = found
-    changes = _run_changes(old, new)
-    if args.json:
-        print(json.dumps({"old": old.id, "new": new.id, "changes": changes}, ensure_ascii=False))
-        return 0
-    print(f"{old.id} → {new.id}")
-    for change in changes:
-        print(f"  {change['stage']}: {change['what']} {change['old']} → {change['new']}")
-    if not changes:
-        print("  same outputs and figures")
-    return 0
-
-
-def _run_changes(old: RunRecord, new: RunRecord) -> list[dict[str, Json]]:
-    changes: list[dict[str, Json]] = []
-    for id_ in dict.fromkeys((*old.stages, *new.stages)):
-        before, after = old.stages.get(id_), new.stages.get(id_)
-        if before is None or after is None:
-            states = [s["state"] if s else "absent" for s in (before, after)]
-            changes.append({"stage": id_, "what": "stage", "old": states[0], "new": states[1]})
-            continue
-        for part, title in (("outputs", "output"), ("figures", "figure")):
-            one, two = before[part], after[part]
-            assert isinstance(one, dict)
-            assert isinstance(two, dict)
-            changes += [
-                {"stage": id_, "what": f"{title} {k}", "old": one.get(k), "new": two.get(k)}
-                for k in dict.fromkeys((*one, *two))
-                if one.get(k) != two.get(k)
-            ]
-    return changes
-
-
 def cache(path: str, args: argparse.Namespace) -> int:
     """Verify every object, collect what nothing refers to, or pin a run against that."""
     from .store.cas import Store
 
-    home = home_of(Path(path), os.environ)
+    home, files = place_of(path, args.config)
     store = Store(home)
     if args.action in ("pin", "unpin"):
         with store.hold():  # A collection must not take the run between the look and the pin.
-            run_id = read_record(home, args.run).id
+            run_id = read_record(home, files, args.run).id
             pin_run(home, run_id, keep=args.action == "pin")
         print(json.dumps({args.action: run_id}) if args.json else f"{args.action}ned {run_id}")
         return 0
@@ -457,15 +277,7 @@ def cache(path: str, args: argparse.Namespace) -> int:
         return 0 if report.ok else 1
     from .store.gc import collect
 
-    def kept() -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {run: [] for run in pinned_runs(home)}
-        return found | {
-            run.id: [str(stage["key"]) for stage in run.stages.values()]
-            for index, run in enumerate(recorded_runs(home))
-            if index < (args.keep_runs or _KEPT_RUNS) or run.id in found
-        }
-
-    collected = collect(store, kept, dry_run=args.dry_run)
+    collected = collect(store, lambda: kept_runs(home, args.keep_runs or _KEPT_RUNS), dry_run=args.dry_run)
     print(json.dumps(collected.as_dict()) if args.json else collected)
     return 0
 

@@ -35,14 +35,16 @@ def store_error(error: OSError, path: str | os.PathLike[str]) -> StoreError:
     return StoreError(f"{os.fspath(path)}: {error.strerror or error}", fix=fix)
 
 
-def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, tmp: Path | None = None) -> None:
+def write_atomic(
+    path: Path, data: bytes, *, mode: int = 0o644, tmp: Path | None = None, durable: bool = True
+) -> None:
     """Replace `path` by `data`: temporary file, fsync, rename, fsync of the folder.
 
     The temporary file is made in `tmp` (a folder of the same disk that `Store.sweep_tmp` sweeps), or
-    beside `path`. Parent folders are made. Raises StoreError, and leaves no temporary file, where
-    that fails.
+    beside `path`. Parent folders are made. What is not `durable` isn't synced: after a loss of power it
+    may be old or empty. Raises StoreError, and leaves no temporary file, where that fails.
     """
-    _write(path, data, mode, tmp, _rename)
+    _write(path, data, mode, tmp, _rename, durable=durable)
 
 
 def write_once(path: Path, data: bytes, *, mode: int, tmp: Path) -> None:
@@ -50,7 +52,15 @@ def write_once(path: Path, data: bytes, *, mode: int, tmp: Path) -> None:
     _write(path, data, mode, tmp, _link)
 
 
-def _write(path: Path, data: bytes, mode: int, tmp: Path | None, place: Callable[[str, str], None]) -> None:
+def _write(
+    path: Path,
+    data: bytes,
+    mode: int,
+    tmp: Path | None,
+    place: Callable[[str, str], None],
+    *,
+    durable: bool = True,
+) -> None:
     name = os.fspath(path)
     folder = os.path.dirname(name) or "."
     try:
@@ -59,14 +69,16 @@ def _write(path: Path, data: bytes, mode: int, tmp: Path | None, place: Callable
             view = memoryview(data)
             while view:
                 view = view[os.write(fd, view) :]
-            os.fsync(fd)
+            if durable:
+                os.fsync(fd)
             place(temporary, name)
         except BaseException:
             _remove(temporary)
             raise
         finally:
             os.close(fd)
-        fsync_folder(folder)
+        if durable:
+            fsync_folder(folder)
     except OSError as error:
         raise store_error(error, name) from error
 
