@@ -270,5 +270,6 @@ def pin_run(home: Path, run: str, *, keep: bool) -> None:
 
 def _read(folder: Path, records: Records) -> RunRecord | None:
     body = records.signed_body(read_or_none(folder / "record.json") or b"")
-    record = RunRecord(folder, json.loads(body)) if body is not None else None
-    return record if record is not None and "files" in record.data else None
+    data = json.loads(body) if body is not None else {}
+    ours = data.get("id") == folder.name and "files" in data
+    return RunRecord(folder, data) if ours else None

@@ -48,7 +48,10 @@ def test_the_set_of_verbs_and_flags_is_frozen() -> None:
         (["run", "d"], "error: pipeline.yaml has no stage 'd' (the stages are a, b, c)"),
         (["explain"], "error: which stage? (`deploy-runner explain STAGE`)"),
         (["show"], "error: nothing has been run here yet (start with `deploy-runner run`)"),
-        (["get", "a"], "error: nothing has been run here yet (start with `deploy-runner run`)"),
+        (
+            ["get", "a"],
+            "error: a is not up to date: never made before (`deploy-runner run pipeline.yaml a` makes it)",
+        ),
         (
             ["stages", "onnx.exprt"],
             "error: there is no stage type 'onnx.exprt' (did you mean 'onnx.export'?)",
@@ -100,7 +103,7 @@ def test_show_and_diff_tell_the_runs_apart(chain: Project) -> None:
     chain.run()
     chain.run("--set", "stages.a.with.suffix=??")
     assert len(chain.cli("show", "--runs").stdout.splitlines()) == 2
-    shown = chain.cli("show", "a").stdout
+    shown = chain.cli("show", "a", "--set", "stages.a.with.suffix=??").stdout
     assert "figure letters: 2" in shown
     assert "a: figure letters 1 → 2" in chain.cli("diff").stdout
     assert chain.cli("show", "a", "--replay").stdout == (
