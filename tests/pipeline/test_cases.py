@@ -190,7 +190,6 @@ def test_an_optional_argument_that_is_skipped_stays_skipped(brought: Brought) ->
     assert cosine(brought.file("tdyn8", ".pt"), brought.original(), arrays) > 0.99
 
 
-@not_yet("calls")
 @case("keyword-only-argument")
 def test_an_argument_given_by_its_name_only_reaches_it(brought: Brought) -> None:
     assert_stages_right(brought, normal(x=(3, 4), shift=(3, 4)), "onnx", "onnx17", "trace", "pt2")
