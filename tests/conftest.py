@@ -161,10 +161,10 @@ class Project:
         """Return the store's object files."""
         return sorted(p for p in (self.folder / ".deploy-runner/cas").rglob("*") if p.is_file())
 
-    def output(self, name: str, **env: str) -> bytes:
+    def output(self, name: str, *args: str, **env: str) -> bytes:
         """Return an output's bytes, taken out of the store."""
         place = self.folder / f"taken-{len(list(self.folder.iterdir()))}"
-        self.cli("get", name, "--to", str(place), **env)
+        self.cli("get", name, *args, "--to", str(place), **env)
         data = place.read_bytes()
         place.unlink()
         return data

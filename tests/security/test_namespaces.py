@@ -40,7 +40,7 @@ def test_a_pull_request_uses_what_the_protected_branch_made_and_writes_elsewhere
     assert set(chain.states(**environ).values()) == {"hit"}
     assert chain.states("--set", "stages.b.with.times=3", **environ) == {"a": "hit", "b": "ran", "c": "ran"}
     assert chain.states("--set", "stages.b.with.times=3", **environ) == {"a": "hit", "b": "hit", "c": "hit"}
-    assert chain.output("c", **environ) == b"HELLO!HELLO!HELLO!"
+    assert chain.output("c", "--set", "stages.b.with.times=3", **environ) == b"HELLO!HELLO!HELLO!"
     chain.cli("cache", "gc", "--keep-runs", "1", **environ)
     chain.cli("cache", "verify", **environ)
     assert content(home) == before
