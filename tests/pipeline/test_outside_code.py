@@ -196,9 +196,9 @@ def base_python() -> str:
     return str(Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}"))
 
 
-def run_as(python: str, project: Project, verb: str, **env: str) -> str:
+def run_as(python: str, project: Project, *args: str, **env: str) -> str:
     done = subprocess.run(
-        [python, "-m", "deploy_runner", verb], cwd=project.folder, env={**project.env, **env},
+        [python, "-m", "deploy_runner", *args], cwd=project.folder, env={**project.env, **env},
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -244,4 +244,5 @@ def test_an_editable_install_works(step: Project, outside: Path, tmp_path: Path)
     assert "1 hit" in run_as(python, step, "run")
     (outside / "lib/data.txt").write_text("2")
     assert "1 ran" in run_as(python, step, "run")
-    assert step.output("a.o") == b"b22"
+    run_as(python, step, "get", "a.o", "--to", "taken")
+    assert (step.folder / "taken").read_bytes() == b"b22"

@@ -71,7 +71,8 @@ def test_the_actions_script_runs_the_pipeline(chain: Project, tmp_path: Path) ->
     result = json.loads((tmp_path / "output").read_text().removeprefix("result="))
     assert {id_: stage["state"] for id_, stage in result["stages"].items()} == {"a": "ran", "b": "ran"}
     assert "### deploy-runner: test (dry-run)" in (tmp_path / "summary").read_text()
-    assert chain.output("b") == b"HELLOX YHELLOX YHELLOX Y"
+    values = ("--set", "stages.a.with.suffix=x y", "--set", "stages.b.with.times=3")
+    assert chain.output("b", *values) == b"HELLOX YHELLOX YHELLOX Y"
 
 
 def test_the_actions_script_fails_with_the_exit_code_of_the_run(project: Project, tmp_path: Path) -> None:
