@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -19,11 +18,12 @@ from ..plan import Decision
 from ..store.cas import Store
 from ..store.locks import Lock
 from ..store.records import ActionRecord
-from ..types import Artifact, Graph, Json, PathSource, StageNode, StageResult, State
+from ..types import Graph, Json, PathSource, StageNode, StageResult, State
+from .collect import collect, keep_evidence, read_result
 from .redact import Redactor
 from .worker import PROGRESS
 
-__all__ = ["Action", "finish", "live_environment", "raise_failure", "read_result", "request", "secrets_of"]
+__all__ = ["Action", "finish", "live_environment", "raise_failure", "request", "secrets_of"]
 
 _GIT_S = 10.0
 _PLAIN_ENV = ("PATH", "LANG", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "LD_LIBRARY_PATH")
@@ -35,7 +35,6 @@ _CREDENTIAL_FILES = {
     "HF_TOKEN_PATH": ".cache/huggingface/token",
 }
 _TAIL_LINES = 200
-_EVIDENCE_BYTES = 64 << 20
 
 
 @dataclass(slots=True)
@@ -208,17 +207,17 @@ def finish(
     On success its outputs are in the store.
     """
     node, decision = action.node, action.decision
-    result = read_result(action.folder / "result.json")
+    result = read_result(action.folder)
     figures: dict[str, Json] = action.redactor.json(result.get("figures", {}))
     ended = StageResult(node.id, "failed", decision.key, {}, figures, seconds, decision.reason)
     try:
         if action.stopping == "interrupted":
             return ended._replace(state="interrupted", reason="the run was interrupted"), None
         raise_failure(action, status, result, spawn_error)
-        outputs = _ingest(action, store)
+        outputs = collect(action, store)
     except DeployRunnerError as error:
         message = action.redactor.text(str(error))
-        evidence = _evidence(action) if isinstance(error, GateError) else ""
+        evidence = keep_evidence(action) if isinstance(error, GateError) else ""
         return ended._replace(error=message, exit_code=error.exit_code, evidence=evidence), None
     state: State = "healed" if decision.state == "heal" else "ran"
     if node.converges and graph.live and result.get("converged"):
@@ -227,31 +226,6 @@ def finish(
         return ended._replace(state=state, outputs=outputs), None
     record = ActionRecord(decision.key, node.uses, outputs, figures, decision.preimage, seconds)
     return ended._replace(state=state, outputs=outputs), record
-
-
-def _evidence(action: Action) -> str:
-    """Return the folder with what a gate wrote before it refused: the report, the worst sample.
-
-    Nothing is kept of a stage with secrets, whose outputs have not been searched, and no large file.
-    """
-    folder = action.work / "outputs"
-    if action.node.secrets or not folder.is_dir():
-        return ""
-    for path in sorted(folder.rglob("*"), reverse=True):
-        if path.is_symlink() or (path.is_file() and path.stat().st_size > _EVIDENCE_BYTES):
-            path.unlink()
-        elif path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
-    return str(folder) if any(folder.iterdir()) else ""
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """Return what a worker wrote last, or nothing."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def raise_failure(action: Action, status: int, result: dict[str, Any], spawn_error: str) -> None:
@@ -289,43 +263,3 @@ def _error_class(name: str) -> type[DeployRunnerError]:
 def _last_line(action: Action) -> str:
     last = next((line for line in reversed(action.tail) if line.strip()), "")
     return f"it printed last: {last.strip()[:300]}" if last else ""
-
-
-def _ingest(action: Action, store: Store) -> dict[str, Artifact]:
-    """Take the declared outputs into the store, and refuse what was not declared."""
-    made = action.folder / "made"
-    os.rename(action.work / "outputs", made)
-    specs = action.node.outputs
-    _refuse_undeclared(action, made)
-    outputs: dict[str, Artifact] = {}
-    for name, spec in specs.items():
-        path = made / spec.path
-        if not os.path.lexists(path):
-            if spec.optional:
-                continue
-            raise StageError(f"it did not write its output `{name}` ({spec.path})")
-        kind = "folder" if path.is_dir() else "file"
-        if kind != spec.kind:
-            raise StageError(f"its output `{name}` ({spec.path}) is a {kind}, not a {spec.kind}")
-        _refuse_secrets(action, name, path)
-        outputs[name] = store.ingest(path)
-    return outputs
-
-
-def _refuse_undeclared(action: Action, made: Path) -> None:
-    declared = [made / spec.path for spec in action.node.outputs.values()]
-    for folder, names, files in os.walk(made):
-        here = Path(folder)
-        names[:] = [n for n in names if here / n not in declared]
-        for name in files:
-            if here / name not in declared:
-                shown = (here / name).relative_to(made)
-                fix = "declare it under `outputs:`, or write it to the scratch folder"
-                raise StageError(f"it wrote {shown}, which is not a declared output", fix=fix)
-
-
-def _refuse_secrets(action: Action, output: str, path: Path) -> None:
-    files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
-    for file in files:
-        if name := action.redactor.found_in(file, str(file.relative_to(path.parent))):
-            raise StageError(f"its output `{output}` contains the secret {name}")

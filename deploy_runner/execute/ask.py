@@ -18,7 +18,8 @@ from ..plan import Decision, Planner
 from ..store.cas import Store
 from ..types import Graph, StageNode
 from . import worker
-from .action import Action, live_environment, raise_failure, read_result, request, secrets_of
+from .action import Action, live_environment, raise_failure, request, secrets_of
+from .collect import read_result
 from .redact import Redactor
 from .sandbox import Sandbox
 
@@ -68,7 +69,7 @@ def ask(
     finally:
         process.kill()
         process.wait()
-    result = read_result(folder / "result.json")
+    result = read_result(folder)
     raise_failure(action, -code if code < 0 else code << 8, result, "")
     if "answer" not in result:
         raise StageError(f"{node.uses} gave no answer")

@@ -15,9 +15,9 @@ from typing import Any
 from ..errors import DeployRunnerError, StageError
 from ..plan import Decision, Outputs, Planner
 from ..store.cas import Store
-from ..store.copies import remove_tree
 from ..store.locks import Lock
 from ..store.records import ActionRecord
+from ..store.removal import remove_tree
 from ..types import Event, Graph, StageNode, StageResult, State
 from .action import Action, credentials_of, finish, live_environment, request, secrets_of
 from .fork import ForkServer

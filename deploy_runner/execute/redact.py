@@ -33,6 +33,10 @@ class Redactor:
         longest_first = sorted(self._names, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
+    def __bool__(self) -> bool:
+        """Say whether there is anything to look for."""
+        return bool(self._names)
+
     def text(self, text: str) -> str:
         """Return the text without secrets."""
         if self._pattern is None:

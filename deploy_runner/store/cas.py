@@ -18,12 +18,14 @@ from typing import Literal, NamedTuple
 
 from ..errors import StoreError
 from ..types import Artifact, Json
-from .copies import Piece, copy_pieces, remove_tree
+from .copies import Piece, copy_pieces
 from .files import NEW, fsync_folder, read_or_none, store_error
 from .folders import Member, folder_artifact, manifest, sha256_bytes, stay_inside, walk
+from .handles import Entry, entry_of, open_file, opened, walk_at
 from .locks import Lock
 from .namespace import stores_own
 from .records import Records, listdir
+from .removal import remove_tree
 from .stat import Fingerprint, StatMemo, fingerprint, sha256_file
 
 __all__ = ["Presence", "Store", "VerifyReport"]
@@ -183,48 +185,64 @@ class Store:
     # Writing ---------------------------------------------------------------------------------
 
     def ingest(self, path: Path) -> Artifact:
-        """Take a file or folder that a stage made into the store; its files are moved.
+        """Take a file or folder into the store; its files are moved.
 
         Nothing may write to it any more. Raises StoreError for links, devices and names that
         can't be kept, and where the store can't be written.
         """
-        name = os.fspath(path)
+        with opened(os.fspath(path.parent)) as folder:
+            return self.ingest_at(folder, path.name)
+
+    def ingest_at(self, folder: int, name: str) -> Artifact:
+        """Take what has a name in an open folder into the store, as `ingest` does; no link is followed."""
         try:
-            if not stat_module.S_ISDIR(os.lstat(name).st_mode):
-                member = self._ingest_file(name, path.name)
+            entry = entry_of(folder, name)
+            if not stat_module.S_ISDIR(entry.stat.st_mode):
+                member = self._ingest_file(entry)
                 return Artifact(member.digest, "file", member.size)
-            members = [self._ingest_file(full, rel) for rel, full, _ in walk(name)]
-            folder = folder_artifact(members)
-            self._put_bytes(manifest(members), folder.digest)
+            with opened(name, folder) as below:
+                members = [
+                    self._ingest_file(found)
+                    for found in walk_at(below)
+                    if not stat_module.S_ISDIR(found.stat.st_mode)
+                ]
+            artifact = folder_artifact(members)
+            self._put_bytes(manifest(members), artifact.digest)
         except OSError as error:
             raise store_error(error, name) from error
-        return folder
+        return artifact
 
-    def _ingest_file(self, path: str, name: str) -> Member:
-        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    def _ingest_file(self, entry: Entry) -> Member:
+        """Move one file to its object: the very file that was hashed, which has no other name."""
+        if not entry.path.isprintable():
+            raise StoreError(f"{entry.path!r} has a name that can't be kept")
+        if stat_module.S_ISLNK(entry.stat.st_mode):
+            raise StoreError(f"output {entry.path} is a symbolic link", fix="write a copy instead")
+        fd = open_file(entry, os.O_RDWR)
         try:
             st = os.fstat(fd)
-            if not stat_module.S_ISREG(st.st_mode):
-                raise StoreError(f"output {name} is not a regular file")
             if st.st_nlink != 1:
-                raise StoreError(f"output {name} is a hard link", fix="write a copy instead")
-            digest = sha256_file(path)
+                raise StoreError(f"output {entry.path} is a hard link", fix="write a copy instead")
+            digest = sha256_file(fd)
             if self._object_state(digest, st.st_size, True) == "present":
-                os.unlink(path)
+                os.unlink(entry.name, dir_fd=entry.folder)
             else:
                 os.fchmod(fd, 0o444)
                 os.fsync(fd)
-                self._place(path, digest)
+                self._place(entry.name, digest, folder=entry.folder, file=fd)
         finally:
             os.close(fd)
-        return Member(name, digest, st.st_size, bool(st.st_mode & 0o111))
+        return Member(entry.path, digest, st.st_size, bool(st.st_mode & 0o111))
 
-    def _place(self, path: str, digest: str) -> None:
+    def _place(self, name: str, digest: str, *, folder: int | None = None, file: int) -> None:
         target = self._object(digest)
-        folder = os.path.dirname(target)
-        os.makedirs(folder, exist_ok=True)
-        os.rename(path, target)
-        fsync_folder(folder)
+        shard = os.path.dirname(target)
+        os.makedirs(shard, exist_ok=True)
+        os.rename(name, target, src_dir_fd=folder)
+        if not os.path.samestat(os.lstat(target), os.fstat(file)) and not _sound(target, digest):
+            os.unlink(target)  # Not another run's equal object either.
+            raise StoreError(f"output {name} was replaced while it was taken")
+        fsync_folder(shard)
 
     def _put_bytes(self, data: bytes, digest: str) -> None:
         if self._object_state(digest, len(data), True) == "present":
@@ -236,9 +254,9 @@ class Store:
             while view:
                 view = view[os.write(fd, view) :]
             os.fsync(fd)
+            self._place(path, digest, file=fd)
         finally:
             os.close(fd)
-        self._place(path, digest)
 
     # Living together -------------------------------------------------------------------------
 

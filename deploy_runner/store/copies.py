@@ -1,4 +1,4 @@
-"""Private copies of artifacts and of project files, and the removal of what a stage left."""
+"""Private copies of artifacts and of project files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .files import copy_private, store_error
 from .folders import Member, folder_artifact, stay_inside, walk
 from .stat import sha256_file
 
-__all__ = ["Piece", "copy_path", "copy_pieces", "remove_tree"]
+__all__ = ["Piece", "copy_path", "copy_pieces"]
 
 Piece = tuple[str, str, int]
 """(source file, name inside the target or nothing, mode)."""
@@ -57,22 +57,3 @@ def _copy_member(name: str, full: str, st: os.stat_result, target: Path) -> Memb
     executable = bool(st.st_mode & 0o111)
     copy_private(full, place, 0o755 if executable else 0o644)
     return Member(name, sha256_file(str(place)), place.stat().st_size, executable)
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a folder and all in it, whatever the modes a stage gave its files."""
-    import shutil
-
-    def make_writable(function: object, name: str, info: object) -> None:
-        for place in (os.path.dirname(name), name):
-            try:
-                os.chmod(place, 0o700)
-            except OSError:
-                continue
-        shutil.rmtree(name, ignore_errors=True)
-        try:
-            os.unlink(name)
-        except OSError:
-            return
-
-    shutil.rmtree(path, onerror=make_writable)

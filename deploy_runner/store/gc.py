@@ -14,9 +14,9 @@ from typing import NamedTuple
 from ..errors import StoreError
 from ..types import Artifact, Json
 from .cas import Store
-from .copies import remove_tree
 from .locks import Lock
 from .records import listdir
+from .removal import remove_tree
 
 __all__ = ["GcReport", "collect"]
 

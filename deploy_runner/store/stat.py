@@ -28,9 +28,9 @@ _SCHEMA = """CREATE TABLE IF NOT EXISTS memo (
 ) WITHOUT ROWID"""
 
 
-def sha256_file(path: str) -> str:
-    """Return the SHA-256 of a file's content, streamed."""
-    with open(path, "rb") as file:
+def sha256_file(path: str | int) -> str:
+    """Return the SHA-256 of the content of a file, or of an open one from its position on, streamed."""
+    with open(path, "rb", closefd=not isinstance(path, int)) as file:
         return file_digest(file, "sha256").hexdigest()
 
 

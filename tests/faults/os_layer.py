@@ -82,8 +82,11 @@ class Recorder:
             self.refresh()
             self._disk.sync(self._disk.at(name))
 
-    def rename(self, old: Any, new: Any) -> None:
-        if (one := self._inside(old)) and (two := self._inside(new)) and self._exists(one):
+    def rename(
+        self, old: Any, new: Any, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None
+    ) -> None:
+        one, two = self._inside(old, src_dir_fd), self._inside(new, dst_dir_fd)
+        if one and two and self._exists(one):
             self.refresh()
             if self._exists(os.path.dirname(two)):
                 self._disk.rename(one, two)

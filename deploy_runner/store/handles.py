@@ -1,0 +1,105 @@
+"""Folders by descriptor: what somebody else wrote is walked without following one of its links.
+
+A path is looked up anew at every call, so that a link put in its place leads anywhere. A descriptor
+stays with the folder that was opened: every step below it is one name, with O_NOFOLLOW, on one disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as stat_module
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from ..errors import StoreError
+
+__all__ = ["Entry", "entry_of", "open_file", "open_folder", "opened", "walk_at"]
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_DEEPEST = 64
+
+
+class Entry(NamedTuple):
+    """One thing in an open folder: `name` in `folder`, `path` below where the walk began."""
+
+    path: str
+    folder: int
+    name: str
+    stat: os.stat_result
+
+    @property
+    def is_file(self) -> bool:
+        """Say whether it is a regular file; a link is not."""
+        return stat_module.S_ISREG(self.stat.st_mode)
+
+
+def open_folder(name: str, folder: int | None = None) -> int:
+    """Return a descriptor of the folder `name`, which is in `folder` and on its disk.
+
+    Raises StoreError for a link, a file or another disk's folder, OSError where it isn't there.
+    """
+    try:
+        fd = os.open(name, _FOLDER, dir_fd=folder)
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise StoreError(f"{name} is not a folder", fix="a link is never followed") from error
+        raise
+    if folder is not None and os.fstat(fd).st_dev != os.fstat(folder).st_dev:
+        os.close(fd)
+        raise StoreError(f"{name} is on another disk")
+    return fd
+
+
+@contextmanager
+def opened(path: str, folder: int | None = None) -> Iterator[int]:
+    """Open the folder at a relative `path` below `folder`, name by name; `folder` None opens one name."""
+    if folder is None:
+        fd = open_folder(path)
+    else:
+        fd = os.dup(folder)
+        for part in [p for p in path.split("/") if p]:
+            try:
+                below = open_folder(part, fd)
+            finally:
+                os.close(fd)
+            fd = below
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def open_file(entry: Entry, flags: int = os.O_RDONLY) -> int:
+    """Return a descriptor of a regular file, the one that was seen. Raises StoreError."""
+    if not entry.is_file:
+        raise StoreError(f"{entry.path} is not a regular file")
+    fd = os.open(entry.name, flags | _FILE, dir_fd=entry.folder)
+    seen, found = entry.stat, os.fstat(fd)
+    if (seen.st_ino, seen.st_dev) != (found.st_ino, found.st_dev):
+        os.close(fd)
+        raise StoreError(f"{entry.path} was replaced while it was read")
+    return fd
+
+
+def entry_of(folder: int, name: str) -> Entry:
+    """Return what has a name in an open folder. Raises FileNotFoundError."""
+    return Entry(name, folder, name, os.stat(name, dir_fd=folder, follow_symlinks=False))
+
+
+def walk_at(folder: int, prefix: str = "", *, skip: Container[str] = (), depth: int = 0) -> Iterator[Entry]:
+    """Yield what is below an open folder, sorted by name, a folder before what it holds.
+
+    A folder whose path is in `skip` is not entered. An entry's `folder` is open until the next one is
+    asked for. Raises StoreError for another disk's folder and for more than 64 folders in one another.
+    """
+    if depth > _DEEPEST:
+        raise StoreError(f"{prefix[:40]}… is in more than {_DEEPEST} folders")
+    for name in sorted(os.listdir(folder)):
+        entry = entry_of(folder, name)._replace(path=f"{prefix}{name}")
+        yield entry
+        if stat_module.S_ISDIR(entry.stat.st_mode) and entry.path not in skip:
+            with opened(name, folder) as below:
+                yield from walk_at(below, f"{entry.path}/", skip=skip, depth=depth + 1)
