@@ -17,7 +17,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -69,6 +69,8 @@ class Case:
     name: str
     inputs: Arrays
     outputs: Arrays
+    allowed: Mapping[str, float] = field(default_factory=dict)
+    """How far each output may be from the reference, by `_precision`; one left out: see `compare`."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Bundle:
     kwargs: Mapping[str, Any]
     inputs: Sequence[Port]
     outputs: Sequence[Port]
+    allowed: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def input_names(self) -> list[str]:
@@ -94,7 +97,8 @@ class Bundle:
     @cached_property
     def cases(self) -> list[Case]:
         """Return the reference cases; the first two have different batch sizes."""
-        return read_cases(self.folder / "reference.npz")
+        cases = read_cases(self.folder / "reference.npz")
+        return [replace(case, allowed=self.allowed.get(case.name, {})) for case in cases]
 
     def module(self) -> nn.Module:
         """Return the module, eval mode, on the CPU; its forward() takes the inputs by position, in order."""
@@ -129,7 +133,11 @@ def load_bundle(folder: Path) -> Bundle:
     try:
         data = json.loads((folder / "bundle.json").read_text("utf-8"))
         ports = {part: [_port(given) for given in data[part]] for part in ("inputs", "outputs")}
-        return Bundle(folder, data["factory"], data["kwargs"], ports["inputs"], ports["outputs"])
+        allowed = {
+            case: {name: given["allowed"] for name, given in outputs.items()}
+            for case, outputs in data.get("precision", {}).items()
+        }
+        return Bundle(folder, data["factory"], data["kwargs"], ports["inputs"], ports["outputs"], allowed)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise StageError("the input is not a model bundle", fix="give it model.prepare's output") from None
 
@@ -168,6 +176,15 @@ def tensors(arrays: Arrays, names: Sequence[str]) -> tuple[torch.Tensor, ...]:
     import torch
 
     return tuple(torch.from_numpy(arrays[name].copy(order="C")).clone() for name in names)
+
+
+def to_array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """Return a tensor as an array; NumPy has no bfloat16, whose values are float32's exactly."""
+    import torch
+
+    tensor = tensor.detach().cpu()
+    array: np.ndarray[Any, Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return array
 
 
 def flatten_outputs(value: Any, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:

@@ -1,4 +1,8 @@
-"""Compare what a converted model computes with the reference, sample by sample."""
+"""Compare what a converted model computes with the reference, sample by sample.
+
+Values that are not finite have to be the same at the same place: -inf, +inf and NaN each equal themselves
+alone. Figures are of the places where both are finite.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,8 @@ Model = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 class Parity:
     """The worst differences over all cases.
 
-    `excess` is max(|a - b| - (atol + rtol * |b|)): above 0 the tolerance is broken. `cosine` is
+    `excess` is max(|a - b| - allowed), `allowed` being atol + rtol * |b|, or where neither is given what
+    the case allows: above 0 the tolerance is broken. `limit` is what was allowed there. `cosine` is
     the smallest cosine similarity of a sample, `argmax_agreement` the share of samples whose
     largest value over the last axis is at the same place. `worst_sample` holds the arrays of the
     sample that breaks the tolerance most, or comes nearest to it: `in/NAME`, `expected/NAME` and
@@ -33,6 +38,7 @@ class Parity:
     cosine: float = 1.0
     argmax_agreement: float = 1.0
     excess: float = float("-inf")
+    limit: float = 0.0
     worst: str = ""
     worst_sample: Mapping[str, Any] = field(default_factory=dict)
     samples: int = 0
@@ -50,29 +56,35 @@ class Parity:
 
     def add(
         self, where: str, expected: np.ndarray[Any, Any], actual: np.ndarray[Any, Any],
-        atol: float, rtol: float,
+        allowed: Callable[[np.ndarray[Any, Any]], Any], floor: float,
     ) -> int | None:  # fmt: skip
-        """Take one output of one case into account; return its worst sample if there is none worse."""
+        """Take one output of one case into account; return its worst sample if there is none worse.
+
+        `allowed` says how far a value may be off; relative differences are of values above `floor`.
+        Raises GateError where one is not finite and the other is something else.
+        """
         import numpy as np
 
         a, b = _reals(actual), _reals(expected)
-        if not np.array_equal(np.isfinite(a), np.isfinite(b)):
-            raise GateError(f"{where}: one of the models gives values that are not finite")
+        finite = both_finite(where, b, a)
+        a, b = np.where(finite, a, 0.0), np.where(finite, b, 0.0)
         difference = np.abs(a - b)
         if difference.size == 0:
             return None
         rows = difference.reshape(len(difference), -1) if difference.ndim else difference.reshape(1, 1)
         self.max_abs = max(self.max_abs, float(difference.max()))
         scale = np.maximum(np.abs(b), np.finfo(np.float32).tiny)
-        large = np.abs(b) > atol
+        large = np.abs(b) > floor
         if large.any():
             self.max_rel = max(self.max_rel, float((difference / scale)[large].max()))
         self._directions(a.reshape(rows.shape), b.reshape(rows.shape))
-        self._agree(a, b)
-        over = (difference - (atol + rtol * np.abs(b))).reshape(rows.shape)
+        self._agree(np.where(finite, a, -np.inf), np.where(finite, b, -np.inf))
+        limits = np.broadcast_to(allowed(b), difference.shape)
+        over = (difference - limits).reshape(rows.shape)
         if over.max() <= self.excess:
             return None
         self.excess = float(over.max())
+        self.limit = float(limits.reshape(-1)[over.argmax()])
         sample = int(over.max(axis=1).argmax())
         self.worst = f"{where}, sample {sample}"
         return sample
@@ -96,10 +108,50 @@ class Parity:
         self.argmax_agreement = self._agreed / self.samples
 
 
-def compare(cases: Iterable[Case], run: Model, *, atol: float, rtol: float) -> Parity:
+def both_finite(
+    where: str, expected: np.ndarray[Any, Any], actual: np.ndarray[Any, Any]
+) -> np.ndarray[Any, Any]:
+    """Return where both are finite. Raises GateError for a place where they differ beyond numbers.
+
+    That is NaN or an infinity where the other has anything else.
+    """
+    import numpy as np
+
+    finite: np.ndarray[Any, Any] = np.isfinite(expected) & np.isfinite(actual)
+    same = finite | (expected == actual) | (np.isnan(expected) & np.isnan(actual))
+    if not same.all():
+        place = tuple(int(i) for i in np.argwhere(~same)[0]) if same.ndim else ()
+        raise GateError(f"{where} at {list(place)}: the result is {float(actual[place]):g} where the "
+                        f"original is {float(expected[place]):g}")  # fmt: skip
+    return finite
+
+
+def eps_limit(array: np.ndarray[Any, Any], *, eps: float | None = None) -> float:
+    """Return 64 units of the type's rounding at the largest finite value; 0 for what isn't rounded."""
+    import numpy as np
+
+    if array.dtype.kind not in "fc" or not array.size:
+        return 0.0
+    unit = float(np.finfo(array.dtype).eps) if eps is None else eps
+    return 64 * unit * largest(array)
+
+
+def largest(array: np.ndarray[Any, Any]) -> float:
+    """Return the largest absolute value among the finite ones, 0 where there is none."""
+    import numpy as np
+
+    values = np.abs(_reals(array))
+    return float(values[np.isfinite(values)].max(initial=0.0))
+
+
+def compare(
+    cases: Iterable[Case], run: Model, *, atol: float | None = None, rtol: float | None = None
+) -> Parity:
     """Run a model on every case and return the differences from the reference outputs.
 
-    Raises GateError where an output is missing or has another shape than the reference.
+    Allowed is atol + rtol * |b|; without either, what model.prepare found for the output (see
+    `_precision`), or else 64 units of its type's rounding. Raises GateError where an output is missing
+    or has another shape than the reference.
     """
     parity = Parity()
     for case in cases:
@@ -112,12 +164,23 @@ def compare(cases: Iterable[Case], run: Model, *, atol: float, rtol: float) -> P
                     f"{case.name}: output {name!r} has the shape {tuple(actual[name].shape)}, "
                     f"the reference has {tuple(array.shape)}"
                 )
-            worst = parity.add(f"{case.name}, output {name!r}", array, actual[name], atol, rtol)
+            limit, floor = _allowed(case, name, atol, rtol)
+            worst = parity.add(f"{case.name}, output {name!r}", array, actual[name], limit, floor)
             if worst is not None:
                 parity.worst_sample = {f"in/{n}": _row(a, worst) for n, a in case.inputs.items()} | {
                     f"expected/{name}": _row(array, worst), f"actual/{name}": _row(actual[name], worst)
                 }  # fmt: skip
     return parity
+
+
+def _allowed(
+    case: Case, name: str, atol: float | None, rtol: float | None
+) -> tuple[Callable[[np.ndarray[Any, Any]], Any], float]:
+    """Return how far each value may be off, and below which size a value is as good as nothing."""
+    if atol is None and rtol is None:
+        limit = case.allowed.get(name, eps_limit(case.outputs[name]))
+        return lambda values: limit, limit
+    return lambda values: (atol or 0.0) + (rtol or 0.0) * abs(values), atol or 0.0
 
 
 def _reals(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -134,14 +197,20 @@ def _row(array: np.ndarray[Any, Any], index: int) -> np.ndarray[Any, Any]:
     return array[index : index + 1].copy() if array.ndim and len(array) > index else array
 
 
-def gate(ctx: Context, parity: Parity, *, atol: float, rtol: float, fix: str = "") -> None:
+def gate(
+    ctx: Context, parity: Parity, *, atol: float | None = None, rtol: float | None = None, fix: str = ""
+) -> None:
     """Record the figures, and raise GateError where the tolerance is broken."""
     for name, value in parity.figures().items():
         ctx.figure(name, value)
+    ctx.figure("allowed", parity.limit)
     if parity.excess > 0:
+        allowed = f"the {parity.limit:.3g} that its type's rounding explains"
+        if atol is not None or rtol is not None:
+            allowed = f"atol {atol or 0:g} + rtol {rtol or 0:g} allow"
         raise GateError(
             f"the result differs from the original by up to {parity.max_abs:.3g}, more than "
-            f"atol {atol:g} + rtol {rtol:g} allow; worst at {parity.worst}",
+            f"{allowed}; worst at {parity.worst}",
             fix=fix,
         )
 

@@ -42,8 +42,10 @@ class Params(StageParams):
     """How close the program must be."""
 
     freeze: bool = Field(False, description="inline the weights and fold batch normalisation")
-    atol: float = Field(1e-5, ge=0, description="absolute tolerance against eager")
-    rtol: float = Field(1e-5, ge=0, description="relative tolerance against eager")
+    atol: float | None = Field(
+        None, ge=0, description="absolute tolerance against eager (default: by rounding)"
+    )
+    rtol: float | None = Field(None, ge=0, description="relative tolerance against eager")
 
 
 class Inputs(StageInputs):
@@ -113,7 +115,7 @@ def runner(program: Any, inputs: list[str], outputs: list[str]) -> Model:
         with torch.no_grad(), quiet():
             result = program(*_bundle.tensors(arrays, inputs))
         flat = _bundle.flatten_outputs(result, outputs)
-        return {name: tensor.detach().numpy() for name, tensor in flat.items()}
+        return {name: _bundle.to_array(tensor) for name, tensor in flat.items()}
 
     return run
 

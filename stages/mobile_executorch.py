@@ -146,7 +146,7 @@ def _largest_case(bundle: Bundle, largest: Mapping[str, int]) -> Case:
     with torch.no_grad():
         result = bundle.module()(*_bundle.tensors(arrays, bundle.input_names))
     flat = _bundle.flatten_outputs(result, bundle.output_names)
-    return Case("the largest sizes", arrays, {name: tensor.numpy() for name, tensor in flat.items()})
+    return Case("the largest sizes", arrays, {n: _bundle.to_array(t) for n, t in flat.items()})
 
 
 def _export(bundle: Bundle, module: Any, case: Case, largest: Mapping[str, int]) -> Any:

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from deploy_runner.sdk import (
     Code,
@@ -27,8 +27,11 @@ from . import _bundle, _safetensors, _state_dict, _weights
 from ._bundle import Case, Port
 from ._calls import call
 from ._examples import Example, ports_of, reference_inputs
+from ._parity import both_finite, largest
+from ._precision import Precise, eps_of
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
@@ -73,6 +76,10 @@ class ModelPrepare(Stage):
         expect_shape: list[int] | dict[str, list[int]] | None = Field(
             None, description="the output's shape for the example, or one for each output"
         )
+        nonfinite: Literal["refuse", "allow"] = Field(
+            "refuse",
+            description="whether outputs may hold inf and nan; conversions must keep them",
+        )
         output_names: list[str] | None = Field(None, description="names of the flattened outputs")
         allow_unexpected: list[str] = Field(
             default=[], description="patterns (`aux.*`) of keys in the weights that the model doesn't have"
@@ -80,9 +87,11 @@ class ModelPrepare(Stage):
         allow_missing: list[str] = Field(
             default=[], description="patterns of the model's keys that keep the values of the factory"
         )
-        batch_tolerance: float = Field(
-            1e-4, ge=0, description="how far a sample's result may depend on its batch"
-        )
+        batch_tolerance: float | None = Field(
+            None, ge=0,
+            description="how far a sample's result may depend on its batch "
+            "(default: 1e-4, and for half types 16 units of their rounding)",
+        )  # fmt: skip
 
     class Inputs(StageInputs):
         """The weights."""
@@ -107,13 +116,19 @@ class ModelPrepare(Stage):
         samples = _bundle.read_arrays(inputs.samples) if inputs.samples else None
         arrays = reference_inputs(ports, samples)
         before = _digests(module)
+        found = {name: _eager(module, case, params.output_names) for name, case in arrays.items()}
+        dtypes = {n: str(t.dtype).removeprefix("torch.") for n, t in next(iter(found.values())).items()}
         cases = [
-            Case(name, case, run_eager(module, case, params.output_names)) for name, case in arrays.items()
+            Case(name, arrays[name], {n: _bundle.to_array(t) for n, t in result.items()})
+            for name, result in found.items()
         ]
-        lines = _checklist(module, cases, params, ports[0][0], before)
+        lines = _checklist(module, cases, params, ports[0][0], before, dtypes)
         text = json.dumps(lines, indent=2, ensure_ascii=False)
         outputs.checklist.write_text(text + "\n", "utf-8")
-        _write(outputs, ctx, inputs, params, [port for port, _ in ports], cases)
+        exact = Precise.of(module)
+        precision = {case.name: exact.allowed(case.inputs, case.outputs, dtypes) for case in cases}
+        described = {"precision": precision, "outputs": dtypes}
+        _write(outputs, ctx, inputs, params, [port for port, _ in ports], cases, described)
         if loaded.initial or loaded.dropped:  # The bundle's weights are exactly those of the module.
             state = _state_dict.find_state_dict(module, None)[0]
             _safetensors.write(outputs.model / "weights.safetensors", state)
@@ -147,6 +162,10 @@ def run_eager(module: nn.Module, arrays: Mapping[str, Any], names: list[str] | N
 
     Raises StageError with the user's line where the module refuses the inputs.
     """
+    return {name: _bundle.to_array(tensor) for name, tensor in _eager(module, arrays, names).items()}
+
+
+def _eager(module: nn.Module, arrays: Mapping[str, Any], names: list[str] | None) -> dict[str, torch.Tensor]:
     import torch
 
     inputs = _bundle.tensors(arrays, list(arrays))
@@ -160,8 +179,7 @@ def run_eager(module: nn.Module, arrays: Mapping[str, Any], names: list[str] | N
         where = _bundle.user_line(error)
         said = f"the model refuses the example {shapes}: {_bundle.first_line(error)}{where}"
         raise StageError(said, fix=_SHAPES) from error
-    flat = _bundle.flatten_outputs(result, names)
-    return {name: tensor.detach().cpu().numpy() for name, tensor in flat.items()}
+    return _bundle.flatten_outputs(result, names)
 
 
 def _digests(module: nn.Module) -> dict[str, str]:
@@ -183,6 +201,7 @@ def _checklist(
     params: ModelPrepare.Params,
     first: Port,
     before: Mapping[str, Any],
+    dtypes: Mapping[str, str],
 ) -> dict[str, dict[str, Any]]:
     import numpy as np
 
@@ -203,9 +222,8 @@ def _checklist(
     grads = [name for name, p in module.named_parameters() if p.requires_grad]
     check("no gradients", not grads, f"requires grad: {grads[:3]}" if grads else "every parameter")
     check("expected shapes", *_shapes(cases, params, first))
-    finite = all(np.isfinite(a).all() for c in cases for a in c.outputs.values())
-    check("finite outputs", finite, "every value" if finite else "an output has inf or nan")
-    check("batch of one agrees", *_batches(module, cases, params))
+    check("finite outputs", *_finite(cases, params))
+    check("batch of one agrees", *_batches(module, cases, params, dtypes))
     again = run_eager(module, cases[0].inputs, params.output_names)
     same = all(np.array_equal(again[n], a, equal_nan=True) for n, a in cases[0].outputs.items())
     check(
@@ -221,6 +239,23 @@ def _checklist(
         f"a forward pass changes {changed[:3]}" if changed else "kept",
     )
     return lines
+
+
+def _finite(cases: list[Case], params: ModelPrepare.Params) -> tuple[bool, str]:
+    """Say where an output is not finite, and whether that was allowed."""
+    import numpy as np
+
+    for case in cases:
+        for name, array in case.outputs.items():
+            places = np.argwhere(~np.isfinite(array))
+            if not len(places):
+                continue
+            value = array[tuple(places[0])]
+            found = f"output {name!r} is {value:g} at {places[0].tolist()} of {case.name}"
+            if params.nonfinite == "allow":
+                return True, f"{found}: allowed"
+            return False, f"{found}; where the model means that, set `nonfinite: allow`"
+    return True, "every value"
 
 
 def _shapes(cases: list[Case], params: ModelPrepare.Params, first: Port) -> tuple[bool, str]:
@@ -240,7 +275,9 @@ def _shapes(cases: list[Case], params: ModelPrepare.Params, first: Port) -> tupl
     return True, ", ".join(f"{name} {shape}" for name, shape in wanted.items())
 
 
-def _batches(module: nn.Module, cases: list[Case], params: ModelPrepare.Params) -> tuple[bool, str]:
+def _batches(
+    module: nn.Module, cases: list[Case], params: ModelPrepare.Params, dtypes: Mapping[str, str]
+) -> tuple[bool, str]:
     """Compare the first sample alone with the same sample inside its batch."""
     import numpy as np
 
@@ -249,15 +286,20 @@ def _batches(module: nn.Module, cases: list[Case], params: ModelPrepare.Params) 
     if len(cases) < 2 or size < 2:
         return True, "the batch is fixed"
     single = run_eager(module, {n: a[:1] for n, a in case.inputs.items()}, params.output_names)
-    worst = 0.0
+    worst, allowed = 0.0, params.batch_tolerance or 1e-4
     for name, array in case.outputs.items():
         if array.ndim and len(array) == size and single[name].shape[1:] == array.shape[1:]:
             kind = np.complex128 if array.dtype.kind == "c" else np.float64
             alone, within = single[name].astype(kind), array[:1].astype(kind)
-            scale = max(1.0, float(np.abs(within).max(initial=0)))
-            worst = max(worst, float(np.abs(alone - within).max(initial=0)) / scale)
-    ok = worst <= params.batch_tolerance
-    return ok, f"relative difference {worst:.2g}, allowed {params.batch_tolerance:g}"
+            try:
+                finite = both_finite(f"output {name!r} of one sample", within, alone)
+            except GateError as error:
+                return False, error.message
+            scale = max(1.0, largest(array[:1]))
+            worst = max(worst, float(np.abs(alone[finite] - within[finite]).max(initial=0)) / scale)
+            if params.batch_tolerance is None:
+                allowed = max(allowed, 16 * (eps_of(dtypes[name]) or 0.0))
+    return worst <= allowed, f"relative difference {worst:.2g}, allowed {allowed:g}"
 
 
 def _write(
@@ -267,6 +309,7 @@ def _write(
     params: ModelPrepare.Params,
     ports: list[Port],
     cases: list[Case],
+    described: Mapping[str, Any],
 ) -> None:
     folder = outputs.model
     folder.mkdir(exist_ok=True)
@@ -281,15 +324,19 @@ def _write(
         "kwargs": params.kwargs,
         # Nothing reads them: they make the keys of the conversions depend on what the code imports.
         "packages": {n: v for n, v in ctx.packages.items() if n not in ModelPrepare.packages},
+        "precision": described["precision"],
         "inputs": [port.as_dict() for port in ports],
-        "outputs": [_output_port(name, cases, ports, sized).as_dict() for name in cases[0].outputs],
+        "outputs": [
+            _output_port(name, dtype, cases, ports, sized).as_dict()
+            for name, dtype in described["outputs"].items()
+        ],
     }
     text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False)
     (folder / "bundle.json").write_text(text + "\n", "utf-8")
     _bundle.write_cases(folder / "reference.npz", cases)
 
 
-def _output_port(name: str, cases: list[Case], ports: list[Port], labels: set[str]) -> Port:
+def _output_port(name: str, dtype: str, cases: list[Case], ports: list[Port], labels: set[str]) -> Port:
     """Return an output; an axis is dynamic if its size follows that of a dynamic input axis."""
     array = cases[0].outputs[name]
     dynamic: dict[int, str] = {}
@@ -299,7 +346,7 @@ def _output_port(name: str, cases: list[Case], ports: list[Port], labels: set[st
             if len(set(sizes)) > 1 and sizes == [_size_of(label, case, ports) for case in cases]:
                 dynamic[axis] = label
                 break
-    return Port(name, str(array.dtype), tuple(array.shape), dynamic)
+    return Port(name, dtype, tuple(array.shape), dynamic)
 
 
 def _size_of(label: str, case: Case, ports: list[Port]) -> int:

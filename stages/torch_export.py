@@ -47,8 +47,10 @@ class TorchExport(Stage):
     class Params(StageParams):
         """How close the program must be."""
 
-        atol: float = Field(1e-5, ge=0, description="absolute tolerance against eager")
-        rtol: float = Field(1e-5, ge=0, description="relative tolerance against eager")
+        atol: float | None = Field(
+            None, ge=0, description="absolute tolerance against eager (default: by rounding)"
+        )
+        rtol: float | None = Field(None, ge=0, description="relative tolerance against eager")
 
     class Inputs(StageInputs):
         """The model."""
@@ -127,6 +129,6 @@ def runner(path: Path, bundle: Bundle) -> Model:
         with torch.no_grad():
             result = module(*_bundle.tensors(arrays, bundle.input_names))
         flat = _bundle.flatten_outputs(result, bundle.output_names)
-        return {name: tensor.numpy() for name, tensor in flat.items()}
+        return {name: _bundle.to_array(tensor) for name, tensor in flat.items()}
 
     return run

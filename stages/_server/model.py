@@ -129,11 +129,20 @@ def _try_cases(artifact: Artifact, program: Program, atol: float, rtol: float) -
             if found[name].shape != expected.shape:
                 raise UnfitArtifact(f"reference case {index}: output {name!r} has the shape "
                                     f"{list(found[name].shape)}, not {list(expected.shape)}")  # fmt: skip
-            if not np.allclose(found[name], expected, rtol, atol):
-                worst = float(np.abs(found[name].astype(np.float64) - expected).max())
+            if not np.allclose(found[name], expected, rtol, atol, equal_nan=True):
+                worst = _worst(found[name], expected)
                 allowed = f"atol {atol:g} + rtol {rtol:g}"
                 raise UnfitArtifact(f"reference case {index}: output {name!r} differs by up to {worst:.3g}, "
                                     f"more than {allowed} allow")  # fmt: skip
+
+
+def _worst(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> float:
+    """Return the largest difference: infinity where one is not finite and the other something else."""
+    a, b = found.astype(np.float64), expected.astype(np.float64)
+    finite = np.isfinite(a) & np.isfinite(b)
+    if not (finite | (a == b) | (np.isnan(a) & np.isnan(b))).all():
+        return math.inf
+    return float(np.abs(a[finite] - b[finite]).max(initial=0.0))
 
 
 def _why_alone(artifact: Artifact, program: Program, example: Arrays, max_batch: int) -> str:
@@ -162,7 +171,8 @@ def _difference(alone: Sequence[Arrays], both: Arrays) -> str:
             return f"output {name!r} has the shape {list(array.shape)} for two samples"
         for index, single in enumerate(alone):
             one, joined = single[name][0], array[index]
-            scale = float(np.abs(one.astype(np.float64)).max(initial=0.0)) if one.dtype.kind == "f" else 0.0
+            sizes = np.abs(one.astype(np.float64)) if one.dtype.kind == "f" else np.zeros(1)
+            scale = float(sizes[np.isfinite(sizes)].max(initial=0.0))
             if not np.allclose(one, joined, rtol=1e-3, atol=1e-3 * scale + 1e-6, equal_nan=True):
                 return f"output {name!r} of a sample depends on the samples beside it"
     return ""

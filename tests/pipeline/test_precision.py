@@ -1,0 +1,150 @@
+"""Comparing: by the rounding of each output's own type, and over values that are not finite."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from deploy_runner.stages._bundle import Case
+from deploy_runner.stages._parity import compare
+from onnx import numpy_helper
+
+from deploy_runner.errors import GateError
+from deploy_runner.registry import Registry
+from deploy_runner.testing import StageRun, run_stage
+from tests.conftest import ROOT
+
+HEAD = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 5)
+"""
+PLAIN = "    def forward(self, x): return self.b(torch.relu(self.a(x.to(self.a.weight.dtype))))"
+MASKED = "    def forward(self, x, allowed): return self.b(self.a(x)).masked_fill(~allowed, float('-inf'))"
+SMALL = "    def forward(self, x): return self.b(torch.relu(self.a(x))) * 1e-7"
+
+
+def run(uses: str, folder: Path, **given: Any) -> StageRun:
+    found = Registry(ROOT / "tests").get(uses)
+    assert found is not None
+    return run_stage(found.cls, folder / uses, **given)
+
+
+def prepare(folder: Path, forward: str, example: Any, then: str = "", **params: Any) -> StageRun:
+    file = folder / f"model_{zlib.crc32((forward + then).encode())}.py"
+    file.write_text(f"{HEAD}{forward}\n\ndef build(): return Net(){then}\n")
+    namespace: dict[str, Any] = {}
+    torch.manual_seed(0)
+    exec(file.read_text(), namespace)
+    torch.save(namespace["build"]().state_dict(), folder / "c.pt")
+    weights = run("checkpoint.state_dict", folder, inputs={"checkpoint": folder / "c.pt"})["weights"]
+    return run("model.prepare", folder, project=folder, inputs={"weights": weights},
+               params={"factory": f"{file.name}:build", "example": example} | params)  # fmt: skip
+
+
+@pytest.mark.parametrize(("then", "eps"), [("", 2**-23), (".half()", 2**-10), (".bfloat16()", 2**-7)])
+def test_each_type_is_compared_by_its_own_rounding(tmp_path: Path, then: str, eps: float) -> None:
+    bundle = prepare(tmp_path, PLAIN, {"shape": [2, 4]}, then)["model"]
+    told = json.loads((bundle / "bundle.json").read_text())
+    assert (
+        told["outputs"][0]["dtype"] == {"": "float32", ".half()": "float16", ".bfloat16()": "bfloat16"}[then]
+    )
+    for found in told["precision"].values():
+        row = found["output"]
+        assert row["allowed"] == pytest.approx(8 * row["own_error"] + 16 * eps * row["scale"])
+        assert 0 < row["own_error"] < 8 * eps * row["scale"]
+    allowed = max(found["output"]["allowed"] for found in told["precision"].values())
+    for uses in ("torch.trace", "torch.export", "torch.save_full", "onnx.export"):
+        figures = run(uses, tmp_path, inputs={"model": bundle}).figures
+        assert figures["max_abs"] <= figures["allowed"] <= allowed, uses
+
+
+def test_a_wrong_weight_is_seen_in_outputs_that_are_all_small(tmp_path: Path) -> None:
+    bundle = prepare(tmp_path, SMALL, {"shape": [2, 4]})["model"]
+    file = run("onnx.export", tmp_path, inputs={"model": bundle})["model"] / "model.onnx"
+    model = onnx.load(file)
+    bias = next(t for t in model.graph.initializer if t.name == "b.bias")
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(1e-3), bias.name))
+    onnx.save(model, file)
+    reference = {c.name: c for c in _cases(bundle)}
+    runner = _runner(file)
+    assert compare(reference.values(), runner, atol=1e-5, rtol=1e-5).excess <= 0
+    assert compare(reference.values(), runner).excess > 0
+
+
+def _cases(bundle: Path) -> list[Case]:
+    from deploy_runner.stages._bundle import load_bundle
+
+    return load_bundle(bundle).cases
+
+
+def _runner(file: Path) -> Any:
+    from deploy_runner.stages._onnx import runner
+
+    return runner(file, threads=1)
+
+
+def test_outputs_that_are_not_finite_are_refused_by_place_unless_allowed(tmp_path: Path) -> None:
+    example = {"x": {"shape": [2, 4]}, "allowed": {"shape": [2, 5], "dtype": "bool"}}
+    with pytest.raises(
+        GateError,
+        match=r"output 'output' is -inf at \[\d, \d\] of .*; where the model means that, set `nonfinite: allow`",
+    ):
+        prepare(tmp_path, MASKED, example)
+    bundle = prepare(tmp_path / "..", MASKED, example, nonfinite="allow")["model"]
+    for uses in ("torch.trace", "torch.script", "torch.export", "torch.save_full", "torch.quantize_dynamic",
+                 "onnx.export"):  # fmt: skip
+        figures = run(uses, tmp_path, inputs={"model": bundle}).figures
+        assert figures["cosine"] > 0.99, uses
+        assert figures["max_abs"] < 0.05, uses
+    made = {
+        "model": run("onnx.export", tmp_path / "2", inputs={"model": bundle})["model"],
+        "reference": bundle,
+    }
+    assert run("package.sagemaker", tmp_path, inputs=made)["smoke"].exists()
+    assert run("package.container", tmp_path, inputs=made).figures["max_abs"] < 1e-3
+
+
+INF = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("expected", "actual", "said"),
+    [
+        ([1, -INF], [1, INF], r"at \[0, 1\]: the result is inf where the original is -inf"),
+        ([1, 2], [1, float("nan")], r"at \[0, 1\]: the result is nan where the original is 2"),
+        ([-INF, 2], [0, 2], r"at \[0, 0\]: the result is 0 where the original is -inf"),
+    ],
+)  # fmt: skip
+def test_what_is_not_finite_equals_itself_alone(expected: Any, actual: Any, said: str) -> None:
+    case = Case("c", {}, {"y": np.array([expected], np.float32)})
+    with pytest.raises(GateError, match=said):
+        compare([case], lambda _: {"y": np.array([actual], np.float32)})
+
+
+def test_what_is_not_finite_hides_nothing_beside_it() -> None:
+    case = Case("c", {}, {"y": np.array([[-INF, float("nan"), INF, 1.0, 3.0]], np.float32)})
+    same = compare([case], lambda _: case.outputs)
+    assert (same.max_abs, same.max_rel, round(same.cosine, 9), same.argmax_agreement, same.excess <= 0) == (
+        0,
+        0,
+        1,
+        1,
+        True,
+    )
+    other = np.array([[-INF, float("nan"), INF, 3.0, 1.0]], np.float32)
+    found = compare([case], lambda _: {"y": other})
+    assert found.max_abs == 2
+    assert found.cosine == pytest.approx(0.6)
+    assert found.argmax_agreement == 0
+    assert found.excess > 1.9
