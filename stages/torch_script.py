@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deploy_runner.sdk import Context, Stage, StageError
 
-from . import _branches, _bundle, _torchscript
+from . import _branches, _bundle, _scripted, _torchscript
 
 
 class TorchScript(Stage):
@@ -31,7 +31,7 @@ class TorchScript(Stage):
         bundle = _bundle.load_bundle(inputs.model)
         with _torchscript.quiet():
             try:
-                program = torch.jit.script(bundle.module())
+                program = _scripted.script(bundle.own_module(), bundle.input_names)
             except (
                 RuntimeError,
                 torch.jit.frontend.FrontendError,
@@ -53,8 +53,4 @@ def _refusal(error: Exception) -> StageError:
     found = re.search(r'File "([^"/][^"]*)", line (\d+)', text)
     where = f" at {found.group(1)}:{found.group(2)}" if found else ""
     said = text.partition("\n")[0]
-    if "Unsupported value kind" in said or "Expected a default value of type Tensor" in text:
-        said = "the model can't be compiled: an argument that may be None doesn't say so"
-        fix = "write its type, as in `scale: torch.Tensor | None = None`, or use torch.trace"
-        return StageError(said, fix=fix)
     return StageError(f"the model can't be compiled{where}: {said}", fix="try torch.trace or torch.export")

@@ -253,7 +253,6 @@ def test_keys_of_training_alone_are_dropped_by_name_and_listed(brought: Brought)
     assert "position_ids" in str(found["model"]["figures"])
 
 
-@not_yet("calls")
 @case("minus-inf-outputs")
 def test_minus_infinity_equals_minus_infinity_where_it_is_declared(brought: Brought) -> None:
     assert "nonfinite" in rows(brought, 1)["model"]["error"]
@@ -266,7 +265,6 @@ def test_minus_infinity_equals_minus_infinity_where_it_is_declared(brought: Brou
         assert cosine(brought.file(stage, ""), brought.original(), arrays) > 0.98
 
 
-@not_yet("calls")
 @case("bfloat16")
 def test_bfloat16_is_judged_by_its_own_rounding(brought: Brought) -> None:
     assert_stages_right(brought, normal(x=(5, 4)), "onnx", "trace", "pt2")
