@@ -119,4 +119,4 @@ def _error(array: Any, true: Any) -> float:
 
     values = array.astype(np.float64)
     finite = np.isfinite(values) & np.isfinite(true)
-    return float(np.abs(values - true)[finite].max(initial=0.0))
+    return float(np.abs(values[finite] - true[finite]).max(initial=0.0))
