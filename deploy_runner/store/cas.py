@@ -141,14 +141,15 @@ class Store:
         return [Member(m["path"], m["digest"], m["size"], m["x"]) for m in json.loads(data)]
 
     def pieces(self, artifact: Artifact) -> list[Piece]:
-        """Return what must be copied to have the artifact elsewhere: (object, name, mode).
+        """Return what must be copied to have the artifact elsewhere: (object, name, mode, digest).
 
         The name of a file artifact's only piece is empty.
         """
         if artifact.kind == "file":
-            return [(self._found(artifact.digest), "", 0o644)]
+            return [(self._found(artifact.digest), "", 0o644, artifact.digest)]
         return [
-            (self._found(m.digest), m.path, 0o755 if m.executable else 0o644) for m in self.members(artifact)
+            (self._found(m.digest), m.path, 0o755 if m.executable else 0o644, m.digest)
+            for m in self.members(artifact)
         ]
 
     def materialise(self, artifact: Artifact, target: Path) -> None:

@@ -14,20 +14,29 @@ from .stat import sha256_file
 
 __all__ = ["Piece", "copy_path", "copy_pieces"]
 
-Piece = tuple[str, str, int]
-"""(source file, name inside the target or nothing, mode)."""
+Piece = tuple[str, str, int, str]
+"""(source file, name inside the target or nothing, mode, digest)."""
 
 
 def copy_pieces(pieces: Iterable[Piece], target: Path, *, folder: bool) -> None:
-    """Copy the pieces of an artifact to `target`. Raises StoreError."""
+    """Copy the pieces of an artifact to `target`, and check that each copy is what its digest says.
+
+    What is hashed is the private copy, so that what a record says was read is what is read, whoever
+    alters the original meanwhile. Raises StoreError.
+    """
     try:
         if folder:
             target.mkdir()
-        for source, name, mode in pieces:
+        for source, name, mode, digest in pieces:
             place = target / name if name else target
             if name:
                 place.parent.mkdir(parents=True, exist_ok=True)
             copy_private(source, place, mode)
+            if sha256_file(str(place)) != digest:
+                raise StoreError(
+                    f"object {digest} was altered after it had been verified",
+                    fix="run again: what made it makes it anew",
+                )
     except OSError as error:
         raise store_error(error, target) from error
 
