@@ -198,6 +198,8 @@ class _Composer:
             self._entry(parent, parent.key, node)
 
     def _key(self, event: yaml.Event, parent: _Open, node: Node) -> None:
+        if isinstance(node.value, int) and not isinstance(node.value, bool):
+            node = Node(str(node.value), node.mark)  # `{0: batch}`; a key is always text.
         if not isinstance(node.value, str):
             said = "a collection" if isinstance(node.value, (list, dict)) else repr(node.value)
             raise self._error(event, f"a key must be a string, not {said}", "put it in quotes")

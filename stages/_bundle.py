@@ -25,6 +25,7 @@ from typing import IO, TYPE_CHECKING, Any
 from deploy_runner.sdk import StageError, load_code
 
 from . import _safetensors, _weights
+from ._axes import Axis
 from ._calls import adapted, call
 from ._wording import closest_name as closest_name
 from ._wording import first_line as first_line
@@ -44,12 +45,16 @@ _MOST_COMPRESSED = 200
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """An input or output: `shape` as in the first case, `dynamic` maps an axis to its name."""
+    """An input or output: `shape` as in the example, `dynamic` maps an axis to its name.
+
+    `batch` is the axis of the samples, None where it has none.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     dynamic: Mapping[int, str]
+    batch: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the port as JSON."""
@@ -59,6 +64,7 @@ class Port:
             "dtype": self.dtype,
             "shape": list(self.shape),
             "dynamic": dynamic,
+            "batch": self.batch,
         }
 
 
@@ -83,6 +89,12 @@ class Bundle:
     inputs: Sequence[Port]
     outputs: Sequence[Port]
     allowed: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    axes: Mapping[str, Axis] = field(default_factory=dict)
+
+    @property
+    def batch_sized(self) -> bool:
+        """Say whether some input has an axis of samples."""
+        return any(port.batch is not None for port in self.inputs)
 
     @property
     def input_names(self) -> list[str]:
@@ -137,14 +149,17 @@ def load_bundle(folder: Path) -> Bundle:
             case: {name: given["allowed"] for name, given in outputs.items()}
             for case, outputs in data.get("precision", {}).items()
         }
-        return Bundle(folder, data["factory"], data["kwargs"], ports["inputs"], ports["outputs"], allowed)
+        axes = {given["label"]: Axis(**given) for given in data["axes"]}
+        return Bundle(
+            folder, data["factory"], data["kwargs"], ports["inputs"], ports["outputs"], allowed, axes
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise StageError("the input is not a model bundle", fix="give it model.prepare's output") from None
 
 
 def _port(given: Mapping[str, Any]) -> Port:
     dynamic = {int(axis): name for axis, name in given["dynamic"].items()}
-    return Port(given["name"], given["dtype"], tuple(given["shape"]), dynamic)
+    return Port(given["name"], given["dtype"], tuple(given["shape"]), dynamic, given["batch"])
 
 
 def build_module(factory: Callable[..., Any], kwargs: Mapping[str, Any], name: str) -> nn.Module:
@@ -185,6 +200,16 @@ def to_array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     tensor = tensor.detach().cpu()
     array: np.ndarray[Any, Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return array
+
+
+def tiled(array: Any, port: Port, sizes: Mapping[str, int], *, shift: int = 0) -> Any:
+    """Return an input cut or repeated to the sizes of its labels; `shift` turns the batch by so many."""
+    import numpy as np
+
+    for axis, label in port.dynamic.items():
+        start = shift if axis == port.batch else 0
+        array = np.take(array, range(start, start + sizes[label]), axis=axis, mode="wrap")
+    return np.ascontiguousarray(array) if array.ndim else array
 
 
 def flatten_outputs(value: Any, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:

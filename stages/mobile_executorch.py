@@ -27,6 +27,7 @@ from deploy_runner.sdk import (
 from . import _bundle, _calibration, _snippets
 from ._bundle import Bundle, Case
 from ._parity import Model, compare, gate
+from .torch_export import dimension, refusal
 
 _LARGEST = 16
 """With XNNPACK an example below 16 silently lowers the axis' maximum."""
@@ -56,7 +57,7 @@ class MobileExecutorch(Stage):
         quantize: Literal["none", "int8"] = Field("none", description="int8 needs calibration samples")
         largest: dict[str, int] = Field(
             default={},
-            description="what each dynamic axis must take at least (default: 16, or the cases')",
+            description="what each dynamic axis must take at least (default: `max`, else 16 or the cases')",
         )
         atol: float = Field(1e-4, ge=0, description="absolute tolerance against eager, for float programs")
         rtol: float = Field(1e-4, ge=0, description="relative tolerance against eager, for float programs")
@@ -114,6 +115,7 @@ def _largest_sizes(bundle: Bundle, given: Mapping[str, int]) -> dict[str, int]:
     for port in bundle.inputs:
         for axis, label in port.dynamic.items():
             seen[label] = max(seen.get(label, 1), *(c.inputs[port.name].shape[axis] for c in bundle.cases))
+    declared = {label: axis.max for label, axis in bundle.axes.items() if axis.max}
     for label, size in given.items():
         if label not in seen:
             raise StageError(
@@ -123,8 +125,13 @@ def _largest_sizes(bundle: Bundle, given: Mapping[str, int]) -> dict[str, int]:
             raise StageError(f"largest: {label} is {size}, but a reference case has {seen[label]}")
     sizes: dict[str, int] = {}
     for label, size in sorted(seen.items()):
-        wanted = given.get(label, max(size, _LARGEST))
-        sizes[label] = next(n for n in itertools.count(wanted) if _is_prime(n) and n not in sizes.values())
+        axis, most = bundle.axes[label], declared.get(label)
+        if most is not None and label not in given:
+            sizes[label] = max(n for n in range(most + 1) if axis.allows(n))
+            continue
+        wanted = -(-given.get(label, max(size, _LARGEST)) // axis.multiple_of)
+        grown = (n * axis.multiple_of for n in itertools.count(wanted) if _is_prime(n))
+        sizes[label] = next(n for n in grown if n not in sizes.values())
     return sizes
 
 
@@ -134,15 +141,10 @@ def _is_prime(number: int) -> bool:
 
 def _largest_case(bundle: Bundle, largest: Mapping[str, int]) -> Case:
     """Return a case of the largest sizes: the first one's inputs, repeated, with eager's outputs."""
-    import numpy as np
     import torch
 
-    arrays = {}
-    for port in bundle.inputs:
-        array = bundle.cases[0].inputs[port.name]
-        for axis, label in port.dynamic.items():
-            array = np.take(array, range(largest[label]), axis=axis, mode="wrap")
-        arrays[port.name] = np.ascontiguousarray(array)
+    first = bundle.cases[0].inputs
+    arrays = {port.name: _bundle.tiled(first[port.name], port, largest) for port in bundle.inputs}
     with torch.no_grad():
         result = bundle.module()(*_bundle.tensors(arrays, bundle.input_names))
     flat = _bundle.flatten_outputs(result, bundle.output_names)
@@ -152,7 +154,7 @@ def _largest_case(bundle: Bundle, largest: Mapping[str, int]) -> Case:
 def _export(bundle: Bundle, module: Any, case: Case, largest: Mapping[str, int]) -> Any:
     import torch
 
-    dims = {label: torch.export.Dim(label, min=1, max=size) for label, size in largest.items()}
+    dims = {label: dimension(bundle.axes[label], size) for label, size in largest.items()}
     shapes = tuple({axis: dims[label] for axis, label in p.dynamic.items()} or None for p in bundle.inputs)
     try:
         with torch.no_grad():
@@ -162,8 +164,6 @@ def _export(bundle: Bundle, module: Any, case: Case, largest: Mapping[str, int])
                 dynamic_shapes=shapes if dims else None,
             )
     except Exception as error:
-        from .torch_export import refusal
-
         raise refusal(error) from error
 
 

@@ -90,7 +90,8 @@ class OnnxExport(Stage):
         except StageError as error:
             ctx.log(str(error))
             shapes = ", ".join(f"{n} {tuple(a.shape)}" for n, a in bundle.cases[0].inputs.items())
-            raise StageError(f"the {exporter} exporter made a model that takes {shapes} only",
+            axes = f", though {', '.join(bundle.axes)} may vary" if bundle.axes else ""
+            raise StageError(f"the {exporter} exporter made a model that takes {shapes} only{axes}",
                              fix="use the other exporter") from error  # fmt: skip
         other = "torchscript" if exporter == "dynamo" else "dynamo"
         gate(ctx, parity, atol=params.atol, rtol=params.rtol, fix=_ROUNDING.format(other=other))

@@ -21,6 +21,7 @@ from deploy_runner.sdk import (
 )
 
 from . import _bundle
+from ._axes import Axis
 from ._bundle import Bundle
 from ._parity import Model, compare, gate
 
@@ -82,8 +83,7 @@ class TorchExport(Stage):
 def _export(bundle: Bundle) -> Any:
     import torch
 
-    names = {label for port in bundle.inputs for label in port.dynamic.values()}
-    dims = {name: torch.export.Dim(name) for name in sorted(names)}
+    dims = {label: dimension(axis) for label, axis in bundle.axes.items()}
     shapes = tuple(
         {axis: dims[label] for axis, label in port.dynamic.items()} or None for port in bundle.inputs
     )
@@ -94,6 +94,18 @@ def _export(bundle: Bundle) -> Any:
             )
     except Exception as error:
         raise refusal(error) from error
+
+
+def dimension(axis: Axis, most: int | None = None) -> Any:
+    """Return an axis as torch.export takes it, with its smallest and largest size (here `most`)."""
+    import torch
+
+    name, step, most = re.sub(r"\W", "_", axis.label), axis.multiple_of, most or axis.max
+    name = name if name.isidentifier() else f"_{name}"
+    bounds: dict[str, int] = {"max": most // step} if most else {}
+    if axis.min > 1:
+        bounds["min"] = -(-axis.min // step)
+    return torch.export.Dim(name, **bounds) if step == 1 else step * torch.export.Dim(f"_{name}", **bounds)
 
 
 def refusal(error: Exception) -> StageError:
@@ -108,7 +120,11 @@ def refusal(error: Exception) -> StageError:
         return StageError(said, fix="leave it out of model.prepare's `dynamic`, or use onnx.export")
     if "Constraints violated" in text:
         said = f"the model treats some sizes of a dynamic axis otherwise than others{where}"
-        return StageError(said, fix="leave it out of model.prepare's `dynamic`, or use torch.script")
+        fix = (
+            "say {name, multiple_of, min, max} of it in model.prepare's `dynamic`, leave it out, or use "
+            "torch.script"
+        )
+        return StageError(said, fix=fix)
     return StageError(
         f"the model can't be exported: {_bundle.first_line(error)}{where}",
         fix="try torch.trace or torch.script",

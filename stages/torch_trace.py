@@ -60,7 +60,7 @@ def trace(bundle: Bundle) -> torch.jit.ScriptModule:
                 module, bundle.example(), check_inputs=_other_inputs(bundle), strict=False
             )
         except torch.jit.TracingCheckError as error:
-            raise _depends(caught) from error
+            raise _depends(bundle, caught) from error
         except RuntimeError as error:
             where = _bundle.user_line(error)
             said = _bundle.first_line(error)
@@ -82,8 +82,9 @@ def _refuse_looks(found: _branches.Branches) -> None:
                               "the example's", fix="use torch.script for this model")  # fmt: skip
 
 
-def _depends(caught: list[warnings.WarningMessage]) -> DependsOnInputs:
-    said = f"the model's control flow depends on the sizes of its inputs{_suspect_line(caught)}"
+def _depends(bundle: Bundle, caught: list[warnings.WarningMessage]) -> DependsOnInputs:
+    axes = f" ({', '.join(bundle.axes)})" if bundle.axes else ""
+    said = f"the model's control flow depends on the sizes of its inputs{axes}{_suspect_line(caught)}"
     return DependsOnInputs(f"{said}: a trace keeps the example's", fix=_ADVICE)
 
 
@@ -109,12 +110,12 @@ def _refuse_other_results(
             try:
                 actual = _bundle.flatten_outputs(program(*same))
             except RuntimeError as error:
-                raise _depends(caught) from error
+                raise _depends(bundle, caught) from error
         for name, tensor in expected.items():
             if tensor.shape != actual[name].shape or not torch.allclose(
                 tensor.float(), actual[name].float(), atol=1e-3, rtol=1e-3, equal_nan=True
             ):
-                raise _depends(caught)
+                raise _depends(bundle, caught)
 
 
 def _suspect_line(caught: list[warnings.WarningMessage]) -> str:

@@ -89,7 +89,7 @@ def test_sizes_and_buffers_are_not_data(tmp_path: Path) -> None:
 def test_control_flow_on_sizes_is_refused_as_such(tmp_path: Path) -> None:
     model = bundle(tmp_path, "sized", **EXAMPLE)["model"]
     with pytest.raises(
-        StageError, match=f"depends on the sizes of its inputs at {line_of('x.shape[0] > 3')}"
+        StageError, match=rf"depends on the sizes of its inputs \(batch\) at {line_of('x.shape[0] > 3')}"
     ):
         convert(tmp_path, "torch.trace", model)
     with pytest.raises(StageError, match="treats some sizes of a dynamic axis otherwise than others"):

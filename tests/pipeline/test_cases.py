@@ -157,7 +157,6 @@ def assert_stages_right(brought: Brought, draw: Draw, *stages: str) -> None:
         assert_right(brought.file(stage, SUFFIXES.get(stage, "")), brought.original(), draw)
 
 
-@not_yet("axes")
 @case("length-baked-behind-samples")
 def test_a_length_that_a_converter_bakes_in_is_refused_though_all_samples_have_one_length(
     brought: Brought,
@@ -194,7 +193,6 @@ def test_an_argument_given_by_its_name_only_reaches_it(brought: Brought) -> None
     assert_stages_right(brought, normal(x=(3, 4), shift=(3, 4)), "onnx", "onnx17", "trace", "pt2")
 
 
-@not_yet("axes")
 @case("batch-on-axis-1")
 def test_the_batch_is_the_axis_of_that_label(brought: Brought) -> None:
     draw = normal(x=(10, 3, 6), h0=(4, 3, 8))
@@ -203,13 +201,11 @@ def test_the_batch_is_the_axis_of_that_label(brought: Brought) -> None:
     assert cosine(brought.file("dyn8", ""), brought.original(), arrays) > 0.98
 
 
-@not_yet("axes")
 @case("input-without-batch")
 def test_an_input_without_a_batch_is_left_whole(brought: Brought) -> None:
     assert_stages_right(brought, normal(x=(5, 6, 8), attn_mask=(6, 6)), "onnx", "trace")
 
 
-@not_yet("axes")
 @case("label-batch_size")
 def test_any_label_may_name_the_batch(brought: Brought) -> None:
     assert_stages_right(brought, normal(input=(7, 3, 8, 8)), "onnx", "trace", "pt2")
@@ -331,7 +327,6 @@ def test_names_of_outputs_are_the_users_whatever_the_graph_calls_its_own(brought
         assert cosine(made, brought.original(), arrays) > 0.98
 
 
-@not_yet("axes")
 @case("sizes-in-multiples")
 def test_an_axis_may_take_multiples_only(brought: Brought) -> None:
     draw = normal(x=(2, 3, 44, 68))
