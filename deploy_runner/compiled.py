@@ -39,7 +39,7 @@ from .types import (
 __all__ = ["compile_pipeline"]
 
 _ENGINE = ("build", "compiled", "credentials", "expressions", "graph", "installed", "interface", "loader",
-           "overlay", "refusals", "registry", "sdk", "spec", "types", "usercode")  # fmt: skip
+           "modulenames", "overlay", "refusals", "registry", "sdk", "spec", "types", "usercode")  # fmt: skip
 _RACY_NS = 2_000_000_000
 
 

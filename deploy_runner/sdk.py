@@ -35,6 +35,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from .errors import ConflictError, GateError, StageError
+from .modulenames import module_path
 from .types import Finding, Json, Kind, Scalar
 from .usercode import load as load_code
 
@@ -54,6 +55,7 @@ __all__ = [
     "StageOutputs",
     "StageParams",
     "load_code",
+    "module_path",
 ]
 
 

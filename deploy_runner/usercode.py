@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from . import installed
 from .errors import StageError
+from .modulenames import is_installed, module_name
 
 __all__ = ["Closure", "code_file", "defined_names", "import_closure", "install", "load", "split"]
 
@@ -144,12 +145,13 @@ class _ProjectFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
     def __init__(self, files: Mapping[str, Path], digests: Mapping[str, str], entry_dir: str) -> None:
         self._files = dict(files)
         self._digests = digests
+        self._places = dict(_odd_places(files))
         self._bases = tuple(dict.fromkeys(("", f"{entry_dir}/" if entry_dir != "." else "")))
 
     def find_spec(
         self, fullname: str, path: object = None, target: object = None
     ) -> importlib.machinery.ModuleSpec | None:
-        stem = fullname.replace(".", "/")
+        stem = self._places.get(fullname, fullname.replace(".", "/"))
         for base in self._bases:
             for name, package in ((f"{base}{stem}/__init__.py", True), (f"{base}{stem}.py", False)):
                 if name in self._files:
@@ -158,7 +160,8 @@ class _ProjectFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
                     if package:  # Its data and compiled modules lie beside it.
                         spec.submodule_search_locations = [str(self._files[name].parent)]
                     return spec
-            if any(name.startswith(f"{base}{stem}/") for name in self._files):
+            here = any(name.startswith(f"{base}{stem}/") for name in self._files)
+            if here and (fullname in self._places or not is_installed(fullname)):
                 spec = importlib.machinery.ModuleSpec(fullname, None, is_package=True)
                 spec.submodule_search_locations = []
                 return spec
@@ -197,6 +200,16 @@ class _ProjectFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         exec(self.get_code(module.__name__), module.__dict__)
 
 
+def _odd_places(files: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
+    """Yield module name → path without suffix of the files and folders that aren't named by their path."""
+    for file in files:
+        parts = file.removesuffix(".py").split("/")
+        for depth in range(1, len(parts) + 1):
+            stem = "/".join(parts[:depth])
+            if (name := module_name(stem)) != stem.replace("/", "."):
+                yield name, stem
+
+
 def install(files: Mapping[str, Path], digests: Mapping[str, str], entry_dir: str) -> None:
     """Make the closure's files importable in this process, before everything else.
 
@@ -223,7 +236,7 @@ def load(code: str, files: Mapping[str, Path], digests: Mapping[str, str] | None
         raise StageError(f"{path} does not exist in the project")
     entry_dir = str(PurePosixPath(path).parent)
     install(files, digests or {}, entry_dir)
-    module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+    module = importlib.import_module(module_name(path))
     try:
         return getattr(module, name)
     except AttributeError:

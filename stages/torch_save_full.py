@@ -18,6 +18,7 @@ from deploy_runner.sdk import (
     StageInputs,
     StageOutputs,
     StageParams,
+    module_path,
 )
 
 from . import _bundle
@@ -105,8 +106,8 @@ class TorchSaveFull(Stage):
         except Exception as error:
             said = f"the module can't be pickled: {_bundle.first_line(error)}"
             raise StageError(said, fix="define its classes at the top level of a file") from error
-        shutil.copytree(inputs.model / "code", outputs.model / "code", copy_function=shutil.copyfile)
-        parent = PurePosixPath(bundle.factory.rpartition(":")[0]).parent
+        _copy_code(inputs.model / "code", outputs.model / "code")
+        parent = PurePosixPath(module_path(bundle.factory.rpartition(":")[0])).parent
         folders = list(dict.fromkeys([str(PurePosixPath("code") / parent), "code"]))
         loader = _LOADER.replace("{folders}", repr(folders)).replace("{call}", str(binding))
         (outputs.model / "load_model.py").write_text(loader, "utf-8")
@@ -114,6 +115,14 @@ class TorchSaveFull(Stage):
         parity = compare(found, _recorded, atol=params.atol, rtol=params.rtol)
         gate(ctx, parity, atol=params.atol, rtol=params.rtol)
         ctx.figure("bytes", (outputs.model / "model.pt").stat().st_size)
+
+
+def _copy_code(source: Path, target: Path) -> None:
+    """Copy the files to where plain Python imports them by the names that are in the pickle."""
+    for file in sorted(path for path in source.rglob("*") if path.is_file()):
+        place = target / module_path(file.relative_to(source).as_posix())
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
 
 
 def _recorded(arrays: _bundle.Arrays) -> _bundle.Arrays:
