@@ -148,6 +148,20 @@ def _watched(
     module: nn.Module, bundle: Bundle, arrays: Mapping[str, Any]
 ) -> tuple[list[Read], dict[str, Any]]:
     """Run the module; return what its lines read, and its outputs."""
+    try:
+        return _run_watched(module, bundle, arrays)
+    except Exception:
+        if "torch._dynamo" not in sys.modules:
+            raise
+    import torch
+
+    with torch.compiler.set_stance("force_eager"):  # torch.cond would compile what watches it.
+        return _run_watched(module, bundle, arrays)
+
+
+def _run_watched(
+    module: nn.Module, bundle: Bundle, arrays: Mapping[str, Any]
+) -> tuple[list[Read], dict[str, Any]]:
     import torch
 
     inputs = _bundle.tensors(arrays, bundle.input_names)
@@ -167,6 +181,8 @@ def _watch(inputs: tuple[Any, ...]) -> Any:
     value, equal = torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default
 
     class Watch(TorchDispatchMode):
+        supports_higher_order_operators = True  # A torch.cond is kept whole: what it chooses by is no look.
+
         def __init__(self) -> None:
             super().__init__()
             self.reads: list[Read] = []
@@ -184,7 +200,8 @@ def _watch(inputs: tuple[Any, ...]) -> Any:
             if func in (value, equal) and (where := _user_line()):
                 choice = func is equal or given[0].dtype == torch.bool
                 self.reads.append(Read(where, bool(result) if choice else result))
-            arguments = zip(args, func._schema.arguments, strict=False)
+            schema = getattr(func, "_schema", None)
+            arguments = zip(args, schema.arguments if schema else (), strict=False)
             written = [argument for argument, spec in arguments if _is_written(spec)]
             for tensor in _tensors((result, written)):
                 self._data[tensor] = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,8 @@ from deploy_runner.sdk import (
     StageParams,
 )
 
-from . import _branches, _bundle, _onnx
+from . import _branches, _bundle, _onnx, _onnx_names
+from ._branches import Branches
 from ._bundle import Bundle
 from ._parity import compare, gate
 
@@ -33,10 +35,7 @@ _ADDED = re.compile(r"Support for this operator was added in version (\d+)")
 _LOWEST_DYNAMO = 18
 
 
-_ROUNDING = (
-    "where it is float32's rounding, give model.prepare real `samples` or raise atol; else try "
-    "exporter: {other}"
-)
+_ROUNDING = "where it is float32's rounding, give model.prepare real `samples` or raise atol"
 
 
 class OnnxExport(Stage):
@@ -78,55 +77,89 @@ class OnnxExport(Stage):
         """Export, clean, read back, compare."""
         bundle = _bundle.load_bundle(inputs.model)
         found = _branches.exercise(bundle)  # First: its weights are gone when the exporter has its own.
-        exporter = _export(ctx, bundle, params, outputs.model)
-        model = _onnx.load_proto(outputs.model, weights=False)
-        _check_axes(bundle, model)
-        lean = _onnx.size_bytes(outputs.model) > _onnx.SINGLE_FILE_BYTES
-        run = _onnx.runner(outputs.model, threads=ctx.threads, lean=lean)
-        try:
-            parity = compare(bundle.cases, run, atol=params.atol, rtol=params.rtol)
-        except GateError:
-            raise
-        except StageError as error:
-            ctx.log(str(error))
-            shapes = ", ".join(f"{n} {tuple(a.shape)}" for n, a in bundle.cases[0].inputs.items())
-            axes = f", though {', '.join(bundle.axes)} may vary" if bundle.axes else ""
-            raise StageError(f"the {exporter} exporter made a model that takes {shapes} only{axes}",
-                             fix="use the other exporter") from error  # fmt: skip
-        other = "torchscript" if exporter == "dynamo" else "dynamo"
-        gate(ctx, parity, atol=params.atol, rtol=params.rtol, fix=_ROUNDING.format(other=other))
-        _branches.check(found, run)
-        ctx.figure("opset", _onnx.opset_of(model))
+        _onnx_names.refuse_shared(bundle.input_names, bundle.output_names)
+        exporter, refusals = _first_right(ctx, bundle, params, found)
+        shutil.move(_made_by(ctx, exporter), outputs.model)
+        ctx.figure("opset", params.opset)
         ctx.figure("exporter", exporter)
+        for way, error in refusals.items():
+            ctx.figure("refused", f"{way}: {error.message}")
         ctx.figure("bytes", _onnx.size_bytes(outputs.model))
         ctx.figure("cases", [case.name for case in bundle.cases])
 
 
-def _export(ctx: Context, bundle: Bundle, params: OnnxExport.Params, folder: Path) -> str:
-    """Export with the first exporter that delivers the opset; return which one it was."""
-    ways: list[str] = [params.exporter]
+def _first_right(
+    ctx: Context, bundle: Bundle, params: OnnxExport.Params, found: Branches
+) -> tuple[str, dict[str, StageError]]:
+    """Return the first exporter whose file passes every check, and why those before it did not."""
+    ways = [params.exporter]
     if params.exporter == "auto":
-        ways = ["dynamo", "torchscript"] if params.opset >= _LOWEST_DYNAMO else ["torchscript"]
-    refusals: list[StageError] = []
+        ways = ["dynamo", "torchscript"] if params.opset >= _LOWEST_DYNAMO else ["torchscript", "dynamo"]
+    refusals: dict[str, StageError] = {}
     for way in ways:
-        raw = ctx.workdir / way
-        raw.mkdir()
         try:
-            _export_with(way, bundle, params.opset, raw / _onnx.FILE_NAME)
-            model = _onnx.load_proto(raw, weights=False)
-            delivered = _onnx.opset_of(model)
-            if delivered != params.opset:
-                raise StageError(
-                    f"opset {params.opset} can't be had: the {way} exporter delivered {delivered}",
-                    fix=f"ask for opset {delivered}, or use the other exporter",
-                )
+            _export(ctx, bundle, params, way)
+            _check(ctx, bundle, params, found, way)
         except StageError as error:
             ctx.log(f"{way}: {error}")
-            refusals.append(error)
-            continue
-        _onnx.move_proto(model, raw, folder)
-        return way
-    raise refusals[0]
+            refusals[way] = error
+        else:
+            return way, refusals
+    raise _all_refused(refusals)
+
+
+def _all_refused(refusals: dict[str, StageError]) -> StageError:
+    """Return one error for all exporters: it advises none that was tried."""
+    first = next(iter(refusals.values()))
+    if len(refusals) == 1:
+        other = "torchscript" if "dynamo" in refusals else "dynamo"
+        fix = "; ".join(filter(None, (first.fix, f"or exporter: {other}")))
+        return type(first)(first.message, fix=fix)
+    kind = GateError if any(isinstance(error, GateError) for error in refusals.values()) else StageError
+    messages = dict.fromkeys(error.message for error in refusals.values())
+    if len(messages) == 1:
+        return kind(first.message, fix=first.fix)
+    said = "; ".join(f"{way}: {error.message}" for way, error in refusals.items())
+    fix = next((error.fix for error in refusals.values() if error.fix), "")
+    return kind(f"neither exporter makes a right file: {said}", fix=fix)
+
+
+def _made_by(ctx: Context, way: str) -> Path:
+    return ctx.workdir / f"{way}-made"
+
+
+def _export(ctx: Context, bundle: Bundle, params: OnnxExport.Params, way: str) -> None:
+    """Export in one way, and put the cleaned file with the user's names into its folder."""
+    raw = ctx.workdir / way
+    raw.mkdir()
+    _export_with(way, bundle, params.opset, raw / _onnx.FILE_NAME)
+    model = _onnx.load_proto(raw, weights=False)
+    delivered = _onnx.opset_of(model)
+    if delivered != params.opset:
+        raise StageError(f"opset {params.opset} can't be had: the {way} exporter delivered {delivered}",
+                         fix=f"ask for opset {delivered}")  # fmt: skip
+    _onnx_names.rename(model, bundle.input_names, bundle.output_names)
+    _onnx.move_proto(model, raw, _made_by(ctx, way))
+    shutil.rmtree(raw)
+
+
+def _check(ctx: Context, bundle: Bundle, params: OnnxExport.Params, found: Branches, way: str) -> None:
+    """Read the file back, run it, and compare it with eager on every case and branch."""
+    folder = _made_by(ctx, way)
+    _check_axes(bundle, _onnx.load_proto(folder, weights=False))
+    lean = _onnx.size_bytes(folder) > _onnx.SINGLE_FILE_BYTES
+    run = _onnx.runner(folder, threads=ctx.threads, lean=lean)
+    try:
+        parity = compare(bundle.cases, run, atol=params.atol, rtol=params.rtol)
+    except GateError:
+        raise
+    except StageError as error:
+        ctx.log(str(error))
+        shapes = ", ".join(f"{n} {tuple(a.shape)}" for n, a in bundle.cases[0].inputs.items())
+        axes = f", though {', '.join(bundle.axes)} may vary" if bundle.axes else ""
+        raise StageError(f"the {way} exporter made a model that takes {shapes} only{axes}") from error
+    gate(ctx, parity, atol=params.atol, rtol=params.rtol, fix=_ROUNDING)
+    _branches.check(found, run)
 
 
 def _export_with(way: str, bundle: Bundle, opset: int, file: Path) -> None:
@@ -136,8 +169,8 @@ def _export_with(way: str, bundle: Bundle, opset: int, file: Path) -> None:
     if any(tensor.dtype == torch.bfloat16 for tensor in (*module.parameters(), *module.buffers())):
         module = module.float()  # onnxruntime has few kernels of bfloat16; its values are float32's exactly.
     options: dict[str, Any] = {
-        "input_names": bundle.input_names,
-        "output_names": bundle.output_names,
+        "input_names": _onnx_names.neutral("input", len(bundle.inputs)),
+        "output_names": _onnx_names.neutral("output", len(bundle.outputs)),
         "opset_version": opset,
         "verbose": False,
         "dynamo": way == "dynamo",
@@ -149,7 +182,8 @@ def _export_with(way: str, bundle: Bundle, opset: int, file: Path) -> None:
     else:
         module = _scripted_if_branching(bundle, module)
         ports = (*bundle.inputs, *bundle.outputs)
-        options["dynamic_axes"] = {p.name: dict(p.dynamic) for p in ports if p.dynamic}
+        names = (*options["input_names"], *options["output_names"])
+        options["dynamic_axes"] = {n: dict(p.dynamic) for n, p in zip(names, ports, strict=True) if p.dynamic}
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # The fused encoder layer has no ONNX equivalent.
     try:
@@ -204,7 +238,7 @@ def _refusal(way: str, error: Exception, bundle: Bundle) -> StageError:
     where = f" at {lines[-1][0]}:{lines[-1][1]}" if lines else _bundle.user_line(error)
     if "data-dependent" in text.lower() or "GuardOnDataDependent" in text:
         said = f"the model's control flow depends on its data{where}, which the {way} exporter can't keep"
-        return StageError(said, fix="use torch.cond, or exporter: torchscript")
+        return StageError(said, fix="use torch.cond")
     operator = _OPERATOR.search(text)
     unknown = ("Unsupported", "No ONNX function", "not supported", "unrecognized namespace")
     if operator and any(said in text for said in unknown):
@@ -219,7 +253,7 @@ def _refusal(way: str, error: Exception, bundle: Bundle) -> StageError:
         type(error).__name__,
     )
     return StageError(f"the {way} exporter refuses the model{where}: {said[:300]}",
-                      fix="try the other exporter, or torch.script")  # fmt: skip
+                      fix="keep this model as TorchScript (torch.script)")  # fmt: skip
 
 
 def _line_of_operator(bundle: Bundle, operator: str) -> str:

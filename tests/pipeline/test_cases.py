@@ -308,7 +308,6 @@ def test_weights_in_constant_nodes_are_quantized(brought: Brought) -> None:
     assert np.abs(made({"x": x}, [])[0] - x @ weight).max() < 0.1
 
 
-@not_yet("code")
 @case("output-named-like-an-operator")
 def test_names_of_outputs_are_the_users_whatever_the_graph_calls_its_own(brought: Brought) -> None:
     import onnx

@@ -1,0 +1,141 @@
+"""onnx.export by whichever of torch's exporters makes a right file, under the names that the user gave."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from tests.conftest import Project
+
+MODELS = '''
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.l = nn.Linear(4, 4)
+
+class Softplus(Net):
+    """torch's older exporter leaves beta and threshold out of Softplus."""
+    def forward(self, x): return nn.functional.softplus(self.l(x), 2.0, 1.0)
+
+class Hermitian(Net):
+    """Neither exporter has an operator for it."""
+    def forward(self, x): return torch.linalg.inv(self.l(x)[:, :, None] * torch.eye(4))
+
+class Passed(Net):
+    """An output is an input, two outputs are one tensor."""
+    def forward(self, x):
+        y = self.l(x)
+        return {"same": x, "one": y, "other": y}
+
+class Branch(Net):
+    """The names of the outputs are those of values inside both branches."""
+    def forward(self, x):
+        def up(x): return torch.relu(x) + 1.0
+        def down(x): return torch.tanh(x) * 2.0
+        y = torch.cond(x.sum() > 0, up, down, (self.l(x),))
+        return {"relu": y, "tanh": y * 2, "add": y + x, "val_0": x - y}
+
+class Odd(Net):
+    def forward(self, linear_input): return {"größe/1.x y": self.l(linear_input), "l.weight": linear_input * 2}
+
+class Inplace(Net):
+    def forward(self, relu): return {"x": torch.relu(self.l(relu)), "linear": relu + 1}
+
+def build(name): return globals()[name]()
+'''
+
+
+def brought(project: Project, name: str, **options: Any) -> torch.nn.Module:
+    """Write the project of one of MODELS; return it as plain torch has it."""
+    project.write("model.py", MODELS)
+    scope: dict[str, Any] = {}
+    exec(MODELS, scope)
+    torch.manual_seed(0)
+    module = scope[name]().eval()
+    torch.save(module.state_dict(), project.folder / "ck.pt")
+    given = ", ".join(f"{key}: {value}" for key, value in options.items())
+    project.pipeline(f"""
+        weights: {{uses: checkpoint.state_dict, inputs: {{checkpoint: ck.pt}}}}
+        model:
+          uses: model.prepare
+          inputs: {{weights: "${{{{ stages.weights.outputs.weights }}}}"}}
+          with: {{factory: "model.py:build", kwargs: {{name: {name}}}, example: {{shape: [2, 4]}}}}
+        onnx:
+          uses: onnx.export
+          inputs: {{model: "${{{{ stages.model.outputs.model }}}}"}}
+          with: {{{given}}}
+        """)
+    return module
+
+
+def answers(
+    project: Project, stage: str = "onnx"
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray], torch.Tensor]:
+    """Fetch the file and run it by onnxruntime alone, at a batch that the pipeline never saw."""
+    place = project.folder / "made" / stage
+    project.cli("get", f"{stage}.model", "--to", str(place))
+    session = onnxruntime.InferenceSession(place / "model.onnx")
+    x = torch.randn(7, 4, generator=torch.Generator().manual_seed(3))
+    (name,) = (given.name for given in session.get_inputs())
+    names = [output.name for output in session.get_outputs()]
+    found = dict(zip(names, session.run(None, {name: x.numpy()}), strict=True))
+    return onnx.load(place / "model.onnx"), found, x
+
+
+def test_where_the_file_of_one_exporter_is_wrong_the_other_is_tried_and_that_is_said(
+    project: Project,
+) -> None:
+    module = brought(project, "Softplus", opset=17)
+    figures = project.run()["stages"]["onnx"]["figures"]
+    assert figures["exporter"] == "dynamo"
+    assert figures["refused"].startswith("torchscript: the result differs from the original by up to")
+    model, found, x = answers(project)
+    assert model.opset_import[0].version == 17
+    np.testing.assert_allclose(found["output"], module(x).detach(), atol=1e-6)
+
+
+def test_an_exporter_that_was_named_is_the_only_one_and_the_other_is_advised(project: Project) -> None:
+    brought(project, "Softplus", exporter="torchscript")
+    error = project.run(exits=1)["stages"]["onnx"]["error"]
+    assert "differs from the original" in error
+    assert "exporter: dynamo" in error
+
+
+def test_where_both_refuse_each_says_why_and_neither_is_advised(project: Project) -> None:
+    brought(project, "Hermitian")
+    error = project.run(exits=1)["stages"]["onnx"]["error"]
+    assert "linalg" in error
+    assert "exporter: " not in error
+    assert "other exporter" not in error
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+@pytest.mark.parametrize("name", ["Passed", "Odd", "Inplace"])
+def test_names_are_the_users_whatever_the_graph_calls_its_own(
+    project: Project, name: str, exporter: str
+) -> None:
+    module = brought(project, name, exporter=exporter)
+    project.run()
+    _, found, x = answers(project)
+    expected = module(x)
+    assert list(found) == list(expected)
+    for key, tensor in expected.items():
+        np.testing.assert_allclose(found[key], tensor.detach(), atol=1e-6)
+
+
+def test_names_are_the_users_in_the_branches_of_a_graph_too(project: Project) -> None:
+    module = brought(project, "Branch", exporter="dynamo")
+    project.run()
+    _, found, x = answers(project)
+    for given in (x, -x):
+        assert list(module(given)) == list(found)
+    for key, tensor in module(x).items():
+        np.testing.assert_allclose(found[key], tensor.detach(), atol=1e-6)
