@@ -73,7 +73,7 @@ def exercise(bundle: Bundle) -> Branches:
             continue
         new = {(read.where, read.value) for read in reads if isinstance(read.value, bool)} - seen
         if new or index < 2:
-            found.cases.append(Case(f"probe{index}", inputs, outputs, _allowed(bundle, outputs)))
+            found.cases.append(Case(f"probe{index}", inputs, outputs, allowed(bundle, outputs)))
             found.reads.extend(reads)
             seen |= new
     return found
@@ -84,26 +84,36 @@ def check(found: Branches, run: Model) -> None:
 
     Raises GateError that names the line.
     """
+    for case in found.cases:
+        if name := differing(case.outputs, run(case.inputs), case.allowed):
+            lines = ", ".join(sorted({read.where for read in found.reads}))
+            raise GateError(f"the result differs from the original for other data than the example's, "
+                            f"on which {lines} depends: {name!r} of {case.name}")  # fmt: skip
+
+
+def differing(
+    expected: Mapping[str, Any], actual: Mapping[str, Any], limits: Mapping[str, float]
+) -> str | None:
+    """Return the name of an output that is another one, or None."""
     import numpy as np
 
-    for case in found.cases:
-        actual = run(case.inputs)
-        for name, array in case.outputs.items():
-            if array.shape != actual[name].shape or not np.allclose(
-                actual[name], array, rtol=0, atol=case.allowed[name], equal_nan=True
-            ):
-                lines = ", ".join(sorted({read.where for read in found.reads}))
-                raise GateError(f"the result differs from the original for other data than the example's, "
-                                f"on which {lines} depends: {name!r} of {case.name}")  # fmt: skip
+    for name, array in expected.items():
+        if array.shape != actual[name].shape or not np.allclose(
+            actual[name], array, rtol=0, atol=limits[name], equal_nan=True
+        ):
+            return name
+    return None
 
 
-def _allowed(bundle: Bundle, outputs: Mapping[str, Any]) -> dict[str, float]:
-    """Return a thousandth of the largest output: unusual inputs lose digits, another branch has others.
+def allowed(bundle: Bundle, outputs: Mapping[str, Any]) -> dict[str, float]:
+    """Return a thousandth of the largest value: unusual inputs lose digits, another branch has others.
 
     Types of less than four digits are allowed 16 units of their rounding.
     """
+    usual = bundle.cases[0].outputs
     return {
-        port.name: max(1e-3, 16 * (eps_of(port.dtype) or 0.0)) * max(1.0, largest(outputs[port.name]))
+        port.name: max(1e-3, 16 * (eps_of(port.dtype) or 0.0))
+        * max(largest(usual[port.name]), largest(outputs[port.name]))
         for port in bundle.outputs
     }
 
@@ -168,8 +178,7 @@ def _run_watched(
     watch = _watch(inputs)
     with torch.no_grad(), watch:
         result = module(*inputs)
-    outputs = _bundle.flatten_outputs(result, bundle.output_names)
-    return watch.reads, {name: _bundle.to_array(tensor) for name, tensor in outputs.items()}
+    return watch.reads, _bundle.named_arrays(result, bundle.output_names)
 
 
 def _watch(inputs: tuple[Any, ...]) -> Any:

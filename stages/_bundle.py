@@ -212,6 +212,11 @@ def tiled(array: Any, port: Port, sizes: Mapping[str, int], *, shift: int = 0) -
     return np.ascontiguousarray(array) if array.ndim else array
 
 
+def named_arrays(value: Any, names: Sequence[str] | None = None) -> dict[str, np.ndarray[Any, Any]]:
+    """Return a module's result as arrays by name."""
+    return {name: to_array(tensor) for name, tensor in flatten_outputs(value, names).items()}
+
+
 def flatten_outputs(value: Any, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
     """Return a module's result as named tensors.
 

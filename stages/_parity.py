@@ -6,8 +6,8 @@ alone. Figures are of the places where both are finite.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from deploy_runner.sdk import Context, GateError, StageError
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ._bundle import Case
+
+_ROUNDING = "its type's rounding explains"
 
 Model = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Runs a model: arrays by input name → arrays by output name."""
@@ -26,14 +28,15 @@ class Parity:
     """The worst differences over all cases.
 
     `excess` is max(|a - b| - allowed), `allowed` being atol + rtol * |b|, or where neither is given what
-    the case allows: above 0 the tolerance is broken. `limit` is what was allowed there. `cosine` is
-    the smallest cosine similarity of a sample, `argmax_agreement` the share of samples whose
-    largest value over the last axis is at the same place. `worst_sample` holds the arrays of the
-    sample that breaks the tolerance most, or comes nearest to it: `in/NAME`, `expected/NAME` and
-    `actual/NAME`.
+    the case allows: above 0 the tolerance is broken. `limit` is what was allowed there, `allowed` what was
+    where the difference is `max_abs`. `cosine` is the smallest cosine similarity of a sample,
+    `argmax_agreement` the share of samples whose largest value over the last axis is at the same place.
+    `worst_sample` holds the arrays of the sample that breaks the tolerance most, or comes nearest to it:
+    `in/NAME`, `expected/NAME` and `actual/NAME`.
     """
 
     max_abs: float = 0.0
+    allowed: float = 0.0
     max_rel: float = 0.0
     cosine: float = 1.0
     argmax_agreement: float = 1.0
@@ -54,6 +57,13 @@ class Parity:
             "samples": self.samples,
         }
 
+    def beyond(self, atol: float | None, rtol: float | None, otherwise: str = _ROUNDING) -> str:
+        """Say by how much the tolerance is broken where it is broken most, and what allows no more."""
+        allowed = f"the {self.limit:.3g} that {otherwise}"
+        if atol is not None or rtol is not None:
+            allowed = f"atol {atol or 0:g} + rtol {rtol or 0:g} allow"
+        return f"up to {self.excess + self.limit:.3g}, more than {allowed}"
+
     def add(
         self, where: str, expected: np.ndarray[Any, Any], actual: np.ndarray[Any, Any],
         allowed: Callable[[np.ndarray[Any, Any]], Any], floor: float,
@@ -72,14 +82,15 @@ class Parity:
         if difference.size == 0:
             return None
         rows = difference.reshape(len(difference), -1) if difference.ndim else difference.reshape(1, 1)
-        self.max_abs = max(self.max_abs, float(difference.max()))
+        limits = np.broadcast_to(allowed(b), difference.shape)
+        most = float(difference.max()), float(limits.reshape(-1)[difference.argmax()])
+        self.max_abs, self.allowed = max((self.max_abs, self.allowed), most)
         scale = np.maximum(np.abs(b), np.finfo(np.float32).tiny)
         large = np.abs(b) > floor
         if large.any():
             self.max_rel = max(self.max_rel, float((difference / scale)[large].max()))
         self._directions(a.reshape(rows.shape), b.reshape(rows.shape))
         self._agree(np.where(finite, a, -np.inf), np.where(finite, b, -np.inf))
-        limits = np.broadcast_to(allowed(b), difference.shape)
         over = (difference - limits).reshape(rows.shape)
         if over.max() <= self.excess:
             return None
@@ -134,6 +145,15 @@ def eps_limit(array: np.ndarray[Any, Any], *, eps: float | None = None) -> float
         return 0.0
     unit = float(np.finfo(array.dtype).eps) if eps is None else eps
     return 64 * unit * largest(array)
+
+
+def within(cases: Sequence[Case], share: float) -> list[Case]:
+    """Return the cases with what is allowed set: a share of each output's largest value among them."""
+    most: dict[str, float] = {}
+    for case in cases:
+        for name, array in case.outputs.items():
+            most[name] = max(most.get(name, 0.0), largest(array))
+    return [replace(c, allowed={name: share * most[name] for name in c.outputs}) for c in cases]
 
 
 def largest(array: np.ndarray[Any, Any]) -> float:
@@ -203,16 +223,10 @@ def gate(
     """Record the figures, and raise GateError where the tolerance is broken."""
     for name, value in parity.figures().items():
         ctx.figure(name, value)
-    ctx.figure("allowed", parity.limit)
+    ctx.figure("allowed", parity.allowed)
     if parity.excess > 0:
-        allowed = f"the {parity.limit:.3g} that its type's rounding explains"
-        if atol is not None or rtol is not None:
-            allowed = f"atol {atol or 0:g} + rtol {rtol or 0:g} allow"
-        raise GateError(
-            f"the result differs from the original by up to {parity.max_abs:.3g}, more than "
-            f"{allowed}; worst at {parity.worst}",
-            fix=fix,
-        )
+        said = parity.beyond(atol, rtol)
+        raise GateError(f"the result differs from the original by {said}; worst at {parity.worst}", fix=fix)
 
 
 def run_or_refuse(run: Model, case: Case) -> Mapping[str, Any]:

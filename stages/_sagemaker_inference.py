@@ -77,11 +77,18 @@ def _shaped(arrays, port):
     return array
 
 
+def _listed(array):
+    """Return nested lists; JSON has no number for what isn't finite: null."""
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        array = np.where(np.isfinite(array), array, None)
+    return array.tolist()
+
+
 def output_fn(prediction, accept):
     """Return the response in the accepted type."""
     kind = accept.split(";")[0].strip()
     if kind in ("application/json", "*/*", ""):
-        return json.dumps({"outputs": {name: a.tolist() for name, a in prediction.items()}})
+        return json.dumps({"outputs": {name: _listed(a) for name, a in prediction.items()}})
     first = next(iter(prediction.values()))
     if kind == "text/csv":
         buffer = io.StringIO()

@@ -114,8 +114,7 @@ def runner(program: Any, inputs: list[str], outputs: list[str]) -> Model:
     def run(arrays: Mapping[str, Any]) -> dict[str, Any]:
         with torch.no_grad(), quiet():
             result = program(*_bundle.tensors(arrays, inputs))
-        flat = _bundle.flatten_outputs(result, outputs)
-        return {name: _bundle.to_array(tensor) for name, tensor in flat.items()}
+        return _bundle.named_arrays(result, outputs)
 
     return run
 

@@ -59,8 +59,13 @@ class MobileExecutorch(Stage):
             default={},
             description="what each dynamic axis must take at least (default: `max`, else 16 or the cases')",
         )
-        atol: float = Field(1e-4, ge=0, description="absolute tolerance against eager, for float programs")
-        rtol: float = Field(1e-4, ge=0, description="relative tolerance against eager, for float programs")
+        atol: float | None = Field(
+            None, ge=0,
+            description="absolute tolerance against eager, for float programs (default: by rounding)",
+        )  # fmt: skip
+        rtol: float | None = Field(
+            None, ge=0, description="relative tolerance against eager, for float programs"
+        )
 
     class Inputs(StageInputs):
         """The model and the samples."""
@@ -147,8 +152,7 @@ def _largest_case(bundle: Bundle, largest: Mapping[str, int]) -> Case:
     arrays = {port.name: _bundle.tiled(first[port.name], port, largest) for port in bundle.inputs}
     with torch.no_grad():
         result = bundle.module()(*_bundle.tensors(arrays, bundle.input_names))
-    flat = _bundle.flatten_outputs(result, bundle.output_names)
-    return Case("the largest sizes", arrays, {n: _bundle.to_array(t) for n, t in flat.items()})
+    return Case("the largest sizes", arrays, _bundle.named_arrays(result, bundle.output_names))
 
 
 def _export(bundle: Bundle, module: Any, case: Case, largest: Mapping[str, int]) -> Any:
@@ -225,6 +229,6 @@ def runner(path: Path, bundle: Bundle) -> Model:
             said = f"ExecuTorch can't run inputs of shape {shapes}: {_bundle.first_line(error)}"
             raise StageError(said, fix="try `backend: portable`, or mobile.lite") from error
         outputs = result[len(result) - len(bundle.output_names) :]  # What the model writes into comes first.
-        return {n: t.numpy().copy() for n, t in zip(bundle.output_names, outputs, strict=True)}
+        return {n: _bundle.to_array(t).copy() for n, t in zip(bundle.output_names, outputs, strict=True)}
 
     return run

@@ -113,8 +113,11 @@ class PushSagemaker(Stage):
         update: Update = Field(default=Update(), description="how an update shifts the traffic")
         registry: Registry | None = Field(None, description="also register the package as a version")
         adopt: bool = Field(False, description="take over an endpoint that was made by something else")
-        atol: float = Field(1e-4, ge=0, description="tolerance of the smoke test")
-        rtol: float = Field(1e-4, ge=0, description="relative tolerance, likewise")
+        atol: float | None = Field(
+            None, ge=0,
+            description="tolerance of the smoke test (default: 1e-4 of each output's largest value)",
+        )  # fmt: skip
+        rtol: float | None = Field(None, ge=0, description="relative tolerance, likewise")
 
         @model_validator(mode="after")
         def _one_kind(self) -> PushSagemaker.Params:

@@ -144,7 +144,6 @@ def runner(path: Path, bundle: Bundle) -> Model:
     def run(arrays: Mapping[str, Any]) -> dict[str, Any]:
         with torch.no_grad():
             result = module(*_bundle.tensors(arrays, bundle.input_names))
-        flat = _bundle.flatten_outputs(result, bundle.output_names)
-        return {name: _bundle.to_array(tensor) for name, tensor in flat.items()}
+        return _bundle.named_arrays(result, bundle.output_names)
 
     return run

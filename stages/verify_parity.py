@@ -24,8 +24,9 @@ from ._parity import Parity, compare
 class VerifyParity(Stage):
     """Compare a converted model with the reference outputs, and refuse it beyond the limits.
 
-    Float models are held to |a - b| ≤ atol + rtol·|b|. For int8 that says little: limit the
-    agreement of the largest output instead.
+    Without limits float models are held to what the rounding of each output's type explains, with
+    `atol` or `rtol` to |a - b| ≤ atol + rtol·|b|. For int8 both say little: limit the agreement of the
+    largest output instead.
     """
 
     uses = "verify.parity"
@@ -35,7 +36,7 @@ class VerifyParity(Stage):
     extra = "onnx"
 
     class Params(StageParams):
-        """The limits; one that is left out is not checked."""
+        """The limits; where some are given, others are not checked."""
 
         atol: float | None = Field(None, ge=0, description="absolute tolerance")
         rtol: float | None = Field(None, ge=0, description="relative tolerance")
@@ -61,11 +62,14 @@ class VerifyParity(Stage):
         """Run every reference case, report, refuse."""
         bundle = _bundle.load_bundle(inputs.reference)
         run = _runtime.open_model(ctx, inputs.candidate, bundle)
-        atol, rtol = params.atol or 0.0, params.rtol or 0.0
-        parity = compare(bundle.cases, run, atol=atol, rtol=rtol)
+        limits = params.model_dump(exclude_none=True)
+        exact = {"atol": params.atol or 0.0, "rtol": params.rtol or 0.0} if limits else {}
+        parity = compare(bundle.cases, run, **exact)
         for name, value in parity.figures().items():
             ctx.figure(name, value)
         report = {**parity.figures(), "worst": parity.worst, "limits": params.model_dump()}
+        if not limits:
+            report["allowed"] = parity.allowed
         outputs.report.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", "utf-8")
         _bundle.write_arrays(outputs.worst, parity.worst_sample)
         refusals = _refusals(params, parity)
@@ -75,9 +79,9 @@ class VerifyParity(Stage):
 
 def _refusals(params: VerifyParity.Params, parity: Parity) -> list[str]:
     refusals = []
-    if (params.atol is not None or params.rtol is not None) and parity.excess > 0:
-        refusals.append(f"the outputs differ by up to {parity.max_abs:.3g}, more than atol "
-                        f"{params.atol or 0:g} + rtol {params.rtol or 0:g} allow")  # fmt: skip
+    given = params.model_dump(exclude_none=True)
+    if parity.excess > 0 and (not given or given.keys() & {"atol", "rtol"}):
+        refusals.append(f"the outputs differ by {parity.beyond(params.atol, params.rtol)}")
     if params.max_abs is not None and parity.max_abs > params.max_abs:
         refusals.append(f"the outputs differ by up to {parity.max_abs:.3g}, allowed {params.max_abs:g}")
     if params.min_argmax_agreement is not None and parity.argmax_agreement < params.min_argmax_agreement:

@@ -40,7 +40,8 @@ class Case:
 class Artifact:
     """A model on disk: `digest` is the SHA-256 of its file, or of the list of its files' SHA-256.
 
-    `inputs` and `outputs` are empty for an ONNX model, which names its own. `joinable` is False where
+    `inputs` and `outputs` are empty for an ONNX model, which names its own. `of_largest` says how far an
+    answer may be from a case's, as a share of the output's largest value. `joinable` is False where
     the answer for a sample would depend on the samples beside it.
     """
 
@@ -50,8 +51,7 @@ class Artifact:
     inputs: Ports = field(default_factory=Ports)
     outputs: Ports = field(default_factory=Ports)
     cases: tuple[Case, ...] = ()
-    atol: float = 1e-3
-    rtol: float = 1e-3
+    of_largest: float = 1e-3
     joinable: bool = True
 
     @property
@@ -101,7 +101,7 @@ def _find(path: Path, scratch: Callable[[], Path], reference: Path | None, trust
         file, format_, _digest(files, file.parent),
         *(_ports(ports, part) for part in ("inputs", "outputs")),
         _cases(cases_file) if cases_file.is_file() else (),
-        float(described.get("atol", 1e-3)), float(described.get("rtol", 1e-3)),
+        of_largest=float(described.get("of_largest", 1e-3)),
         joinable=format_ != _ONNX or not _contains(file, b"DynamicQuantize"),
     )  # fmt: skip
 

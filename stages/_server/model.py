@@ -67,8 +67,7 @@ def load(settings: Settings, cores: int) -> Model:
         artifact = find(place, partial(_folder, scratch), reference=reference, trust=settings.trust)
         program = open_program(artifact, settings.threads or 1)
         example = _example(artifact, program)
-        atol = artifact.atol if settings.atol is None else settings.atol
-        _try_cases(artifact, program, atol, artifact.rtol if settings.rtol is None else settings.rtol)
+        _try_cases(artifact, program, settings.atol, settings.rtol)
         why = _why_alone(artifact, program, example, settings.max_batch)
         seconds = _seconds(program, example, 1 if why else settings.max_batch)
         threads = settings.threads or (1 if seconds < _SMALL_S else cores)
@@ -119,8 +118,9 @@ def _made_up(ports: Ports, size: int) -> Arrays:
     return arrays
 
 
-def _try_cases(artifact: Artifact, program: Program, atol: float, rtol: float) -> None:
+def _try_cases(artifact: Artifact, program: Program, atol: float | None, rtol: float | None) -> None:
     """Raise UnfitArtifact where the model answers a reference case beyond its tolerance."""
+    most = _largest(artifact)
     for index, case in enumerate(artifact.cases):
         found = program.run({name: case.inputs[name] for name in program.inputs.names if name in case.inputs})
         for name, expected in case.outputs.items():
@@ -129,11 +129,27 @@ def _try_cases(artifact: Artifact, program: Program, atol: float, rtol: float) -
             if found[name].shape != expected.shape:
                 raise UnfitArtifact(f"reference case {index}: output {name!r} has the shape "
                                     f"{list(found[name].shape)}, not {list(expected.shape)}")  # fmt: skip
-            if not np.allclose(found[name], expected, rtol, atol, equal_nan=True):
+            limit, allowed = artifact.of_largest * most[name], "the {:.3g} that is allowed"
+            if atol is not None or rtol is not None:
+                limit, allowed = atol or 0.0, f"atol {atol or 0:g} + rtol {rtol or 0:g} allow"
+            if not np.allclose(found[name], expected, rtol or 0.0, limit, equal_nan=True):
                 worst = _worst(found[name], expected)
-                allowed = f"atol {atol:g} + rtol {rtol:g}"
                 raise UnfitArtifact(f"reference case {index}: output {name!r} differs by up to {worst:.3g}, "
-                                    f"more than {allowed} allow")  # fmt: skip
+                                    f"more than {allowed.format(limit)}")  # fmt: skip
+
+
+def _largest(artifact: Artifact) -> dict[str, float]:
+    """Return each output's largest finite value in the reference cases."""
+    most: dict[str, float] = {}
+    for case in artifact.cases:
+        for name, array in case.outputs.items():
+            most[name] = max(most.get(name, 0.0), _size(array))
+    return most
+
+
+def _size(array: np.ndarray[Any, Any]) -> float:
+    sizes = np.abs(array.astype(np.float64))
+    return float(sizes[np.isfinite(sizes)].max(initial=0.0))
 
 
 def _worst(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> float:
@@ -171,9 +187,8 @@ def _difference(alone: Sequence[Arrays], both: Arrays) -> str:
             return f"output {name!r} has the shape {list(array.shape)} for two samples"
         for index, single in enumerate(alone):
             one, joined = single[name][0], array[index]
-            sizes = np.abs(one.astype(np.float64)) if one.dtype.kind == "f" else np.zeros(1)
-            scale = float(sizes[np.isfinite(sizes)].max(initial=0.0))
-            if not np.allclose(one, joined, rtol=1e-3, atol=1e-3 * scale + 1e-6, equal_nan=True):
+            scale = _size(array) if one.dtype.kind == "f" else 0.0
+            if not np.allclose(one, joined, rtol=0, atol=1e-3 * scale, equal_nan=True):
                 return f"output {name!r} of a sample depends on the samples beside it"
     return ""
 

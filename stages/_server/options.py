@@ -69,8 +69,8 @@ OPTIONS = (
     Option("name", "", "the model's name in /v2 (default: the pipeline's, or `model`)", str, "NAME"),
     Option("reference", "", "the bundle of model.prepare: names a TorchScript file's inputs, and gives the "
            "samples that a model has to answer right before it is served", str, "PATH"),
-    Option("atol", None, "how far an answer may be from a reference sample's (default: what the model's "
-           "model.json says, else 0.001)", _number, "X"),
+    Option("atol", None, "how far an answer may be from a reference sample's (default: the share of each "
+           "output's largest value that model.json says, else 0.001)", _number, "X"),
     Option("rtol", None, "likewise, relative to it", _number, "X"),
     Option("trust", False, "run TorchScript, which is code", None),
     Option("watch", False, "reload when the artifact changes, as SIGHUP does", None),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
+import tarfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import pytest
 import torch
 from deploy_runner.stages._bundle import Case
 from deploy_runner.stages._parity import compare
+from deploy_runner.stages._smoke import Invoke, smoke_test
 from onnx import numpy_helper
 
 from deploy_runner.errors import GateError
@@ -69,29 +73,62 @@ def test_each_type_is_compared_by_its_own_rounding(tmp_path: Path, then: str, ep
         assert figures["max_abs"] <= figures["allowed"] <= allowed, uses
 
 
-def test_a_wrong_weight_is_seen_in_outputs_that_are_all_small(tmp_path: Path) -> None:
-    bundle = prepare(tmp_path, SMALL, {"shape": [2, 4]})["model"]
-    file = run("onnx.export", tmp_path, inputs={"model": bundle})["model"] / "model.onnx"
+def spoil(file: Path) -> None:
+    """Add a thousandth to a bias, of values up to a half."""
     model = onnx.load(file)
     bias = next(t for t in model.graph.initializer if t.name == "b.bias")
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(1e-3), bias.name))
     onnx.save(model, file)
-    reference = {c.name: c for c in _cases(bundle)}
-    runner = _runner(file)
-    assert compare(reference.values(), runner, atol=1e-5, rtol=1e-5).excess <= 0
-    assert compare(reference.values(), runner).excess > 0
 
 
-def _cases(bundle: Path) -> list[Case]:
-    from deploy_runner.stages._bundle import load_bundle
+def test_a_wrong_weight_is_seen_in_outputs_that_are_all_small(tmp_path: Path) -> None:
+    bundle = prepare(tmp_path, SMALL, {"shape": [2, 4]})["model"]
+    made = {"candidate": run("onnx.export", tmp_path, inputs={"model": bundle})["model"], "reference": bundle}
+    right = run("verify.parity", tmp_path, inputs=made)
+    assert right.figures["max_abs"] <= json.loads(right["report"].read_text())["allowed"] < 1e-12
+    packed = {"model": made["candidate"], "reference": bundle}
+    context = run("package.container", tmp_path, inputs=packed)["context"]
+    spoil(made["candidate"] / "model.onnx")
+    with pytest.raises(GateError, match="more than the .* that its type's rounding explains"):
+        run("verify.parity", tmp_path / "wrong", inputs=made)
+    assert run("verify.parity", tmp_path / "loose", inputs=made, params={"atol": 1e-5}).figures["max_abs"] > 0
+    from deploy_runner.stages._server import trial
+    from deploy_runner.stages._server.problems import UnfitArtifact
 
-    return load_bundle(bundle).cases
+    assert trial.answers([str(context)], []) == []
+    spoil(context / "model" / "model.onnx")
+    with pytest.raises(
+        UnfitArtifact, match=r"differs by up to 1\.?\d*e-10, more than the .* that is allowed"
+    ):
+        trial.answers([str(context)], [])
 
 
-def _runner(file: Path) -> Any:
-    from deploy_runner.stages._onnx import runner
+def test_the_output_that_is_wrong_is_named_with_its_own_figures() -> None:
+    cases = [Case("c", {}, {"large": np.array([[1e6]], np.float32), "small": np.array([[1e-6]], np.float32)})]
+    wrong = {"large": np.array([[1e6 + 1]], np.float32), "small": np.array([[2e-6]], np.float32)}
+    found = compare(cases, lambda _: wrong)
+    assert found.worst == "c, output 'small', sample 0"
+    assert found.beyond(None, None) == "up to 1e-06, more than the 7.63e-12 that its type's rounding explains"
+    assert (found.max_abs, round(found.allowed, 3)) == (1, 7.629)
 
-    return runner(file, threads=1)
+
+def unpacked(package: Path, folder: Path) -> Invoke:
+    """Return what asks a package's own code, as the container does, in JSON that has no NaN."""
+    with tarfile.open(package) as tar:
+        tar.extractall(folder, filter="data")
+    spec = importlib.util.spec_from_file_location("packed_inference", folder / "code" / "inference.py")
+    code = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(code)
+    model = code.model_fn(str(folder))
+
+    def invoke(body: bytes) -> bytes:
+        answer = code.output_fn(code.predict_fn(code.input_fn(body, JSON), model), JSON)
+        return json.dumps(json.loads(answer, parse_constant=pytest.fail)).encode()
+
+    return invoke
+
+
+JSON = "application/json"
 
 
 def test_outputs_that_are_not_finite_are_refused_by_place_unless_allowed(tmp_path: Path) -> None:
@@ -111,8 +148,15 @@ def test_outputs_that_are_not_finite_are_refused_by_place_unless_allowed(tmp_pat
         "model": run("onnx.export", tmp_path / "2", inputs={"model": bundle})["model"],
         "reference": bundle,
     }
-    assert run("package.sagemaker", tmp_path, inputs=made)["smoke"].exists()
-    assert run("package.container", tmp_path, inputs=made).figures["max_abs"] < 1e-3
+    packed = run("package.sagemaker", tmp_path, inputs=made)
+    invoke = unpacked(packed["package"], tmp_path / "packed")
+    assert smoke_test(invoke, packed["smoke"], atol=None, rtol=None) == 8
+    with pytest.raises(GateError, match=r"the result is nan where the original is -?\d"):
+        smoke_test(
+            lambda body: re.sub(rb"-?\d+\.\d+", b"null", invoke(body), count=1),
+            packed["smoke"], atol=None, rtol=None,
+        )  # fmt: skip
+    assert run("package.container", tmp_path, inputs=made).figures["max_abs"] < 1e-6
 
 
 INF = float("inf")
