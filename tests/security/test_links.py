@@ -147,14 +147,13 @@ def remove_as_anybody(folder: Path, owned: Path) -> None:
     if os.geteuid():
         remove_tree(folder)
         return
-    os.chmod(owned.parent.parent, 0o755)
-    os.chmod(owned.parent, 0o755)
     for path in (owned, folder, folder / "locked"):
         os.chown(path, 4321, 4321)
     pid = os.fork()
     if pid == 0:
+        os.chdir(owned)
         os.setresuid(4321, 4321, 4321)
-        remove_tree(folder)
+        remove_tree(folder.relative_to(owned))
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0
 
