@@ -34,6 +34,10 @@ _SHAPES = (
     "set `example.shape` to what forward() takes; where that is a dict or a list, let the factory "
     "return a module around it that takes tensors"
 )
+_TYPES = (
+    "set `example.dtype` to what forward() takes; for bfloat16, which files of numbers don't have, let the "
+    "factory return a module around it that turns its input into the weights' type"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,7 @@ class Eager:
             shapes = ", ".join(f"{n} {tuple(a.shape)}" for n, a in arrays.items())
             where = _bundle.user_line(error)
             said = f"the model refuses the example {shapes}: {_bundle.first_line(error)}{where}"
-            raise StageError(said, fix=_SHAPES) from error
+            raise StageError(said, fix=_TYPES if "dtype" in str(error) else _SHAPES) from error
         flat = _bundle.flatten_outputs(result, self.names)
         self.dtypes = self.dtypes or {n: str(t.dtype).removeprefix("torch.") for n, t in flat.items()}
         return {name: _bundle.to_array(tensor) for name, tensor in flat.items()}

@@ -36,6 +36,7 @@ class TorchScript(Stage):
                 RuntimeError,
                 torch.jit.frontend.FrontendError,
                 AttributeError,
+                OSError,
                 TypeError,
             ) as error:
                 raise _refusal(error) from error
