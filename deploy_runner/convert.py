@@ -85,7 +85,7 @@ def _stages(
     if calibration:
         int8 = {
             "uses": "onnx.quantize_static",
-            "inputs": {"model": onnx, "calibration": calibration[0]},
+            "inputs": {"model": onnx, "calibration": calibration[0], "reference": _MODEL},
         }
     else:
         int8 = {"uses": "onnx.quantize_dynamic", "inputs": {"model": onnx, "reference": _MODEL}}

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from deploy_runner.sdk import Code, Context, Field, StageError, StageParams
 
-from ._bundle import Bundle, Case, array_header, first_line, open_arrays, user_line
-from ._parity import Model, compare
+from ._bundle import Bundle, array_header, first_line, open_arrays, user_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -224,9 +223,13 @@ class _Reader:
 
 
 def compute_ranges(
-    model: Path, samples: Samples, cache: Path, *, method: Method, bins: int, percentile: float
-) -> None:
-    """Write the ranges of every tensor to `cache`, in onnxruntime's own JSON form."""
+    model: Path, samples: Samples, cache: Path, *, method: Method, bins: int, percentile: float,
+    unfit: Set[str] = frozenset(),
+) -> int:  # fmt: skip
+    """Write the ranges of every tensor to `cache`, in onnxruntime's own JSON form; return the samples' count.
+
+    Histograms leave out `unfit` tensors: infinite values have none, a mask's are a single bin.
+    """
     from onnxruntime.quantization import CalibrationMethod
     from onnxruntime.quantization.calibrate import create_calibrator, save_tensors_data
 
@@ -248,8 +251,12 @@ def compute_ranges(
             calibrate_method=kind,
             extra_options=options,
         )
+        if method != "minmax":
+            calibrator.tensors_to_calibrate -= unfit
         remaining = iter(samples)
+        count = 0
         while chunk := list(itertools.islice(remaining, _CHUNK)):
+            count += len(chunk)
             calibrator.collect_data(_Reader(chunk))
         ranges = calibrator.compute_data()
     except StageError:
@@ -258,17 +265,4 @@ def compute_ranges(
         raise StageError(f"the calibration fails: {first_line(error)}",
                          fix="do the samples have the model's shape and type?") from error  # fmt: skip
     save_tensors_data(ranges, cache)
-
-
-def agreement(
-    reference: Model, candidate: Model, samples: Iterable[Mapping[str, Any]]
-) -> dict[str, float | int]:
-    """Return how two models' outputs agree on samples: argmax agreement, max abs, cosine, count."""
-    cases = (Case(str(i), sample, reference(sample)) for i, sample in enumerate(samples))
-    parity = compare(cases, candidate, atol=0.0, rtol=0.0)
-    return {
-        "argmax_agreement": parity.argmax_agreement,
-        "max_abs": parity.max_abs,
-        "cosine": parity.cosine,
-        "samples": parity.samples,
-    }
+    return count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 from deploy_runner.sdk import (
     Context,
@@ -14,16 +15,21 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
-    StageParams,
 )
 
-from . import _bundle, _calibration, _onnx
+from . import _bundle, _fresh, _int8, _judge, _onnx
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import onnx
 
 
 class OnnxQuantizeDynamic(Stage):
     """Quantize an ONNX model's weights to int8, without calibration.
 
-    Only MatMul and Gemm by default: convolutions get slower by this, up to 7 times.
+    Only MatMul and Gemm by default: convolutions get slower by this, up to 7 times. The result is judged
+    on the reference cases and on fresh inputs, and refused below the floors.
     """
 
     uses = "onnx.quantize_dynamic"
@@ -32,18 +38,17 @@ class OnnxQuantizeDynamic(Stage):
     facets = ("arch", "isa")
     extra = "onnx"
 
-    class Params(StageParams):
-        """What to quantize."""
+    class Params(_int8.Weights, _judge.Floors):
+        """What to quantize, and how close it must be."""
 
         operators: list[str] = Field(default=["MatMul", "Gemm"], description="operator types")
-        per_channel: bool = Field(False, description="one scale for each output channel")
-        reduce_range: bool = Field(False, description="7-bit weights, for x86 CPUs without VNNI")
+        exclude: list[str] = Field(default=[], description="names of nodes to leave in float")
 
     class Inputs(StageInputs):
         """The float model."""
 
         model: File | Folder = Field(description="the float ONNX model")
-        reference: Folder | None = Field(None, description="a bundle, to compare on its cases")
+        reference: Folder | None = Field(None, description="a bundle, to compare on its cases too")
 
     class Outputs(StageOutputs):
         """The int8 model."""
@@ -51,35 +56,53 @@ class OnnxQuantizeDynamic(Stage):
         model: Folder = Output("model", "model.onnx, loaded and run")
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
-        """Quantize, save, load back, compare."""
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
+        """Quantize, save, load back, judge."""
         logging.getLogger().setLevel(logging.ERROR)
         proto = _onnx.load_proto(inputs.model, weights=False)
         _onnx.refuse_quantized(proto)
-        present = {node.op_type for node in proto.graph.node}
-        if not present & set(params.operators):
-            wanted, there = ", ".join(params.operators), ", ".join(sorted(present))
-            raise StageError(f"the model has none of {wanted}, only {there}", fix="name others: `operators`")
-        made = ctx.workdir / "int8.onnx"
-        try:
-            quantize_dynamic(
-                _onnx.onnx_file(inputs.model),
-                made,
-                op_types_to_quantize=params.operators,
-                per_channel=params.per_channel,
-                reduce_range=params.reduce_range,
-                weight_type=QuantType.QInt8,
-            )
-        except Exception as error:
-            raise StageError(f"the model can't be quantized: {_bundle.first_line(error)}") from error
-        _onnx.save_proto(_onnx.load_proto(made), outputs.model)
+        made = _quantize(ctx, params, inputs.model, proto)
+        _int8.report(ctx, inputs.model, made)
+        _onnx.save_proto(made, outputs.model)
+        reference = _onnx.runner(inputs.model, threads=ctx.threads)
         candidate = _onnx.runner(outputs.model, threads=ctx.threads)
-        if inputs.reference is not None:
-            samples = [case.inputs for case in _bundle.load_bundle(inputs.reference).cases]
-            reference = _onnx.runner(inputs.model, threads=ctx.threads)
-            for name, value in _calibration.agreement(reference, candidate, samples).items():
-                ctx.figure(name, value)
-        before, after = _onnx.size_bytes(inputs.model), _onnx.size_bytes(outputs.model)
-        ctx.figure("bytes", after)
-        ctx.figure("smaller", round(before / after, 3))
+        if inputs.reference is None:
+            judged = {"fresh inputs": _fresh.from_graph(proto, reference)}
+        else:
+            cases = [case.inputs for case in _bundle.load_bundle(inputs.reference).cases]
+            judged = {"the reference cases": cases, "fresh inputs": list(_fresh.from_cases(cases))}
+        _judge.judge(ctx, params, reference, candidate, judged, lambda: _cause(made))
+
+
+def _quantize(
+    ctx: Context, params: OnnxQuantizeDynamic.Params, path: Path, proto: onnx.ModelProto
+) -> onnx.ModelProto:
+    from onnxruntime.quantization import quantize_dynamic
+
+    source = _int8.lifted(ctx, path)
+    if _onnx.size_bytes(path) < _onnx.SINGLE_FILE_BYTES:
+        source = _int8.preprocessed(ctx, source)
+    ready = _onnx.load_proto(source, weights=False)
+    present = {node.op_type for node in ready.graph.node}
+    if not present & set(params.operators):
+        wanted, there = ", ".join(params.operators), ", ".join(sorted(present))
+        raise StageError(f"nothing was quantized: the model has none of {wanted}, only {there}",
+                         fix="name others: `operators`")  # fmt: skip
+    made = ctx.workdir / "int8.onnx"
+    try:
+        quantize_dynamic(
+            source,
+            made,
+            op_types_to_quantize=params.operators,
+            nodes_to_exclude=_int8.excluded(proto, ready, params.exclude),
+            **params.options(per_channel=params.per_channel is not False),
+        )
+    except Exception as error:
+        raise StageError(f"the model can't be quantized: {_bundle.first_line(error)}") from error
+    return _onnx.load_proto(made)
+
+
+def _cause(made: onnx.ModelProto) -> tuple[str, str]:
+    if _int8.needs_vnni(made):
+        return _int8.SATURATION
+    return ("weights or inputs of very uneven size leave too few steps for most of them",
+            "leave the worst nodes in float: `exclude`, or lower `min_cosine`, `min_agreement`")  # fmt: skip

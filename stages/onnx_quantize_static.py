@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from deploy_runner.sdk import (
     Context,
@@ -18,18 +19,20 @@ from deploy_runner.sdk import (
     StageOutputs,
 )
 
-from . import _calibration, _onnx
+from . import _bundle, _calibration, _fresh, _int8, _judge, _onnx
 from ._bundle import first_line
 from ._calibration import Method, Samples, Source
 
-_PER_CHANNEL_OPSET = 13
+if TYPE_CHECKING:
+    import onnx
 
 
 class OnnxQuantizeStatic(Stage):
     """Quantize an ONNX model to int8 with activation ranges found on calibration samples.
 
-    The figures compare it with the float model on those samples; whether the loss of accuracy is
-    acceptable is for verify.accuracy to say.
+    Nodes whose values int8 can't hold, as a mask of -inf, stay in float. The result is judged on inputs
+    that lie between the samples, and on the reference cases, and refused below the floors; whether the
+    loss of accuracy is acceptable is for verify.accuracy to say.
     """
 
     uses = "onnx.quantize_static"
@@ -38,15 +41,13 @@ class OnnxQuantizeStatic(Stage):
     facets = ("arch", "isa")
     extra = "onnx"
 
-    class Params(Source):
-        """How to quantize."""
+    class Params(Source, _int8.Weights, _judge.Floors):
+        """How to quantize, and how close it must be."""
 
         method: Method = Field("minmax", description="how ranges are found")
         bins: int = Field(2048, ge=129, description="histogram bins of entropy and percentile")
         percentile: float = Field(99.9, gt=50, le=100, description="share of values inside the range")
         format: Literal["QDQ", "QOperator"] = Field("QDQ", description="how the file says it")
-        per_channel: bool = Field(False, description="one scale for each output channel of weights")
-        reduce_range: bool = Field(False, description="7-bit weights, for x86 CPUs without VNNI")
         exclude: list[str] = Field(default=[], description="names of nodes to leave in float")
 
     class Inputs(StageInputs):
@@ -57,43 +58,69 @@ class OnnxQuantizeStatic(Stage):
             None, description="an .npz of samples, by input name or `x`; a folder of pictures"
         )
 
+        reference: Folder | None = Field(None, description="a bundle, to compare on its cases too")
+
     class Outputs(StageOutputs):
         """The int8 model."""
 
         model: Folder = Output("model", "model.onnx, loaded and run")
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
-        """Calibrate, quantize, save, load back, compare."""
-        source = _onnx.onnx_file(inputs.model)
+        """Calibrate, quantize, save, load back, judge."""
+        logging.getLogger().setLevel(logging.ERROR)
         proto = _onnx.load_proto(inputs.model, weights=False)
         _onnx.refuse_quantized(proto)
-        opset = _onnx.opset_of(proto)
-        if params.per_channel and params.format == "QDQ" and opset < _PER_CHANNEL_OPSET:
-            raise StageError(f"per_channel with QDQ needs opset {_PER_CHANNEL_OPSET}, the model has {opset}",
-                             fix="export with a newer opset, or use format: QOperator")  # fmt: skip
-        _onnx.refuse_unknown_nodes(proto, params.exclude)
+        per_channel = _per_channel(params, _onnx.opset_of(proto))
         slots = _calibration.slots_of_onnx(proto)
         samples = _calibration.open_samples(ctx, params, inputs.calibration, slots)
-        made = _quantize(ctx, params, source, samples)
-        _onnx.save_proto(_onnx.load_proto(made), outputs.model)
+        ready = _int8.preprocessed(ctx, _int8.lifted(ctx, inputs.model))
+        prepared = _onnx.load_proto(ready, weights=False)
+        kept = _fresh.kept(samples)
+        seen = _int8.survey(ctx, ready, kept)
+        unfit = seen.nodes(prepared)
+        exclude = sorted({*_int8.excluded(proto, prepared, params.exclude), *unfit})
+        made = _quantize(ctx, params, ready, samples, _Choice(exclude, seen.unfit, per_channel))
+        ctx.figure("unfit_for_int8", unfit)  # type: ignore[arg-type]
+        _int8.report(ctx, inputs.model, made)
+        _onnx.save_proto(made, outputs.model)
         reference = _onnx.runner(inputs.model, threads=ctx.threads)
         candidate = _onnx.runner(outputs.model, threads=ctx.threads)
-        for name, value in _calibration.agreement(reference, candidate, samples).items():
-            ctx.figure(name, value)
-        before, after = _onnx.size_bytes(inputs.model), _onnx.size_bytes(outputs.model)
-        ctx.figure("bytes", after)
-        ctx.figure("smaller", round(before / after, 3))
+        fresh = list(_fresh.from_samples(kept))
+        judged = {"fresh inputs": fresh}
+        if inputs.reference is not None:
+            cases = [case.inputs for case in _bundle.load_bundle(inputs.reference).cases]
+            judged["the reference cases"] = cases
+        _judge.judge(ctx, params, reference, candidate, judged,
+                     lambda: _cause(made, seen, _int8.survey(ctx, ready, fresh)))  # fmt: skip
 
 
-def _quantize(ctx: Context, params: OnnxQuantizeStatic.Params, source: Path, samples: Samples) -> Path:
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    exclude: list[str]
+    unfit: set[str]
+    per_channel: bool
+
+
+def _per_channel(params: OnnxQuantizeStatic.Params, opset: int) -> bool:
+    """Return what was asked for, else what is right: QOperator has signed weights in convolutions then."""
+    able = opset >= _int8.PER_CHANNEL_OPSET
+    if params.per_channel and params.format == "QDQ" and not able:
+        raise StageError(f"per_channel with QDQ needs opset {_int8.PER_CHANNEL_OPSET}, the model has {opset}",
+                         fix="export with a newer opset, or use format: QOperator")  # fmt: skip
+    return (able and params.format == "QDQ") if params.per_channel is None else params.per_channel
+
+
+def _quantize(
+    ctx: Context, params: OnnxQuantizeStatic.Params, ready: Path, samples: Samples, choice: _Choice
+) -> onnx.ModelProto:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    logging.getLogger().setLevel(logging.ERROR)
-    ready = preprocessed(ctx, source)
     ranges, made = ctx.workdir / "ranges.json", ctx.workdir / "int8.onnx"
-    _calibration.compute_ranges(
-        ready, samples, ranges, method=params.method, bins=params.bins, percentile=params.percentile
-    )
+    count = _calibration.compute_ranges(
+        ready, samples, ranges, method=params.method, bins=params.bins, percentile=params.percentile,
+        unfit=choice.unfit,
+    )  # fmt: skip
+    ctx.figure("calibration_samples", count)
     methods = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
     try:
         quantize_static(
@@ -103,23 +130,26 @@ def _quantize(ctx: Context, params: OnnxQuantizeStatic.Params, source: Path, sam
             calibrate_method=CalibrationMethod[methods[params.method]],
             quant_format=QuantFormat[params.format],
             activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=params.per_channel,
-            reduce_range=params.reduce_range,
-            nodes_to_exclude=params.exclude,
+            nodes_to_exclude=choice.exclude,
+            extra_options={"WeightSymmetric": True},  # Kernels want one zero point for all channels.
+            **params.options(per_channel=choice.per_channel),
         )
     except Exception as error:
         raise StageError(f"the model can't be quantized: {first_line(error)}") from error
-    return made
+    return _onnx.load_proto(made)
 
 
-def preprocessed(ctx: Context, source: Path) -> Path:
-    """Fold batch normalisation and infer shapes, which a legacy export has not done."""
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    ready = ctx.workdir / "ready.onnx"
-    try:
-        quant_pre_process(source, ready, skip_symbolic_shape=True)
-    except Exception as error:
-        raise StageError(f"the model can't be prepared for quantizing: {first_line(error)}") from error
-    return ready
+def _cause(made: onnx.ModelProto, seen: _int8.Survey, fresh: _int8.Survey) -> tuple[str, str]:
+    """Say what is the matter: dead or narrow ranges of the calibration, or the CPU."""
+    if _int8.needs_vnni(made):
+        return _int8.SATURATION
+    dead = sorted(n for n, (low, high) in seen.ranges.items() if low == high == 0 != fresh.reach(n))
+    if dead:
+        return (f"on the calibration samples {dead[0]!r} and {len(dead) - 1} more tensors are all zero",
+                "calibrate on real samples")  # fmt: skip
+    beyond = sorted(n for n in seen.ranges if fresh.reach(n) > 1.5 * seen.reach(n))
+    if beyond:
+        return (f"{beyond[0]!r} and {len(beyond) - 1} more tensors saturate: they go beyond the range that "
+                "was found on the calibration samples", "calibrate on more varied samples")  # fmt: skip
+    return ("some tensors are too uneven for 256 steps, or their range was cut off",
+            "try `method: minmax` or percentile, or give `exclude` what onnx.sensitivity names")  # fmt: skip

@@ -21,9 +21,8 @@ from deploy_runner.sdk import (
     StageOutputs,
 )
 
-from . import _calibration, _onnx, _plot
+from . import _calibration, _fresh, _int8, _onnx, _plot
 from ._bundle import first_line
-from .onnx_quantize_static import preprocessed
 
 _SHOWN = 30
 
@@ -41,13 +40,12 @@ class OnnxSensitivity(Stage):
     facets = ("arch", "isa")
     extra = "onnx"
 
-    class Params(_calibration.Source):
+    class Params(_calibration.Source, _int8.Weights):
         """How to quantize, and which layers."""
 
         operators: list[str] = Field(
             default=["Conv", "ConvTranspose", "Gemm", "MatMul"], description="operator types to try"
         )
-        per_channel: bool = Field(False, description="one scale for each output channel of weights")
         min_sqnr_db: float = Field(20.0, description="layers below this ratio (dB) are named in `exclude`")
 
     class Inputs(StageInputs):
@@ -67,8 +65,11 @@ class OnnxSensitivity(Stage):
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Calibrate once, then quantize each layer alone and compare."""
         logging.getLogger().setLevel(logging.ERROR)
-        _onnx.refuse_quantized(_onnx.load_proto(inputs.model, weights=False))
-        ready = preprocessed(ctx, _onnx.onnx_file(inputs.model))
+        original = _onnx.load_proto(inputs.model, weights=False)
+        _onnx.refuse_quantized(original)
+        if params.per_channel is None and _onnx.opset_of(original) < _int8.PER_CHANNEL_OPSET:
+            params = params.model_copy(update={"per_channel": False})
+        ready = _int8.preprocessed(ctx, _int8.lifted(ctx, inputs.model))
         proto = _onnx.load_proto(ready)
         nodes = {n.name: n.op_type for n in proto.graph.node if n.op_type in params.operators}
         if not nodes:
@@ -79,6 +80,8 @@ class OnnxSensitivity(Stage):
             ctx, params, inputs.calibration, _calibration.slots_of_onnx(proto)
         )
         ranges = ctx.workdir / "ranges.json"
+        seen = _int8.survey(ctx, ready, _fresh.kept(samples))
+        nodes = {name: kind for name, kind in nodes.items() if name not in seen.nodes(proto)}
         _calibration.compute_ranges(ready, samples, ranges, method="minmax", bins=2048, percentile=99.9)
         float_model = _onnx.runner(ready, threads=ctx.threads)
         rows = []
@@ -110,9 +113,9 @@ def _quantize_one(ctx: Context, params: OnnxSensitivity.Params, ready: Path, ran
             calibration_cache_path=ranges,
             quant_format=QuantFormat.QDQ,
             activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=params.per_channel,
             nodes_to_quantize=[name],
+            extra_options={"WeightSymmetric": True},
+            **params.options(per_channel=params.per_channel is not False),
         )
     except Exception as error:
         raise StageError(f"the layer {name!r} can't be quantized: {first_line(error)}") from error

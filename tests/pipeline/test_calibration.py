@@ -57,7 +57,7 @@ def test_pictures_arrays_and_functions_with_the_same_values_give_the_same_model(
         quantize(tmp_path, fp32, tmp_path / "c.npz", function="samples.py:singles"),
     ]
     assert len({(run["model"] / "model.onnx").read_bytes() for run in made}) == 1
-    assert all(run.figures["samples"] == 40 for run in made)
+    assert all(run.figures["calibration_samples"] == 40 for run in made)
 
 
 def _not_a_picture(folder: Path) -> None:
