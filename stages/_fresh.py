@@ -31,9 +31,10 @@ def kept(samples: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def from_samples(samples: list[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield inputs that lie between two samples each; of samples without any difference, noise.
+    """Yield inputs made of two samples each; of samples without any difference, noise.
 
-    Floats are blended, so none leaves the range that was seen; other types are cut and joined.
+    Floats are blended, as far from their mean as the samples are; none leaves the range that was seen.
+    Other types are cut and joined.
     """
     import numpy as np
 
@@ -49,7 +50,7 @@ def from_samples(samples: list[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def from_cases(cases: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield inputs of the cases' sizes that lie between the samples of each."""
+    """Yield inputs of the cases' sizes, each made of two of its samples."""
     import numpy as np
 
     generator = np.random.default_rng(1)
@@ -80,7 +81,10 @@ def _between(one: Array, other: Array, share: float, generator: np.random.Genera
     if one.shape != other.shape or (generator is not None and np.array_equal(one, other)):
         other = np.zeros_like(one) if one.dtype.kind == "f" else one
     if one.dtype.kind == "f":
-        return np.asarray(share * one + (1 - share) * other, one.dtype)
+        mean = (one.mean() + other.mean()) / 2 if one.size else 0.0
+        blend = mean + share * (one - mean) + (1 - share**2) ** 0.5 * (other - mean)
+        both = np.stack([one, other])
+        return np.asarray(np.clip(blend, both.min(initial=0), both.max(initial=0)), one.dtype)
     if not one.ndim:
         return one
     cut = int(one.shape[-1] * share)

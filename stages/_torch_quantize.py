@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from deploy_runner.sdk import Context, GateError, StageError
 
-from . import _branches, _bundle, _torchscript
+from . import _branches, _bundle, _fresh, _judge, _torchscript
 from ._bundle import Bundle, Case
+from ._judge import Floors
 from ._parity import compare
 
 _EXACT = {"atol": 1e-6, "rtol": 1e-6}
@@ -33,13 +34,16 @@ def quiet() -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def deliver(ctx: Context, bundle: Bundle, quantized: Any, path: Path) -> None:
-    """Trace, or script where a trace would keep one branch; save, load back, compare with the module.
+def deliver(
+    ctx: Context, bundle: Bundle, quantized: Any, path: Path, floors: Floors, samples: list[Mapping[str, Any]]
+) -> None:
+    """Trace, or script where a trace would keep one branch; save, load back, judge.
 
-    The figures compare with the float one.
+    The file is compared with the quantized module on all cases, and with the float one on the reference
+    cases and on inputs that are made of these and of the calibration `samples`.
 
     Raises StageError where an operator has no quantized form, GateError where the file computes
-    something else than the module.
+    something else than the module, or is below the floors.
     """
     names = (bundle.input_names, bundle.output_names)
     further = _branches.exercise(bundle).cases
@@ -58,12 +62,31 @@ def deliver(ctx: Context, bundle: Bundle, quantized: Any, path: Path) -> None:
         if loaded.excess > 0:
             raise GateError(f"the saved program differs from the quantized module by up to "
                             f"{loaded.max_abs:.3g}; worst at {loaded.worst}")  # fmt: skip
-        parity = compare(bundle.cases, run, atol=0.0, rtol=0.0)
-    for name, value in parity.figures().items():
-        ctx.figure(name, value)
+        given = [case.inputs for case in bundle.cases]
+        fresh = [*_fresh.from_cases(given), *_fresh.from_samples(samples)]
+        judged = {"the reference cases": given, "fresh inputs": fresh}
+        _judge.judge(ctx, floors, _torchscript.runner(bundle.module(), *names), run, judged, _cause)
     before, after = (bundle.folder / "weights.safetensors").stat().st_size, path.stat().st_size
     ctx.figure("bytes", after)
     ctx.figure("smaller", round(before / after, 3))
+
+
+def _cause() -> tuple[str, str]:
+    import torch
+
+    if needs_vnni(torch.backends.quantized.engine):
+        return ("the engine onednn overflows on x86 CPUs without VNNI", "leave `engine: fbgemm`, the default")
+    return ("the calibration samples are all alike or don't cover these inputs, or a mask of infinite or "
+            "very large values leaves no steps for the rest",
+            "calibrate on varied real samples, or use onnx.quantize_static")  # fmt: skip
+
+
+def needs_vnni(engine: str) -> bool:
+    """Tell whether an engine's sums of 8-bit products overflow on x86 without VNNI.
+
+    The others round activations to 7 bits there; onednn doesn't, and torch warns of it.
+    """
+    return engine == "onednn"
 
 
 def _program(quantized: Any, bundle: Bundle, cases: list[Case]) -> Any:

@@ -24,7 +24,7 @@ from deploy_runner.sdk import (
     StageOutputs,
 )
 
-from . import _bundle, _calibration, _snippets
+from . import _bundle, _calibration, _fresh, _judge, _snippets, _torchscript
 from ._bundle import Bundle, Case
 from ._parity import Model, compare, gate
 from .torch_export import dimension, refusal
@@ -48,8 +48,8 @@ class MobileExecutorch(Stage):
     facets = ("arch", "isa")
     extra = "mobile"
 
-    class Params(_calibration.Source):
-        """How to lower."""
+    class Params(_calibration.Source, _judge.Floors):
+        """How to lower, and how close it must be: the floors are those of int8."""
 
         backend: Literal["xnnpack", "portable"] = Field(
             "xnnpack", description="whose kernels; portable ones run everywhere, about 100 times slower"
@@ -87,6 +87,7 @@ class MobileExecutorch(Stage):
         largest = _largest_sizes(bundle, params.largest)
         case = _largest_case(bundle, largest)
         logging.getLogger().setLevel(logging.ERROR)
+        kept: list[Mapping[str, Any]] = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module = bundle.module()
@@ -94,20 +95,39 @@ class MobileExecutorch(Stage):
                 slots = _calibration.slots_of_bundle(bundle)
                 samples = _calibration.open_samples(ctx, params, inputs.calibration, slots)
                 module = _quantized(bundle, module, case, largest, samples)
+                kept = _fresh.kept(samples)
             program, delegated = _lower(_export(bundle, module, case, largest), params.backend)
         outputs.model.write_bytes(program)
         cases = [*bundle.cases, *([case] if largest else [])]
-        exact = params.quantize == "none"
-        tolerance = {"atol": params.atol, "rtol": params.rtol} if exact else {"atol": 0.0, "rtol": 0.0}
-        parity = compare(cases, runner(outputs.model, bundle), **tolerance)
-        if exact:
-            gate(ctx, parity, **tolerance)
-        for name, value in parity.figures().items():
-            ctx.figure(name, value)
+        run = runner(outputs.model, bundle)
+        if params.quantize == "none":
+            tolerance = {"atol": params.atol, "rtol": params.rtol}
+            gate(ctx, compare(cases, run, **tolerance), **tolerance)
+        else:
+            _judge_int8(ctx, params, bundle, run, [c.inputs for c in cases], kept)
         _snippets.write(outputs.snippets, "executorch", bundle.inputs, bundle.outputs)
         ctx.figure("bytes", outputs.model.stat().st_size)
         ctx.figure("delegated", delegated)
         ctx.figure("largest", largest)  # type: ignore[arg-type]
+
+
+def _judge_int8(
+    ctx: Context, params: MobileExecutorch.Params, bundle: Bundle, run: Model,
+    cases: list[Mapping[str, Any]], samples: list[Mapping[str, Any]],
+) -> None:  # fmt: skip
+    eager = _torchscript.runner(bundle.module(), bundle.input_names, bundle.output_names)
+    fresh = [*_fresh.from_cases(cases), *(_fresh.from_samples(samples) if not _is_fixed(bundle) else ())]
+    judged = {"the reference cases": cases, "fresh inputs": fresh}
+    _judge.judge(ctx, params, eager, run, judged, lambda: (
+        "the calibration samples are all alike or don't cover these inputs, or a mask of infinite or very "
+        "large values leaves no steps for the rest",
+        "calibrate on varied real samples, or leave `quantize: none`",
+    ))  # fmt: skip
+
+
+def _is_fixed(bundle: Bundle) -> bool:
+    """Tell whether some first axis has one size, which need not be the samples' one."""
+    return any(port.shape and 0 not in port.dynamic and port.shape[0] != 1 for port in bundle.inputs)
 
 
 def _largest_sizes(bundle: Bundle, given: Mapping[str, int]) -> dict[str, int]:
@@ -185,7 +205,11 @@ def _quantized(
     prepared = prepare_pt2e(_export(bundle, module, case, largest).module(), quantizer)
     for sample in samples:
         prepared(*_bundle.tensors(sample, bundle.input_names))
-    return convert_pt2e(prepared)
+    converted = convert_pt2e(prepared)
+    if not any("quantize_per" in str(node.target) for node in converted.graph.nodes):
+        raise StageError("nothing was quantized: XNNPACK has int8 for no operator of the model",
+                         fix="leave `quantize: none`")  # fmt: skip
+    return converted
 
 
 def _lower(program: Any, backend: str) -> tuple[bytes, str]:

@@ -14,11 +14,12 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
-    StageParams,
 )
 
-from . import _bundle, _onnx
+from . import _bundle, _fresh, _judge, _onnx
 from ._parity import compare, gate
+
+_HALF = 10  # TensorProto.FLOAT16
 
 
 class OnnxFloat16(Stage):
@@ -34,7 +35,7 @@ class OnnxFloat16(Stage):
     facets = ("arch", "isa")
     extra = "onnx"
 
-    class Params(StageParams):
+    class Params(_judge.Floors):
         """What to convert, and how close it must be."""
 
         keep_io: bool = Field(True, description="keep float32 inputs and outputs")
@@ -75,9 +76,16 @@ class OnnxFloat16(Stage):
         def cast(arrays: _bundle.Arrays) -> _bundle.Arrays:
             return run({n: a.astype(np.float16) if "float16" in kinds[n] else a for n, a in arrays.items()})
 
-        parity = compare(
-            _bundle.load_bundle(inputs.reference).cases, cast, atol=params.atol, rtol=params.rtol
-        )
+        if not any(tensor.data_type == _HALF for tensor in _onnx.all_tensors(halved.graph)):
+            raise StageError("nothing was halved: the model has no weight in an operator that has float16",
+                             fix="leave less out: `exclude`")  # fmt: skip
+        cases = _bundle.load_bundle(inputs.reference).cases
+        reference = _onnx.runner(inputs.model, threads=ctx.threads)
+        judged = {"fresh inputs": list(_fresh.from_cases(case.inputs for case in cases))}
+        _judge.judge(ctx, params, reference, cast, judged, lambda: (
+            "values beyond 65504 have no float16", "leave the nodes that have them in float32: `exclude`"
+        ))  # fmt: skip
+        parity = compare(cases, cast, atol=params.atol, rtol=params.rtol)
         gate(ctx, parity, atol=params.atol, rtol=params.rtol)
         before, after = _onnx.size_bytes(inputs.model), _onnx.size_bytes(outputs.model)
         ctx.figure("bytes", after)

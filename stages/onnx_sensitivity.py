@@ -40,11 +40,14 @@ class OnnxSensitivity(Stage):
     facets = ("arch", "isa")
     extra = "onnx"
 
-    class Params(_calibration.Source, _int8.Weights):
+    class Params(_calibration.Source):
         """How to quantize, and which layers."""
 
         operators: list[str] = Field(
             default=["Conv", "ConvTranspose", "Gemm", "MatMul"], description="operator types to try"
+        )
+        per_channel: bool | None = Field(
+            None, description="one scale for each output channel (default: wherever the opset allows it)"
         )
         min_sqnr_db: float = Field(20.0, description="layers below this ratio (dB) are named in `exclude`")
 
@@ -115,7 +118,9 @@ def _quantize_one(ctx: Context, params: OnnxSensitivity.Params, ready: Path, ran
             activation_type=QuantType.QUInt8,
             nodes_to_quantize=[name],
             extra_options={"WeightSymmetric": True},
-            **params.options(per_channel=params.per_channel is not False),
+            weight_type=QuantType.QInt8,
+            reduce_range=True,
+            per_channel=params.per_channel is not False,
         )
     except Exception as error:
         raise StageError(f"the layer {name!r} can't be quantized: {first_line(error)}") from error

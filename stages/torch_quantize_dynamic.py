@@ -14,10 +14,9 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
-    StageParams,
 )
 
-from . import _bundle, _torch_quantize
+from . import _bundle, _judge, _torch_quantize
 
 Engine = Literal["fbgemm", "x86", "onednn", "qnnpack"]
 
@@ -34,8 +33,8 @@ class TorchQuantizeDynamic(Stage):
     facets = ("arch", "isa")
     extra = "torch"
 
-    class Params(StageParams):
-        """What to quantize."""
+    class Params(_judge.Floors):
+        """What to quantize, and how close it must be."""
 
         layers: list[Literal["Linear", "LSTM", "GRU"]] = Field(
             default=["Linear", "LSTM", "GRU"], description="the kinds of layers"
@@ -53,7 +52,7 @@ class TorchQuantizeDynamic(Stage):
         model: File = Output("model.pt", "TorchScript, loaded back and compared")
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
-        """Quantize, trace, save, load back, compare."""
+        """Quantize, trace, save, load back, judge."""
         import torch
         from torch import nn
 
@@ -62,10 +61,11 @@ class TorchQuantizeDynamic(Stage):
         kinds = {getattr(nn, name) for name in params.layers}
         chosen = [name for name, part in module.named_modules() if type(part) in kinds]
         if not chosen:
-            raise StageError(f"the model has no layer of {', '.join(params.layers)}",
+            raise StageError(f"nothing was quantized: the model has no layer of {', '.join(params.layers)}",
                              fix="use torch.quantize_static or onnx.quantize_static")  # fmt: skip
         torch.backends.quantized.engine = params.engine
         with _torch_quantize.quiet():
             quantized = torch.ao.quantization.quantize_dynamic(module, kinds, dtype=torch.qint8)
         ctx.figure("layers", len(chosen))
-        _torch_quantize.deliver(ctx, bundle, quantized, outputs.model)
+        ctx.figure("needs_vnni", _torch_quantize.needs_vnni(params.engine))
+        _torch_quantize.deliver(ctx, bundle, quantized, outputs.model, params, [])

@@ -16,7 +16,7 @@ from deploy_runner.sdk import (
     StageOutputs,
 )
 
-from . import _bundle, _calibration, _torch_quantize
+from . import _bundle, _calibration, _fresh, _judge, _torch_quantize
 from .torch_quantize_dynamic import Engine
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ class TorchQuantizeStatic(Stage):
     facets = ("arch", "isa")
     extra = "torch"
 
-    class Params(_calibration.Source):
-        """How to quantize."""
+    class Params(_calibration.Source, _judge.Floors):
+        """How to quantize, and how close it must be."""
 
         engine: Engine = Field("fbgemm", description="torch's quantized kernels; qnnpack is for ARM")
         fuse: list[list[str]] | None = Field(
@@ -72,7 +72,7 @@ class TorchQuantizeStatic(Stage):
         model: File = Output("model.pt", "TorchScript, loaded back and compared")
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
-        """Fuse, prepare, calibrate, convert, trace, save, load back, compare."""
+        """Fuse, prepare, calibrate, convert, trace, save, load back, judge."""
         import torch
         from torch.ao import quantization
 
@@ -104,7 +104,19 @@ class TorchQuantizeStatic(Stage):
         ctx.figure("calibration_samples", count)
         ctx.figure("fused", len(groups))
         ctx.figure("float_layers", kept)  # type: ignore[arg-type]
-        _torch_quantize.deliver(ctx, bundle, quantized, outputs.model)
+        if not any(_has_int8_weight(part) for part in quantized.modules()):
+            raise StageError("nothing was quantized: no layer of the model has a static int8 form",
+                             fix="use torch.quantize_dynamic or onnx.quantize_static")  # fmt: skip
+        ctx.figure("needs_vnni", _torch_quantize.needs_vnni(params.engine))
+        kept_samples = _fresh.kept(samples)
+        _torch_quantize.deliver(ctx, bundle, quantized, outputs.model, params, kept_samples)
+
+
+def _has_int8_weight(module: nn.Module) -> bool:
+    kind = type(module).__module__
+    return (
+        kind.startswith("torch.ao.nn.") and ".quantized" in kind and callable(getattr(module, "weight", None))
+    )
 
 
 def _is_float(module: nn.Module) -> bool:
