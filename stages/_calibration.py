@@ -228,7 +228,7 @@ def compute_ranges(
 ) -> int:  # fmt: skip
     """Write the ranges of every tensor to `cache`, in onnxruntime's own JSON form; return the samples' count.
 
-    Histograms leave out `unfit` tensors: infinite values have none, a mask's are a single bin.
+    `unfit` tensors are left out: infinite values have no histogram, a mask's fill a single bin.
     """
     from onnxruntime.quantization import CalibrationMethod
     from onnxruntime.quantization.calibrate import create_calibrator, save_tensors_data
@@ -259,6 +259,8 @@ def compute_ranges(
             count += len(chunk)
             calibrator.collect_data(_Reader(chunk))
         ranges = calibrator.compute_data()
+        for name in unfit & set(ranges.keys()):
+            del ranges.data[name]
     except StageError:
         raise
     except Exception as error:

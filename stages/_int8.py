@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import onnx
 
 PER_CHANNEL_OPSET = 13
-_STEPS = 256
+_STEPS_POWER = 8
 _BITS8 = (2, 3)  # TensorProto.UINT8, INT8
 _PAIR = 128
 """Two signed weights of a pair whose magnitudes sum to more overflow 16 bits, times 255, without VNNI."""
@@ -132,7 +132,8 @@ class Survey:
 
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     infinite: set[str] = field(default_factory=set)
-    masks: set[str] = field(default_factory=set)
+    powers: dict[str, set[int]] = field(default_factory=dict)
+    """The powers of two of a tensor's magnitudes."""
 
     def reach(self, name: str) -> float:
         """Return a tensor's largest magnitude."""
@@ -142,7 +143,7 @@ class Survey:
     @property
     def unfit(self) -> set[str]:
         """Return the tensors that int8 can't hold."""
-        return self.infinite | self.masks
+        return self.infinite | {name for name, powers in self.powers.items() if _is_mask(powers)}
 
     def nodes(self, model: onnx.ModelProto) -> list[str]:
         """Return the nodes that read or write such a tensor."""
@@ -150,12 +151,18 @@ class Survey:
         return [n.name for n in model.graph.node if n.name and bad & {*n.input, *n.output}]
 
 
-def survey(ctx: Context, path: Path, samples: Iterable[Mapping[str, Any]]) -> Survey:
-    """Run a model and look at all of its tensors.
+def _is_mask(powers: set[int]) -> bool:
+    """Tell whether a tensor's largest values leave less than one of 256 steps for all others.
 
-    A mask is a tensor whose largest values leave less than one step for all others: -1e9 where
-    attention may not look.
+    As -1e9 does where attention may not look. Values of all sizes up to the largest, as in an uneven
+    channel, are no mask: percentile may find a range for them.
     """
+    below = [power for power in powers if power < max(powers) - 1]
+    return bool(below) and max(below) < max(powers) - _STEPS_POWER
+
+
+def survey(ctx: Context, path: Path, samples: Iterable[Mapping[str, Any]]) -> Survey:
+    """Run a model and look at all of its float tensors."""
     import numpy as np
     import onnx
     from onnx import numpy_helper
@@ -187,11 +194,8 @@ def _look(found: Survey, name: str, array: np.ndarray[Any, Any]) -> None:
     low, high = float(array.min()), float(array.max())
     before = found.ranges.get(name, (low, high))
     found.ranges[name] = (min(low, before[0]), max(high, before[1]))
-    sizes = np.abs(array)
-    far = sizes > sizes.max() / 2
-    rest = sizes[~far]
-    if rest.size and rest.max() > 0 and rest.max() < sizes.max() / _STEPS:
-        found.masks.add(name)
+    _, powers = np.frexp(array[array != 0])
+    found.powers.setdefault(name, set()).update(np.unique(powers).tolist())
 
 
 def report(ctx: Context, before: Path, made: onnx.ModelProto) -> None:

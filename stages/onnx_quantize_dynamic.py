@@ -61,7 +61,6 @@ class OnnxQuantizeDynamic(Stage):
         proto = _onnx.load_proto(inputs.model, weights=False)
         _onnx.refuse_quantized(proto)
         made = _quantize(ctx, params, inputs.model, proto)
-        _int8.report(ctx, inputs.model, made)
         _onnx.save_proto(made, outputs.model)
         reference = _onnx.runner(inputs.model, threads=ctx.threads)
         candidate = _onnx.runner(outputs.model, threads=ctx.threads)
@@ -71,6 +70,7 @@ class OnnxQuantizeDynamic(Stage):
             cases = [case.inputs for case in _bundle.load_bundle(inputs.reference).cases]
             judged = {"the reference cases": cases, "fresh inputs": list(_fresh.from_cases(cases))}
         _judge.judge(ctx, params, reference, candidate, judged, lambda: _cause(made))
+        _int8.report(ctx, inputs.model, made)
 
 
 def _quantize(

@@ -82,8 +82,6 @@ class OnnxQuantizeStatic(Stage):
         unfit = seen.nodes(prepared)
         exclude = sorted({*_int8.excluded(proto, prepared, params.exclude), *unfit})
         made = _quantize(ctx, params, ready, samples, _Choice(exclude, seen.unfit, per_channel))
-        ctx.figure("unfit_for_int8", unfit)  # type: ignore[arg-type]
-        _int8.report(ctx, inputs.model, made)
         _onnx.save_proto(made, outputs.model)
         reference = _onnx.runner(inputs.model, threads=ctx.threads)
         candidate = _onnx.runner(outputs.model, threads=ctx.threads)
@@ -93,7 +91,9 @@ class OnnxQuantizeStatic(Stage):
             cases = [case.inputs for case in _bundle.load_bundle(inputs.reference).cases]
             judged["the reference cases"] = cases
         _judge.judge(ctx, params, reference, candidate, judged,
-                     lambda: _cause(made, seen, _int8.survey(ctx, ready, fresh)))  # fmt: skip
+                     lambda: _cause(params, made, seen, _int8.survey(ctx, ready, fresh)))  # fmt: skip
+        ctx.figure("unfit_for_int8", unfit)  # type: ignore[arg-type]
+        _int8.report(ctx, inputs.model, made)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,9 @@ def _quantize(
     return _onnx.load_proto(made)
 
 
-def _cause(made: onnx.ModelProto, seen: _int8.Survey, fresh: _int8.Survey) -> tuple[str, str]:
+def _cause(
+    params: OnnxQuantizeStatic.Params, made: onnx.ModelProto, seen: _int8.Survey, fresh: _int8.Survey
+) -> tuple[str, str]:
     """Say what is the matter: dead or narrow ranges of the calibration, or the CPU."""
     if _int8.needs_vnni(made):
         return _int8.SATURATION
@@ -153,5 +155,8 @@ def _cause(made: onnx.ModelProto, seen: _int8.Survey, fresh: _int8.Survey) -> tu
     if beyond:
         return (f"{beyond[0]!r} and {len(beyond) - 1} more tensors saturate: they go beyond the range that "
                 "was found on the calibration samples", "calibrate on more varied samples")  # fmt: skip
-    return ("some tensors are too uneven for 256 steps, or their range was cut off",
-            "try `method: minmax` or percentile, or give `exclude` what onnx.sensitivity names")  # fmt: skip
+    if params.method != "minmax":
+        return (f"{params.method} cuts off values that count, they saturate",
+                "use `method: minmax`, or a higher `percentile`")  # fmt: skip
+    return ("some tensors are too uneven for 256 steps, by few values far from the others",
+            "use `method: percentile`, or give `exclude` what onnx.sensitivity names")  # fmt: skip

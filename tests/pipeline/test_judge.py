@@ -1,0 +1,169 @@
+"""Lossy models are judged on inputs that nobody calibrated on, and refused with the cause and the fix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from deploy_runner.errors import GateError, StageError
+from deploy_runner.testing import StageRun, run_stage
+from tests.pipeline.test_stages_onnx import bundle, folder, fp32
+from tests.pipeline.test_stages_torch import stage
+
+__all__ = ["bundle", "folder", "fp32"]
+
+RNG = np.random.default_rng(0)
+
+
+def save(path: Path, nodes: list[Any], tensors: dict[str, Any], last: int, opset: int = 17) -> Path:
+    """Write an ONNX model that takes `x` float [batch, 16] and gives `y` [batch, last]."""
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", last])],
+        [numpy_helper.from_array(np.asarray(array, "f4"), name) for name, array in tensors.items()],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8),
+        path / "m.onnx",
+    )
+    return path / "m.onnx"
+
+
+def linear(path: Path, opset: int = 17) -> Path:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    return save(path, nodes, {"w": RNG.standard_normal((16, 4))}, 4, opset)
+
+
+def transposed(path: Path) -> Path:
+    nodes = [helper.make_node("Transpose", ["w"], ["t"]), helper.make_node("MatMul", ["x", "t"], ["y"])]
+    return save(path, nodes, {"w": RNG.standard_normal((4, 16))}, 4)
+
+
+def masked(value: float) -> Callable[[Path], Path]:
+    def make(path: Path) -> Path:
+        mask = np.where(np.arange(4) < 2, 0, value)
+        nodes = [
+            helper.make_node("MatMul", ["x", "w"], ["s"]),
+            helper.make_node("Add", ["s", "mask"], ["a"]),
+            helper.make_node("Softmax", ["a"], ["p"]),
+            helper.make_node("MatMul", ["p", "v"], ["y"]),
+        ]
+        weights = {"w": RNG.standard_normal((16, 4)), "mask": mask, "v": RNG.standard_normal((4, 3))}
+        return save(path, nodes, weights, 3)
+
+    return make
+
+
+def dynamic(path: Path, model: Path, **params: Any) -> StageRun:
+    return run_stage(stage("onnx.quantize_dynamic"), path / "q", inputs={"model": model}, params=params)
+
+
+def static(path: Path, model: Path, samples: Any, **params: Any) -> StageRun:
+    np.savez(path / "c.npz", x=np.asarray(samples, "f4"))
+    inputs = {"model": model, "calibration": path / "c.npz"}
+    return run_stage(stage("onnx.quantize_static"), path / "q", inputs=inputs, params=params)
+
+
+def normal(*shape: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(3).standard_normal(shape).astype("f4")
+
+
+@pytest.mark.parametrize(
+    ("samples", "cause", "fix"),
+    [
+        pytest.param(np.zeros((40, 16)), "on the calibration samples .* all zero", "real samples", id="dead"),
+        pytest.param(
+            np.tile(normal(1, 16) * 0.01, (40, 1)), "go beyond the range that was found", "varied", id="alike"
+        ),
+    ],
+)
+def test_samples_that_show_nothing_are_the_cause(tmp_path: Path, samples: Any, cause: str, fix: str) -> None:
+    with pytest.raises(GateError, match=cause) as error:
+        static(tmp_path, linear(tmp_path), samples)
+    assert fix in error.value.fix
+
+
+@pytest.mark.parametrize("value", [-np.inf, np.finfo("f4").min, -1e9, -1e4], ids=str)
+@pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
+def test_a_mask_stays_in_float_and_is_named(tmp_path: Path, value: float, method: str) -> None:
+    made = static(tmp_path, masked(value)(tmp_path), normal(64, 16), method=method, min_cosine=0.97)
+    assert len(made.figures["unfit_for_int8"]) == 2
+    assert made.figures["quantized"] == 1  # The first MatMul has the mask for a bias: it is a Gemm now.
+
+
+@pytest.mark.parametrize("make", [linear, transposed])
+def test_a_file_without_reference_is_judged_by_what_its_graph_declares(tmp_path: Path, make: Any) -> None:
+    made = dynamic(tmp_path, make(tmp_path))
+    assert made.figures["samples"] == 2
+    assert made.figures["quantized"] == 1
+    assert made.figures["left_float"] == []
+    assert made.figures["cosine"] > 0.9999
+
+
+@pytest.mark.parametrize(
+    ("quantize", "params", "needs"),
+    [
+        (dynamic, {}, False),
+        (dynamic, {"weights": "int8"}, True),
+        (dynamic, {"weights": "int8", "reduce_range": True}, False),
+        (lambda p, m, **w: static(p, m, normal(40, 16), **w), {}, False),
+        (lambda p, m, **w: static(p, m, normal(40, 16), **w), {"format": "QOperator"}, False),
+        (lambda p, m, **w: static(p, m, normal(40, 16), **w), {"reduce_range": False}, True),
+        (lambda p, m, **w: static(p, m, normal(40, 16), **w), {"weights": "uint8"}, False),
+    ],
+)
+def test_what_overflows_without_vnni_is_said_on_every_cpu(
+    tmp_path: Path, quantize: Any, params: dict[str, Any], needs: bool
+) -> None:
+    assert quantize(tmp_path, linear(tmp_path), **params).figures["needs_vnni"] is needs
+
+
+def test_below_opset_13_the_scale_is_one_for_all_channels(tmp_path: Path) -> None:
+    assert static(tmp_path, linear(tmp_path, opset=11), normal(40, 16)).figures["cosine"] > 0.999
+
+
+@pytest.mark.parametrize(
+    ("nodes", "params"),
+    [
+        ([helper.make_node("MatMul", ["x", "w"], ["y"], name="only")], {"exclude": ["only"]}),
+        ([helper.make_node("Relu", ["x"], ["r"]), helper.make_node("MatMul", ["r", "w"], ["y"])],
+         {"operators": ["Relu"]}),
+    ],
+)  # fmt: skip
+def test_nothing_quantized_is_a_failure(tmp_path: Path, nodes: list[Any], params: dict[str, Any]) -> None:
+    model = save(tmp_path, nodes, {"w": normal(16, 4)}, 4)
+    with pytest.raises(StageError, match="nothing was quantized"):
+        dynamic(tmp_path, model, **params)
+
+
+def test_a_lower_floor_is_the_users_choice(tmp_path: Path) -> None:
+    made = static(
+        tmp_path, linear(tmp_path), np.tile(normal(1, 16) * 0.01, (40, 1)), min_cosine=-1, min_agreement=0
+    )
+    assert made.figures["cosine"] < 0.98
+
+
+@pytest.mark.parametrize(
+    ("uses", "params"),
+    [
+        ("torch.quantize_static", {}),
+        ("mobile.executorch", {"quantize": "int8"}),
+        ("onnx.quantize_static", {}),
+    ],
+)
+def test_dead_calibration_is_refused_by_every_quantizer(
+    tmp_path: Path, bundle: Path, fp32: Path, uses: str, params: dict[str, Any]
+) -> None:
+    np.savez(tmp_path / "c.npz", x=np.zeros((20, 1, 8, 8), "f4"))
+    model = fp32 if uses.startswith("onnx") else bundle
+    with pytest.raises(GateError, match="the result is not the model any more: .* cosine") as error:
+        run_stage(stage(uses), tmp_path / "q", inputs={"model": model, "calibration": tmp_path / "c.npz"}, params=params)  # fmt: skip
+    assert "calibrat" in error.value.fix
