@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploy_runner.sdk import StageError
 
+from ._bundle import Case
 from ._parity import Model
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def from_samples(samples: list[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
             yield {name: _between(array, other[name], share) for name, array in sample.items()}
 
 
-def from_cases(cases: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def from_cases(cases: Iterable[Case]) -> Iterator[dict[str, Any]]:
     """Yield inputs of the cases' sizes, each made of two of its samples."""
     import numpy as np
 
@@ -57,7 +58,7 @@ def from_cases(cases: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     for case in cases:
         share = generator.uniform(0.6, 0.9)
         yield {name: _between(a, np.roll(a, 1, axis=0) if a.ndim else a, share, generator)
-               for name, a in case.items()}  # fmt: skip
+               for name, a in case.inputs.items()}  # fmt: skip
 
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -8,12 +8,13 @@ and less.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from deploy_runner.sdk import Context, Field, GateError, StageParams
 
+from ._bundle import Case
 from ._parity import Model
 
 if TYPE_CHECKING:
@@ -121,27 +122,36 @@ class Score:
         return float((gaps <= _TIE * usual).mean())
 
 
-Inputs = Iterable[Mapping[str, Any]]
+REFERENCE, FRESH = "the reference cases", "fresh inputs"
+"""What a lossy model is judged on."""
+
 Causes = Callable[[], tuple[str, str]]
 """Says what is the matter, and the fix."""
 
 
+def answered(original: Model, inputs: Iterable[Mapping[str, Any]]) -> Iterator[Case]:
+    """Yield what the original answers to inputs, as cases."""
+    for index, arrays in enumerate(inputs):
+        yield Case(f"fresh{index}", arrays, original(arrays))
+
+
 def judge(
-    ctx: Context, floors: Floors, reference: Model, candidate: Model, inputs: Mapping[str, Inputs],
-    causes: Causes,
-) -> None:  # fmt: skip
-    """Compare two models on `inputs` (what they are → arrays by name), record it, and refuse.
+    ctx: Context, floors: Floors, candidate: Model, judged: Mapping[str, Iterable[Case]], causes: Causes
+) -> None:
+    """Run a model on cases (what they are → inputs and the original's outputs), record it, and refuse.
 
     Figures: `cosine` (the smallest of any output), `argmax_agreement` (all samples), `agreement`
     (without ties), `max_abs` and `samples`. Raises GateError below a floor, with cause and fix.
     """
     scores: dict[tuple[str, str], Score] = {}
     count = 0
-    for kind, given in inputs.items():
-        for arrays in given:
+    for kind, cases in judged.items():
+        for case in cases:
             count += 1
-            expected, actual = reference(arrays), candidate(arrays)
-            for name, array in expected.items():
+            actual = candidate(case.inputs)
+            for name, array in case.outputs.items():
+                if name not in actual:
+                    raise GateError(f"the model has no output {name!r}, it has {', '.join(actual)}")
                 scores.setdefault((kind, name), Score()).add(array, actual[name])
     ctx.figure("cosine", min((s.cosine for s in scores.values()), default=1.0))
     ctx.figure("argmax_agreement", min((s.exact for s in scores.values()), default=1.0))

@@ -62,10 +62,10 @@ def deliver(
         if loaded.excess > 0:
             raise GateError(f"the saved program differs from the quantized module by up to "
                             f"{loaded.max_abs:.3g}; worst at {loaded.worst}")  # fmt: skip
-        given = [case.inputs for case in bundle.cases]
-        fresh = [*_fresh.from_cases(given), *_fresh.from_samples(samples)]
-        judged = {"the reference cases": given, "fresh inputs": fresh}
-        _judge.judge(ctx, floors, _torchscript.runner(bundle.module(), *names), run, judged, _cause)
+        fresh = [*_fresh.from_cases(bundle.cases), *_fresh.from_samples(samples)]
+        original = _torchscript.runner(bundle.module(), *names)
+        judged = {_judge.REFERENCE: bundle.cases, _judge.FRESH: _judge.answered(original, fresh)}
+        _judge.judge(ctx, floors, run, judged, _cause)
     before, after = (bundle.folder / "weights.safetensors").stat().st_size, path.stat().st_size
     ctx.figure("bytes", after)
     ctx.figure("smaller", round(before / after, 3))

@@ -104,7 +104,7 @@ class MobileExecutorch(Stage):
             tolerance = {"atol": params.atol, "rtol": params.rtol}
             gate(ctx, compare(cases, run, **tolerance), **tolerance)
         else:
-            _judge_int8(ctx, params, bundle, run, [c.inputs for c in cases], kept)
+            _judge_int8(ctx, params, bundle, run, cases, kept)
         _snippets.write(outputs.snippets, "executorch", bundle.inputs, bundle.outputs)
         ctx.figure("bytes", outputs.model.stat().st_size)
         ctx.figure("delegated", delegated)
@@ -113,12 +113,12 @@ class MobileExecutorch(Stage):
 
 def _judge_int8(
     ctx: Context, params: MobileExecutorch.Params, bundle: Bundle, run: Model,
-    cases: list[Mapping[str, Any]], samples: list[Mapping[str, Any]],
+    cases: list[Case], samples: list[Mapping[str, Any]],
 ) -> None:  # fmt: skip
     eager = _torchscript.runner(bundle.module(), bundle.input_names, bundle.output_names)
     fresh = [*_fresh.from_cases(cases), *(_fresh.from_samples(samples) if not _is_fixed(bundle) else ())]
-    judged = {"the reference cases": cases, "fresh inputs": fresh}
-    _judge.judge(ctx, params, eager, run, judged, lambda: (
+    judged = {_judge.REFERENCE: cases, _judge.FRESH: _judge.answered(eager, fresh)}
+    _judge.judge(ctx, params, run, judged, lambda: (
         "the calibration samples are all alike or don't cover these inputs, or a mask of infinite or very "
         "large values leaves no steps for the rest",
         "calibrate on varied real samples, or leave `quantize: none`",

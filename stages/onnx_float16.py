@@ -81,8 +81,8 @@ class OnnxFloat16(Stage):
                              fix="leave less out: `exclude`")  # fmt: skip
         cases = _bundle.load_bundle(inputs.reference).cases
         reference = _onnx.runner(inputs.model, threads=ctx.threads)
-        judged = {"fresh inputs": list(_fresh.from_cases(case.inputs for case in cases))}
-        _judge.judge(ctx, params, reference, cast, judged, lambda: (
+        judged = {_judge.FRESH: _judge.answered(reference, _fresh.from_cases(cases))}
+        _judge.judge(ctx, params, cast, judged, lambda: (
             "values beyond 65504 have no float16", "leave the nodes that have them in float32: `exclude`"
         ))  # fmt: skip
         parity = compare(cases, cast, atol=params.atol, rtol=params.rtol)

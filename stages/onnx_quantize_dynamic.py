@@ -65,11 +65,12 @@ class OnnxQuantizeDynamic(Stage):
         reference = _onnx.runner(inputs.model, threads=ctx.threads)
         candidate = _onnx.runner(outputs.model, threads=ctx.threads)
         if inputs.reference is None:
-            judged = {"fresh inputs": _fresh.from_graph(proto, reference)}
+            judged = {_judge.FRESH: _judge.answered(reference, _fresh.from_graph(proto, reference))}
         else:
-            cases = [case.inputs for case in _bundle.load_bundle(inputs.reference).cases]
-            judged = {"the reference cases": cases, "fresh inputs": list(_fresh.from_cases(cases))}
-        _judge.judge(ctx, params, reference, candidate, judged, lambda: _cause(made))
+            cases = _bundle.load_bundle(inputs.reference).cases
+            fresh = _judge.answered(reference, _fresh.from_cases(cases))
+            judged = {_judge.REFERENCE: cases, _judge.FRESH: fresh}
+        _judge.judge(ctx, params, candidate, judged, lambda: _cause(made))
         _int8.report(ctx, inputs.model, made)
 
 

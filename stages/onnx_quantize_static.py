@@ -86,11 +86,10 @@ class OnnxQuantizeStatic(Stage):
         reference = _onnx.runner(inputs.model, threads=ctx.threads)
         candidate = _onnx.runner(outputs.model, threads=ctx.threads)
         fresh = list(_fresh.from_samples(kept))
-        judged = {"fresh inputs": fresh}
+        judged = {_judge.FRESH: list(_judge.answered(reference, fresh))}
         if inputs.reference is not None:
-            cases = [case.inputs for case in _bundle.load_bundle(inputs.reference).cases]
-            judged["the reference cases"] = cases
-        _judge.judge(ctx, params, reference, candidate, judged,
+            judged[_judge.REFERENCE] = list(_bundle.load_bundle(inputs.reference).cases)
+        _judge.judge(ctx, params, candidate, judged,
                      lambda: _cause(params, made, seen, _int8.survey(ctx, ready, fresh)))  # fmt: skip
         ctx.figure("unfit_for_int8", unfit)  # type: ignore[arg-type]
         _int8.report(ctx, inputs.model, made)

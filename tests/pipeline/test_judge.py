@@ -18,7 +18,8 @@ from tests.pipeline.test_stages_torch import stage
 
 __all__ = ["bundle", "folder", "fp32"]
 
-RNG = np.random.default_rng(0)
+def normal(*shape: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(3).standard_normal(shape).astype("f4")
 
 
 def save(path: Path, nodes: list[Any], tensors: dict[str, Any], last: int, opset: int = 17) -> Path:
@@ -39,12 +40,12 @@ def save(path: Path, nodes: list[Any], tensors: dict[str, Any], last: int, opset
 
 def linear(path: Path, opset: int = 17) -> Path:
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
-    return save(path, nodes, {"w": RNG.standard_normal((16, 4))}, 4, opset)
+    return save(path, nodes, {"w": normal(16, 4)}, 4, opset)
 
 
 def transposed(path: Path) -> Path:
     nodes = [helper.make_node("Transpose", ["w"], ["t"]), helper.make_node("MatMul", ["x", "t"], ["y"])]
-    return save(path, nodes, {"w": RNG.standard_normal((4, 16))}, 4)
+    return save(path, nodes, {"w": normal(4, 16)}, 4)
 
 
 def masked(value: float) -> Callable[[Path], Path]:
@@ -56,7 +57,7 @@ def masked(value: float) -> Callable[[Path], Path]:
             helper.make_node("Softmax", ["a"], ["p"]),
             helper.make_node("MatMul", ["p", "v"], ["y"]),
         ]
-        weights = {"w": RNG.standard_normal((16, 4)), "mask": mask, "v": RNG.standard_normal((4, 3))}
+        weights = {"w": normal(16, 4), "mask": mask, "v": normal(4, 3)}
         return save(path, nodes, weights, 3)
 
     return make
@@ -70,10 +71,6 @@ def static(path: Path, model: Path, samples: Any, **params: Any) -> StageRun:
     np.savez(path / "c.npz", x=np.asarray(samples, "f4"))
     inputs = {"model": model, "calibration": path / "c.npz"}
     return run_stage(stage("onnx.quantize_static"), path / "q", inputs=inputs, params=params)
-
-
-def normal(*shape: int) -> np.ndarray[Any, Any]:
-    return np.random.default_rng(3).standard_normal(shape).astype("f4")
 
 
 @pytest.mark.parametrize(
