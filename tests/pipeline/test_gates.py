@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from deploy_runner.stages import _sagemaker_inference
 from deploy_runner.stages._bundle import read_arrays, write_arrays
 from onnx import TensorProto, helper
 
 from deploy_runner.schema import describe_stage_types
+from tests.aws import TARGET
 from tests.conftest import DIGITS, Project
 
 RIGHT = """
@@ -68,7 +70,10 @@ REFUSED = {
     "verify.latency": (f"{_JUDGED}, with: {{max_ratio: 0.000001, rounds: 5}}", "ratio|time|slow"),
     "verify.size": (f"{_JUDGED}, with: {{max_bytes: 10}}", "bytes"),
     "select": (f"{_CANDIDATES}, with: {{rounds: 5}}", "no candidate fits"),
-    "package.sagemaker": (_RANDOM, "differs from the original"),
+    "package.sagemaker": (
+        "inputs: {model: fp32, reference: right, code: wrong_inference.py}",
+        "differs from the original",
+    ),
     "package.container": (_RANDOM, "differs from the original"),
     "push.sagemaker": (
         "inputs: {package: model.tar.gz, smoke: wrong-smoke.npz}, with: {endpoint: e}",
@@ -98,15 +103,28 @@ NOTHING_TO_COMPARE = {
 
 
 def random_model(path: Path) -> None:
-    """Write a model that never answers twice alike, as one that was exported while it trained."""
+    """Write a model that never answers twice alike, as one that was exported while it trained.
+
+    onnxruntime seeds by the node's place, which optimising away the first node alters.
+    """
     shape: list[Any] = ["batch", 1, 8, 8]
     nodes = [
-        helper.make_node("RandomNormalLike", ["image"], ["noise"], scale=100.0),
-        helper.make_node("Add", ["image", "noise"], ["output"]),
+        helper.make_node("Identity", ["image"], ["same"]),
+        helper.make_node("RandomNormalLike", ["same"], ["noise"], scale=100.0),
+        helper.make_node("Add", ["same", "noise"], ["output"]),
     ]
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("image", "output")]
     graph = helper.make_graph(nodes, "random", values[:1], values[1:])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+
+
+WRONG_CODE = """
+_right = predict_fn
+
+
+def predict_fn(*given):
+    return {name: -array for name, array in _right(*given).items()}
+"""
 
 
 def turn_one_sample(source: Path, target: Path) -> None:
@@ -135,12 +153,14 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     turn_one_sample(project.folder / "right/reference.npz", project.folder / "wrong/reference.npz")
     turn_one_sample(project.folder / "smoke.npz", project.folder / "wrong-smoke.npz")
     random_model(project.folder / "random.onnx")
+    project.write("wrong_inference.py", Path(_sagemaker_inference.__file__).read_text() + WRONG_CODE)
     report = project.folder / "accuracy.json"
     report.write_text(json.dumps(json.loads(report.read_text()) | {"accuracy": 10.0, "drop": 89.0}))
     np.savez(project.folder / "black.npz", image=np.zeros((20, 1, 8, 8), "f4"))
     lines = [f"{uses.replace('.', '-')}: {{uses: {uses}, {rest}}}" for uses, (rest, _) in REFUSED.items()]
     project.pipeline("\n".join(lines))
-    stages = project.run(exits=1)["stages"]
+    project.write("aws.yaml", json.dumps({"target": {"name": "local", "aws": TARGET["aws"]}}))
+    stages = project.run("--config", "aws.yaml", exits=1)["stages"]
     return {uses: stages[uses.replace(".", "-")] for uses in REFUSED}
 
 
