@@ -21,7 +21,7 @@ from .errors import StoreError
 from .installed import search_path
 from .store.files import read_or_none, write_atomic
 from .store.namespace import configured_home
-from .store.records import Records
+from .store.seal import Seal
 from .store.stat import fingerprint
 from .types import (
     SCHEMA_VERSION,
@@ -62,15 +62,15 @@ def compile_pipeline(
         home = configured_home(path.absolute().parent, environ)
     names = [str(path), os.path.abspath(path), [str(o) for o in overlays], list(sets), os.getcwd()]
     cache = home / "compiled" / f"{sha256(json.dumps(names).encode()).hexdigest()[:32]}.json"
-    records = Records(home)
-    known = _read(cache, environ, records)
+    seal = Seal(home)
+    known = _read(cache, environ, seal)
     if known is not None:
         return known
     if on_compile is not None:
         on_compile()
     graph, env_names, files = _compile(path, overlays, sets, environ)
     if home.parent.is_dir():
-        _write(cache, graph, {name: environ.get(name) for name in env_names}, files, records)
+        _write(cache, graph, {name: environ.get(name) for name in env_names}, files, seal)
     return graph
 
 
@@ -105,12 +105,12 @@ def _places(root: Path) -> Iterator[str]:
             yield folder
 
 
-def _read(cache: Path, environ: Mapping[str, str], records: Records) -> Graph | None:
+def _read(cache: Path, environ: Mapping[str, str], seal: Seal) -> Graph | None:
     data = read_or_none(cache)
     if data is None:
         return None
     try:
-        body = records.unsealed(data)
+        body = seal.opened(data, "compiled", cache.stem)
         if body is None:
             return None
         value = json.loads(body)
@@ -134,7 +134,7 @@ def _exposes(graph: Graph, body: str, used: Mapping[str, str | None], environ: M
 
 
 def _write(
-    cache: Path, graph: Graph, environ: Mapping[str, str | None], files: Iterable[str], records: Records
+    cache: Path, graph: Graph, environ: Mapping[str, str | None], files: Iterable[str], seal: Seal
 ) -> None:
     value = {
         "schema": [SCHEMA_VERSION, sys.version, search_path()],
@@ -144,7 +144,7 @@ def _write(
     }
     try:
         body = json.dumps(value, separators=(",", ":")).encode()
-        write_atomic(cache, records.sealed(body), tmp=cache.parent.parent / "tmp")
+        write_atomic(cache, seal.sealed(body, "compiled", cache.stem), tmp=cache.parent.parent / "tmp")
     except StoreError:
         return  # The run itself says that the store can't be written.
 

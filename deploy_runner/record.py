@@ -153,7 +153,7 @@ class Recorder:
             "stages": {id_: _entry(result) for id_, result in results.items()},
         }
         record = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
-        signed = Records(self._home).signed(record)
+        signed = Records(self._home).seal.signed(record, "run", self.folder.name)
         write_atomic(self.folder / "record.json", signed, tmp=self._home / "tmp")
         return RunRecord(self.folder, data)
 
@@ -269,7 +269,7 @@ def pin_run(home: Path, run: str, *, keep: bool) -> None:
 
 
 def _read(folder: Path, records: Records) -> RunRecord | None:
-    body = records.signed_body(read_or_none(folder / "record.json") or b"")
+    body = records.seal.signed_body(read_or_none(folder / "record.json") or b"", "run", folder.name)
     data = json.loads(body) if body is not None else {}
     ours = data.get("id") == folder.name and "files" in data
     return RunRecord(folder, data) if ours else None

@@ -258,9 +258,10 @@ def explain(pipeline: Pipeline, names: list[str], args: argparse.Namespace) -> i
 def cache(path: str, args: argparse.Namespace) -> int:
     """Verify every object, collect what nothing refers to, or pin a run against that."""
     from .store.cas import Store
+    from .store.namespace import protected_home
 
     home, files = place_of(path, args.config)
-    store = Store(home)
+    store = Store(home, protected=protected_home(home, os.environ))
     if args.action in ("pin", "unpin"):
         with store.hold():  # A collection must not take the run between the look and the pin.
             run_id = read_record(home, files, args.run).id

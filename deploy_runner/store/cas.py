@@ -19,14 +19,14 @@ from typing import Literal, NamedTuple
 from ..errors import StoreError
 from ..types import Artifact, Json
 from .copies import Piece, copy_pieces
-from .files import NEW, fsync_folder, read_or_none, store_error
+from .files import NEW, clear_the_way, fsync_folder, read_or_none, remove_whatever, store_error
 from .folders import Member, folder_artifact, manifest, sha256_bytes, stay_inside, walk
 from .handles import Entry, entry_of, open_file, opened, walk_at
 from .locks import Lock
 from .namespace import stores_own
 from .records import Records, listdir
 from .removal import remove_tree
-from .stat import Fingerprint, StatMemo, fingerprint, sha256_file
+from .stat import Fingerprint, StatMemo, sha256_file, state_of
 
 __all__ = ["Presence", "Store", "VerifyReport"]
 
@@ -78,8 +78,8 @@ class Store:
         self.home = home
         self._objects = f"{os.fspath(home)}/cas/sha256"
         self._protected = protected
-        self.memo = StatMemo(f"{os.fspath(home)}/stat.sqlite")
         self.records = Records(home, protected=protected)
+        self.memo = StatMemo(f"{os.fspath(home)}/stat.sqlite", lambda: self.records.seal.key("memo"))
         self._tmp: Path | None = None
         self._tmp_lock: Lock | None = None
         try:
@@ -118,9 +118,12 @@ class Store:
     def _object_state(self, digest: str, size: int, check_size: bool) -> Presence:
         path = self._found(digest)
         try:
-            state = fingerprint(path)
+            found = os.lstat(path)
         except OSError:
             return "missing"
+        if not stat_module.S_ISREG(found.st_mode):
+            return "damaged"
+        state = state_of(found)
         if check_size and state[0] != size:
             return "damaged"
         known = self.memo.lookup(path, state)
@@ -239,7 +242,11 @@ class Store:
         target = self._object(digest)
         shard = os.path.dirname(target)
         os.makedirs(shard, exist_ok=True)
-        os.rename(name, target, src_dir_fd=folder)
+        try:
+            os.rename(name, target, src_dir_fd=folder)
+        except IsADirectoryError:
+            clear_the_way(target)
+            os.rename(name, target, src_dir_fd=folder)
         if not os.path.samestat(os.lstat(target), os.fstat(file)) and not _sound(target, digest):
             os.unlink(target)  # Not another run's equal object either.
             raise StoreError(f"output {name} was replaced while it was taken")
@@ -332,14 +339,14 @@ class Store:
         sizes, damaged = [], []
         for digest, path in self.objects():
             try:
-                state = fingerprint(path)
+                state = state_of(os.lstat(path))
             except FileNotFoundError:
                 continue  # gc was quicker.
             sizes.append(state[0])
             if not _sound(path, digest) and _remove_unless_replaced(path, state):
                 damaged.append(digest)
         keys = list(self.records.keys())
-        refused = tuple(key for key in keys if self.records.get(key) is None)
+        refused = tuple(key for key in keys if self.records.own(key) is None)
         for key in refused:
             self.records.remove(key)
         return VerifyReport(len(sizes), sum(sizes), tuple(damaged), len(keys), refused)
@@ -347,7 +354,7 @@ class Store:
 
 def _sound(path: str, digest: str) -> bool:
     try:
-        return sha256_file(path) == digest
+        return not os.path.islink(path) and sha256_file(path) == digest
     except OSError:
         return False
 
@@ -355,9 +362,9 @@ def _sound(path: str, digest: str) -> bool:
 def _remove_unless_replaced(path: str, state: Fingerprint) -> bool:
     """Remove a damaged object, unless a run has put a sound one in its place meanwhile."""
     try:
-        if fingerprint(path) != state:
+        if state_of(os.lstat(path)) != state:
             return False
-        os.unlink(path)
+        remove_whatever(path)
     except FileNotFoundError:
         return False
     return True

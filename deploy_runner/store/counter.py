@@ -14,7 +14,7 @@ from .records import Records, listdir
 __all__ = ["next_number", "number_of"]
 
 _RUN = re.compile(r"(\d{6,15})-\w+-\w+")
-_COUNTER = re.compile(rb"runs (\d{1,15})")
+_COUNTER = re.compile(rb"(\d{1,15})")
 
 
 def next_number(home: Path, records: Records, is_sound: Callable[[str], bool]) -> int:
@@ -24,9 +24,11 @@ def next_number(home: Path, records: Records, is_sound: Callable[[str], bool]) -
     recorded runs say the number; `is_sound` says of a run's id whether its record is one of ours.
     """
     with Lock(f"{os.fspath(home)}/counter.lock"):
-        known = _COUNTER.fullmatch(records.unsealed(read_or_none(home / "counter") or b"") or b"")
+        body = records.seal.opened(read_or_none(home / "counter") or b"", "counter", "runs")
+        known = _COUNTER.fullmatch(body or b"")
         number = 1 + _newest(home, int(known[1]) if known else 0, is_sound)
-        write_atomic(home / "counter", records.sealed(b"runs %d" % number), tmp=home / "tmp", durable=False)
+        sealed = records.seal.sealed(b"%d" % number, "counter", "runs")
+        write_atomic(home / "counter", sealed, tmp=home / "tmp", durable=False)
         return number
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import stat as stat_module
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from ..errors import StoreError
 
-__all__ = ["NEW", "copy_private", "fsync_folder", "read_or_none", "store_error", "write_atomic", "write_once"]
+__all__ = [
+    "NEW", "clear_the_way", "copy_private", "fsync_folder", "open_regular", "read_or_none", "remove_whatever",
+    "store_error", "write_atomic", "write_once",
+]  # fmt: skip
 
 NEW = ".new"
 """Ends the name of a file that is being written."""
@@ -107,6 +111,9 @@ def _rename(temporary: str, name: str) -> None:
     except FileNotFoundError:
         os.makedirs(os.path.dirname(name) or ".", exist_ok=True)
         os.rename(temporary, name)
+    except IsADirectoryError:
+        clear_the_way(name)
+        os.rename(temporary, name)
 
 
 def _link(temporary: str, name: str) -> None:
@@ -132,13 +139,39 @@ def fsync_folder(folder: str | os.PathLike[str]) -> None:
         os.close(fd)
 
 
+def open_regular(path: str, flags: int) -> int:
+    """Open a regular file, as `open` takes it for its `opener`: a pipe in its place would wait for ever."""
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat_module.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is no regular file", path)
+    return fd
+
+
 def read_or_none(path: str | os.PathLike[str]) -> bytes | None:
-    """Return a file's content, or None where it is absent or unreadable."""
+    """Return a regular file's content, or None where it is absent, unreadable or something else."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=open_regular) as file:
             return file.read()
     except OSError:
         return None
+
+
+def remove_whatever(path: str) -> None:
+    """Remove what stands under the name of one of our files, a folder too. Raises OSError."""
+    try:
+        os.unlink(path)
+    except IsADirectoryError:
+        clear_the_way(path)
+
+
+def clear_the_way(path: str) -> None:
+    """Remove a folder that stands where one of our files belongs. Raises OSError where that fails."""
+    import shutil
+
+    aside = f"{path}.{os.urandom(4).hex()}{NEW}"
+    os.rename(path, aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def copy_private(source: str | os.PathLike[str], target: str | os.PathLike[str], mode: int) -> None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from ..errors import StoreError
 from ..types import Artifact, Json
 from .cas import Store
+from .files import remove_whatever
 from .locks import Lock
 from .records import listdir
 from .removal import remove_tree
@@ -70,7 +71,7 @@ def _sweep(store: Store, kept: Mapping[str, Iterable[str]], *, dry_run: bool) ->
         for artifact in record.outputs.values() if record else ():
             digests |= set(_closure(store, artifact))
     doomed = [(d, p) for d, p in store.objects() if d not in digests]
-    freed = sum(os.stat(path).st_size for _, path in doomed)
+    freed = sum(os.lstat(path).st_size for _, path in doomed)
     old_keys = [key for key in store.records.keys() if key not in keys]  # noqa: SIM118
     old_runs = [name for name in listdir(f"{os.fspath(store.home)}/runs") if name not in kept]
     if not dry_run:
@@ -78,7 +79,7 @@ def _sweep(store: Store, kept: Mapping[str, Iterable[str]], *, dry_run: bool) ->
         for key in old_keys:
             store.records.remove(key)
         for _, path in doomed:
-            os.unlink(path)
+            remove_whatever(path)
         for name in old_runs:
             remove_tree(Path(store.home) / "runs" / name)
         for name in listdir(f"{os.fspath(store.home)}/locks"):

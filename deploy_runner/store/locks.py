@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+from errno import EISDIR, ELOOP, ENOENT
 from types import TracebackType
 
-from .files import store_error
+from .files import clear_the_way, store_error
 
 __all__ = ["Lock"]
 
@@ -21,7 +22,7 @@ class Lock:
 
     def __init__(self, path: str, *, shared: bool = False, existing: bool = False) -> None:
         self.path = path
-        self._flags = os.O_CLOEXEC | (os.O_RDONLY if existing else os.O_RDWR | os.O_CREAT)
+        self._flags = os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_RDONLY if existing else os.O_RDWR | os.O_CREAT)
         self._mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         self._fd: int | None = None
 
@@ -58,13 +59,21 @@ class Lock:
         try:
             try:
                 return os.open(self.path, self._flags, 0o644)
-            except FileNotFoundError:
-                if not self._flags & os.O_CREAT:
+            except OSError as error:
+                if not self._flags & os.O_CREAT or error.errno not in (ENOENT, EISDIR, ELOOP):
                     raise
-                os.makedirs(os.path.dirname(self.path), exist_ok=True)
+                self._make_room(error.errno)
                 return os.open(self.path, self._flags, 0o644)
         except OSError as error:
             raise store_error(error, self.path) from error
+
+    def _make_room(self, number: int) -> None:
+        if number == ENOENT:
+            os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        elif number == EISDIR:
+            clear_the_way(self.path)
+        else:
+            os.unlink(self.path)  # A link would have us make, and lock, another's file.
 
     def _still_named(self, fd: int) -> bool:
         try:

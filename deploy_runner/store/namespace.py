@@ -15,8 +15,8 @@ __all__ = ["configured_home", "own_home", "protected_home", "store_homes", "stor
 
 _FOLDER = "pull-requests"
 _OWN = frozenset(
-    {"actions", "cas", "compiled", "gc.lock", "last", "locks", "runs", "secret", "tmp", _FOLDER,
-     "stat.sqlite", "stat.sqlite-shm", "stat.sqlite-wal"}
+    {"actions", "cas", "compiled", "counter", "counter.lock", "gc.lock", "last", "locks", "runs",
+     "secret", "tmp", _FOLDER, "stat.sqlite", "stat.sqlite-shm", "stat.sqlite-wal"}
 )  # fmt: skip
 
 

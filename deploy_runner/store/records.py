@@ -1,13 +1,12 @@
 """The action records: action key → output digests and figures, authenticated.
 
 A content hash proves that bytes are what they were; it cannot prove that a key led to them. So
-each record carries an HMAC-SHA256 with the store's secret, and one that is forged, foreign,
-damaged or truncated is a miss.
+each record carries an HMAC-SHA256 with the store's secret over its kind, its name and its content, and
+one that is forged, foreign, damaged, truncated or in another's place is a miss.
 """
 
 from __future__ import annotations
 
-import hmac
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -15,13 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..types import Artifact, Json
-from .files import read_or_none, write_atomic, write_once
+from .files import read_or_none, remove_whatever, write_atomic
+from .seal import Seal
 
 __all__ = ["ActionRecord", "LastKeys", "Records"]
-
-_SECRET_BYTES = 32
-_UNPROTECTED = b"deploy-runner: not of the protected namespace"
-_MAC = b',"mac":"%s"}'
 
 
 class ActionRecord(NamedTuple):
@@ -40,9 +36,8 @@ class Records:
 
     def __init__(self, home: Path, *, protected: Path | None = None, writable: bool = True) -> None:
         self._home = os.fspath(home)
-        self._writable = writable
         self._protected = Records(protected, writable=False) if protected else None
-        self._secret: bytes | None = None
+        self.seal = Seal(home, writable=writable, beside_protected=protected is not None)
         self._refused: dict[str, str] = {}
 
     def _path(self, key: str) -> str:
@@ -50,29 +45,20 @@ class Records:
 
     def get(self, key: str) -> ActionRecord | None:
         """Return the record of a key, or None where there is none that is sound."""
-        found = self._own(key)
+        found = self.own(key)
         return self._protected.get(key) if found is None and self._protected else found
 
-    def _own(self, key: str) -> ActionRecord | None:
-        data = read_or_none(self._path(key))
+    def own(self, key: str) -> ActionRecord | None:
+        """Return the record that this store itself has of a key, as `get` does."""
+        path = self._path(key)
+        data = read_or_none(path)
         if data is None:
             return None
-        body = self.unsealed(data)
-        if body is None:
-            self._refused[key] = "its record is damaged, or was not written by this store"
-            return None
-        value = json.loads(body)
-        if value["key"] != key:
-            self._refused[key] = "its record belongs to another key"
-            return None
-        return ActionRecord(
-            key,
-            value["uses"],
-            {n: Artifact(*a) for n, a in value["outputs"].items()},
-            value["figures"],
-            value["preimage"],
-            value["seconds"],
-        )
+        body = self.seal.opened(data, "action", key, path)
+        record = _record(key, body) if body is not None else None
+        if record is None:
+            self._refused[key] = "its record is damaged, or was not written by this store for this action"
+        return record
 
     def problem(self, key: str) -> str:
         """Say why the record of a key was refused, or nothing."""
@@ -91,12 +77,13 @@ class Records:
             "seconds": record.seconds,
         }
         body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-        write_atomic(Path(self._path(record.key)), self.sealed(body), tmp=Path(self._home) / "tmp")
+        sealed = self.seal.sealed(body, "action", record.key)
+        write_atomic(Path(self._path(record.key)), sealed, tmp=Path(self._home) / "tmp")
 
     def remove(self, key: str) -> None:
         """Forget a record."""
         try:
-            os.unlink(self._path(key))
+            remove_whatever(self._path(key))
         except OSError:
             return
 
@@ -108,47 +95,16 @@ class Records:
                 if name.endswith(".json") and not name.startswith("."):
                     yield shard + name.removesuffix(".json")
 
-    def sealed(self, body: bytes) -> bytes:
-        """Return a state file's content with its HMAC on a line before it."""
-        return hmac.digest(self.secret(), body, "sha256").hex().encode() + b"\n" + body
 
-    def unsealed(self, data: bytes) -> bytes | None:
-        """Return what was sealed, or None where one bit of it isn't as this store wrote it."""
-        mac, _, body = data.partition(b"\n")
-        expected = hmac.digest(self.secret(), body, "sha256").hex().encode()
-        return body if hmac.compare_digest(mac, expected) else None
-
-    def signed(self, body: bytes) -> bytes:
-        """Return a JSON object's text with its HMAC as the last member, so that it stays JSON."""
-        return body[:-1] + _MAC % hmac.digest(self.secret(), body, "sha256").hex().encode()
-
-    def signed_body(self, data: bytes) -> bytes | None:
-        """Return what `signed` was given, or None where one bit of it isn't as this store wrote it."""
-        body = data[: -len(_MAC % bytes(64))] + b"}"
-        return body if hmac.compare_digest(self.signed(body), data) else None
-
-    def secret(self) -> bytes:
-        """Return the store's secret: `DEPLOY_RUNNER_CACHE_KEY`, or a file made on first use.
-
-        A store beside a protected one has another, so that the protected one refuses its records.
-        """
-        if self._secret is None:
-            shared = os.environ.get("DEPLOY_RUNNER_CACHE_KEY", "").encode()
-            if shared and self._protected:
-                shared = hmac.digest(shared, _UNPROTECTED, "sha256")
-            self._secret = shared or self._own_secret()
-        return self._secret
-
-    def _own_secret(self) -> bytes:
-        path, tmp = Path(self._home) / "secret", Path(self._home) / "tmp"
-        known = read_or_none(path)
-        if known is not None and len(known) == _SECRET_BYTES:
-            return known
-        if not self._writable:
-            return os.urandom(_SECRET_BYTES)  # No record is of this store's making.
-        write = write_once if known is None else write_atomic
-        write(path, os.urandom(_SECRET_BYTES), mode=0o600, tmp=tmp)
-        return read_or_none(path) or b""
+def _record(key: str, body: bytes) -> ActionRecord | None:
+    """Return the record that a body holds, or None where it is of another version of deploy-runner."""
+    try:
+        value = json.loads(body)
+        outputs = {n: Artifact(*a) for n, a in value["outputs"].items()}
+        rest = (value["figures"], value["preimage"], value["seconds"])
+        return ActionRecord(key, value["uses"], outputs, *rest)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 class LastKeys:
@@ -157,18 +113,18 @@ class LastKeys:
     def __init__(self, home: Path, pipeline: str) -> None:
         from hashlib import sha256
 
-        name = sha256(pipeline.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        self._name = sha256(pipeline.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         self._tmp = home / "tmp"
-        self._path = home / "last" / f"{name}.json"
+        self._path = home / "last" / f"{self._name}.json"
+        self._seal = Seal(home)
         self._keys: dict[str, str] | None = None
 
     def read(self) -> dict[str, str]:
         """Return stage id → key; empty where nothing is known."""
         if self._keys is None:
-            try:
-                value = json.loads(read_or_none(self._path) or b"{}")
-            except ValueError:
-                value = {}
+            data = read_or_none(self._path)
+            body = self._seal.opened(data, "last", self._name) if data else None
+            value = json.loads(body) if body else {}
             self._keys = value if isinstance(value, dict) else {}
         return self._keys
 
@@ -177,7 +133,8 @@ class LastKeys:
         known = self.read()
         merged = {**known, **keys}
         if merged != known:
-            write_atomic(self._path, json.dumps(merged).encode(), tmp=self._tmp)
+            body = json.dumps(merged).encode()
+            write_atomic(self._path, self._seal.sealed(body, "last", self._name), tmp=self._tmp)
             self._keys = merged
 
 

@@ -1,22 +1,25 @@
 """Remember the digest of a file that has not changed: (path, size, times, inode) → SHA-256.
 
 A file whose time stamps are younger than two seconds when it is hashed is not remembered: it
-could change again within one tick of the clock. Each row carries a check value, so that a
-damaged database costs a re-hash and never gives a wrong digest.
+could change again within one tick of the clock. Each row carries a check value with the store's key,
+so that a damaged or forged database costs a re-hash and never gives a wrong digest. An old row that is
+put back is harmless: it counts for the state of the file that it was made of, and no other.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b, file_digest
 from typing import TYPE_CHECKING, Any
+
+from .files import open_regular
 
 if TYPE_CHECKING:
     import sqlite3
 
-__all__ = ["Fingerprint", "StatMemo", "fingerprint", "sha256_file"]
+__all__ = ["Fingerprint", "StatMemo", "fingerprint", "sha256_file", "state_of"]
 
 Fingerprint = tuple[int, int, int, int, int]
 """(size, mtime_ns, ctime_ns, inode, device)."""
@@ -29,27 +32,34 @@ _SCHEMA = """CREATE TABLE IF NOT EXISTS memo (
 
 
 def sha256_file(path: str | int) -> str:
-    """Return the SHA-256 of the content of a file, or of an open one from its position on, streamed."""
-    with open(path, "rb", closefd=not isinstance(path, int)) as file:
+    """Return the SHA-256 of a regular file, or of an open one from its position on, streamed.
+
+    Raises OSError, for a pipe's path too.
+    """
+    if isinstance(path, int):
+        with open(path, "rb", closefd=False) as file:
+            return file_digest(file, "sha256").hexdigest()
+    with open(path, "rb", opener=open_regular) as file:
         return file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint(path: str) -> Fingerprint:
     """Return what identifies a file's state without reading it. Raises OSError."""
-    s = os.stat(path)
+    return state_of(os.stat(path))
+
+
+def state_of(s: os.stat_result) -> Fingerprint:
+    """Return the fingerprint that a stat is of."""
     return (s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev)
-
-
-def _check_value(path: str, state: Fingerprint, digest: str) -> str:
-    text = f"{path}\0{state}\0{digest}"
-    return blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
 class StatMemo:
     """The memo of one store. A memo that can't be read or written is merely slow."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, key: Callable[[], bytes]) -> None:
         self._path = path
+        self._make_key = key
+        self._key = b""
         self._rows: dict[str, tuple[Fingerprint, str, str]] | None = None
         self._new: dict[str, tuple[Fingerprint, str]] = {}
         self._db: sqlite3.Connection | None = None
@@ -66,7 +76,12 @@ class StatMemo:
         if known is None or known[0] != state:
             return None
         _, digest, checked = known
-        return digest if checked == _check_value(path, state, digest) else None
+        return digest if checked == self._check_value(path, state, digest) else None
+
+    def _check_value(self, path: str, state: Fingerprint, digest: str) -> str:
+        self._key = self._key or self._make_key()
+        text = f"{path}\0{state}\0{digest}"
+        return blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16, key=self._key).hexdigest()
 
     def digest(self, path: str) -> str:
         """Return the SHA-256 of a file, hashing it only if it may have changed.
@@ -91,7 +106,7 @@ class StatMemo:
         """Write what was learnt. Concurrent writers wait for each other, at most 5 s."""
         if not self._new:
             return
-        rows = [(p, *s, d, _check_value(p, s, d)) for p, (s, d) in self._new.items()]
+        rows = [(p, *s, d, self._check_value(p, s, d)) for p, (s, d) in self._new.items()]
         self._execute("INSERT OR REPLACE INTO memo VALUES (?,?,?,?,?,?,?,?)", rows)
         if self._rows is not None:
             self._rows.update({row[0]: (row[1:6], row[6], row[7]) for row in rows})

@@ -22,6 +22,7 @@ from deploy_runner.store.files import write_atomic
 from deploy_runner.store.gc import collect
 from deploy_runner.store.locks import Lock
 from deploy_runner.store.records import ActionRecord, LastKeys, Records
+from deploy_runner.store.seal import Seal
 from deploy_runner.store.stat import StatMemo
 from deploy_runner.types import Artifact
 
@@ -138,10 +139,10 @@ def test_an_unchanged_file_is_not_read_again(tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_bytes(b"x")
     os.utime(path, (1, 1))
-    memo = StatMemo(str(tmp_path / "memo.sqlite"))
+    memo = StatMemo(str(tmp_path / "memo.sqlite"), lambda: b"k" * 32)
     memo.remember(str(path), _aged(path), "0" * 64)
     memo.flush()
-    again = StatMemo(str(tmp_path / "memo.sqlite"))
+    again = StatMemo(str(tmp_path / "memo.sqlite"), lambda: b"k" * 32)
     assert again.lookup(str(path), _aged(path)) == "0" * 64
     assert again.lookup(str(path), (*_aged(path)[:1], 5, *_aged(path)[2:])) is None
 
@@ -155,7 +156,7 @@ def _aged(path: Path) -> tuple[int, int, int, int, int]:
 def test_a_file_touched_just_now_is_never_remembered(tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_bytes(b"one")
-    memo = StatMemo(str(tmp_path / "memo.sqlite"))
+    memo = StatMemo(str(tmp_path / "memo.sqlite"), lambda: b"k" * 32)
     first = memo.digest(str(path))
     path.write_bytes(b"two")
     assert memo.digest(str(path)) != first
@@ -169,13 +170,13 @@ def test_a_flipped_bit_in_the_memo_is_no_wrong_digest(tmp_path: Path) -> None:
     state = _aged(path)
     database = tmp_path / "memo.sqlite"
     for _ in range(60):
-        memo = StatMemo(str(database))
+        memo = StatMemo(str(database), lambda: b"k" * 32)
         memo.remember(str(path), state, "ab" * 32)
         memo.close()
         data = bytearray(database.read_bytes())
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         database.write_bytes(bytes(data))
-        assert StatMemo(str(database)).lookup(str(path), state) in (None, "ab" * 32)
+        assert StatMemo(str(database), lambda: b"k" * 32).lookup(str(path), state) in (None, "ab" * 32)
         database.unlink(missing_ok=True)
 
 
@@ -295,7 +296,7 @@ def test_what_a_killed_writer_left_is_swept_and_what_a_live_one_writes_is_not(st
 
 def test_eight_threads_that_begin_a_store_agree_on_its_secret(store: Store) -> None:
     with ThreadPoolExecutor(8) as pool:
-        secrets = list(pool.map(lambda _: Records(store.home).secret(), range(8)))
+        secrets = list(pool.map(lambda _: Seal(store.home).secret(), range(8)))
     assert len(set(secrets)) == 1
     assert len(secrets[0]) == 32
     assert not list((store.home / "tmp").iterdir())
