@@ -65,7 +65,7 @@ class Action:
     def lines(self, data: bytes) -> list[str]:
         """Return the finished lines of what the worker printed, without secrets."""
         *whole, self.unfinished = (self.unfinished + data).split(b"\n")
-        lines = [self.redactor.text(line.decode("utf-8", "replace")) for line in whole]
+        lines = [self.redactor.line(line).decode("utf-8", "replace") for line in whole]
         self.tail = [*self.tail, *(s for s in lines if not s.startswith(PROGRESS))][-_TAIL_LINES:]
         return lines
 

@@ -1,19 +1,17 @@
-"""Keep secrets out of everything written: raw, base64 and URL-encoded."""
+"""Keep secrets out of everything written, however they are spelt."""
 
 from __future__ import annotations
 
-import base64
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import quote, quote_plus
+
+from ..credentials import SHORTEST_SECRET
+from .spellings import spellings
 
 __all__ = ["Redactor"]
 
-_SHORTEST = 4
-_SHORTEST_LINE = 16
 _CHUNK_BYTES = 1 << 20
 _GZIP = b"\x1f\x8b"
 _MOST_UNPACKED_BYTES = 1 << 30
@@ -26,22 +24,40 @@ class Redactor:
     """
 
     def __init__(self, secrets: Mapping[str, str]) -> None:
-        self._names: dict[str, str] = {}
+        self._exact: dict[bytes, str] = {}
+        self._folded: dict[bytes, str] = {}
         for name, value in secrets.items():
-            if len(value.strip()) >= _SHORTEST:
-                self._names |= dict.fromkeys(_forms(value), name)
-        longest_first = sorted(self._names, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+            if len(value.strip()) >= SHORTEST_SECRET:
+                known = spellings(value)
+                self._exact |= dict.fromkeys(known.exact, name)
+                self._folded |= dict.fromkeys(known.folded, name)
+        self._longest_bytes = max(map(len, (*self._exact, *self._folded)), default=0)
+        self._pattern = self._compiled() if self else None
 
     def __bool__(self) -> bool:
         """Say whether there is anything to look for."""
-        return bool(self._names)
+        return bool(self._exact)
+
+    def _compiled(self) -> re.Pattern[bytes]:
+        rows = [(form, re.escape(form)) for form in self._exact]
+        rows += [(form, b"(?i:%s)" % re.escape(form)) for form in self._folded]
+        longest_first = sorted(rows, key=lambda row: len(row[0]), reverse=True)
+        return re.compile(b"|".join(pattern for _, pattern in longest_first))
+
+    def line(self, line: bytes) -> bytes:
+        """Return what was printed, in whatever charset, without secrets."""
+        return line if self._pattern is None else self._pattern.sub(self._mark, line)
+
+    def _mark(self, found: re.Match[bytes]) -> bytes:
+        form = found.group()
+        name = self._exact.get(form) or self._folded[form.lower()]
+        return f"[secret {name}]".encode()
 
     def text(self, text: str) -> str:
         """Return the text without secrets."""
         if self._pattern is None:
             return text
-        return self._pattern.sub(lambda found: f"[secret {self._names[found.group()]}]", text)
+        return self.line(text.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
 
     def json(self, value: Any) -> Any:
         """Return a JSON value without secrets, in keys too."""
@@ -56,7 +72,7 @@ class Redactor:
 
         A file packed by gzip is looked through unpacked too, its first GiB.
         """
-        if not self._names:
+        if not self:
             return ""
         if named := self._search(name.encode("utf-8", "surrogateescape")):
             return named
@@ -80,46 +96,18 @@ class Redactor:
                 return ""  # It is damaged from here on, and nobody can unpack it further.
 
     def _search_stream(self, file: BinaryIO, most_bytes: int | None = None) -> str:
-        overlap = max(len(form.encode()) for form in self._names) - 1
         before, seen = b"", 0
         while chunk := file.read(_CHUNK_BYTES):
             if found := self._search(before + chunk):
                 return found
-            before, seen = (before + chunk)[-overlap:], seen + len(chunk)
+            before, seen = (before + chunk)[1 - self._longest_bytes :], seen + len(chunk)
             if most_bytes is not None and seen >= most_bytes:
                 break
         return ""
 
     def _search(self, data: bytes) -> str:
-        return next((name for form, name in self._names.items() if form.encode() in data), "")
-
-
-def _forms(value: str) -> Iterator[str]:
-    """Yield how a secret may look in a text, each line of one of several lines for itself."""
-    lines = [line.strip() for line in value.splitlines()] if "\n" in value.strip() else []
-    for part in (value, value.strip(), *lines):
-        whole = part in (value, value.strip())
-        if whole or (len(part) >= _SHORTEST_LINE and not part.startswith("-----")):
-            yield from _encoded(part)
-
-
-def _encoded(value: str) -> Iterator[str]:
-    yield value
-    yield quote(value, safe="")
-    yield quote_plus(value)
-    yield json.dumps(value)[1:-1]
-    raw = value.encode()
-    for encode in (base64.b64encode, base64.urlsafe_b64encode):
-        for offset in range(3):
-            yield from _inner(encode, raw, offset)
-    yield raw.hex()
-
-
-def _inner(encode: Any, raw: bytes, offset: int) -> Iterator[str]:
-    """Yield the part of a base64 text that depends on `raw` alone, `offset` bytes into a text."""
-    text = encode(b"\0" * offset + raw).decode()
-    start = (0, 2, 3)[offset]
-    spare = (offset + len(raw)) % 3
-    end = len(text) - (0, 3, 2)[spare]
-    if end - start >= 2 * _SHORTEST:
-        yield text[start:end]
+        found = next((name for form, name in self._exact.items() if form in data), "")
+        if not found:
+            lower = data.lower()
+            found = next((name for form, name in self._folded.items() if form in lower), "")
+        return found

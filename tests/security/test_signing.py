@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import bz2
+import gzip
 import io
 import json
+import lzma
 import shutil
 import subprocess
 import sys
@@ -158,6 +161,75 @@ def test_a_packed_copy_with_a_member_that_leads_elsewhere_is_refused(
     done = project.cli("verify", "x.tar", "--key", str(public), exits=1)
     assert done.stderr.count("\n") == 1
     assert "refused" in done.stderr or "leads out of it" in done.stderr or "can't be unpacked" in done.stderr
+
+
+PACKINGS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "tar": bytes,
+}
+
+
+def packed(folder: Path) -> tuple[bytes, bytes]:
+    """Return a signed folder as a tar, and another tar with one more file."""
+    tars = io.BytesIO(), io.BytesIO()
+    with tarfile.open(fileobj=tars[0], mode="w") as tar:
+        tar.add(folder, arcname=".")
+    with tarfile.open(fileobj=tars[1], mode="w") as tar:
+        entry = tarfile.TarInfo("evil.bin")
+        entry.size = 4
+        tar.addfile(entry, io.BytesIO(b"evil"))
+    return tars[0].getvalue(), tars[1].getvalue()
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_whatever_lies_after_a_packed_copys_end_is_refused(
+    signed: tuple[Project, Path, Path, str], tmp_path: Path, packing: str
+) -> None:
+    _, folder, public, _ = signed
+    whole, more = packed(folder)
+    pack = PACKINGS[packing]
+    marker = len(whole.rstrip(b"\0")) // 512 * 512 + 512
+    refused = {
+        "a second stream": pack(whole) + pack(more),
+        "another tar inside": pack(whole + more),
+        "another tar right after the end's marker": pack(whole[: marker + 1024] + more),
+        "a header in place of the end": pack(whole[:marker] + b"x" * 512 + more),
+        "trailing bytes": pack(whole) + b"evil",
+        "trailing bytes inside": pack(whole + b"evil"),
+        "a byte far behind": pack(whole + bytes(1 << 20) + b"!"),
+        "a cut stream": pack(whole)[: -len(pack(whole)) // 2],
+    } | ({} if packing == "tar" else {"a second stream of nothing": pack(whole) + pack(b"")})
+    for name, data in refused.items():
+        (tmp_path / "x").write_bytes(data)
+        with pytest.raises(GateError, match="after its end|can't be unpacked|is missing"):
+            print(name, verify(str(tmp_path / "x"), key=str(public), certificates=[]))
+    for data in (whole, whole.rstrip(b"\0") + bytes(-len(whole.rstrip(b"\0")) % 512), whole + bytes(1 << 20)):
+        (tmp_path / "x").write_bytes(pack(data))
+        assert len(verify(str(tmp_path / "x"), key=str(public), certificates=[]).files) == 2
+
+
+@pytest.mark.parametrize("options", ["czf", "cjf", "cJf", "cf", "-b 1 -cf", "-b 2048 -czf", "--format=gnu -czf", "--format=pax -czf"])  # fmt: skip
+def test_what_tar_itself_packs_is_verified(
+    signed: tuple[Project, Path, Path, str], options: str
+) -> None:
+    project, folder, public, _ = signed
+    place = project.folder / "made.tar"
+    subprocess.run(["tar", *options.split(), place, "-C", folder.parent, folder.name], check=True)
+    assert len(verify(str(place), key=str(public), certificates=[]).files) == 2
+
+
+@pytest.mark.parametrize("other", ["./out/first.txt", "out//first.txt", "out", "out/first.txt/"])
+def test_a_packed_copy_that_names_a_file_twice_is_refused(
+    signed: tuple[Project, Path, Path, str], other: str
+) -> None:
+    project, folder, public, _ = signed
+    with tarfile.open(project.folder / "x.tar", "w") as tar:
+        tar.add(folder, arcname="out")
+        tar.addfile(tarfile.TarInfo(other))
+    with pytest.raises(GateError, match="is there twice"):
+        verify(str(project.folder / "x.tar"), key=str(public), certificates=[])
 
 
 def test_a_packed_copy_that_is_a_bomb_or_damaged_is_refused(signed: tuple[Project, Path, Path, str]) -> None:
