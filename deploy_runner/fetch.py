@@ -73,15 +73,17 @@ def _unpack(archive: Path, target: Path) -> Path:
     target.mkdir()
     room = max(_LEAST_BYTES, archive.stat().st_size * _MOST_TIMES)
     packing = _packing_of(archive)
+    mode: Any = f"r:{packing}"
+    damages: tuple[type[Exception], ...] = (tarfile.TarError, EOFError, OSError, ValueError, *_damages())
     try:
-        with tarfile.open(archive, f"r:{packing}") as tar:
+        with tarfile.open(archive, mode) as tar:
             for count, member in enumerate(tar):
                 room -= member.size
                 if room < 0 or count >= _MOST_MEMBERS:
                     raise GateError(f"{archive.name} unpacks to far more than it is: it is refused")
                 _extract(tar, member, target)
             _refuse_more(archive, packing, tar.offset, room)
-    except (tarfile.TarError, EOFError, OSError, ValueError, *_damages()) as error:
+    except damages as error:
         raise GateError(f"{archive.name} can't be unpacked: {str(error) or 'it is damaged'}") from None
     inside = list(target.iterdir())
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else target

@@ -18,6 +18,7 @@ from tests.pipeline.test_stages_torch import stage
 
 __all__ = ["bundle", "folder", "fp32"]
 
+
 def normal(*shape: int) -> np.ndarray[Any, Any]:
     return np.random.default_rng(3).standard_normal(shape).astype("f4")
 

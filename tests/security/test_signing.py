@@ -211,9 +211,7 @@ def test_whatever_lies_after_a_packed_copys_end_is_refused(
 
 
 @pytest.mark.parametrize("options", ["czf", "cjf", "cJf", "cf", "-b 1 -cf", "-b 2048 -czf", "--format=gnu -czf", "--format=pax -czf"])  # fmt: skip
-def test_what_tar_itself_packs_is_verified(
-    signed: tuple[Project, Path, Path, str], options: str
-) -> None:
+def test_what_tar_itself_packs_is_verified(signed: tuple[Project, Path, Path, str], options: str) -> None:
     project, folder, public, _ = signed
     place = project.folder / "made.tar"
     subprocess.run(["tar", *options.split(), place, "-C", folder.parent, folder.name], check=True)
