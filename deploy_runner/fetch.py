@@ -147,7 +147,7 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> Non
         raise GateError(f"the archive's member {member.name!r} is a link, a device or leads out of it")
     place = target.joinpath(*parts)
     if place.exists() and not (member.isdir() and place.is_dir()):
-        raise GateError(f"the archive's member {member.name!r} is there twice")
+        raise GateError(f"the archive's member {member.name!r} is there twice: it is refused")
     if member.isdir():
         place.mkdir(parents=True, exist_ok=True)
         return
