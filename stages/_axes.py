@@ -92,6 +92,11 @@ def rows(array: Any, axis: int | None, part: slice) -> Any:
     return array[(slice(None),) * axis + (part,)]
 
 
+def without(shape: Sequence[Any], axis: int) -> tuple[Any, ...]:
+    """Return a shape without one of its axes."""
+    return (*shape[:axis], *shape[axis + 1 :])
+
+
 def candidates(axis: Axis, first: int, *, batch: bool) -> Iterator[int]:
     """Yield the sizes to try beside the first, the most telling ones first.
 

@@ -60,7 +60,7 @@ def exercise(bundle: Bundle) -> Branches:
 
     Of these the ones are kept that make a line choose what no case did, and two that change numbers.
     """
-    module = bundle.module()
+    module, usual = bundle.module(), bundle.cases[0]
     reads = [read for case in bundle.cases for read in _watched(module, bundle, case.inputs)[0]]
     if not reads:
         return Branches()
@@ -73,7 +73,8 @@ def exercise(bundle: Bundle) -> Branches:
             continue
         new = {(read.where, read.value) for read in reads if isinstance(read.value, bool)} - seen
         if new or index < 2:
-            found.cases.append(Case(f"probe{index}", inputs, outputs, allowed(bundle, outputs)))
+            name = f"probe{index}"
+            found.cases.append(Case(name, inputs, outputs, allowed(bundle, outputs), usual.batch))
             found.reads.extend(reads)
             seen |= new
     return found

@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any
 from deploy_runner.sdk import StageError, load_code
 
 from . import _safetensors, _weights
-from ._axes import Axis
+from ._axes import Axis, rows
 from ._calls import adapted, call
 from ._wording import closest_name as closest_name
 from ._wording import first_line as first_line
@@ -77,6 +77,15 @@ class Case:
     outputs: Arrays
     allowed: Mapping[str, float] = field(default_factory=dict)
     """How far each output may be from the reference, by `_precision`; one left out: see `compare`."""
+    batch: Mapping[str, int | None] = field(default_factory=dict)
+    """`in/NAME` or `out/NAME` → the axis of the samples, None where it has none; one left out: 0."""
+
+    def sample(self, name: str, array: Any, index: int) -> Any:
+        """Return one sample of the array `in/NAME` or `out/NAME`, whole where it has no such."""
+        axis = self.batch.get(name, 0)
+        if axis is None or axis >= array.ndim or array.shape[axis] <= index:
+            return array
+        return rows(array, axis, slice(index, index + 1)).copy()
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,13 @@ class Bundle:
     def cases(self) -> list[Case]:
         """Return the reference cases; the first two have different batch sizes."""
         cases = read_cases(self.folder / "reference.npz")
-        return [replace(case, allowed=self.allowed.get(case.name, {})) for case in cases]
+        batch = {f"in/{port.name}": port.batch for port in self.inputs}
+        batch |= {f"out/{port.name}": self._rows_of(port) for port in self.outputs}
+        return [replace(case, allowed=self.allowed.get(case.name, {}), batch=batch) for case in cases]
+
+    def _rows_of(self, output: Port) -> int | None:
+        """Return the axis of what is judged one by one: samples, or rows where the batch is fixed."""
+        return output.batch if self.batch_sized or not output.shape else 0
 
     def module(self) -> nn.Module:
         """Return the module, eval mode, on the CPU; its forward() takes the inputs by position, in order."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from deploy_runner.sdk import Code, Context, Field, StageError, StageParams
 
+from ._axes import axis_of, batch_label, rows, without
 from ._bundle import Bundle, array_header, first_line, open_arrays, user_line
 
 if TYPE_CHECKING:
@@ -47,33 +48,68 @@ class Source(StageParams):
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """What a model takes for one input; an axis of any size is None."""
+    """What a model takes for one input; an axis of any size is None.
+
+    `batch` is the axis of the samples, None for an input that all of them share, such as a mask.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | None, ...]
+    batch: int | None = 0
+
+    @property
+    def sample(self) -> tuple[int | None, ...]:
+        """Return the shape of one sample, without its batch axis."""
+        return self.shape if self.batch is None else without(self.shape, self.batch)
 
 
 def slots_of_bundle(bundle: Bundle) -> list[Slot]:
     """Return the inputs of a bundle's model."""
-    return [
-        Slot(p.name, p.dtype, tuple(None if i in p.dynamic else n for i, n in enumerate(p.shape)))
-        for p in bundle.inputs
-    ]
+    slots = []
+    for port in bundle.inputs:
+        shape = tuple(None if i in port.dynamic else n for i, n in enumerate(port.shape))
+        slots.append(Slot(port.name, port.dtype, shape, port.batch))
+    return slots if bundle.batch_sized or None in slots[0].shape[:1] else _on_axis_0(slots)
 
 
 def slots_of_onnx(model: onnx.ModelProto) -> list[Slot]:
     """Return the inputs of an ONNX model that aren't weights."""
     from onnx import helper
 
-    weights = {tensor.name for tensor in model.graph.initializer}
+    values = _inputs(model)
+    batch, _ = batch_label([_labels(value) for value in values])
     slots = []
-    for value in model.graph.input:
+    for value in values:
         kind = value.type.tensor_type
-        if value.name not in weights:
-            shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim)
-            slots.append(Slot(value.name, helper.tensor_dtype_to_np_dtype(kind.elem_type).name, shape))
-    return slots
+        shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim)
+        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+        slots.append(Slot(value.name, dtype, shape, axis_of(_labels(value), batch) if batch else None))
+    return slots if batch else _on_axis_0(slots)
+
+
+def samples_of_output(model: onnx.ModelProto) -> int:
+    """Return the axis of the samples in the first output: the one of that label, else the first."""
+    batch, _ = batch_label([_labels(value) for value in _inputs(model)])
+    return axis_of(_labels(model.graph.output[0]), batch) or 0
+
+
+def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in weights]
+
+
+def _labels(value: onnx.ValueInfoProto) -> dict[int, str]:
+    return {i: d.dim_param for i, d in enumerate(value.type.tensor_type.shape.dim) if d.dim_param}
+
+
+def _on_axis_0(slots: Sequence[Slot]) -> list[Slot]:
+    """Return the slots where nothing names the samples: they are on the first axes as long as the first's."""
+    sizes = [slot.shape[:1] for slot in slots]
+    return [
+        replace(slot, batch=0 if size and size == sizes[0] else None)
+        for slot, size in zip(slots, sizes, strict=True)
+    ]
 
 
 class Samples:
@@ -125,11 +161,11 @@ def _fit(slot: Slot, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def _check_shape(slot: Slot, shape: tuple[int, ...]) -> None:
     """Compare the shape of one sample, without its batch axis, with the model's."""
-    fits = len(shape) == len(slot.shape) - 1 and all(
-        want in (None, got) for want, got in zip(slot.shape[1:], shape, strict=True)
+    fits = len(shape) == len(slot.sample) and all(
+        want in (None, got) for want, got in zip(slot.sample, shape, strict=True)
     )
     if not fits:
-        wanted = ", ".join("any" if n is None else str(n) for n in slot.shape[1:])
+        wanted = ", ".join("any" if n is None else str(n) for n in slot.sample)
         raise StageError(f"a sample of {slot.name!r} has the shape {shape}, the model takes ({wanted})")
 
 
@@ -143,18 +179,26 @@ def _from_arrays(path: Path, slots: list[Slot]) -> Iterator[dict[str, Any]]:
                 raise StageError(f"the calibration data has no array {slot.name!r}, it has "
                                  f"{', '.join(members) or 'none'}")  # fmt: skip
             readers.append(_rows(members[name], slot, members.sizes[name]))
-        for rows in zip(*readers, strict=False):
-            yield {slot.name: row for slot, row in zip(slots, rows, strict=True)}
+        single = all(slot.batch is None for slot in slots)
+        for found in itertools.islice(zip(*readers, strict=False), 1 if single else None):
+            yield {slot.name: row for slot, row in zip(slots, found, strict=True)}
 
 
 def _rows(file: IO[bytes], slot: Slot, file_bytes: int) -> Iterator[Any]:
-    """Yield an array's rows, each as a batch of one."""
+    """Yield an array's samples, each as a batch of one; one that all samples share again and again.
+
+    Only what has its samples on the first axis can be larger than memory.
+    """
     import numpy as np
 
     shape, fortran, dtype = array_header(slot.name, file, file_bytes)
-    if not shape or (fortran and len(shape) > 1):
+    if (slot.batch is not None and not shape) or (fortran and len(shape) > 1):
         raise ValueError(f"the array {slot.name!r} is a single value or in Fortran order")
-    _check_shape(slot, shape[1:])
+    _check_shape(slot, shape if slot.batch is None else without(shape, slot.batch))
+    if slot.batch != 0:
+        array = np.frombuffer(file.read(math.prod(shape) * dtype.itemsize), dtype).reshape(shape)
+        yield from itertools.repeat(array) if slot.batch is None else _cut(slot, array)
+        return
     row_bytes = math.prod(shape[1:]) * dtype.itemsize
     for _ in range(shape[0]):
         yield np.frombuffer(file.read(row_bytes), dtype).reshape(1, *shape[1:])
@@ -165,7 +209,7 @@ def _from_pictures(folder: Path, pictures: Pictures, slots: list[Slot]) -> Itera
     import numpy as np
     from PIL import Image, UnidentifiedImageError
 
-    if len(slots) != 1 or len(slots[0].shape) != 4 or None in slots[0].shape[1:]:
+    if len(slots) != 1 or slots[0].batch != 0 or len(slots[0].shape) != 4 or None in slots[0].sample:
         raise StageError("a folder of pictures fits a model with one input of shape [batch, channels, "
                          "height, width]", fix="use an .npz or a `function`")  # fmt: skip
     name, (_, channels, height, width) = slots[0].name, slots[0].shape
@@ -200,16 +244,31 @@ def _from_function(
             if missing:
                 raise StageError(f"the calibration function yields no {missing[0]!r}, but {', '.join(named)}")
             batch = {slot.name: np.asarray(named[slot.name]) for slot in slots}
-            if all(batch[slot.name].ndim == len(slot.shape) - 1 for slot in slots):
-                batch = {name: array[None] for name, array in batch.items()}
-            for slot in slots:
-                _check_shape(slot, batch[slot.name].shape[1:])
-            for i in range(min(len(array) for array in batch.values())):
-                yield {name: array[i : i + 1] for name, array in batch.items()}
+            if all(batch[slot.name].ndim == len(slot.sample) for slot in slots):
+                batch = {s.name: batch[s.name] if s.batch is None else np.expand_dims(batch[s.name], s.batch)
+                         for s in slots}  # fmt: skip
+            yield from _each(batch, slots)
     except StageError:
         raise
     except Exception as error:
         raise StageError(f"the calibration function fails: {first_line(error)}{user_line(error)}") from error
+
+
+def _each(batch: Mapping[str, Any], slots: list[Slot]) -> Iterator[dict[str, Any]]:
+    """Yield the samples of a batch."""
+    counts = []
+    for slot in slots:
+        shape = batch[slot.name].shape
+        _check_shape(slot, shape if slot.batch is None else without(shape, slot.batch))
+        counts += [] if slot.batch is None else [shape[slot.batch]]
+    for i in range(min(counts, default=1)):
+        yield {slot.name: rows(batch[slot.name], slot.batch, slice(i, i + 1)) for slot in slots}
+
+
+def _cut(slot: Slot, array: np.ndarray[Any, Any]) -> Iterator[Any]:
+    assert slot.batch is not None
+    for i in range(array.shape[slot.batch]):
+        yield rows(array, slot.batch, slice(i, i + 1))
 
 
 class _Reader:

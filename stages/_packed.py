@@ -7,7 +7,7 @@ from typing import Any
 
 from deploy_runner.sdk import StageError
 
-from . import _bundle, _external, _onnx
+from . import _axes, _bundle, _external, _onnx
 
 __all__ = ["model_files"]
 
@@ -36,6 +36,7 @@ def model_files(model: Path, reference: Path | None) -> tuple[dict[str, Path], d
     proto = _onnx.load_proto(model, weights=False)
     _external.check_external_data(proto, file.parent)
     ports = {"inputs": _ports(proto.graph.input), "outputs": _ports(proto.graph.output)}
+    _set_batches(ports, _bundle.load_bundle(reference) if reference else None)
     return files, {"format": "onnx", "file": _onnx.FILE_NAME, **ports}
 
 
@@ -47,5 +48,20 @@ def _ports(values: Any) -> list[dict[str, Any]]:
         tensor = value.type.tensor_type
         shape = [d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim]
         dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-        ports.append({"name": value.name, "dtype": dtype, "shape": shape})
+        dynamic = {str(i): d.dim_param for i, d in enumerate(tensor.shape.dim) if d.dim_param}
+        ports.append({"name": value.name, "dtype": dtype, "shape": shape, "dynamic": dynamic})
     return ports
+
+
+def _set_batches(ports: dict[str, list[dict[str, Any]]], bundle: _bundle.Bundle | None) -> None:
+    """Say each port's axis of samples, if the file lets it have any size: the bundle's, else by its label."""
+    batch, _ = _axes.batch_label([_labels(port) for port in ports["inputs"]])
+    said = {p.name: p.batch for p in (*bundle.inputs, *bundle.outputs)} if bundle else {}
+    for port in (*ports["inputs"], *ports["outputs"]):
+        axis = said.get(port["name"], _axes.axis_of(_labels(port), batch) if batch else 0)
+        free = axis is not None and axis < len(port["shape"]) and port["shape"][axis] < 0
+        port["batch"] = axis if free else None
+
+
+def _labels(port: dict[str, Any]) -> dict[int, str]:
+    return {int(axis): label for axis, label in port["dynamic"].items()}

@@ -66,22 +66,24 @@ class Parity:
 
     def add(
         self, where: str, expected: np.ndarray[Any, Any], actual: np.ndarray[Any, Any],
-        allowed: Callable[[np.ndarray[Any, Any]], Any], floor: float,
+        allowed: Callable[[np.ndarray[Any, Any]], Any], floor: float, batch: int | None = 0,
     ) -> int | None:  # fmt: skip
         """Take one output of one case into account; return its worst sample if there is none worse.
 
-        `allowed` says how far a value may be off; relative differences are of values above `floor`.
+        `batch` is the axis of the samples, None where the whole is one. `allowed` says how far a value may
+        be off; relative differences are of values above `floor`.
         Raises GateError where one is not finite and the other is something else.
         """
         import numpy as np
 
         a, b = _reals(actual), _reals(expected)
-        finite = both_finite(where, b, a)
+        finite = _samples_first(both_finite(where, b, a), batch)
+        a, b = _samples_first(a, batch), _samples_first(b, batch)
         a, b = np.where(finite, a, 0.0), np.where(finite, b, 0.0)
         difference = np.abs(a - b)
         if difference.size == 0:
             return None
-        rows = difference.reshape(len(difference), -1) if difference.ndim else difference.reshape(1, 1)
+        rows = difference.reshape(len(difference), -1)
         limits = np.broadcast_to(allowed(b), difference.shape)
         most = float(difference.max()), float(limits.reshape(-1)[difference.argmax()])
         self.max_abs, self.allowed = max((self.max_abs, self.allowed), most)
@@ -110,7 +112,7 @@ class Parity:
             self.cosine = min(self.cosine, float(cosines.min()))
 
     def _agree(self, a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> None:
-        count = len(b) if b.ndim else 1
+        count = len(b)
         if b.ndim >= 2 and b.shape[-1] > 1:
             self._agreed += float((a.argmax(-1) == b.argmax(-1)).reshape(count, -1).mean(1).sum())
         else:
@@ -185,11 +187,15 @@ def compare(
                     f"the reference has {tuple(array.shape)}"
                 )
             limit, floor = _allowed(case, name, atol, rtol)
-            worst = parity.add(f"{case.name}, output {name!r}", array, actual[name], limit, floor)
+            place = f"out/{name}"
+            worst = parity.add(f"{case.name}, output {name!r}", array, actual[name], limit, floor,
+                               case.batch.get(place, 0))  # fmt: skip
             if worst is not None:
-                parity.worst_sample = {f"in/{n}": _row(a, worst) for n, a in case.inputs.items()} | {
-                    f"expected/{name}": _row(array, worst), f"actual/{name}": _row(actual[name], worst)
-                }  # fmt: skip
+                parity.worst_sample = {
+                    **{f"in/{n}": case.sample(f"in/{n}", a, worst) for n, a in case.inputs.items()},
+                    f"expected/{name}": case.sample(place, array, worst),
+                    f"actual/{name}": case.sample(place, actual[name], worst),
+                }
     return parity
 
 
@@ -212,9 +218,11 @@ def _reals(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return array.astype(np.float64)
 
 
-def _row(array: np.ndarray[Any, Any], index: int) -> np.ndarray[Any, Any]:
-    """Return one sample, as a batch of one; an array without that many rows whole."""
-    return array[index : index + 1].copy() if array.ndim and len(array) > index else array
+def _samples_first(array: np.ndarray[Any, Any], batch: int | None) -> np.ndarray[Any, Any]:
+    """Return an array with the axis of its samples first: one of length one where it has none."""
+    import numpy as np
+
+    return array[None] if batch is None or batch >= array.ndim else np.moveaxis(array, batch, 0)
 
 
 def gate(

@@ -2,7 +2,8 @@
 
 Requests: application/json ({"inputs": {NAME: nested lists}}, {"instances": […]} or a bare list),
 text/csv (one sample a line, for models with one input), application/x-npy (one input), and
-application/x-npz. Responses: application/json, text/csv or application/x-npy.
+application/x-npz. Responses: application/json, text/csv or application/x-npy. Lists and lines of
+samples have them first, wherever the model has its batch; arrays have the model's own shape.
 """
 
 import io
@@ -10,6 +11,14 @@ import json
 import os
 
 import numpy as np
+
+LISTED = ("samples",)
+
+
+class Answer(dict):
+    """Arrays by output name; `batch` is the axis of the samples in the first."""
+
+    batch = 0
 
 
 def model_fn(model_dir):
@@ -30,7 +39,7 @@ def model_fn(model_dir):
 
 
 def input_fn(body, content_type):
-    """Return arrays by input name; an unnamed single input is under None."""
+    """Return arrays by input name; of a single one that isn't named, under None, or LISTED its samples."""
     kind = content_type.split(";")[0].strip()
     if kind == "application/json":
         value = json.loads(body)
@@ -38,10 +47,10 @@ def input_fn(body, content_type):
             return value["inputs"]
         if isinstance(value, dict) and "instances" not in value:
             raise ValueError("the request has neither 'inputs' by name nor 'instances'")
-        return {None: value["instances"] if isinstance(value, dict) else value}
+        return {LISTED: value["instances"] if isinstance(value, dict) else value}
     data = body.encode() if isinstance(body, str) else body
     if kind == "text/csv":
-        return {None: np.loadtxt(io.StringIO(data.decode()), delimiter=",", ndmin=2)}
+        return {LISTED: np.loadtxt(io.StringIO(data.decode()), delimiter=",", ndmin=2)}
     if kind == "application/x-npy":
         return {None: np.load(io.BytesIO(data), allow_pickle=False)}
     if kind == "application/x-npz":
@@ -52,25 +61,40 @@ def input_fn(body, content_type):
 
 def predict_fn(arrays, model):
     """Run the model; return arrays by output name."""
-    ports = model["described"]["inputs"]
+    ports, outputs = model["described"]["inputs"], model["described"]["outputs"]
     if None in arrays:
         arrays = {ports[0]["name"]: arrays[None]}
+    if LISTED in arrays:
+        arrays = {ports[0]["name"]: _samples(arrays[LISTED], ports[0])}
     feed = {port["name"]: _shaped(arrays, port) for port in ports}
-    names = [port["name"] for port in model["described"]["outputs"]]
+    answer = Answer(zip([port["name"] for port in outputs], _run(model, feed)))
+    answer.batch = outputs[0].get("batch") or 0
+    return answer
+
+
+def _run(model, feed):
     if "session" in model:
-        return dict(zip(names, model["session"].run(names, feed)))
+        return model["session"].run([port["name"] for port in model["described"]["outputs"]], feed)
     import torch
 
     with torch.no_grad():
-        result = model["program"](*(torch.from_numpy(feed[port["name"]]) for port in ports))
-    leaves = torch.utils._pytree.tree_leaves(result)
-    return {name: leaf.numpy() for name, leaf in zip(names, leaves)}
+        result = model["program"](*(torch.from_numpy(array) for array in feed.values()))
+    return [leaf.numpy() for leaf in torch.utils._pytree.tree_leaves(result)]
+
+
+def _samples(listed, port):
+    """Return samples, which come first where they are listed, along the axis where the input has them."""
+    array, axis = np.asarray(listed), port.get("batch") or 0
+    sample = port["shape"][:axis] + port["shape"][axis + 1 :]
+    if array.ndim != len(port["shape"]):
+        array = array.reshape([-1, *sample])
+    return np.moveaxis(array, 0, axis)
 
 
 def _shaped(arrays, port):
     if port["name"] not in arrays:
         raise ValueError(f"the input {port['name']!r} is missing, there are {list(arrays)}")
-    array = np.ascontiguousarray(arrays[port["name"]], dtype=port["dtype"])
+    array = np.array(arrays[port["name"]], dtype=port["dtype"], order="C")
     shape = port["shape"]
     if array.ndim != len(shape):
         array = array.reshape([-1, *shape[1:]])
@@ -92,6 +116,7 @@ def output_fn(prediction, accept):
     first = next(iter(prediction.values()))
     if kind == "text/csv":
         buffer = io.StringIO()
+        first = np.moveaxis(first, getattr(prediction, "batch", 0), 0) if first.ndim else first[None]
         np.savetxt(buffer, first.reshape(len(first), -1), delimiter=",", fmt="%.9g")
         return buffer.getvalue()
     if kind == "application/x-npy":

@@ -13,6 +13,7 @@ from deploy_runner.sdk import GateError, StageError
 
 from . import _s3
 from ._answers import answering
+from ._axes import rows
 from ._bundle import Case, read_cases
 from ._parity import compare, within
 
@@ -34,12 +35,10 @@ def request_body(arrays: Mapping[str, Any]) -> bytes:
     return json.dumps({"inputs": {name: array.tolist() for name, array in arrays.items()}}).encode()
 
 
-def few_rows(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the first samples of each array, where all of them agree on how many there are."""
-    counts = {len(array) if array.ndim else 0 for array in arrays.values()}
-    if len(counts) != 1:
-        return dict(arrays)
-    return {name: array[:_ROWS] for name, array in arrays.items()}
+def few_rows(case: Case) -> dict[str, Any]:
+    """Return the first samples of each input; whole those that have none, e.g. a mask for all of them."""
+    axes = {name: case.batch.get(f"in/{name}") for name in case.inputs}
+    return {name: rows(array, axes[name], slice(_ROWS)) for name, array in case.inputs.items()}
 
 
 def smoke_test(invoke: Invoke, path: Path, *, atol: float | None, rtol: float | None) -> int:
@@ -135,5 +134,5 @@ def _read(s3: Any, uri: str) -> bytes | None:
 
 def packed_cases(cases: Sequence[Case], run: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> list[Case]:
     """Return the cases, a few samples of each, with what the packed model answers to them."""
-    few = [(case.name, few_rows(case.inputs)) for case in cases]
+    few = [(case.name, few_rows(case)) for case in cases]
     return [Case(name, inputs, run(inputs)) for name, inputs in few]

@@ -172,7 +172,8 @@ def _largest_case(bundle: Bundle, largest: Mapping[str, int]) -> Case:
     arrays = {port.name: _bundle.tiled(first[port.name], port, largest) for port in bundle.inputs}
     with torch.no_grad():
         result = bundle.module()(*_bundle.tensors(arrays, bundle.input_names))
-    return Case("the largest sizes", arrays, _bundle.named_arrays(result, bundle.output_names))
+    outputs = _bundle.named_arrays(result, bundle.output_names)
+    return Case("the largest sizes", arrays, outputs, batch=bundle.cases[0].batch)
 
 
 def _export(bundle: Bundle, module: Any, case: Case, largest: Mapping[str, int]) -> Any:

@@ -114,8 +114,8 @@ class ModelPrepare(Stage):
         outs = [output_port(name, dtype, found, batch) for name, dtype in eager.dtypes.items()]
         ports = Ports([port for port, _ in given], outs)
         independent = batches(eager, found, ports, params.batch_tolerance)
-        if not (named or independent[0]):  # What merely stands first, and isn't one: a length, nodes.
-            ports, independent = ports.without_batch(), (True, f"{batch} is no batch: {independent[1]}")
+        if not named and batch is not None:
+            ports, independent = _judged(batch, ports, independent)
         lines = checklist(eager, found, ports, before, independent,
                           expect_shape=params.expect_shape, nonfinite=params.nonfinite)  # fmt: skip
         exact = Precise.of(module)
@@ -129,6 +129,15 @@ class ModelPrepare(Stage):
             _safetensors.write(outputs.model / "weights.safetensors", state)
         ctx.figure("parameters", sum(p.numel() for p in module.parameters()))
         _report(ctx, lines, outputs.checklist)
+
+
+def _judged(batch: str, ports: Ports, independent: Check) -> tuple[Ports, Check]:
+    """Say whether what merely stands first is a batch, or a length, or nodes."""
+    if all(port.batch is None for port in ports.outputs):
+        independent = False, "no output has it"
+    if independent[0]:
+        return ports, independent
+    return ports.without_batch(), (True, f"{batch} is no batch: {independent[1]}")
 
 
 def _load(ctx: Context, module: nn.Module, params: ModelPrepare.Params, weights: Path) -> _weights.Loaded:

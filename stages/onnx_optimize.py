@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from deploy_runner.sdk import (
@@ -64,7 +65,7 @@ class OnnxOptimize(Stage):
         _onnx.save_proto(proto, outputs.model)
         bundle = _bundle.load_bundle(inputs.reference)
         original = _onnx.runner(inputs.model, threads=ctx.threads)
-        cases = [_bundle.Case(c.name, c.inputs, original(c.inputs), c.allowed) for c in bundle.cases]
+        cases = [replace(c, outputs=original(c.inputs)) for c in bundle.cases]
         result = _onnx.runner(outputs.model, threads=ctx.threads)
         parity = compare(cases, result, atol=params.atol, rtol=params.rtol)
         gate(ctx, parity, atol=params.atol, rtol=params.rtol)

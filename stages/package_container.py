@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -151,7 +152,7 @@ def _cases(ctx: Context, inputs: PackageContainer.Inputs) -> list[_bundle.Case]:
 
     bundle = _bundle.load_bundle(inputs.reference)
     run = _runtime.open_model(ctx, inputs.model, bundle)
-    return [_bundle.Case(case.name, case.inputs, run(case.inputs)) for case in bundle.cases]
+    return [replace(case, outputs=run(case.inputs), allowed={}) for case in bundle.cases]
 
 
 def _of_largest(model: Path) -> float:

@@ -81,14 +81,20 @@ class TorchExport(Stage):
 
 
 def _export(bundle: Bundle) -> Any:
-    import torch
+    """Export with the bundle's axes.
 
+    Of an axis in steps one step is a size like others, which torch else takes for the constant 1.
+    """
+    import torch
+    from torch.fx.experimental import _config
+
+    stepped = any(axis.multiple_of > 1 for axis in bundle.axes.values())
     dims = {label: dimension(axis) for label, axis in bundle.axes.items()}
     shapes = tuple(
         {axis: dims[label] for axis, label in port.dynamic.items()} or None for port in bundle.inputs
     )
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _config.patch(backed_size_oblivious=stepped):
             return torch.export.export(
                 bundle.module(), bundle.example(), dynamic_shapes=shapes if dims else None, strict=False
             )
@@ -142,8 +148,13 @@ def runner(path: Path, bundle: Bundle) -> Model:
                          fix="give it the output `model` of torch.export") from error  # fmt: skip
 
     def run(arrays: Mapping[str, Any]) -> dict[str, Any]:
-        with torch.no_grad():
-            result = module(*_bundle.tensors(arrays, bundle.input_names))
+        try:
+            with torch.no_grad():
+                result = module(*_bundle.tensors(arrays, bundle.input_names))
+        except Exception as error:
+            shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+            said = f"the program can't run inputs of shape {shapes}: {_bundle.first_line(error)}"
+            raise StageError(said, fix="say the `min` and `max` that it takes in `dynamic`") from error
         return _bundle.named_arrays(result, bundle.output_names)
 
     return run

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from deploy_runner.sdk import (
@@ -147,5 +148,5 @@ def _load_elsewhere(ctx: Context, bundle: Bundle, binding: Binding, folder: Path
     for case in bundle.cases:
         arrays = list(_bundle.read_arrays(made / f"{case.name}.npz").values())
         outputs = dict(zip(bundle.output_names, arrays, strict=True))
-        found.append(Case(case.name, outputs, case.outputs, case.allowed))
+        found.append(replace(case, inputs=outputs))
     return found

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from deploy_runner.sdk import (
     StageParams,
 )
 
-from . import _bundle, _runtime
+from . import _bundle, _onnx, _runtime
+from ._calibration import Slot, samples_of_output, slots_of_bundle, slots_of_onnx
 from ._parity import Model
 
 _BATCH = 64
@@ -36,7 +38,7 @@ class VerifyAccuracy(Stage):
     """
 
     uses = "verify.accuracy"
-    packages = ("onnxruntime", "torch", "numpy")
+    packages = ("onnx", "onnxruntime", "torch", "numpy")
     preload = ("onnxruntime", "torch", "safetensors.torch")
     facets = ("arch", "isa")
     extra = "onnx"
@@ -46,7 +48,7 @@ class VerifyAccuracy(Stage):
 
         metric: Code | None = Field(
             None,
-            description="function(outputs, labels) → score from 0 to 1 (default: top-1 accuracy)",
+            description="function(outputs, labels), samples first → score from 0 to 1 (default: top-1)",
         )
         max_drop: float | None = Field(
             None, ge=0, description="largest loss against the reference, in points"
@@ -71,18 +73,15 @@ class VerifyAccuracy(Stage):
         labels = arrays.pop("y", None)
         if labels is None or not len(labels):
             raise StageError("the data has no labels `y`", fix="save it as np.savez(path, x=…, y=…)")
-        for name, array in arrays.items():
-            if not array.ndim or len(array) != len(labels):
-                raise StageError(f"there are {len(labels)} labels `y`, but {name!r} is {array.shape}",
-                                 fix="give one label for each sample")  # fmt: skip
         bundle = _bundle.load_bundle(inputs.reference) if inputs.reference else None
+        data = _data(inputs.candidate, arrays, len(labels), bundle)
         metric = ctx.load(params.metric) if params.metric else top1
         candidate = _runtime.open_model(ctx, inputs.candidate, bundle)
-        score = _score(candidate, arrays, labels, metric, bundle)
+        score = _score(candidate, data, labels, metric)
         report: dict[str, Any] = {"accuracy": score, "samples": len(labels), "drop": None}
         if bundle is not None:
             eager = _runtime.open_model(ctx, Path(bundle.folder), bundle)
-            report["reference_accuracy"] = _score(eager, arrays, labels, metric, bundle)
+            report["reference_accuracy"] = _score(eager, data, labels, metric)
             report["drop"] = round(report["reference_accuracy"] - score, 9)
         for name, value in report.items():
             ctx.figure(name, value)
@@ -95,22 +94,71 @@ def top1(outputs: Any, labels: Any) -> float:
     return float((outputs.argmax(-1) == labels).mean())
 
 
-def _score(
-    run: Model,
-    arrays: dict[str, Any],
-    labels: Any,
-    metric: Callable[..., Any],
-    bundle: _bundle.Bundle | None,
-) -> float:
-    """Return the metric in percent, of the model's first output over all samples."""
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """Inputs with the axis of the samples in each, None for one that all samples share.
+
+    `output` is that axis of the first output, where all of them share `count`; `size` is how many samples
+    the model takes at once, where that is fixed.
+    """
+
+    arrays: dict[str, Any]
+    axes: dict[str, int | None]
+    output: int
+    count: int
+    size: int | None
+
+    def batches(self) -> Iterator[dict[str, Any]]:
+        """Yield the inputs of some samples each; the last one again where a fixed batch isn't full."""
+        import numpy as np
+
+        step = self.size or _BATCH
+        for start in range(0, self.count, step):
+            places = range(start, start + step if self.size else min(start + step, self.count))
+            yield {
+                name: array if axis is None else np.take(array, places, axis=axis, mode="clip")
+                for name, array in self.arrays.items()
+                for axis in [self.axes[name]]
+            }
+
+
+def _data(candidate: Path, arrays: dict[str, Any], count: int, bundle: _bundle.Bundle | None) -> _Data:
+    """Find the axes. Raises StageError where an input hasn't `count` samples."""
+    slots, output = _slots(candidate, bundle)
+    arrays = _named(arrays, slots)
+    axes: dict[str, int | None] = {name: 0 if array.ndim else None for name, array in arrays.items()}
+    axes |= {slot.name: slot.batch for slot in slots}
+    for name, array in arrays.items():
+        axis = axes[name]
+        if axis is not None and (array.ndim <= axis or array.shape[axis] != count):
+            raise StageError(f"there are {count} labels `y`, but {name!r} is {array.shape}",
+                             fix="give one label for each sample")  # fmt: skip
+    sizes = [slot.shape[slot.batch] for slot in slots if slot.batch is not None]
+    return _Data(arrays, axes, output, count, sizes[0] if sizes else None)
+
+
+def _slots(candidate: Path, bundle: _bundle.Bundle | None) -> tuple[list[Slot], int]:
+    """Return what the inputs are, where that is known, and the axis of the samples in the first output."""
+    if bundle is None and (candidate / "bundle.json").is_file():
+        bundle = _bundle.load_bundle(candidate)
+    if bundle is not None:
+        first = bundle.outputs[0]
+        if bundle.batch_sized and first.batch is None:
+            raise StageError(f"the first output {first.name!r} has none for each sample, to compare with `y`",
+                             fix="let the factory return a module whose first output is")  # fmt: skip
+        return slots_of_bundle(bundle), first.batch or 0
+    if candidate.is_dir() or candidate.suffix == ".onnx":
+        proto = _onnx.load_proto(candidate, weights=False)
+        return slots_of_onnx(proto), samples_of_output(proto)
+    return [], 0
+
+
+def _score(run: Model, data: _Data, labels: Any, metric: Callable[..., Any]) -> float:
+    """Return the metric in percent, of the model's first output over all samples, which come first."""
     import numpy as np
 
-    inputs = _named(arrays, bundle)
-    results = []
-    for start in range(0, len(labels), _BATCH):
-        outputs = run({name: array[start : start + _BATCH] for name, array in inputs.items()})
-        results.append(next(iter(outputs.values())))
-    score = _measured(metric, np.concatenate(results), labels)
+    found = [np.moveaxis(next(iter(run(inputs).values())), data.output, 0) for inputs in data.batches()]
+    score = _measured(metric, np.concatenate(found)[: data.count], labels)
     return round(100.0 * score, 9)
 
 
@@ -127,16 +175,11 @@ def _measured(metric: Callable[..., Any], outputs: Any, labels: Any) -> float:
     return score
 
 
-def _named(arrays: dict[str, Any], bundle: _bundle.Bundle | None) -> dict[str, Any]:
-    """Return the arrays by input name, floats as the model has them.
-
-    `x` stands for the only input of a bundle's model.
-    """
-    if bundle is None:
-        return arrays
-    if list(arrays) == ["x"] and len(bundle.inputs) == 1:
-        arrays = {bundle.input_names[0]: arrays["x"]}
-    kinds = {port.name: port.dtype for port in bundle.inputs if port.dtype.startswith("float")}
+def _named(arrays: dict[str, Any], slots: list[Slot]) -> dict[str, Any]:
+    """Return the arrays by input name, floats as the model has them; `x` stands for an only input."""
+    if list(arrays) == ["x"] and len(slots) == 1:
+        arrays = {slots[0].name: arrays["x"]}
+    kinds = {slot.name: slot.dtype for slot in slots if slot.dtype.startswith("float")}
     return {n: a.astype(kinds[n]) if n in kinds and a.dtype.kind == "f" else a for n, a in arrays.items()}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .ports import DATATYPES, Arrays, Port, Ports
+from .ports import DATATYPES, Arrays, Port, Ports, with_batches
 from .problems import UnfitArtifact, first_line
 
 __all__ = ["Artifact", "Case", "find", "fingerprint"]
@@ -40,8 +40,8 @@ class Case:
 class Artifact:
     """A model on disk: `digest` is the SHA-256 of its file, or of the list of its files' SHA-256.
 
-    `inputs` and `outputs` are empty for an ONNX model, which names its own. `of_largest` says how far an
-    answer may be from a case's, as a share of the output's largest value. `joinable` is False where
+    `inputs` and `outputs` may be empty for an ONNX model, which names its own. `of_largest` says how far
+    an answer may be from a case's, as a share of the output's largest value. `joinable` is False where
     the answer for a sample would depend on the samples beside it.
     """
 
@@ -91,15 +91,15 @@ def _find(path: Path, scratch: Callable[[], Path], reference: Path | None, trust
     if format_ == _TORCHSCRIPT and not trust:
         raise UnfitArtifact(f"{file.name} is TorchScript, which is code", fix="if you trust it: --trust")
     bundle = _bundle(reference) if reference else {}
-    ports = described if "inputs" in described else bundle
-    if format_ == _TORCHSCRIPT and "inputs" not in ports:
+    given = described if "inputs" in described else bundle
+    if format_ == _TORCHSCRIPT and "inputs" not in given:
         raise UnfitArtifact(f"nothing names the inputs of {file.name}",
                             fix="--reference BUNDLE of model.prepare, or a model.json beside it")  # fmt: skip
     cases_file = reference / "reference.npz" if reference else file.with_name("cases.npz")
     files = _files(file, format_)
     return Artifact(
         file, format_, _digest(files, file.parent),
-        *(_ports(ports, part) for part in ("inputs", "outputs")),
+        *_with_batches(given, format_),
         _cases(cases_file) if cases_file.is_file() else (),
         of_largest=float(described.get("of_largest", 1e-3)),
         joinable=format_ != _ONNX or not _contains(file, b"DynamicQuantize"),
@@ -139,6 +139,14 @@ def _bundle(folder: Path) -> Mapping[str, Any]:
     return _described(folder / "bundle.json")
 
 
+def _with_batches(described: Mapping[str, Any], format_: str) -> tuple[Ports, Ports]:
+    """Return inputs and outputs; none where an ONNX model knows its axes better than what describes it."""
+    inputs, outputs = (_ports(described, part) for part in ("inputs", "outputs"))
+    if all("batch" in given for given in described.get("inputs", [])):
+        return inputs, outputs
+    return (Ports(), Ports()) if format_ == _ONNX else with_batches(inputs, outputs)
+
+
 def _ports(described: Mapping[str, Any], part: str) -> Ports:
     try:
         return Ports(_port(given) for given in described.get(part, []))
@@ -151,7 +159,8 @@ def _port(given: Mapping[str, Any]) -> Port:
     shape = tuple(-1 if axis in dynamic else int(size) for axis, size in enumerate(given["shape"]))
     if given["dtype"] not in DATATYPES:
         raise UnfitArtifact(f"{given['name']!r} has the dtype {given['dtype']!r}, which is not served")
-    return Port(given["name"], given["dtype"], shape, tuple(dynamic.get(i, "") for i in range(len(shape))))
+    axes = tuple(dynamic.get(i, "") for i in range(len(shape)))
+    return Port(given["name"], given["dtype"], shape, axes, given.get("batch"))
 
 
 def _files(file: Path, format_: str) -> list[Path]:

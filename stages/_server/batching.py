@@ -14,10 +14,9 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
-import numpy as np
-
-from .ports import Arrays
+from .ports import Arrays, joined, part
 from .problems import Overdue, Problem, QueueFull, Refused, TimedOut
+from .programs import Program
 
 __all__ = ["Batcher", "Entry", "Limits", "Observer"]
 
@@ -71,10 +70,9 @@ class Batcher:
     a thread would have to wait for the interpreter's lock.
     """
 
-    def __init__(
-        self, run: Callable[[Arrays], Arrays], limits: Limits, observer: Observer, *, inline: bool
-    ) -> None:
-        self._run, self._limits, self._observer = run, limits, observer
+    def __init__(self, program: Program, limits: Limits, observer: Observer, *, inline: bool) -> None:
+        self._run, self._limits, self._observer = program.run, limits, observer
+        self._inputs, self._outputs = program.inputs, program.outputs
         self._inline = inline
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="inference")
@@ -198,12 +196,11 @@ class Batcher:
     def _together(self, entries: Sequence[Entry]) -> Sequence[Arrays]:
         if len(entries) == 1:
             return [self._run(entries[0].arrays)]
-        names = entries[0].arrays
-        outputs = self._run({n: np.concatenate([e.arrays[n] for e in entries]) for n in names})
+        outputs = self._run(joined([entry.arrays for entry in entries], self._inputs))
         parts, start = [], 0
         for entry in entries:
             stop = start + entry.rows
-            parts.append({name: array[start:stop] for name, array in outputs.items()})
+            parts.append(part(outputs, self._outputs, start, stop))
             start = stop
         return parts
 

@@ -1,7 +1,8 @@
 """Requests of /predict and /invocations to arrays, and arrays to responses: JSON, CSV, NPY, NPZ.
 
 The forms are those of SageMaker's containers: {"inputs": {NAME: values}}, {"instances": [sample, …]} or
-a bare list; CSV with one sample a line, and NPY, for models with one input.
+a bare list; CSV with one sample a line, and NPY, for models with one input. Lists and lines of samples
+have them first, wherever the model has its batch; arrays by name have the model's own shape.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from .ports import Arrays, Ports, as_array
+from .ports import Arrays, Ports, as_array, samples_first
 from .problems import BadRequest, Invalid, Problem, TooLarge, Unknown, Unreadable, first_line
 
 __all__ = [
@@ -41,7 +42,7 @@ def decode(body: bytes, content_type: str, ports: Ports, max_bytes: int) -> Arra
     if kind == JSON:
         return _from_json(parse_json(body), ports)
     if kind == CSV:
-        return _only(_from_csv(body), ports, finite=True)
+        return _only(_from_csv(body), ports, finite=True, listed=True)
     if kind == NPY:
         return _only(_from_npy(body, "the body"), ports, finite=False)
     if kind == NPZ:
@@ -76,7 +77,7 @@ def _from_json(value: Any, ports: Ports) -> Arrays:
     return _named(named, ports)
 
 
-def _named(values: Mapping[str, Any], ports: Ports) -> Arrays:
+def _named(values: Mapping[str, Any], ports: Ports, *, listed: bool = False) -> Arrays:
     known = {port.name: port for port in ports}
     problems: list[Problem] = []
     arrays: Arrays = {}
@@ -87,7 +88,7 @@ def _named(values: Mapping[str, Any], ports: Ports) -> Arrays:
             )
             continue
         try:
-            arrays[name] = as_array(value, known[name], ("body", "inputs", name), finite=True)
+            arrays[name] = as_array(value, known[name], ("body", "inputs", name), finite=True, listed=listed)
         except Invalid as refused:
             problems += refused.problems
     if problems:
@@ -100,17 +101,18 @@ def _instances(samples: Any, ports: Ports, loc: tuple[str, ...]) -> Arrays:
         said = "the batch is empty" if samples == [] else "a list of samples is needed"
         raise Invalid(Problem(loc, said))
     if not isinstance(samples[0], dict):
-        return _only(samples, ports, finite=True)
+        return _only(samples, ports, finite=True, listed=True)
     if not all(isinstance(s, dict) and s.keys() == samples[0].keys() for s in samples):
         raise Invalid(Problem(loc, "the samples name different inputs"))
-    return _named({name: [sample[name] for sample in samples] for name in samples[0]}, ports)
+    return _named({n: [sample[n] for sample in samples] for n in samples[0]}, ports, listed=True)
 
 
-def _only(value: Any, ports: Ports, *, finite: bool) -> Arrays:
+def _only(value: Any, ports: Ports, *, finite: bool, listed: bool = False) -> Arrays:
     if len(ports) != 1:
         said = f"the model has {len(ports)} inputs, so that they have to be named: {ports}"
         raise Invalid(Problem(("body",), said))
-    return {ports[0].name: as_array(value, ports[0], ("body", "inputs", ports[0].name), finite=finite)}
+    loc = ("body", "inputs", ports[0].name)
+    return {ports[0].name: as_array(value, ports[0], loc, finite=finite, listed=listed)}
 
 
 def _from_csv(body: bytes) -> np.ndarray[Any, Any]:
@@ -168,7 +170,7 @@ def to_json(value: Any) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def encode(outputs: Arrays, accept: str) -> tuple[bytes, str]:
+def encode(outputs: Arrays, accept: str, ports: Ports) -> tuple[bytes, str]:
     """Return the response's body and its content type. Raises Unreadable."""
     for part in accept.split(","):
         kind = part.partition(";")[0].strip().lower()
@@ -176,14 +178,15 @@ def encode(outputs: Arrays, accept: str) -> tuple[bytes, str]:
             kind = JSON
         if kind == JSON:
             return to_json({"outputs": outputs}), JSON
+        if kind == CSV:
+            return _csv(samples_first(outputs[ports[0].name], ports[0])), kind
         if kind in _WRITERS:
             return _WRITERS[kind](outputs), kind
     said = f"{accept!r} is not written, {', '.join(TYPES)} are"
     raise Unreadable(Problem(("header", "accept"), said))
 
 
-def _csv(outputs: Arrays) -> bytes:
-    first = next(iter(outputs.values()))
+def _csv(first: np.ndarray[Any, Any]) -> bytes:
     buffer = io.StringIO()
     rows = first.reshape(len(first) if first.ndim else 1, -1)
     exact = "%.17g" if first.dtype == np.float64 else "%.9g"
@@ -203,4 +206,4 @@ def _npz(outputs: Arrays) -> bytes:
     return buffer.getvalue()
 
 
-_WRITERS: Mapping[str, Callable[[Arrays], bytes]] = {CSV: _csv, NPY: _npy, NPZ: _npz}
+_WRITERS: Mapping[str, Callable[[Arrays], bytes]] = {NPY: _npy, NPZ: _npz}

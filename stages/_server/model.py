@@ -16,7 +16,7 @@ import numpy as np
 
 from .artifact import Artifact, find, fingerprint
 from .options import Settings
-from .ports import Arrays, Ports
+from .ports import Arrays, Port, Ports, joined, samples_first
 from .problems import Refused, UnfitArtifact
 from .programs import Program, open_program
 
@@ -92,8 +92,8 @@ def _example(artifact: Artifact, program: Program) -> Arrays:
     """Return inputs of one sample that the model can run: a reference case's, or made-up ones."""
     for case in artifact.cases:
         if all(name in case.inputs for name in program.inputs.names):
-            taken = {p.name: case.inputs[p.name] for p in program.inputs}
-            return {p.name: taken[p.name][:1] if p.any_batch else taken[p.name] for p in program.inputs}
+            return {p.name: a if p.batch is None else np.take(a, [0], axis=p.batch)
+                    for p in program.inputs for a in [case.inputs[p.name]]}  # fmt: skip
     refused: Refused | None = None
     for size in _SIZES:
         example = _made_up(program.inputs, size)
@@ -111,7 +111,7 @@ def _made_up(ports: Ports, size: int) -> Arrays:
     generator = np.random.default_rng(0)
     arrays = {}
     for port in ports:
-        shape = [1 if axis == 0 and s < 0 else size if s < 0 else s for axis, s in enumerate(port.shape)]
+        shape = [1 if i == port.batch else size if s < 0 else s for i, s in enumerate(port.shape)]
         floats = np.dtype(port.dtype).kind == "f"
         values = generator.random(shape).round(3) if floats else generator.integers(0, 2, shape)
         arrays[port.name] = np.asarray(values, port.dtype)
@@ -170,32 +170,43 @@ def _why_alone(artifact: Artifact, program: Program, example: Arrays, max_batch:
         return "max_batch is 1"
     if not artifact.joinable:
         return "the model quantizes dynamically, by the values of the whole batch (DynamicQuantizeLinear)"
-    if not all(port.any_batch for port in (*program.inputs, *program.outputs)):
-        return "the model's batch size is fixed"
-    other = {n: a * a.dtype.type(4) if a.dtype.kind == "f" else np.roll(a, 1) for n, a in example.items()}
+    if not any(port.batch is not None for port in program.inputs):
+        return "the model has no batch of any size"
+    for port in program.outputs:
+        if port.batch is None:
+            return f"output {port.name!r} has no axis of samples"
+    other = {p.name: _another(example[p.name], p) for p in program.inputs}
     try:
         alone = [program.run(sample) for sample in (example, other)]
-        both = program.run({name: np.concatenate([example[name], other[name]]) for name in example})
+        both = program.run(joined((example, other), program.inputs))
     except Refused as refused:
         return f"the model can't run two samples: {refused}"
-    return _difference(alone, both)
+    return _difference(alone, both, program.outputs)
 
 
-def _difference(alone: Sequence[Arrays], both: Arrays) -> str:
-    for name, array in both.items():
+def _another(array: np.ndarray[Any, Any], port: Port) -> np.ndarray[Any, Any]:
+    """Return another sample; of what all samples share, the same."""
+    if port.batch is None:
+        return array
+    return array * array.dtype.type(4) if array.dtype.kind == "f" else np.roll(array, 1)
+
+
+def _difference(alone: Sequence[Arrays], both: Arrays, outputs: Ports) -> str:
+    for port in outputs:
+        name, array = port.name, samples_first(both[port.name], port)
         if array.shape[:1] != (2,):
-            return f"output {name!r} has the shape {list(array.shape)} for two samples"
+            return f"output {name!r} has the shape {list(both[name].shape)} for two samples"
         for index, single in enumerate(alone):
-            one, joined = single[name][0], array[index]
+            one, within = samples_first(single[name], port)[0], array[index]
             scale = _size(array) if one.dtype.kind == "f" else 0.0
-            if not np.allclose(one, joined, rtol=0, atol=1e-3 * scale, equal_nan=True):
+            if not np.allclose(one, within, rtol=0, atol=1e-3 * scale, equal_nan=True):
                 return f"output {name!r} of a sample depends on the samples beside it"
     return ""
 
 
 def _seconds(program: Program, example: Arrays, rows: int) -> float:
     """Return the shortest time of a few runs of so many samples, in seconds; this also warms the model."""
-    batch = {name: np.repeat(array, rows, axis=0) if rows > 1 else array for name, array in example.items()}
+    batch = joined([example] * rows, program.inputs) if rows > 1 else example
     shortest = math.inf
     for _ in range(_ROUNDS):
         started_s = time.perf_counter()

@@ -76,7 +76,7 @@ def _predict(inputs: Ports, outputs: Ports) -> dict[str, Any]:
         NPZ: {"schema": {"type": "string", "format": "binary"}},
     }
     if len(inputs) == 1:
-        request[JSON] = {"schema": {"anyOf": [named, _array(inputs[0])]}}
+        request[JSON] = {"schema": {"anyOf": [named, _listed(inputs[0])]}}
         request |= {NPY: request[NPZ], CSV: {"schema": {"type": "string"}}}
     response = {"type": "object", "required": ["outputs"], "properties": {"outputs": _object(outputs)}}
     responses: dict[str, Any] = {
@@ -128,6 +128,12 @@ def _object(ports: Ports) -> dict[str, Any]:
 
 def _array(port: Port) -> dict[str, Any]:
     return {**_nested(port.shape, port.dtype), "description": str(port)}
+
+
+def _listed(port: Port) -> dict[str, Any]:
+    """Describe an input with its samples first."""
+    shape = port.shape if not port.batch else (port.shape[port.batch], *port.sample)
+    return {**_nested(shape, port.dtype), "description": str(port)}
 
 
 def _nested(shape: Sequence[int], dtype: str) -> dict[str, Any]:

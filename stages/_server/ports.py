@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from .problems import Invalid, Problem
 
-__all__ = ["DATATYPES", "Arrays", "Port", "Ports", "as_array", "check"]
+__all__ = [
+    "DATATYPES",
+    "Arrays",
+    "Port",
+    "Ports",
+    "alike",
+    "as_array",
+    "check",
+    "joined",
+    "part",
+    "samples_first",
+    "with_batches",
+]
 
 Arrays = dict[str, "np.ndarray[Any, Any]"]
 
@@ -28,6 +41,9 @@ _LARGEST_SQUARED = {
     "float64": math.inf,
 }
 
+_BATCH = re.compile(r"(?i)(n|b|bs|bsz|.*batch.*|n_?samples|samples)")
+"""What an axis of samples is called, where a model names its axes. Fully matched."""
+
 _TAKES = {"f": "fiu", "i": "iu", "u": "iu", "b": "b"}
 _KINDS = {"f": "floats", "i": "whole numbers", "u": "whole numbers", "b": "booleans", "U": "texts",
           "O": "nulls, objects or numbers too large", "c": "complex numbers"}  # fmt: skip
@@ -35,12 +51,16 @@ _KINDS = {"f": "floats", "i": "whole numbers", "u": "whole numbers", "b": "boole
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """An input or output: in `shape` -1 stands for any size, in `axes` is its name, if it has one."""
+    """An input or output: in `shape` -1 stands for any size, in `axes` is its name, if it has one.
+
+    `batch` is the axis of the samples, None where their number is fixed or it has none, like a mask.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     axes: tuple[str, ...] = ()
+    batch: int | None = None
 
     def __str__(self) -> str:
         return f"{self.dtype} of shape {self.dims}"
@@ -55,9 +75,9 @@ class Port:
         return f"[{', '.join(parts)}]"
 
     @property
-    def any_batch(self) -> bool:
-        """Say whether the first axis may have any size."""
-        return bool(self.shape) and self.shape[0] < 0
+    def sample(self) -> tuple[int, ...]:
+        """Return the shape of one sample, without the axis of the samples (else the first)."""
+        return _without(self.shape, self.batch or 0)
 
     @property
     def datatype(self) -> str:
@@ -66,7 +86,7 @@ class Port:
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Say whether an array of this shape is taken."""
-        if shape and self.any_batch and tuple(shape[1:]) == self.shape[1:]:
+        if shape and self.batch == 0 and tuple(shape[1:]) == self.shape[1:]:
             return True
         return len(shape) == len(self.shape) and all(
             want < 0 or got == want for got, want in zip(shape, self.shape, strict=True)
@@ -85,12 +105,71 @@ class Ports(tuple[Port, ...]):
         return ", ".join(repr(port.name) for port in self)
 
 
-def as_array(value: Any, port: Port, loc: tuple[str | int, ...], *, finite: bool) -> np.ndarray[Any, Any]:
+def with_batches(inputs: Ports, outputs: Ports) -> tuple[Ports, Ports]:
+    """Return the ports with their axes of samples: those called so, else like the first input's first.
+
+    Where that has no name, it is the first axis of each, if it may have any size.
+    """
+    labels = [label for port in inputs for label in port.axes if _BATCH.fullmatch(label)]
+    first = inputs[0].axes[0] if inputs and inputs[0].axes else ""
+    batch = min(labels, key=lambda label: "batch" not in label.lower(), default=first)
+
+    def placed(port: Port) -> Port:
+        if not batch:
+            return replace(port, batch=0 if port.shape and port.shape[0] < 0 else None)
+        return replace(port, batch=port.axes.index(batch) if port.axes.count(batch) == 1 else None)
+
+    return Ports(map(placed, inputs)), Ports(map(placed, outputs))
+
+
+def alike(arrays: Arrays, inputs: Ports) -> Hashable:
+    """Return what is equal for requests that can be joined: shapes of samples, and what has no samples."""
+    return tuple(
+        (array.shape, array.tobytes()) if port.batch is None else _without(array.shape, port.batch)
+        for port in inputs
+        for array in [arrays[port.name]]
+    )
+
+
+def joined(requests: Sequence[Arrays], inputs: Ports) -> Arrays:
+    """Return the inputs of several requests as those of one, along the axes of the samples.
+
+    What has no samples is the same in all of them.
+    """
+    return {
+        p.name: requests[0][p.name]
+        if p.batch is None
+        else np.concatenate([r[p.name] for r in requests], axis=p.batch)
+        for p in inputs
+    }
+
+
+def part(outputs: Arrays, ports: Ports, start: int, stop: int) -> Arrays:
+    """Return the outputs of the samples from `start` to `stop`, each of which has an axis of them."""
+    return {
+        p.name: np.ascontiguousarray(outputs[p.name][(slice(None),) * (p.batch or 0) + (slice(start, stop),)])
+        for p in ports
+    }
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return shape[:axis] + shape[axis + 1 :]
+
+
+def samples_first(array: np.ndarray[Any, Any], port: Port) -> np.ndarray[Any, Any]:
+    """Return an array with the axis of its samples first."""
+    return np.moveaxis(array, port.batch, 0) if port.batch else array
+
+
+def as_array(
+    value: Any, port: Port, loc: tuple[str | int, ...], *, finite: bool, listed: bool = False
+) -> np.ndarray[Any, Any]:
     """Return what was given for an input as an array of its dtype and rank.
 
     Numbers are taken where nothing of them is lost but floats' precision. Rows that are flat, and a
-    sample without its batch axis, get the input's shape. `finite` refuses NaN and infinities, which
-    text formats have no number for. Raises Invalid.
+    sample without its batch axis, get the input's shape. In what is `listed` the samples come first,
+    wherever the input has them. `finite` refuses NaN and infinities, which text formats have no number
+    for. Raises Invalid.
     """
     try:
         found = np.asarray(value)
@@ -106,12 +185,12 @@ def as_array(value: Any, port: Port, loc: tuple[str | int, ...], *, finite: bool
         if int(found.min()) < info.min or int(found.max()) > info.max:
             raise _invalid(loc, port, f"a number is outside of {info.min} to {info.max}")
     if want.kind == "f" and _surely_fits(found, want):
-        return _shaped(found.astype(want, order="C"), port)
+        return _shaped(found.astype(want, order="C"), port, listed)
     with np.errstate(over="ignore"):
         array = found.astype(want, order="C")
     if finite and want.kind == "f" and not np.isfinite(array).all():
         raise _invalid(loc, port, "a number is not finite, or too large for it")
-    return _shaped(array, port)
+    return _shaped(array, port, listed)
 
 
 def _surely_fits(found: np.ndarray[Any, Any], want: np.dtype[Any]) -> bool:
@@ -125,13 +204,17 @@ def _surely_fits(found: np.ndarray[Any, Any], want: np.dtype[Any]) -> bool:
     return float(np.dot(flat, flat)) < _LARGEST_SQUARED[want.name]
 
 
-def _shaped(array: np.ndarray[Any, Any], port: Port) -> np.ndarray[Any, Any]:
-    sample = port.shape[1:]
-    if array.ndim == len(port.shape) or not port.shape or min(sample, default=0) < 0:
+def _shaped(array: np.ndarray[Any, Any], port: Port, listed: bool) -> np.ndarray[Any, Any]:
+    if listed and port.batch is None and array.ndim == len(port.shape) + 1 and (array == array[:1]).all():
+        return array[:1].reshape(array.shape[1:])  # Each sample came with what all of them share.
+    if array.ndim == len(port.shape):
+        return np.ascontiguousarray(np.moveaxis(array, 0, port.batch)) if listed and port.batch else array
+    if not port.shape or min(port.sample, default=0) < 0:
         return array
-    flat = array.ndim == 2 and array.shape[1] == math.prod(sample)
-    if flat or array.shape == sample:
-        return array.reshape(-1, *sample)
+    flat = array.ndim == 2 and array.shape[1] == math.prod(port.sample) and (listed or not port.batch)
+    if flat or array.shape == port.sample:
+        rows = array.reshape(-1, *port.sample)
+        return np.ascontiguousarray(np.moveaxis(rows, 0, port.batch)) if port.batch else rows
     return array
 
 
@@ -140,17 +223,15 @@ def _invalid(loc: tuple[str | int, ...], port: Port, got: str) -> Invalid:
 
 
 def check(arrays: Mapping[str, np.ndarray[Any, Any]], ports: Ports, max_samples: int) -> int:
-    """Check names and shapes; return the number of samples, 0 where the inputs don't agree on one.
+    """Check names and shapes; return the number of samples, 0 where the inputs don't say one.
 
     Raises Invalid with everything that is wrong.
     """
     problems = () if _sole(arrays, ports) else tuple(_problems(arrays, ports))
     if problems:
         raise Invalid(*problems)
-    if not all(port.any_batch for port in ports):
-        return 0
-    counts = {len(arrays[port.name]) for port in ports}
-    if max(counts) > max_samples:
+    counts = {arrays[port.name].shape[port.batch] for port in ports if port.batch is not None}
+    if max(counts, default=0) > max_samples:
         said = f"the batch has {max(counts)} samples, at most {max_samples} are taken"
         raise Invalid(Problem(("body", "inputs"), said))
     return counts.pop() if len(counts) == 1 else 0

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from .artifact import Artifact
-from .ports import DATATYPES, Arrays, Port, Ports
+from .ports import DATATYPES, Arrays, Port, Ports, with_batches
 from .problems import Invalid, ModelError, Problem, UnfitArtifact, first_line
 
 __all__ = ["Program", "open_program"]
@@ -50,8 +51,9 @@ class _Onnx:
             )
         except Exception as error:  # onnxruntime's own classes share no other base.
             raise UnfitArtifact(f"onnxruntime can't load the model: {first_line(error)}") from None
-        self.inputs = Ports(_port(node) for node in self._session.get_inputs())
-        self.outputs = Ports(_port(node) for node in self._session.get_outputs())
+        inputs = Ports(_port(node) for node in self._session.get_inputs())
+        outputs = Ports(_port(node) for node in self._session.get_outputs())
+        self.inputs, self.outputs = _described(artifact, inputs, outputs)
         self._names = self.outputs.names
         self._unfit = onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument
 
@@ -62,6 +64,23 @@ class _Onnx:
             raise Invalid(_refusal(error)) from None
         except Exception as error:
             raise ModelError(Problem(("model",), f"the model failed: {first_line(error)}")) from error
+
+
+def _described(artifact: Artifact, inputs: Ports, outputs: Ports) -> tuple[Ports, Ports]:
+    """Return an ONNX model's ports with the axes of samples that its description says, or its own labels."""
+    said = {port.name: port.batch for port in artifact.inputs}
+    if not all(port.name in said for port in inputs):
+        return with_batches(inputs, outputs)
+    said |= {port.name: port.batch for port in artifact.outputs}
+    return Ports(_placed(p, said[p.name]) for p in inputs), Ports(
+        _placed(p, said.get(p.name)) for p in outputs
+    )
+
+
+def _placed(port: Port, batch: int | None) -> Port:
+    """Return a port with its axis of samples, where the file lets that have any size."""
+    free = batch is not None and batch < len(port.shape) and port.shape[batch] < 0
+    return replace(port, batch=batch if free else None)
 
 
 def _port(node: Any) -> Port:
@@ -108,4 +127,4 @@ class _TorchScript:
         if len(leaves) != len(self.outputs):
             said = f"the model gave {len(leaves)} tensors, {len(self.outputs)} are described"
             raise ModelError(Problem(("model",), said))
-        return {port.name: leaf.numpy() for port, leaf in zip(self.outputs, leaves, strict=True)}
+        return {port.name: leaf.contiguous().numpy() for port, leaf in zip(self.outputs, leaves, strict=True)}

@@ -69,7 +69,7 @@ async def predict(service: Service, live: Live, request: Request) -> Reply:
     arrays = codecs.decode(request.body, content_type, live.inputs, service.settings.max_body)
     entry = service.submit(live, arrays)
     request.watch(entry)
-    body, kind = codecs.encode(await entry.future, request.headers.get("accept", ""))
+    body, kind = codecs.encode(await entry.future, request.headers.get("accept", ""), live.outputs)
     return Reply(200, body, kind)
 
 

@@ -16,7 +16,7 @@ from .log import Log
 from .metrics import Metrics
 from .model import Model, describe, load
 from .options import Settings
-from .ports import Arrays, check
+from .ports import Arrays, alike, check
 from .problems import UnfitArtifact
 
 __all__ = ["Live", "Service", "cores"]
@@ -35,7 +35,7 @@ class Live:
         self.inputs, self.outputs = model.inputs, model.outputs
         self.version = model.artifact.version
         self.joins = model.joins
-        self.batcher = Batcher(model.program.run, limits, metrics, inline=model.small)
+        self.batcher = Batcher(model.program, limits, metrics, inline=model.small)
 
 
 class Service:
@@ -73,7 +73,7 @@ class Service:
         rows = check(arrays, live.inputs, self.settings.max_samples)
         key = None
         if rows and live.joins:
-            key = tuple(arrays[name].shape[1:] for name in live.inputs.names)
+            key = alike(arrays, live.inputs)
         return live.batcher.submit(arrays, rows, key)
 
     def reload_soon(self) -> None:

@@ -1,0 +1,100 @@
+"""Models whose samples are not on axis 0 of every input, as their authors wrote them."""
+
+import torch
+from torch import nn
+
+
+class Speech(nn.Module):
+    """An LSTM with time first: frames [time, batch, 6] and a state [2, batch, 8] to [time, batch, 5]."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(6, 8, 2), nn.Linear(8, 5)
+
+    def forward(self, frames, state):
+        y, (hidden, _) = self.lstm(frames, (state, state))
+        return self.head(y), hidden
+
+
+class Sampler(nn.Module):
+    """Probabilities at a temperature, a single number."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(4, 6)
+
+    def forward(self, x, temperature):
+        return (self.body(x) / temperature).softmax(-1)
+
+
+class Segmenter(nn.Module):
+    """Down by 32 and up again: sizes that are no multiples of 32 do not fit the sum at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.ReLU(), nn.Conv2d(4, 8, 4, 4), nn.ReLU())
+        self.up = nn.ConvTranspose2d(8, 2, 32, 32)
+        self.skip = nn.Conv2d(3, 2, 1)
+
+    def forward(self, picture):
+        return self.up(self.down(picture)) + self.skip(picture)
+
+
+class Matcher(nn.Module):
+    """Each query [batch, 4] against a gallery [items, 4] that all of them share."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key = nn.Linear(4, 8), nn.Linear(4, 8)
+
+    def forward(self, query, gallery):
+        return self.query(query) @ self.key(gallery).T
+
+
+class Reader(nn.Module):
+    """A transformer's layer, sequence first: tokens [length, batch] and a mask [length, length] for all."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(20, 8)
+        self.attend, self.head = nn.MultiheadAttention(8, 2), nn.Linear(8, 3)
+
+    def forward(self, tokens, mask):
+        x = self.embed(tokens)
+        x = x + self.attend(x, x, x, attn_mask=mask, need_weights=False)[0]
+        return self.head(x).mean(0)
+
+
+class Pooled(nn.Module):
+    """One sequence [time, 4], without a batch, to one score: samples are not what `time` counts."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru, self.head = nn.GRU(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.gru(x)[0]).mean(0))
+
+
+def speech():
+    return Speech()
+
+
+def sampler():
+    return Sampler()
+
+
+def segmenter():
+    return Segmenter()
+
+
+def matcher():
+    return Matcher()
+
+
+def reader():
+    return Reader()
+
+
+def pooled():
+    return Pooled()
