@@ -121,6 +121,8 @@ def _refuse_more(archive: Path, packing: _Packing, end: int, room: int) -> None:
             position += len(data)
             if unpacker is not None and unpacker.eof and (unpacker.unused_data or file.read(1)):
                 raise GateError(f"{archive.name} has something packed after its end: it is refused")
+    if unpacker is not None and not unpacker.eof:
+        raise EOFError("it ends too early")
 
 
 def _unpacker(packing: _Packing) -> Any:

@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from deploy_runner.errors import GateError, UsageError
+from deploy_runner.errors import DeployRunnerError, GateError, UsageError
 from deploy_runner.local.servers import dry_run
 from deploy_runner.verify import verify
 from tests.conftest import Project
@@ -183,15 +184,11 @@ def packed(folder: Path) -> tuple[bytes, bytes]:
     return tars[0].getvalue(), tars[1].getvalue()
 
 
-@pytest.mark.parametrize("packing", PACKINGS)
-def test_whatever_lies_after_a_packed_copys_end_is_refused(
-    signed: tuple[Project, Path, Path, str], tmp_path: Path, packing: str
-) -> None:
-    _, folder, public, _ = signed
-    whole, more = packed(folder)
+def refusals(packing: str, whole: bytes, more: bytes) -> dict[str, bytes]:
+    """Return archives that hold more than a tar, or less."""
     pack = PACKINGS[packing]
     marker = len(whole.rstrip(b"\0")) // 512 * 512 + 512
-    refused = {
+    found = {
         "a second stream": pack(whole) + pack(more),
         "another tar inside": pack(whole + more),
         "another tar right after the end's marker": pack(whole[: marker + 1024] + more),
@@ -199,35 +196,57 @@ def test_whatever_lies_after_a_packed_copys_end_is_refused(
         "trailing bytes": pack(whole) + b"evil",
         "trailing bytes inside": pack(whole + b"evil"),
         "a byte far behind": pack(whole + bytes(1 << 20) + b"!"),
-        "a cut stream": pack(whole)[: -len(pack(whole)) // 2],
-    } | ({} if packing == "tar" else {"a second stream of nothing": pack(whole) + pack(b"")})
-    for data in refused.values():
-        (tmp_path / "x").write_bytes(data)
-        with pytest.raises(GateError, match="after its end|can't be unpacked|is missing"):
-            verify(str(tmp_path / "x"), key=str(public), certificates=[])
-    for data in (whole, whole.rstrip(b"\0") + bytes(-len(whole.rstrip(b"\0")) % 512), whole + bytes(1 << 20)):
-        (tmp_path / "x").write_bytes(pack(data))
-        assert len(verify(str(tmp_path / "x"), key=str(public), certificates=[]).files) == 2
+    }
+    if packing != "tar":
+        found |= {
+            "a second stream of nothing": pack(whole) + pack(b""),
+            "a second stream of zeros": pack(whole) + pack(bytes(10240)),
+            "a cut stream": pack(whole)[: -len(pack(whole)) // 2],
+            "a stream without its last byte": pack(whole)[:-1],
+        }
+    return found
 
 
-@pytest.mark.parametrize("options", ["czf", "cjf", "cJf", "cf", "-b 1 -cf", "-b 2048 -czf", "--format=gnu -czf", "--format=pax -czf"])  # fmt: skip
-def test_what_tar_itself_packs_is_verified(signed: tuple[Project, Path, Path, str], options: str) -> None:
+def test_whatever_lies_after_a_packed_copys_end_is_refused(
+    signed: tuple[Project, Path, Path, str], tmp_path: Path
+) -> None:
+    _, folder, public, _ = signed
+    whole, more = packed(folder)
+    least = whole.rstrip(b"\0") + bytes(-len(whole.rstrip(b"\0")) % 512)
+    for packing, pack in PACKINGS.items():
+        for name, data in refusals(packing, whole, more).items():
+            (tmp_path / "x").write_bytes(data)
+            with pytest.raises(DeployRunnerError) as caught:
+                print(packing, name, verify(str(tmp_path / "x"), key=str(public), certificates=[]))
+            after = "cut" not in name and "without" not in name
+            expected = (
+                "after its end: it is refused" if after else "can't be unpacked|is not a folder or a tar"
+            )
+            assert re.search(expected, str(caught.value)), name
+        for data in (whole, least, whole + bytes(1 << 20)):
+            (tmp_path / "x").write_bytes(pack(data))
+            assert len(verify(str(tmp_path / "x"), key=str(public), certificates=[]).files) == 2
+
+
+TAR = ("czf", "cjf", "cJf", "cf", "-b 1 -cf", "-b 2048 -czf", "--format=gnu -czf", "--format=pax -czf")
+
+
+def test_what_tar_itself_packs_is_verified(signed: tuple[Project, Path, Path, str]) -> None:
     project, folder, public, _ = signed
     place = project.folder / "made.tar"
-    subprocess.run(["tar", *options.split(), place, "-C", folder.parent, folder.name], check=True)
-    assert len(verify(str(place), key=str(public), certificates=[]).files) == 2
+    for options in TAR:
+        subprocess.run(["tar", *options.split(), place, "-C", folder.parent, folder.name], check=True)
+        assert len(verify(str(place), key=str(public), certificates=[]).files) == 2
 
 
-@pytest.mark.parametrize("other", ["./out/first.txt", "out//first.txt", "out", "out/first.txt/"])
-def test_a_packed_copy_that_names_a_file_twice_is_refused(
-    signed: tuple[Project, Path, Path, str], other: str
-) -> None:
+def test_a_packed_copy_that_names_a_file_twice_is_refused(signed: tuple[Project, Path, Path, str]) -> None:
     project, folder, public, _ = signed
-    with tarfile.open(project.folder / "x.tar", "w") as tar:
-        tar.add(folder, arcname="out")
-        tar.addfile(tarfile.TarInfo(other))
-    with pytest.raises(GateError, match="is there twice"):
-        verify(str(project.folder / "x.tar"), key=str(public), certificates=[])
+    for other in ("./out/first.txt", "out//first.txt", "out", "out/first.txt/"):
+        with tarfile.open(project.folder / "x.tar", "w") as tar:
+            tar.add(folder, arcname="out")
+            tar.addfile(tarfile.TarInfo(other))
+        with pytest.raises(GateError, match="is there twice"):
+            verify(str(project.folder / "x.tar"), key=str(public), certificates=[])
 
 
 def test_a_packed_copy_that_is_a_bomb_or_damaged_is_refused(signed: tuple[Project, Path, Path, str]) -> None:
