@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,7 +47,9 @@ class Redactor:
 
     def line(self, line: bytes) -> bytes:
         """Return what was printed, in whatever charset, without secrets."""
-        return line if self._pattern is None else self._pattern.sub(self._mark, line)
+        if self._pattern is None or not self._search(line):
+            return line
+        return self._pattern.sub(self._mark, line)
 
     def _mark(self, found: re.Match[bytes]) -> bytes:
         form = found.group()
@@ -57,7 +60,9 @@ class Redactor:
         """Return the text without secrets."""
         if self._pattern is None:
             return text
-        return self.line(text.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
+        data = text.encode("utf-8", "surrogatepass")
+        shown = self.line(data)
+        return text if shown is data else shown.decode("utf-8", "replace")
 
     def json(self, value: Any) -> Any:
         """Return a JSON value without secrets, in keys too."""
@@ -106,8 +111,22 @@ class Redactor:
         return ""
 
     def _search(self, data: bytes) -> str:
-        found = next((name for form, name in self._exact.items() if form in data), "")
+        exact, folded = self._shortest
+        found = next((name for form, name in exact.items() if form in data), "")
         if not found:
             lower = data.lower()
-            found = next((name for form, name in self._folded.items() if form in lower), "")
+            found = next((name for form, name in folded.items() if form in lower), "")
         return found
+
+    @cached_property
+    def _shortest(self) -> tuple[dict[bytes, str], dict[bytes, str]]:
+        """Return the forms that hold no other: where a form stands, what it holds stands too."""
+        return _without_longer(self._exact), _without_longer(self._folded)
+
+
+def _without_longer(names: dict[bytes, str]) -> dict[bytes, str]:
+    kept: dict[bytes, str] = {}
+    for form in sorted(names, key=len):
+        if not any(shorter in form for shorter in kept):
+            kept[form] = names[form]
+    return kept

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import html
+import itertools
 import json
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from typing import NamedTuple
 from urllib.parse import quote, quote_plus
 
@@ -14,6 +14,7 @@ __all__ = ["Spellings", "spellings"]
 
 _SHORTEST_LINE = 16
 _SHORTEST_INNER = 8
+_ROWS = (64, 76)
 _SEPARATORS = (":", " ", "-", "\\x", "0x", ", 0x")
 _JSON_NEWLINE = "\\n"
 # What encodeURIComponent and encodeURI of browsers, and Python's `quote`, leave as it is.
@@ -30,15 +31,15 @@ class Spellings(NamedTuple):
 def spellings(value: str) -> Spellings:
     """Return how a secret may be spelt, each line of one of several lines for itself.
 
-    That is: raw in UTF-8, UTF-16 and Latin-1; percent-encoded, whichever characters are; escaped as in
-    JSON, HTML, C and Python; hexadecimal, with separators too; base64 and base32 (RFC 4648) of either
-    alphabet, also where it begins inside a longer text.
+    That is: raw in UTF-8, UTF-16 and Latin-1; percent-encoded as browsers, Python and Java do; escaped as
+    in JSON, HTML, C and Python; hexadecimal, with separators too; base64 and base32 (RFC 4648) of either
+    alphabet, also where it begins inside a longer text, or is broken into rows as base64(1) and PEM do.
     """
     exact: set[bytes] = set()
     folded: set[bytes] = set()
     for part in _parts(value):
         raw = part.encode("utf-8", "surrogateescape")
-        exact |= {raw, *_other_charsets(part), *_escaped(part, raw), *_base64(raw)}
+        exact |= {raw, *_other_charsets(part), *_escaped(part, raw), *_base64(raw), *_rows(raw)}
         exact |= set(_base64(part.encode("utf-16-le", "surrogatepass")))
         texts = {*_percent(raw), *_hex(raw), *_base32(raw)} - {part}
         folded |= {text.lower().encode() for text in texts}
@@ -75,6 +76,7 @@ def _percent(raw: bytes) -> Iterator[str]:
     for safe in _SAFE:
         yield quote(raw, safe=safe)
     yield quote_plus(raw)
+    yield quote_plus(raw, safe="*").replace("~", "%7E")
     yield quote(quote(raw, safe=""), safe="")
     yield "".join(f"%{byte:02x}" for byte in raw)
 
@@ -85,7 +87,7 @@ def _hex(raw: bytes) -> Iterator[str]:
     yield from (separator.join(pairs) for separator in _SEPARATORS)
     for first in (0, 1):  # hexdump and xxd write pairs of bytes.
         ends = [0, *range(first, len(pairs), 2), len(pairs)]
-        yield " ".join("".join(pairs[a:b]) for a, b in pairwise(ends) if a < b)
+        yield " ".join("".join(pairs[a:b]) for a, b in itertools.pairwise(ends) if a < b)
 
 
 def _base64(raw: bytes) -> Iterator[bytes]:
@@ -108,3 +110,10 @@ def _inner(encode: Callable[[bytes], bytes], raw: bytes, bits: int) -> Iterator[
             yield text[start:end]
         elif not offset:
             yield text.rstrip(b"=")
+
+
+def _rows(raw: bytes) -> Iterator[bytes]:
+    """Yield the rows into which base64(1) and base32(1), and a PEM file, break a text."""
+    for whole, width in itertools.product((base64.b64encode(raw), base64.b32encode(raw)), _ROWS):
+        rows = (whole[at : at + width] for at in range(0, len(whole), width))
+        yield from (row for row in rows if _SHORTEST_LINE <= len(row) < len(whole))
