@@ -22,6 +22,7 @@ from .copies import Piece, copy_pieces
 from .files import NEW, clear_the_way, fsync_folder, read_or_none, remove_whatever, store_error
 from .folders import Member, folder_artifact, manifest, sha256_bytes, stay_inside, walk
 from .handles import Entry, entry_of, open_file, opened, walk_at
+from .layout import give_way, settle, subfolders
 from .locks import Lock
 from .namespace import stores_own
 from .records import Records, listdir
@@ -86,6 +87,7 @@ class Store:
             os.makedirs(home, exist_ok=True)
         except OSError as error:
             raise store_error(error, home) from error
+        settle(os.fspath(home))
 
     # Reading ---------------------------------------------------------------------------------
 
@@ -241,6 +243,7 @@ class Store:
     def _place(self, name: str, digest: str, *, folder: int | None = None, file: int) -> None:
         target = self._object(digest)
         shard = os.path.dirname(target)
+        give_way(shard)
         os.makedirs(shard, exist_ok=True)
         try:
             os.rename(name, target, src_dir_fd=folder)
@@ -329,7 +332,7 @@ class Store:
 
     def objects(self) -> Iterator[tuple[str, str]]:
         """Yield (digest, path) of every object."""
-        for shard in listdir(self._objects):
+        for shard in subfolders(self._objects):
             for rest in listdir(f"{self._objects}/{shard}"):
                 if len(shard) == 2 and len(rest) == 62:
                     yield shard + rest, f"{self._objects}/{shard}/{rest}"

@@ -11,12 +11,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from .layout import FOLDERS
+
 __all__ = ["configured_home", "own_home", "protected_home", "store_homes", "stores_own"]
 
 _FOLDER = "pull-requests"
 _OWN = frozenset(
-    {"actions", "cas", "compiled", "counter", "counter.lock", "gc.lock", "last", "locks", "runs",
-     "secret", "tmp", _FOLDER, "stat.sqlite", "stat.sqlite-shm", "stat.sqlite-wal"}
+    {*FOLDERS, "counter", "counter.lock", "gc.lock", "secret", "stat.sqlite", "stat.sqlite-shm",
+     "stat.sqlite-wal"}
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from ..types import Artifact, Json
 from .files import read_or_none, remove_whatever, write_atomic
+from .layout import give_way, subfolders
 from .seal import Seal
 
 __all__ = ["ActionRecord", "LastKeys", "Records"]
@@ -78,7 +79,9 @@ class Records:
         }
         body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
         sealed = self.seal.sealed(body, "action", record.key)
-        write_atomic(Path(self._path(record.key)), sealed, tmp=Path(self._home) / "tmp")
+        path = Path(self._path(record.key))
+        give_way(os.fspath(path.parent))
+        write_atomic(path, sealed, tmp=Path(self._home) / "tmp")
 
     def remove(self, key: str) -> None:
         """Forget a record."""
@@ -90,7 +93,7 @@ class Records:
     def keys(self) -> Iterator[str]:
         """Yield the key of every record file, sound or not."""
         base = f"{self._home}/actions"
-        for shard in listdir(base):
+        for shard in subfolders(base):
             for name in listdir(f"{base}/{shard}"):
                 if name.endswith(".json") and not name.startswith("."):
                     yield shard + name.removesuffix(".json")

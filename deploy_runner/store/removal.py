@@ -15,10 +15,10 @@ __all__ = ["remove_tree"]
 def remove_tree(path: Path) -> None:
     """Remove a folder and all in it; what the system keeps us from removing stays for the next sweep.
 
-    Folders in folders are moved up into `path` first, so that no depth is too much.
+    A link or a file in its place goes too. Folders in folders are moved up into `path` first, so that no depth is too much.
     """
     with suppress(OSError):
-        if path.is_symlink():
+        if not stat_module.S_ISDIR(path.lstat().st_mode):
             path.unlink()
             return
         _let_in(os.fspath(path), None)
