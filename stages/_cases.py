@@ -50,11 +50,14 @@ class Source:
                     raise StageError(said, fix="give axes of one name one size, or two names")
                 self.given[label] = min(size, shapes[port.name][axis])
 
-    def first(self, axes: Mapping[str, Axis]) -> Sizes:
-        """Return the first sizes, of each two or more: exporters take a one for a constant."""
+    def first(self, axes: Mapping[str, Axis], *, few: bool = True) -> Sizes:
+        """Return the first sizes, of each two or more: exporters take a one for a constant.
+
+        A `few` samples do for a batch, unless the model wants as many as were given.
+        """
         sizes = {}
         for label, size in self.given.items():
-            if label == self.batch:
+            if few and label == self.batch:
                 size = 2 if self._samples is None else min(_SAMPLES, size)
             elif size > 1 and not axes[label].allows(size):
                 raise StageError(f"dynamic: {label} is {size}, but must be {axes[label]}",
@@ -171,9 +174,8 @@ def explore(source: Source, axes: Mapping[str, Axis], run: Run) -> Variation:
     At first all axes vary together. Where the model refuses that, each is varied alone, for sizes that it
     takes. Raises StageError where an axis has no second size, or an end that was declared is refused.
     """
-    first = source.first(axes)
-    arrays = source.arrays(first, 0)
-    found = Variation([Case(source.name(first), arrays, run(arrays))], [first], dict(axes))
+    first, case = _first(source, axes, run)
+    found = Variation([case], [first], dict(axes))
     explorer = _Explorer(source, run, found)
     together = list(_together(source, axes, first))
     taken = [explorer.try_sizes(sizes) for sizes in together]
@@ -189,6 +191,19 @@ def explore(source: Source, axes: Mapping[str, Axis], run: Run) -> Variation:
         if len({sizes[label] for sizes in found.sizes}) < 2:
             explorer.search(label, 1)
     return found
+
+
+def _first(source: Source, axes: Mapping[str, Axis], run: Run) -> tuple[Sizes, Case]:
+    """Run the first case: with few samples, else with all that were given (nodes that edges number)."""
+    few, given = source.first(axes), source.first(axes, few=False)
+    try:
+        arrays = source.arrays(few, 0)
+        return few, Case(source.name(few), arrays, run(arrays))
+    except StageError:
+        if given == few:
+            raise
+    arrays = source.arrays(given, 0)
+    return given, Case(source.name(given), arrays, run(arrays))
 
 
 def _together(source: Source, axes: Mapping[str, Axis], first: Sizes) -> Iterator[Sizes]:

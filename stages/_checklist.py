@@ -178,19 +178,26 @@ def _shapes(case: Case, wanted: Shapes | None, ports: Ports) -> Check:
     return True, ", ".join(f"{name} {shape}" for name, shape in wanted.items())
 
 
-def batches(eager: Eager, found: Variation, ports: Ports, tolerance: float | None) -> Check:
-    """Compare the first sample alone (or the fewest that the axis allows) with the same in its batch."""
+def batches(eager: Eager, found: Variation, ports: Ports, tolerance: float | None, *, named: bool) -> Check:
+    """Compare the first sample alone (or the fewest that the axis allows) with the same in its batch.
+
+    What is not `named` a batch has to be seen to be one: if need be by more samples of them.
+    """
     case, label = found.cases[0], ports.batch
     if label is None or found.sizes[0][label] < 2:
         return True, "the batch is fixed"
-    size = found.axes[label].nearest(1)
-    alone = {p.name: rows(case.inputs[p.name], p.batch, slice(size)) for p in ports.inputs}
-    try:
-        single = eager(alone)
-    except StageError:
-        if size in found.refused.get(label, []):
-            return True, f"a batch of {size} is refused"
-        raise
+    axis, most = found.axes[label], found.sizes[0][label]
+    sizes = [axis.nearest(1), *([] if named else [n for n in (most // 2, most - 1) if axis.allows(n)])]
+    for size in sizes:
+        alone = {p.name: rows(case.inputs[p.name], p.batch, slice(size)) for p in ports.inputs}
+        try:
+            single = eager(alone)
+            break
+        except StageError:
+            if named and size not in found.refused.get(label, []):
+                raise
+    else:
+        return named, f"a batch of {size} is refused"
     worst, allowed = 0.0, _BATCH_TOLERANCE if tolerance is None else tolerance
     for port in ports.outputs:
         within = rows(case.outputs[port.name], port.batch, slice(size))

@@ -113,7 +113,7 @@ class ModelPrepare(Stage):
         found = explore(Source(given, batch, samples), axes_of(params.dynamic, given), eager)
         outs = [output_port(name, dtype, found, batch) for name, dtype in eager.dtypes.items()]
         ports = Ports([port for port, _ in given], outs)
-        independent = batches(eager, found, ports, params.batch_tolerance)
+        independent = batches(eager, found, ports, params.batch_tolerance, named=named)
         if not named and batch is not None:
             ports, independent = _judged(batch, ports, independent)
         lines = checklist(eager, found, ports, before, independent,
