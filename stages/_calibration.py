@@ -73,8 +73,8 @@ def slots_of_bundle(bundle: Bundle) -> list[Slot]:
     return slots if bundle.batch_sized or None in slots[0].shape[:1] else _on_axis_0(slots)
 
 
-def slots_of_onnx(model: onnx.ModelProto) -> list[Slot]:
-    """Return the inputs of an ONNX model that aren't weights."""
+def slots_of_onnx(model: onnx.ModelProto, bundle: Bundle | None = None) -> list[Slot]:
+    """Return the inputs of an ONNX model that aren't weights; a bundle knows better what samples are."""
     from onnx import helper
 
     values = _inputs(model)
@@ -85,6 +85,9 @@ def slots_of_onnx(model: onnx.ModelProto) -> list[Slot]:
         shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim)
         dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type).name
         slots.append(Slot(value.name, dtype, shape, axis_of(_labels(value), batch) if batch else None))
+    known = {slot.name: slot.batch for slot in slots_of_bundle(bundle)} if bundle else {}
+    if known and all(slot.name in known for slot in slots):
+        return [replace(slot, batch=known[slot.name]) for slot in slots]
     return slots if batch else _on_axis_0(slots)
 
 

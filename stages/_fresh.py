@@ -35,7 +35,7 @@ def from_samples(samples: list[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield inputs made of two samples each; of samples without any difference, noise.
 
     Floats are blended, as far from their mean as the samples are; none leaves the range that was seen.
-    Other types are cut and joined.
+    Other types are cut and joined. What all samples share, such as a mask, is kept.
     """
     import numpy as np
 
@@ -47,17 +47,25 @@ def from_samples(samples: list[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
             yield {name: _noisy(array, generator) for name, array in sample.items()}
         else:
             share = generator.uniform(0.6, 0.9)
-            yield {name: _between(array, other[name], share) for name, array in sample.items()}
+            yield {name: array if np.array_equal(array, other[name]) else _between(array, other[name], share)
+                   for name, array in sample.items()}  # fmt: skip
 
 
 def from_cases(cases: Iterable[Case]) -> Iterator[dict[str, Any]]:
-    """Yield inputs of the cases' sizes, each made of two of its samples."""
+    """Yield inputs of the cases' sizes, each made of two of its samples; what they share is kept.
+
+    Where nothing is a sample, rows are taken for some.
+    """
     import numpy as np
 
     generator = np.random.default_rng(1)
     for case in cases:
         share = generator.uniform(0.6, 0.9)
-        yield {name: _between(a, np.roll(a, 1, axis=0) if a.ndim else a, share, generator)
+        axes = {name: case.batch.get(f"in/{name}", 0) for name in case.inputs}
+        if all(axis is None for axis in axes.values()):
+            axes = dict.fromkeys(axes, 0)
+        yield {name: a if axes[name] is None or not a.ndim
+               else _between(a, np.roll(a, 1, axis=axes[name]), share, generator)
                for name, a in case.inputs.items()}  # fmt: skip
 
 

@@ -126,8 +126,11 @@ def _judge_int8(
 
 
 def _is_fixed(bundle: Bundle) -> bool:
-    """Tell whether some first axis has one size, which need not be the samples' one."""
-    return any(port.shape and 0 not in port.dynamic and port.shape[0] != 1 for port in bundle.inputs)
+    """Tell whether the model takes a number of samples that isn't one, and no other."""
+    return any(
+        slot.batch is not None and slot.shape[slot.batch] not in (None, 1)
+        for slot in _calibration.slots_of_bundle(bundle)
+    )
 
 
 def _largest_sizes(bundle: Bundle, given: Mapping[str, int]) -> dict[str, int]:

@@ -73,7 +73,8 @@ class OnnxQuantizeStatic(Stage):
         proto = _onnx.load_proto(inputs.model, weights=False)
         _onnx.refuse_quantized(proto)
         per_channel = _per_channel(params, _onnx.opset_of(proto))
-        slots = _calibration.slots_of_onnx(proto)
+        bundle = None if inputs.reference is None else _bundle.load_bundle(inputs.reference)
+        slots = _calibration.slots_of_onnx(proto, bundle)
         samples = _calibration.open_samples(ctx, params, inputs.calibration, slots)
         ready = _int8.preprocessed(ctx, _int8.lifted(ctx, inputs.model))
         prepared = _onnx.load_proto(ready, weights=False)
@@ -87,8 +88,8 @@ class OnnxQuantizeStatic(Stage):
         candidate = _onnx.runner(outputs.model, threads=ctx.threads)
         fresh = list(_fresh.from_samples(kept))
         judged = {_judge.FRESH: list(_judge.answered(reference, fresh))}
-        if inputs.reference is not None:
-            judged[_judge.REFERENCE] = list(_bundle.load_bundle(inputs.reference).cases)
+        if bundle is not None:
+            judged[_judge.REFERENCE] = list(bundle.cases)
         _judge.judge(ctx, params, candidate, judged,
                      lambda: _cause(params, made, seen, _int8.survey(ctx, ready, fresh)))  # fmt: skip
         ctx.figure("unfit_for_int8", unfit)  # type: ignore[arg-type]

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from ._server import __main__, trial  # noqa: F401 - so that the key holds the server's source
 
 _QUANTIZED = (b"QuantizeLinear", b"QLinear", b"Integer", b"quantized")
-_SHIPPED_CASES = 2
 
 
 class PackageContainer(Stage):
@@ -86,7 +85,7 @@ class PackageContainer(Stage):
         model: File | Folder = Field(description="an ONNX artifact, or a TorchScript file")
         reference: Folder | None = Field(
             None,
-            description="the bundle of model.prepare; its first cases go into the image, as a smoke test",
+            description="the bundle of model.prepare; some of its cases go into the image, as a smoke test",
         )
 
     class Outputs(StageOutputs):
@@ -103,7 +102,7 @@ class PackageContainer(Stage):
         cases = _cases(ctx, inputs)
         if cases:
             described["of_largest"] = _of_largest(folder / "model" / described["file"])
-            _bundle.write_cases(folder / "model" / "cases.npz", cases[:_SHIPPED_CASES])
+            _bundle.write_cases(folder / "model" / "cases.npz", _telling(cases))
         _write(folder / "model" / "model.json", json.dumps(described, indent=2, sort_keys=True) + "\n")
         _copy_app(folder / "app")
         _write_texts(folder, params, described, arguments)
@@ -153,6 +152,20 @@ def _cases(ctx: Context, inputs: PackageContainer.Inputs) -> list[_bundle.Case]:
     bundle = _bundle.load_bundle(inputs.reference)
     run = _runtime.open_model(ctx, inputs.model, bundle)
     return [replace(case, outputs=run(case.inputs), allowed={}) for case in bundle.cases]
+
+
+def _telling(cases: Sequence[_bundle.Case]) -> list[_bundle.Case]:
+    """Return the first cases in which each axis that varies has two sizes."""
+    kept: list[_bundle.Case] = []
+    seen: dict[tuple[str, int], set[int]] = {}
+    for case in cases:
+        sizes = {(n, i): size for n, a in case.inputs.items() for i, size in enumerate(a.shape)}
+        told = {place for place, size in sizes.items() if size not in seen.get(place, ())}
+        if not kept or any(len(seen[place]) < 2 for place in told):
+            kept.append(case)
+            for place, size in sizes.items():
+                seen.setdefault(place, set()).add(size)
+    return kept
 
 
 def _of_largest(model: Path) -> float:

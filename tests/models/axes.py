@@ -76,6 +76,52 @@ class Pooled(nn.Module):
         return self.head(torch.relu(self.gru(x)[0]).mean(0))
 
 
+class Wave(nn.Module):
+    """A filter of a signal [time, 4]: of five values at once, so that none shorter is taken."""
+
+    def __init__(self):
+        super().__init__()
+        self.filter = nn.Conv1d(4, 3, 5)
+
+    def forward(self, signal):
+        return self.filter(signal.T[None])[0].T
+
+
+class Mirrored(nn.Module):
+    """The same, as long as the signal, which is mirrored at its ends: of three values or more."""
+
+    def __init__(self):
+        super().__init__()
+        self.filter = nn.Conv1d(4, 3, 5, padding=2, padding_mode="reflect")
+
+    def forward(self, signal):
+        return self.filter(signal.T[None])[0].T
+
+
+class Graph(nn.Module):
+    """Messages along edges [2, edges], which number the nodes [nodes, 4]: fewer nodes are out of reach."""
+
+    def __init__(self):
+        super().__init__()
+        self.own, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, nodes, edges):
+        own = self.own(nodes)
+        received = torch.zeros_like(own).index_add(0, edges[1], own[edges[0]])
+        return self.head(torch.relu(own + received))
+
+
+class Last(nn.Module):
+    """Samples on the last axis: [steps, 4, batch]."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(4, 8)
+
+    def forward(self, x):
+        return self.body(x.permute(2, 0, 1)).permute(1, 2, 0)
+
+
 def speech():
     return Speech()
 
@@ -98,3 +144,19 @@ def reader():
 
 def pooled():
     return Pooled()
+
+
+def wave():
+    return Wave()
+
+
+def mirrored():
+    return Mirrored()
+
+
+def graph():
+    return Graph()
+
+
+def last():
+    return Last()

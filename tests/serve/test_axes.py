@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import sys
@@ -16,70 +15,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 from onnx import TensorProto, helper
 
 from deploy_runner.testing import run_stage
-from tests.conftest import ROOT
+from tests.axes import exported, loaded, prepared
 from tests.pipeline.test_stages_torch import stage
 from tests.serve.server import Server, ask, client, serving
-
-MODELS = ROOT / "tests" / "models"
-EXAMPLES: dict[str, dict[str, Any]] = {
-    "speech": {
-        "example": {"frames": {"shape": [7, 3, 6]}, "state": {"shape": [2, 3, 8]}},
-        "dynamic": {"frames": {0: "time", 1: "batch"}, "state": {1: "batch"}},
-    },
-    "sampler": {
-        "example": {"x": {"shape": [2, 4]}, "temperature": {"shape": []}},
-        "dynamic": {"x": {0: "batch"}},
-    },
-    "segmenter": {
-        "example": {"picture": {"shape": [1, 3, 64, 96]}},
-        "dynamic": {
-            "picture": {
-                0: "batch",
-                2: {"name": "height", "multiple_of": 32, "min": 32, "max": 128},
-                3: {"name": "width", "multiple_of": 32, "min": 32, "max": 128},
-            }
-        },
-    },
-    "matcher": {
-        "example": {"query": {"shape": [2, 4]}, "gallery": {"shape": [9, 4]}},
-        "dynamic": {"query": {0: "batch"}, "gallery": {0: "items"}},
-    },
-    "reader": {
-        "example": {"tokens": {"shape": [6, 2], "dtype": "int64", "high": 20}, "mask": {"shape": [6, 6]}},
-        "dynamic": {"tokens": {0: "length", 1: "batch"}, "mask": {0: "length", 1: "length"}},
-    },
-    "pooled": {"example": {"x": {"shape": [6, 4]}}, "dynamic": {"x": {0: "time"}}},
-}
-
-
-def prepared(name: str, folder: Path) -> Path:
-    """Return the bundle of one of the models of tests/models/axes.py."""
-    torch.manual_seed(0)
-    torch.save(getattr(_module(MODELS / "axes.py"), name)().state_dict(), folder / "c.pt")
-    weights = run_stage(stage("checkpoint.state_dict"), folder / "w", inputs={"checkpoint": folder / "c.pt"})[
-        "weights"
-    ]
-    params = {"factory": f"axes.py:{name}", **EXAMPLES[name]}
-    return run_stage(
-        stage("model.prepare"), folder / "b", project=MODELS, inputs={"weights": weights}, params=params
-    )["model"]
-
-
-def exported(bundle: Path, folder: Path) -> Path:
-    return run_stage(stage("onnx.export"), folder / "o", inputs={"model": bundle})["model"]
-
-
-def _module(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def session(model: Path) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
@@ -237,7 +178,7 @@ def test_a_package_for_sagemaker_reads_them_alike(tmp_path: Path) -> None:
 
     with tarfile.open(tmp_path / "r" / "outputs" / "model.tar.gz") as tar:
         tar.extractall(folder, filter="data")
-    code = _module(folder / "code" / "inference.py")
+    code = loaded(folder / "code" / "inference.py")
     model = code.model_fn(str(folder))
 
     def ask(body: Any, kind: str, accept: str) -> Any:
