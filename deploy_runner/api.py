@@ -119,13 +119,15 @@ def run(
     fail_fast: bool = False,
     force: bool = False,
     keep_workdirs: bool = False,
+    require_sandbox: bool = False,
     early: ForkServer | None = None,
 ) -> RunRecord:
     """Make what `stages` (all, if empty) need and lack; return the run's record.
 
     A stage that fails is in the record, not raised; `record.exit_code` says how the run ended.
     `on_event` sees every event in order; `early` is a fork server that was started ahead. Raises
-    UsageError for an unknown stage, and StoreError where the store can't be written.
+    UsageError for an unknown stage, and, if `require_sandbox`, where a stage would have to run less than
+    fully confined; StoreError where the store can't be written.
     """
     from .execute.local import execute
 
@@ -150,12 +152,11 @@ def run(
             fail_fast=fail_fast,
             force=force,
             keep_workdirs=keep_workdirs,
+            require_sandbox=require_sandbox,
             environ=pipeline.environ,
             early=early,
         )
-        record = recorder.finish(
-            results, now_s=time.time(), exit_code=_exit_code(results), sandbox=_sandbox(results)
-        )
+        record = recorder.finish(results, now_s=time.time(), exit_code=_exit_code(results))
         if any(result.state != "hit" for result in results.values()):
             _write_report(pipeline, record, results)
     return record
@@ -166,15 +167,6 @@ def _exit_code(results: Mapping[str, StageResult]) -> int:
         return 130
     failed = [r.exit_code or 1 for r in results.values() if r.state == "failed"]
     return max(failed, default=0)
-
-
-def _sandbox(results: Mapping[str, StageResult]) -> str:
-    """Return what the workers were confined by, nothing where there were none."""
-    if not any(result.state in ("ran", "healed", "converged", "failed") for result in results.values()):
-        return ""
-    from .execute.sandbox import available
-
-    return available()
 
 
 def _write_report(pipeline: Pipeline, record: RunRecord, results: Mapping[str, StageResult]) -> None:

@@ -173,6 +173,10 @@ def _add_run(verbs: _Verbs) -> None:
     parser.add_argument(
         "--keep-workdirs", action="store_true", help="keep the workdir of each stage that ran"
     )
+    parser.add_argument(
+        "--require-sandbox", action="store_true",
+        help="run nothing where a stage can't be confined fully, as `doctor` says",
+    )  # fmt: skip
     parser.add_argument("--log", action="store_true", help="show the stages' log lines")
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
 

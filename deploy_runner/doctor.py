@@ -66,9 +66,9 @@ def _disk(root: Path) -> Check:
 
 
 def _sandbox() -> Check:
-    from .execute.sandbox import available
+    from .execute.supervisor import probe
 
-    return Check("sandbox", True, available())
+    return Check("sandbox", True, str(probe()))
 
 
 def _extras(graph: Graph) -> Iterator[Check]:

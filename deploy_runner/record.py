@@ -80,6 +80,12 @@ class RunRecord(NamedTuple):
         code = self.data.get("exit_code", 0)
         return code if isinstance(code, int) else 1
 
+    @property
+    def unconfined(self) -> list[str]:
+        """Return what stages of this run were not kept from, in words."""
+        lacks = self.data.get("unconfined", [])
+        return [str(lack) for lack in lacks] if isinstance(lacks, list) else []
+
     def summary(self) -> dict[str, Json]:
         """Return what `run --json` prints last: the counts and the map of stages."""
         return {"run": self.id, **{k: self.data[k] for k in COUNTED}, "stages": self.data["stages"]}
@@ -128,10 +134,8 @@ class Recorder:
                 ) from error
         return self._log
 
-    def finish(
-        self, results: Mapping[str, StageResult], *, now_s: float, exit_code: int, sandbox: str = ""
-    ) -> RunRecord:
-        """Write `record.json` and return the record. `sandbox` says what the workers were confined by."""
+    def finish(self, results: Mapping[str, StageResult], *, now_s: float, exit_code: int) -> RunRecord:
+        """Write `record.json` and return the record."""
         if self._log is not None:
             self._log.close()
         counts = dict.fromkeys(COUNTED, 0)
@@ -148,7 +152,7 @@ class Recorder:
             "started": _iso(self._started_s),
             "seconds": round(now_s - self._started_s, 6),
             "exit_code": exit_code,
-            "sandbox": sandbox,
+            **_confinement(results),
             **counts,
             "stages": {id_: _entry(result) for id_, result in results.items()},
         }
@@ -156,6 +160,13 @@ class Recorder:
         signed = Records(self._home).seal.signed(record, "run", self.folder.name)
         write_atomic(self.folder / "record.json", signed, tmp=self._home / "tmp")
         return RunRecord(self.folder, data)
+
+
+def _confinement(results: Mapping[str, StageResult]) -> dict[str, Json]:
+    """Return what the least confined worker was confined by, and what any of them was not kept from."""
+    weakest = max(results.values(), key=lambda r: (len(r.lacks), bool(r.sandbox)), default=None)
+    lacks = dict.fromkeys(lack for result in results.values() for lack in result.lacks)
+    return {"sandbox": weakest.sandbox if weakest else "", "unconfined": list(lacks)}
 
 
 def _iso(seconds: float) -> str:
@@ -174,7 +185,7 @@ def _entry(result: StageResult) -> Json:
         entry["artifacts"] = {
             name: {"digest": a.digest, "kind": a.kind, "size": a.size} for name, a in result.outputs.items()
         }
-    for name in ("reason", "error", "workdir", "evidence"):
+    for name in ("reason", "error", "workdir", "evidence", "sandbox"):
         if value := getattr(result, name):
             entry[name] = value
     return entry

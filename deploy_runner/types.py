@@ -166,7 +166,8 @@ State = Literal["ran", "hit", "healed", "converged", "failed", "skipped", "inter
 class StageResult(NamedTuple):
     """How one stage ended in a run. `reason` says why it ran, was skipped, or failed.
 
-    `evidence` is the folder with what a stage had written that refused its input by a gate.
+    `evidence` is the folder with what a stage had written that refused its input by a gate. `sandbox`
+    says what its worker was confined by, `lacks` what it was not kept from.
     """
 
     id: str
@@ -180,6 +181,8 @@ class StageResult(NamedTuple):
     exit_code: int = 0
     workdir: str = ""
     evidence: str = ""
+    sandbox: str = ""
+    lacks: tuple[str, ...] = ()
 
 
 class Finding(NamedTuple):

@@ -79,6 +79,7 @@ def _run(
             fail_fast=args.fail_fast,
             force=args.force,
             keep_workdirs=args.keep_workdirs,
+            require_sandbox=args.require_sandbox,
             early=early,
         )
     finally:
@@ -87,8 +88,8 @@ def _run(
         for result in results.values():
             if result.state == "failed":
                 print(f"{result.id}: {result.error}", file=sys.stderr)
-    if str(record.data["sandbox"]).startswith("no landlock"):
-        print(f"warning: {record.data['sandbox']}", file=sys.stderr)
+    if lacks := record.unconfined:
+        print(f"warning: stages were not kept from {', '.join(lacks)}", file=sys.stderr)
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         from .report.github import job_summary
 
@@ -121,7 +122,8 @@ def convert(args: argparse.Namespace, shape: list[int]) -> int:
         if place.exists():
             raise UsageError(f"{place} is there already", fix="name another folder: --output")
         places[f"{stage}.{output}"] = place
-    options = {"cpu": None, "memory": None, "fail_fast": False, "force": False, "keep_workdirs": False}
+    options = {"cpu": None, "memory": None, "fail_fast": False, "force": False, "keep_workdirs": False,
+               "require_sandbox": False}  # fmt: skip
     record = _run(pipeline, [], argparse.Namespace(**{**vars(args), **options}), None)
     for name, place in places.items():
         stage, _, output = name.rpartition(".")

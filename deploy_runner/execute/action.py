@@ -21,6 +21,7 @@ from ..store.records import ActionRecord
 from ..types import Graph, Json, PathSource, StageNode, StageResult, State
 from .collect import collect, keep_evidence, read_result
 from .redact import Redactor
+from .sandbox import NOT_STARTED, Confinement
 from .worker import PROGRESS
 
 __all__ = ["Action", "finish", "live_environment", "raise_failure", "request", "secrets_of"]
@@ -36,6 +37,8 @@ _CREDENTIAL_FILES = {
 }
 _TAIL_LINES = 200
 
+_WORD = re.compile(r"[^\s:;,'\"`()]+")
+
 
 @dataclass(slots=True)
 class Action:
@@ -49,6 +52,7 @@ class Action:
     redactor: Redactor
     started_s: float
     pid: int = 0
+    confinement: Confinement = NOT_STARTED
     pipe: int = -1
     deadline_s: float = 0.0
     stopping: str = ""
@@ -85,7 +89,9 @@ def request(
     keys: KeyEnvironment,
     environ: Mapping[str, str],
     cloud: Mapping[str, str],
+    *,
     run: str,
+    require_sandbox: bool = False,
 ) -> dict[str, Any]:
     """Return what the worker needs to know. Raises StageError for a secret that is not set."""
     node = action.node
@@ -119,8 +125,9 @@ def request(
         "project": graph.root,
         "user_home": environ.get("HOME", ""),
         "network": node.network,
-        "readable": _beside(node),
+        "readable": [*_beside(node), *_named_files(cloud)],
         "memory_bytes": resources.memory_bytes,
+        "require_sandbox": require_sandbox,
     }
 
 
@@ -128,6 +135,11 @@ def _beside(node: StageNode) -> list[str]:
     """Return what the stage type imports from elsewhere: a package's folder, which is listed, or a file."""
     elsewhere = (f for f in node.implementation if not f.path.startswith(f"{node.stage_dir}/"))
     return sorted({os.path.dirname(f.path) if "/" in f.name else f.path for f in elsewhere})
+
+
+def _named_files(cloud: Mapping[str, str]) -> list[str]:
+    """Return the files that the network's environment names: credentials, tokens, certificates."""
+    return sorted({value for value in cloud.values() if os.path.isabs(value) and os.path.isfile(value)})
 
 
 def commit_of(project: str) -> str:
@@ -209,11 +221,14 @@ def finish(
     node, decision = action.node, action.decision
     result = read_result(action.folder)
     figures: dict[str, Json] = action.redactor.json(result.get("figures", {}))
-    ended = StageResult(node.id, "failed", decision.key, {}, figures, seconds, decision.reason)
+    ended = StageResult(
+        node.id, "failed", decision.key, {}, figures, seconds, decision.reason,
+        sandbox=str(action.confinement or ""), lacks=action.confinement.lacks,
+    )  # fmt: skip
     try:
         if action.stopping == "interrupted":
             return ended._replace(state="interrupted", reason="the run was interrupted"), None
-        raise_failure(action, status, result, spawn_error)
+        raise_failure(action, status, result, spawn_error, root=graph.root)
         outputs = collect(action, store)
     except DeployRunnerError as error:
         message = action.redactor.text(str(error))
@@ -228,13 +243,15 @@ def finish(
     return ended._replace(state=state, outputs=outputs), record
 
 
-def raise_failure(action: Action, status: int, result: dict[str, Any], spawn_error: str) -> None:
-    """Raise what has gone wrong, if anything has; `status` is that of waitpid(2)."""
+def raise_failure(
+    action: Action, status: int, result: dict[str, Any], spawn_error: str, *, root: str
+) -> None:
+    """Raise what has gone wrong, if anything has; `status` is that of waitpid(2), `root` the project."""
     if spawn_error:
         raise StageError(spawn_error)
     if action.stopping:
         raise StageError(action.stopping, fix="raise `timeout:`, or find out why it takes so long")
-    if violations := result.get("violations"):
+    if violations := [*result.get("violations", ()), *_unseen(result, root)]:
         path, node = violations[0], action.node
         name = re.sub(r"\W", "_", Path(path).stem)
         raise StageError(
@@ -246,11 +263,17 @@ def raise_failure(action: Action, status: int, result: dict[str, Any], spawn_err
     if os.WIFSIGNALED(status):
         name = signal.Signals(os.WTERMSIG(status)).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
-        raise StageError(f"its worker was killed by {name}{hint}", fix=_last_line(action))
+        raise StageError(f"its worker was killed by {name}{hint}", fix=_last_line(action, root))
     code = os.waitstatus_to_exitcode(status)
     if code or not result.get("ok"):
         what = "the command" if "command" in result else "its worker"
-        raise StageError(f"{what} exited {code}", fix=_last_line(action))
+        raise StageError(f"{what} exited {code}", fix=_last_line(action, root))
+
+
+def _unseen(result: dict[str, Any], root: str) -> list[str]:
+    """Return the files that the stage looked for and that are there, though it did not see them."""
+    real = os.path.realpath(root)
+    return [os.path.relpath(path, real) for path in result.get("missed", ()) if os.path.isfile(path)]
 
 
 def _error_class(name: str) -> type[DeployRunnerError]:
@@ -260,6 +283,11 @@ def _error_class(name: str) -> type[DeployRunnerError]:
     return found if isinstance(found, type) and issubclass(found, DeployRunnerError) else StageError
 
 
-def _last_line(action: Action) -> str:
+def _last_line(action: Action, root: str) -> str:
+    """Return what the worker printed last, and which file of the project it speaks of without seeing it."""
     last = next((line for line in reversed(action.tail) if line.strip()), "")
-    return f"it printed last: {last.strip()[:300]}" if last else ""
+    said = f"it printed last: {last.strip()[:300]}" if last else ""
+    project, own = os.path.realpath(root) + os.sep, os.path.realpath(action.folder) + os.sep
+    named = [os.path.realpath(word) for word in _WORD.findall(last) if word.startswith("/")]
+    hidden = [p for p in named if p.startswith(project) and not p.startswith(own) and os.path.isfile(p)]
+    return f"{said}; declare {hidden[0].removeprefix(project)} as an input" if hidden else said

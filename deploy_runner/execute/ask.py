@@ -6,9 +6,7 @@ in a run; what it prints is passed on without secrets.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,11 +15,11 @@ from ..errors import StageError
 from ..plan import Decision, Planner
 from ..store.cas import Store
 from ..types import Graph, StageNode
-from . import worker
 from .action import Action, live_environment, raise_failure, request, secrets_of
 from .collect import read_result
+from .fork import ForkServer
 from .redact import Redactor
-from .sandbox import Sandbox
+from .worker import PROGRESS
 
 __all__ = ["ask"]
 
@@ -52,34 +50,31 @@ def ask(
     asked = request(
         action, graph, store, planner.environment, environ, live_environment(environ), run=""
     ) | {"ask": dict(question)}  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, "-sP", "-m", "deploy_runner.execute.ask"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        with process.stdin:
-            process.stdin.write(json.dumps(asked).encode())
-        for data in process.stdout:
-            for line in action.lines(data):
-                if not line.startswith(worker.PROGRESS):
-                    log(line)
-        code = process.wait()
-    finally:
-        process.kill()
-        process.wait()
+    status = _answered(asked, action, log)
     result = read_result(folder)
-    raise_failure(action, -code if code < 0 else code << 8, result, "")
+    raise_failure(action, status, result, "", root=graph.root)
     if "answer" not in result:
         raise StageError(f"{node.uses} gave no answer")
     return action.redactor.json(result["answer"])
 
 
-def main() -> int:
-    """Answer the request on standard input."""
-    return worker.run(json.loads(sys.stdin.buffer.read()), Sandbox(network=True))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _answered(asked: dict[str, Any], action: Action, log: Callable[[str], None]) -> int:
+    """Have a worker answer, pass on what it prints, and return its status as of waitpid(2)."""
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    server = ForkServer(threads=action.node.resources.cpu)
+    try:
+        with open(read_end, "rb") as printed:
+            with open(write_end, "wb") as end:
+                server.spawn(asked, end.fileno())
+            for data in printed:
+                for line in action.lines(data):
+                    if not line.startswith(PROGRESS):
+                        log(line)
+        while True:
+            for answer in server.answers():
+                if answer["event"] == "exited":
+                    return int(answer["status"])
+    except (EOFError, OSError) as error:
+        raise StageError("the fork server has ended", fix="try again") from error
+    finally:
+        server.stop()

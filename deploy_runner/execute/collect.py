@@ -26,7 +26,7 @@ __all__ = ["collect", "keep_evidence", "read_result"]
 _EVIDENCE_BYTES = 64 << 20
 _RESULT_BYTES = 64 << 20
 _RESULT_DEPTH = 50
-_RESULT = {"ok": bool, "converged": bool, "figures": dict, "violations": list, "error": dict, "sandbox": list}
+_RESULT = {"ok": bool, "converged": bool, "figures": dict, "violations": list, "error": dict, "missed": list}
 
 
 def collect(action: Action, store: Store) -> dict[str, Artifact]:
@@ -149,7 +149,7 @@ def _is_result(value: Any) -> bool:
         all(isinstance(value[name], kind) for name, kind in _RESULT.items() if name in value)
         and isinstance(error, dict)
         and all(isinstance(error.get(name), str) for name in ("class", "message", "fix"))
-        and all(isinstance(text, str) for name in ("violations", "sandbox") for text in value.get(name, ()))
+        and all(isinstance(text, str) for name in ("violations", "missed") for text in value.get(name, ()))
     )
 
 

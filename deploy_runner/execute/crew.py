@@ -22,6 +22,8 @@ from ..types import Event, Graph, StageNode, StageResult, State
 from .action import Action, credentials_of, finish, live_environment, request, secrets_of
 from .fork import ForkServer
 from .redact import Redactor
+from .sandbox import Confinement
+from .supervisor import probe
 from .worker import PROGRESS
 
 __all__ = ["Crew"]
@@ -58,8 +60,12 @@ class Crew:
         cpu: int | None,
         memory_bytes: int | None,
         keep_workdirs: bool,
+        require_sandbox: bool,
         early: ForkServer | None,
     ) -> None:
+        if require_sandbox:
+            probe().require()
+        self._require_sandbox = require_sandbox
         self._early = early
         self.interrupted = False
         self._graph = graph
@@ -191,7 +197,7 @@ class Crew:
         cloud = self._cloud(action)
         asked = request(
             action, self._graph, self._store, self._planner.environment, self._environ, cloud,
-            run=self._run_folder.name,
+            run=self._run_folder.name, require_sandbox=self._require_sandbox,
         )  # fmt: skip
         read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(write_end, True)
@@ -303,6 +309,8 @@ class Crew:
                 if action.stopping:
                     action.signal(signal.SIGTERM)
             elif answer["event"] == "exited":
+                used, lacks = answer.get("used", ()), answer.get("lacks", ())
+                action.confinement = Confinement(tuple(used), tuple(lacks))
                 self._exited(action, answer["status"], answer.get("error", ""))
 
     def _server_died(self, heavy: bool) -> None:
@@ -393,7 +401,7 @@ class Crew:
             self._close_pipe(action)
             action.lock.release()
         for server in self._servers.values():
-            server.stop()
+            server.stop(grace_s=_GRACE_S if self._running else 0)
         self._selector.close()
         os.close(self._wake_r)
         os.close(self._wake_w)

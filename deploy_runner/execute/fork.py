@@ -9,11 +9,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from ..installed import search_path
 
 __all__ = ["ForkServer", "environment", "interpreter"]
+
+_LONGEST_BYTES = 1 << 16
 
 
 def interpreter(program: str) -> list[str]:
@@ -49,7 +52,7 @@ class ForkServer:
     """One fork server process. `channel` is what a selector waits on."""
 
     def __init__(self, *, threads: int) -> None:
-        self.channel, theirs = socket.socketpair()
+        self.channel, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
         command = [
             *interpreter("from deploy_runner.execute.server import main; main(int(sys.argv.pop()))"),
             str(theirs.fileno()),
@@ -63,32 +66,36 @@ class ForkServer:
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        self._unread = b""
 
     def preload(self, modules: Sequence[str], *, home: str) -> None:
         """Have the server import modules, for the workers that it forks from then on.
 
         Some libraries write to the home folder when they are imported: `home` is theirs.
         """
-        body = json.dumps({"preload": list(modules), "home": home}).encode()
-        self.channel.sendall(len(body).to_bytes(4, "big") + body)
+        self.channel.send(json.dumps({"preload": list(modules), "home": home}).encode())
 
     def spawn(self, request: dict[str, Any], log_fd: int) -> None:
-        """Ask for a worker; `log_fd` becomes its standard output and error."""
-        body = json.dumps(request).encode()
-        socket.send_fds(self.channel, [len(body).to_bytes(4, "big")], [log_fd])
-        self.channel.sendall(body)
+        """Ask for a worker; `log_fd` becomes its standard output and error.
+
+        The request goes by a descriptor, which the server hands on without reading it.
+        """
+        with open(os.memfd_create("request"), "w+b") as file:
+            file.write(json.dumps(request).encode())
+            file.seek(0)
+            head = {name: request[name] for name in ("action", "network")}
+            socket.send_fds(self.channel, [json.dumps(head).encode()], [file.fileno(), log_fd])
 
     def answers(self) -> list[dict[str, Any]]:
         """Return the answers that have come. Raises EOFError where the server has died."""
-        data = self.channel.recv(65536)
+        data = self.channel.recv(_LONGEST_BYTES)
         if not data:
             raise EOFError
-        *lines, self._unread = (self._unread + data).split(b"\n")
-        return [json.loads(line) for line in lines]
+        return [json.loads(data)]
 
-    def stop(self) -> None:
-        """End the server; a worker that still runs dies with it."""
+    def stop(self, *, grace_s: float = 0) -> None:
+        """End the server, after at most `grace_s` for it to end its workers; they die with it."""
         self.channel.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(grace_s)
         self._process.kill()
         self._process.wait()

@@ -38,6 +38,7 @@ def execute(
     fail_fast: bool = False,
     force: bool = False,
     keep_workdirs: bool = False,
+    require_sandbox: bool = False,
     environ: Mapping[str, str] = os.environ,
     early: ForkServer | None = None,
 ) -> dict[str, StageResult]:
@@ -45,8 +46,8 @@ def execute(
 
     A stage that fails is in the results, not raised. SIGINT and SIGTERM stop the workers; what
     is not finished is "interrupted". The caller holds the store (`Store.hold`). `early` is a fork
-    server that was started ahead. Raises UsageError for an unknown target and StoreError where
-    the store can't be used.
+    server that was started ahead. Raises UsageError for an unknown target, and, if `require_sandbox`,
+    where this machine can't confine a stage; StoreError where the store can't be used.
     """
     wanted = select(graph, targets)
     forced = frozenset(
@@ -59,7 +60,8 @@ def execute(
 
         return Crew(
             graph, planner, store, wanted, emit, run_folder, environ,
-            cpu=cpu, memory_bytes=memory_bytes, keep_workdirs=keep_workdirs, early=early,
+            cpu=cpu, memory_bytes=memory_bytes, keep_workdirs=keep_workdirs,
+            require_sandbox=require_sandbox, early=early,
         )  # fmt: skip
 
     store.sweep_tmp()

@@ -1,71 +1,64 @@
-"""Confine a worker: which files it may read and write, and no network.
+"""Confine a worker: what it sees, reads and writes, whom it reaches, and how many processes it makes.
 
-Landlock (Linux 5.13 and newer) is used by its three system calls, a network namespace where one
-may be made, and resource limits everywhere. Where there is no landlock, the disk is mounted
-read-only but for the workdir. Whatever the kernel lacks is left out and said.
+By namespaces (a root folder, processes, IPC and network of its own), landlock, resource limits and the
+loss of all capabilities. Whatever the kernel lacks or doesn't allow is left out and said.
 """
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.machinery
 import os
 import resource
 import site
-import struct
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from functools import cache
+from typing import NamedTuple
 
+from ..errors import UsageError
 from ..installed import distributions
-from .mounts import can_mount, mount_read_only
+from . import landlock
+from .kernel import NEWIPC, NEWNET, attempt, enter_user_namespace, release, unshare
+from .privileges import DAC_OVERRIDE, SYS_ADMIN, drop_capabilities, holds, refuse_sockets
+from .root import OwnRoot
 
-__all__ = ["Sandbox", "available", "interpreter_paths", "warm_up"]
-
-_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
-_RULE_PATH_BENEATH = 1
-_VERSION_FLAG = 1
-_PR_SET_NO_NEW_PRIVS = 38
-_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
-
-# linux/landlock.h: the access rights, and the ABI version that brought the later ones.
-_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
-_READ = _EXECUTE | _READ_FILE | _READ_DIR
-_ALL_V1 = (1 << 13) - 1
-_REFER, _TRUNCATE, _IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
-_FILE_ONLY = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
-_NET = 0b11
+__all__ = ["NOT_STARTED", "Confinement", "Sandbox", "interpreter_paths", "warm_up"]
 
 _SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/etc", "/proc", "/sys", "/opt")
-_DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom", "/dev/shm", "/dev/tty")
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom", "/dev/tty")
+_RESOLVER = "/etc/resolv.conf"
+_PID_MAX = "/proc/sys/kernel/pid_max"
+_RESERVED_PIDS = 300
+_PID_MAX_IS_OWN, _PROCESSES_ARE_OWN = (6, 14), (5, 14)
+"""The kernels since which a namespace of processes, and one of users, count their own processes."""
 
 
-def available() -> str:
-    """Return in words what a Sandbox can use on this machine; this process is not confined."""
-    abi = _abi()
-    files = f"landlock (ABI {abi})" if abi else _without_landlock()
-    return f"{files}; {'no network in workers' if abi >= 4 or os.geteuid() == 0 else 'network open'}"
+class Confinement(NamedTuple):
+    """What a process was confined by, in words, and what it was not kept from."""
+
+    used: tuple[str, ...]
+    lacks: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lacks = f"; not kept from {', '.join(self.lacks)}" if self.lacks else ""
+        return ", ".join(self.used or ("nothing",)) + lacks
+
+    def __bool__(self) -> bool:
+        """Say whether anything was confined: a process that never came so far is not."""
+        return self != NOT_STARTED
+
+    def require(self) -> None:
+        """Raise UsageError unless nothing is lacking."""
+        if self.lacks:
+            raise UsageError(
+                f"this machine can't keep a stage from {', '.join(self.lacks)}, as --require-sandbox asks",
+                fix="run where landlock and user namespaces are allowed, or without --require-sandbox",
+            )
 
 
-def _without_landlock() -> str:
-    guards = (
-        "read-only mounts and Python's audit hook guard" if can_mount() else "only Python's audit hook guards"
-    )
-    return f"no landlock: {guards} files"
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
-
-
-@cache
-def _abi() -> int:
-    """Return the kernel's landlock version, 0 where it has none."""
-    version: int = _libc().syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _VERSION_FLAG)
-    return max(version, 0)
+NOT_STARTED = Confinement((), ())
 
 
 @cache
@@ -98,85 +91,185 @@ def warm_up() -> None:
     interpreter_paths()
     # Python lists each folder of its path once; a worker may read some files of a folder, not list it.
     importlib.machinery.PathFinder.find_spec("deploy_runner_lists_every_folder")
-    _abi()
+    landlock.abi()
+
+
+def most_processes() -> int:
+    """Return how many processes and threads a worker may have: a pool for each processor, and many more."""
+    return 512 + 4 * (os.cpu_count() or 1)
 
 
 class Sandbox:
     """The confinement of one process, made ready before it is known what it will run.
 
-    What takes time, the network namespace and the rules for the system's folders, is done when
-    the object is made; `close_up` adds the stage's own paths and confines for good. Nothing is
-    raised for what the kernel doesn't have.
+    What takes time, the namespaces and the rules for the system's folders, is done when the object is
+    made; `close_up` adds the stage's own paths and confines for good. Nothing is raised for what the
+    kernel doesn't have. `own_processes` says that the process is in a namespace of processes. Afterwards
+    `guards_files` says whether the kernel refuses other files, `refuses_sockets` whether it refuses even
+    the UNIX sockets that the process makes itself.
     """
 
-    def __init__(self, *, network: bool) -> None:
-        self.used: list[str] = []
+    def __init__(self, *, network: bool, own_processes: bool) -> None:
         self.guards_files = False
+        self.refuses_sockets = False
+        self._network = network
+        self._own_processes = own_processes
+        self._used: list[str] = []
+        self._lacks: list[str] = []
+        self._root: OwnRoot | None = None
+        self._rules: landlock.Ruleset | None = None
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        self._abi = _abi()
-        if not network and _leave_network():
-            self.used.append("network namespace")
-        self._rights = _rights(self._abi)
-        self._ruleset = self._begin(network=network) if self._abi else -1
+        self._network_left = not network and self._leave_network()
+        with attempt():
+            unshare(NEWIPC)
+        self._limited = own_processes and _limit_pids()
+        system = (*_SYSTEM, *interpreter_paths(), sys.executable, *((_RESOLVER,) if network else ()))
+        with attempt():
+            self._root = OwnRoot((*system, *_DEVICES), own_processes=own_processes)
+        with attempt():
+            self._rules = landlock.Ruleset(network=network)
+            self._allow(system, write=False)
+            self._allow((*_DEVICES, *(() if self._root else ("/dev/shm",))), write=True)
 
-    def _begin(self, *, network: bool) -> int:
-        net = _NET if not network else 0
-        attributes = struct.pack("Q", self._rights)
-        if self._abi >= 4:
-            attributes = struct.pack("QQ", self._rights, net)
-        ruleset: int = _libc().syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0)
-        if ruleset >= 0:
-            for path in (*_SYSTEM, *interpreter_paths()):
-                _allow(ruleset, path, _READ & self._rights)
-            for path in _DEVICES:
-                _allow(ruleset, path, self._rights)
-        return ruleset
+    @property
+    def has_own_root(self) -> bool:
+        """Say whether the process has a root folder of its own, with shared memory that ends with it."""
+        return self._root is not None
 
-    def close_up(self, *, read: Iterable[str], write: Iterable[str]) -> list[str]:
-        """Confine this process and its children; return what was used, in words.
+    def _leave_network(self) -> bool:
+        with attempt():
+            unshare(NEWNET)
+            return True
+        return False
+
+    def _allow(self, paths: Iterable[str], *, write: bool) -> None:
+        if self._rules is None:
+            return
+        for path in paths:
+            for place in dict.fromkeys((path, os.path.realpath(path))):
+                self._rules.allow(self._root.inside(place) if self._root else place, write=write)
+
+    def close_up(self, *, read: Iterable[str], write: Iterable[str]) -> Confinement:
+        """Confine this process and its children; return what was used, and what is lacking.
 
         It may read the system, the interpreter and `read`, and write below `write`.
         """
-        if self._ruleset >= 0:
-            for path in read:
-                _allow(self._ruleset, path, _READ & self._rights)
-            for path in write:
-                _allow(self._ruleset, path, self._rights)
-            _libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-            if _libc().syscall(_RESTRICT_SELF, self._ruleset, 0) == 0:
-                self.used.append(f"landlock {self._abi}")
-                self.guards_files = True
-            os.close(self._ruleset)
-        elif mount_read_only((*write, "/dev/shm")):
-            self.used.append("read-only mounts")
-        return self.used
+        read, write = list(read), list(write)
+        if self._root is not None:
+            for path in sorted(read):
+                self._root.show(path)
+            self._root.seal(write)
+        self._allow(read, write=False)
+        self._allow((*write, *(("/dev/shm",) if self._root else ())), write=True)
+        self._limit_processes()
+        if self._root is not None:
+            self._root.enter()
+        self._give_up_privileges((*read, *write, *interpreter_paths()))
+        self._restrict()
+        return Confinement(tuple(self._used), tuple(self._lacks))
+
+    def _limit_processes(self) -> None:
+        """Limit an ordinary user's processes: root's can be limited in a namespace of processes only."""
+        if os.geteuid():
+            others = 0 if self._count_apart() else _processes_of(os.getuid())
+            hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+            limit = others + most_processes()
+            limit = limit if hard == resource.RLIM_INFINITY else min(hard, limit)
+            resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))
+            self._limited = True
+        if self._limited:
+            self._used.append(f"at most {most_processes()} processes")
+        else:
+            self._lacks.append("making processes without end")
+
+    def _count_apart(self) -> bool:
+        """Enter a user namespace in which this process's children are counted alone; say whether it is."""
+        with attempt():
+            if holds(SYS_ADMIN) and release() >= _PROCESSES_ARE_OWN:
+                enter_user_namespace()
+                return True
+        return False
+
+    def _give_up_privileges(self, needed: Iterable[str]) -> None:
+        # Root reads a project of another user, and without a root of its own passes folders to its workdir.
+        passes = not os.geteuid() and (self._root is None or any(map(_is_closed, needed)))
+        if not drop_capabilities(keep=DAC_OVERRIDE if passes else None):
+            self._lacks.append("using capabilities")
+        else:
+            self._used.append("no capability but to read any file it sees" if passes else "no capabilities")
+
+    def _restrict(self) -> None:
+        version = 0
+        if self._rules is not None:
+            with attempt():
+                self._rules.restrict()
+                version = landlock.abi()
+                self._used.insert(0, f"landlock {version}")
+        self._say_what_of_files(version)
+        self._say_what_of_processes(version)
+        self._refuse_sockets(version)
+
+    def _say_what_of_files(self, version: int) -> None:
+        self.guards_files = bool(version or self._root)
+        if self._root is not None:
+            self._used.insert(0, "a root folder of its own")
+        elif not version:
+            self._lacks.insert(0, "files, but for Python's audit hook")
+
+    def _say_what_of_processes(self, version: int) -> None:
+        if self._own_processes and self._root is not None and not self._root.shows_processes:
+            self._used.append("processes of its own")
+            return
+        self._used.append("its descendants are ended with it")
+        if version < 6 and not self._own_processes:
+            self._lacks.append("signalling other processes")
+        if not version:
+            self._lacks.append("looking at other processes")
+
+    def _refuse_sockets(self, version: int) -> None:
+        """Refuse the sockets that neither the root folder nor the network's namespace keeps away."""
+        everywhere = self._network or self._network_left
+        refused = self._root is not None and everywhere
+        if not refused:
+            with attempt():
+                refuse_sockets(every=not everywhere)
+                refused = self.refuses_sockets = True
+        if not self._network and (refused or self._network_left):
+            self._used.append("no network")
+        elif not self._network:
+            self._lacks.append("the network" if version < 4 else "the network by UDP")
+        if not refused:
+            self._lacks.append("UNIX sockets")
+        elif self._root is None:
+            self._used.append("no UNIX sockets")
+        elif self._network and version < 6:
+            self._lacks.append("abstract UNIX sockets")
 
 
-def _rights(abi: int) -> int:
-    """Return the access rights that a version of landlock knows.
-
-    Device ioctls are left alone: a terminal's are harmless, and libraries probe them.
-    """
-    rights = _ALL_V1
-    rights |= _REFER if abi >= 2 else 0
-    rights |= _TRUNCATE if abi >= 3 else 0
-    return rights
-
-
-def _leave_network() -> bool:
-    flags = _CLONE_NEWNET if os.geteuid() == 0 else _CLONE_NEWNET | _CLONE_NEWUSER
-    return bool(_libc().unshare(flags) == 0)
+def _limit_pids() -> bool:
+    """Limit the process ids of this process's own namespace; say whether it has a limit of its own."""
+    if release() < _PID_MAX_IS_OWN:
+        return False  # The limit would be the machine's.
+    with attempt(), open(_PID_MAX, "w", encoding="ascii") as file:
+        file.write(str(_RESERVED_PIDS + most_processes()))
+        return True
+    return False
 
 
-def _allow(ruleset: int, path: str, rights: int) -> None:
-    try:
-        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except OSError:
-        return  # What isn't there needs no right.
-    try:
-        if not os.path.isdir(f"/proc/self/fd/{fd}"):
-            rights &= _FILE_ONLY
-        rule = struct.pack("=Qi", rights, fd)
-        _libc().syscall(_ADD_RULE, ruleset, _RULE_PATH_BENEATH, rule, 0)
-    finally:
-        os.close(fd)
+def _processes_of(user: int) -> int:
+    """Return how many processes and threads a user has on this machine."""
+    count = 0
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with attempt():
+                if os.stat(f"/proc/{name}").st_uid == user:
+                    count += len(os.listdir(f"/proc/{name}/task"))
+    return count
+
+
+def _is_closed(path: str) -> bool:
+    """Say whether a path belongs to another user than root, who lets nobody else read it."""
+    with attempt():
+        found = os.stat(path)
+        return bool(found.st_uid and not found.st_mode & 0o004)
+    return False

@@ -1,15 +1,15 @@
 """The fork server: a process that has imported what workers need, and forks them.
 
 It only imports and never computes: a fork after a computation of torch may hang for ever. It
-talks over one socket: requests come as length-prefixed JSON with the log pipe's descriptor,
-answers go back as JSON lines. When the socket closes, because the runner has ended in whatever
-way, every worker is killed.
+talks over one socket: each message is JSON, with a worker's request and log pipe as
+descriptors, which are handed on unread, so that no worker inherits another one's secrets; answers
+go back in the same way. When the socket closes, because the runner has ended in whatever way, every
+worker is killed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import importlib
 import json
@@ -17,48 +17,53 @@ import os
 import selectors
 import signal
 import socket
-import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import worker
 from .sandbox import Sandbox, warm_up
+from .supervisor import end_children, ended, fork, prepare, tell
 
 __all__ = ["main"]
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
+_LONGEST_BYTES = 1 << 16
+_DESCRIPTORS = 2
 
 
 def main(fd: int) -> None:
     """Serve requests on the socket `fd` until it closes."""
-    libc = ctypes.CDLL(None)
-    # Orphans of a worker come to this process, which can then wait for all of a group to die.
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    prepare()
     warm_up()
     gc.freeze()
-    _Server(socket.socket(fileno=fd), libc).serve()
+    _Server(socket.socket(fileno=fd)).serve()
+
+
+class _Worker(NamedTuple):
+    """A forked worker: its supervisor, our end of its socket, and what it was asked to do."""
+
+    pid: int
+    channel: socket.socket
+    action: str = ""
 
 
 class _Server:
     """Forks a spare worker ahead of each request, so that nobody waits for the fork."""
 
-    def __init__(self, channel: socket.socket, libc: ctypes.CDLL) -> None:
+    def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
-        self._libc = libc
-        self._workers: dict[int, str] = {}
-        self._spare: tuple[int, socket.socket] | None = None
+        self._workers: dict[int, _Worker] = {}
+        self._spare: _Worker | None = None
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._selector = selectors.DefaultSelector()
 
     def serve(self) -> None:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
-        selector = selectors.DefaultSelector()
-        selector.register(self._channel, selectors.EVENT_READ)
-        selector.register(self._wake_r, selectors.EVENT_READ)
+        self._selector.register(self._channel, selectors.EVENT_READ)
+        self._selector.register(self._wake_r, selectors.EVENT_READ)
         self._fork_spare(network=False)
         while True:
-            for key, _ in selector.select():
+            for key, _ in self._selector.select():
                 if key.fileobj is self._channel:
                     if not self._request():
                         self._kill_all()
@@ -69,34 +74,37 @@ class _Server:
 
     def _say(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):
-            self._channel.sendall(json.dumps(message).encode() + b"\n")
+            self._channel.send(json.dumps(message).encode())
 
     def _request(self) -> bool:
         """Hand the next request to the spare worker; False where the channel has closed."""
         message = _receive(self._channel)
         if message is None:
             return False
-        body, log_fd = message
-        request = json.loads(body)
+        request, fds = message
         if "preload" in request:
             os.environ["HOME"] = request["home"]
             self._preload(request["preload"])
-            return True
+        else:
+            self._start(request, fds)
+        for fd in fds:  # Before the next fork: they are one worker's, with its secrets and its log.
+            os.close(fd)
+        self._fork_spare(network=False)
+        return True
+
+    def _start(self, request: dict[str, Any], fds: list[int]) -> None:
+        action = request["action"]
         if self._spare is None or request["network"]:
             self._fork_spare(network=request["network"])
         if self._spare is None:
-            self._say({"event": "exited", "action": request["action"], "status": 0,
-                       "error": "no process can be made for the worker"})  # fmt: skip
-        else:
-            pid, spare = self._spare
-            with spare, contextlib.suppress(OSError):
-                _send(spare, body, log_fd)
-            self._spare = None
-            self._workers[pid] = request["action"]
-            self._say({"event": "started", "action": request["action"], "pid": pid})
-            self._fork_spare(network=False)
-        os.close(log_fd)
-        return True
+            error = "no process can be made for the worker"
+            self._say({"event": "exited", "action": action, "status": 0, "error": error})
+            return
+        spare, self._spare = self._spare, None
+        with contextlib.suppress(OSError):
+            socket.send_fds(spare.channel, [b"{}"], fds)
+        self._workers[spare.pid] = spare._replace(action=action)
+        self._say({"event": "started", "action": action, "pid": spare.pid})
 
     def _preload(self, modules: list[str]) -> None:
         """Import modules; one that is missing is left out, and the stage says how to install it."""
@@ -104,106 +112,75 @@ class _Server:
             with contextlib.suppress(ImportError):
                 importlib.import_module(module)
         gc.freeze()
-        self._fork_spare(network=False)
 
     def _fork_spare(self, *, network: bool) -> None:
         """Fork a worker that waits for its request; one that waits already is let go."""
         if self._spare is not None:
-            self._spare[1].close()
+            self._spare.channel.close()
             self._spare = None
-        ours, theirs = socket.socketpair()
-        try:
-            pid = os.fork()
-        except OSError:
-            return
-        if pid == 0:
-            ours.close()
-            self._channel.close()
-            self._child(theirs, network=network)
-        theirs.close()
-        self._spare = (pid, ours)
+        with contextlib.suppress(OSError):
+            self._spare = _Worker(*fork(_work, network=network, close=self._close))
 
-    def _child(self, channel: socket.socket, *, network: bool) -> None:
-        """Wait for a request, run it, and end; never returns."""
-        code = 70
-        try:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.setsid()
-            self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            sandbox = Sandbox(network=network)
-            message = _receive(channel)
-            if message is None:
-                os._exit(0)
-            body, log_fd = message
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            os.dup2(log_fd, 1)
-            os.dup2(log_fd, 2)
-            os.close(log_fd)
-            channel.close()
-            code = worker.run(json.loads(body), sandbox)
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            with contextlib.suppress(BaseException):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(code)
+    def _close(self) -> None:
+        """Close in a child what is the server's."""
+        self._selector.close()
+        self._channel.close()
+        for fd in (self._wake_r, self._wake_w):
+            os.close(fd)
+        for other in self._workers.values():
+            other.channel.close()
 
     def _reap(self) -> None:
-        """Report each worker that has ended, once nothing of its process group is left."""
+        """Report each worker that has ended, once nothing of it is left."""
         while True:
             try:
-                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 return
-            if info is None:
+            if not pid:
                 return
-            pid = info.si_pid
-            if pid not in self._workers:
-                os.waitpid(pid, 0)
+            gone = self._workers.pop(pid, None)
+            if gone is None:
                 continue
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-            _, status = os.waitpid(pid, 0)
-            with contextlib.suppress(ChildProcessError):
-                while True:
-                    os.waitpid(-pid, 0)
-            self._say({"event": "exited", "action": self._workers.pop(pid), "status": status})
+            if status:  # Its supervisor was killed, and has ended nothing itself.
+                end_children([*self._workers, *([self._spare.pid] if self._spare else [])])
+            end = ended(gone.channel, status)
+            self._say({"event": "exited", "action": gone.action, "status": end.status,
+                       "used": end.confinement.used, "lacks": end.confinement.lacks})  # fmt: skip
 
     def _kill_all(self) -> None:
         for pid in self._workers:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
+        end_children()
 
 
-def _send(channel: socket.socket, body: bytes, log_fd: int) -> None:
-    socket.send_fds(channel, [len(body).to_bytes(4, "big")], [log_fd])
-    channel.sendall(body)
+def _work(channel: socket.socket, sandbox: Sandbox) -> int:
+    """Wait for a request and run it."""
+    message = _receive(channel)
+    if message is None or len(message[1]) != _DESCRIPTORS:
+        return 0
+    request_fd, log_fd = message[1]
+    with open(request_fd, "rb") as file:
+        request = json.loads(file.read())
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for target, fd in enumerate((nothing, log_fd, log_fd)):
+        os.dup2(fd, target)
+    for fd in (nothing, log_fd):
+        os.close(fd)
+    return worker.run(request, sandbox, lambda confinement: tell(channel, confinement))
 
 
-def _receive(channel: socket.socket) -> tuple[bytes, int] | None:
-    """Return a message's body and its descriptor (or -1), or None where the channel has closed."""
+def _receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
+    """Return a message and its descriptors, or None where the channel has closed."""
     try:
-        data, fds, _, _ = socket.recv_fds(channel, 4, 1)
-        if not data:
-            return None
-        while len(data) < 4:
-            data += channel.recv(4 - len(data))
-        body = bytearray()
-        size = int.from_bytes(data, "big")
-        while len(body) < size:
-            chunk = channel.recv(size - len(body))
-            if not chunk:
-                return None
-            body += chunk
+        data, fds, _, _ = socket.recv_fds(channel, _LONGEST_BYTES, _DESCRIPTORS)
     except ConnectionResetError:
         return None
-    return bytes(body), fds[0] if fds else -1
+    return (json.loads(data), fds) if data else None
 
 
 if __name__ == "__main__":
+    import sys
+
     main(int(sys.argv[1]))

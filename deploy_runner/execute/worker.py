@@ -14,7 +14,7 @@ import random
 import resource
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from ..store.copies import copy_path, copy_pieces
 from ..types import Artifact
 from ..usercode import load
 from .audit import ReadGuard, WriteGuard
-from .sandbox import Sandbox, interpreter_paths
+from .families import hand_over_without_sockets, shorten
+from .sandbox import Confinement, Sandbox, interpreter_paths
 
 __all__ = ["PROGRESS", "run"]
 
@@ -36,15 +37,18 @@ PROGRESS = "\x1eprogress\x1f"
 _MEMORY_SLACK_BYTES = 512 << 20
 
 
-def run(request: dict[str, Any], sandbox: Sandbox) -> int:
-    """Run one request in this process, which ends afterwards; return its exit code."""
+def run(request: dict[str, Any], sandbox: Sandbox, tell: Callable[[Confinement], None]) -> int:
+    """Run one request in this process, which ends afterwards; return its exit code.
+
+    `tell` is told how the process is confined before anything of the stage runs.
+    """
     result_fd = os.open(request["result"], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     guard = ReadGuard("/nonexistent", "", ())
     ctx: Context | None = None
     result: dict[str, Any] = {}
     try:
         inputs = _stage_inputs(request)
-        result["sandbox"] = _confine(request, sandbox)
+        tell(_confine(request, sandbox))
         cls = load_class(request["module"], request["class_name"], request["stage_dir"])
         ctx = _context(request)
         params, stage_inputs, outputs = _models(cls, request, inputs)
@@ -66,7 +70,7 @@ def run(request: dict[str, Any], sandbox: Sandbox) -> int:
         result |= {"ok": False, "error": _described(error, request)}
     if ctx is not None:
         result |= {"figures": _finite(ctx.figures), "converged": ctx.converged}
-    result["violations"] = guard.violations
+    result |= {"violations": guard.violations, "missed": guard.missed}
     _write_result(result_fd, result)
     return 0 if result["ok"] else 1
 
@@ -108,7 +112,7 @@ def _stage_inputs(request: dict[str, Any]) -> dict[str, Path]:
     return placed
 
 
-def _confine(request: dict[str, Any], sandbox: Sandbox) -> list[str]:
+def _confine(request: dict[str, Any], sandbox: Sandbox) -> Confinement:
     os.environ.clear()
     os.environ.update(request["env"])
     if request["memory_bytes"]:
@@ -116,10 +120,16 @@ def _confine(request: dict[str, Any], sandbox: Sandbox) -> list[str]:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     code = [path for path, _ in request["code"].values()]
     read = [*code, request["stage_dir"], *request["readable"]]
-    used = sandbox.close_up(read=read, write=[request["work"]])
+    confinement = sandbox.close_up(read=read, write=[request["work"]])
     if not sandbox.guards_files:
         WriteGuard(request["work"]).install()
-    return used
+    if sandbox.refuses_sockets:
+        hand_over_without_sockets()
+    elif sandbox.has_own_root:
+        shorten("/dev/shm")
+    if request["require_sandbox"]:
+        confinement.require()
+    return confinement
 
 
 def _guard(request: dict[str, Any]) -> ReadGuard:

@@ -1,116 +1,155 @@
-"""What confines a worker: landlock where the kernel has it, and without it what there is, which is said."""
+"""What confines a worker is said, and can be asked for; stages that need children, threads and sockets work."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Project
+from tests.security.hostile import NO_LANDLOCK, NO_NAMESPACES, USER, Attacked, Kernel, attacked
 
-# Answers ENOSYS to the three system calls of landlock, as a kernel without it does, and becomes a command.
-NO_LANDLOCK = """
-import ctypes, os, struct, sys
-LOAD, AT_LEAST, MORE_THAN, RETURN = 0x20, 0x35, 0x25, 0x06
-rows = [(LOAD, 0, 0, 0), (AT_LEAST, 0, 2, 444), (MORE_THAN, 1, 0, 446), (RETURN, 0, 0, 0x00050000 | 38), (RETURN, 0, 0, 0x7FFF0000)]
-program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *row) for row in rows))
-filter_ = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(rows), ctypes.addressof(program)))
-libc = ctypes.CDLL(None, use_errno=True)
-assert libc.prctl(38, 1, 0, 0, 0) == 0
-assert libc.prctl(22, 2, filter_, 0, 0) == 0, os.strerror(ctypes.get_errno())
-os.execv(sys.executable, [sys.executable, "-m", "deploy_runner", *sys.argv[1:]])
-"""
+OPEN = {"root": Kernel(0, NO_LANDLOCK | NO_NAMESPACES), "a user": Kernel(USER, NO_LANDLOCK | NO_NAMESPACES)}
+FULL = {"root": Kernel(0), "a user": Kernel(USER)}
+FILES = "files, but for Python's audit hook"
 
 
-MOUNTS = subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0
+@pytest.fixture
+def target(request: pytest.FixtureRequest) -> Iterator[Attacked]:
+    """A project of the user, on the kernel, that the test names."""
+    with attacked(request.param) as made:
+        made.project.write("in.txt", "hello")
+        yield made
 
 
-def without_landlock(project: Project, *args: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line under a seccomp filter that takes landlock away."""
-    command = [sys.executable, "-c", NO_LANDLOCK, *args]
-    return subprocess.run(
-        command, cwd=project.folder, env=project.env, capture_output=True, text=True, check=False
-    )
+def on(kernels: dict[str, Kernel]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("target", kernels.values(), ids=kernels, indirect=True)
 
 
-def stages(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, object]]:
-    found: dict[str, dict[str, object]] = json.loads(done.stdout.splitlines()[-1])["stages"]
-    return found
-
-
-def test_without_landlock_a_run_says_so_and_goes_on(chain: Project) -> None:
-    done = without_landlock(chain, "run", "--json")
+@on(OPEN)
+def test_where_there_is_neither_landlock_nor_a_namespace_a_run_says_so_and_goes_on(target: Attacked) -> None:
+    target.pipeline("a: {uses: text.upper, inputs: {text: in.txt}}")
+    done = target.cli("run")
     assert done.returncode == 0, done.stderr
-    assert {row["state"] for row in stages(done).values()} == {"ran"}
-    guards = "read-only mounts and Python's audit hook guard" if MOUNTS else "only Python's audit hook guards"
-    said = f"no landlock: {guards} files"
-    assert f"warning: {said}" in done.stderr
-    (record,) = (chain.folder / ".deploy-runner/runs").glob("*/record.json")
-    assert json.loads(record.read_text())["sandbox"].startswith(said)
-    assert said in without_landlock(chain, "doctor").stdout
-    assert "warning" not in without_landlock(chain, "run", "--json").stderr
+    assert f"warning: stages were not kept from {FILES}, " in done.stderr
+    (record,) = (target.project.folder / ".deploy-runner/runs").glob("*/record.json")
+    data = json.loads(record.read_text())
+    assert data["unconfined"][0] == FILES
+    assert f"; not kept from {FILES}, " in data["sandbox"]
+    assert data["stages"]["a"]["sandbox"] == data["sandbox"]
+    assert f"not kept from {FILES}, " in target.cli("doctor").stdout
+    assert "warning" not in target.cli("run").stderr
 
 
-def test_without_landlock_an_undeclared_read_is_still_refused(project: Project) -> None:
-    extra = project.write("data/extra.csv", "1,2")
-    project.pipeline(f"sneaky: {{uses: text.odd, with: {{how: read, path: {extra}}}}}")
-    done = without_landlock(project, "run", "--json")
-    assert "it read data/extra.csv, which is not declared" in str(stages(done)["sneaky"]["error"])
+@on(FULL)
+def test_where_all_is_confined_nothing_is_lacking(target: Attacked) -> None:
+    target.pipeline("a: {uses: text.upper, inputs: {text: in.txt}}")
+    said = ("a root folder of its own, landlock ", ", at most ", " processes, no capabilities, "
+            "processes of its own, no network")  # fmt: skip
+    done = target.cli("run", "--require-sandbox")
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr
+    (record,) = (target.project.folder / ".deploy-runner/runs").glob("*/record.json")
+    data = json.loads(record.read_text())
+    assert data["unconfined"] == []
+    assert all(part in data["sandbox"] for part in said)
+    doctor = target.cli("doctor").stdout
+    assert all(part in doctor for part in said)
 
 
-@pytest.mark.parametrize("way", ["open(path, 'w')", "open(path, 'r+')", "os.remove(path)", "os.rename('x', path)",
-                                 "os.open(path, os.O_RDWR)", "os.truncate(path, 0)", "os.chmod(path, 0)"])  # fmt: skip
-def test_without_landlock_python_code_still_writes_nowhere_else(
-    project: Project, tmp_path: Path, way: str
-) -> None:
-    target = tmp_path / "outside"
-    target.write_text("as it was")
-    project.write(
-        "stages/writer.py",
-        f"""
-        import os
-        from deploy_runner.sdk import Context, File, Output, Stage, StageInputs, StageOutputs, StageParams
-        class Writer(Stage):
-            \"\"\"Write outside.\"\"\"
-            uses = "text.writer"
-            class Outputs(StageOutputs):
-                text: File = Output("x.txt")
-            def run(self, ctx: Context, params: StageParams, inputs: StageInputs, outputs: Outputs) -> None:
-                open("x", "w").close()
-                path = {str(target)!r}
-                {way}
-        """,
+@on({"root": Kernel(0, NO_NAMESPACES), **{f"{name}, open": kernel for name, kernel in OPEN.items()}})
+def test_a_run_that_requires_the_sandbox_starts_nothing_without_it(target: Attacked) -> None:
+    target.pipeline("a: {uses: text.upper, inputs: {text: in.txt}}")
+    done = target.cli("run", "--require-sandbox")
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if "can't keep" in line]
+    assert "making processes without end" in line or FILES in line
+    assert "as --require-sandbox asks" in line
+    assert not target.project.objects()
+    assert target.cli("run").returncode == 0
+    assert target.cli("run", "--require-sandbox").returncode == 0  # Everything is a hit: nothing runs.
+
+
+@on(OPEN)
+def test_without_landlock_an_undeclared_read_is_still_refused(target: Attacked) -> None:
+    extra = target.project.write("data/extra.csv", "1,2")
+    target.pipeline(f"sneaky: {{uses: text.odd, with: {{how: read, path: {extra}}}}}")
+    assert "it read data/extra.csv, which is not declared" in target.run()["stages"]["sneaky"]["error"]
+
+
+WRITER = """
+    import os
+    from deploy_runner.sdk import Context, File, Output, Stage, StageInputs, StageOutputs, StageParams
+    class Writer(Stage):
+        \"\"\"Write outside.\"\"\"
+        uses = "text.writer"
+        class Params(StageParams):
+            path: str
+        class Outputs(StageOutputs):
+            text: File = Output("x.txt")
+        def run(self, ctx: Context, params: Params, inputs: StageInputs, outputs: Outputs) -> None:
+            path = params.path
+            open("x", "w").close()
+            ways = (lambda: open(path, "w"), lambda: open(path, "r+"), lambda: os.remove(path),
+                    lambda: os.rename("x", path), lambda: os.open(path, os.O_RDWR),
+                    lambda: os.truncate(path, 0), lambda: os.chmod(path, 0))
+            for way in ways:
+                try: way()
+                except OSError as error: print(type(error).__name__)
+                else: print("done")
+            outputs.text.write_text("x")
+    """
+
+
+@on({**FULL, **{f"{name}, open": kernel for name, kernel in OPEN.items()}})
+def test_python_code_writes_nowhere_else_on_any_kernel(target: Attacked) -> None:
+    beside = target.project.folder.parent / "beside"
+    beside.mkdir()
+    beside.chmod(0o777)
+    outside = beside / "outside.txt"
+    outside.write_text("as it was")
+    outside.chmod(0o666)
+    target.project.write("stages/writer.py", WRITER)
+    target.pipeline(f"w: {{uses: text.writer, with: {{path: {outside}}}}}")
+    assert target.run()["ran"] == 1
+    (log,) = (target.project.folder / ".deploy-runner/runs").glob("*/logs/w.log")
+    assert "done" not in log.read_text()
+    assert len(log.read_text().split()) == 7
+    assert outside.read_text() == "as it was"
+
+
+@on(
+    {
+        "root": Kernel(0, NO_LANDLOCK),
+        "a user": Kernel(USER, NO_LANDLOCK),
+        **{f"{n}, full": k for n, k in FULL.items()},
+    }
+)
+def test_a_command_sees_nothing_outside_and_cannot_undo_that(target: Attacked) -> None:
+    outside = target.project.write("outside.txt", "as it was")
+    undo = "mount -o remount,rw / || unshare -m mount -o remount,rw / || unshare -rm true || true"
+    target.pipeline(
+        f"a: {{uses: run.command, outputs: {{o: o}}, with: {{command: 'echo x > $OUTPUT_O; {undo}; cat {outside} || echo x > {outside}'}}}}"
     )
-    project.pipeline("w: {uses: text.writer}")
-    done = without_landlock(project, "run", "--json")
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "PermissionError" in str(stages(done)["w"]["error"])
-    assert target.read_text() == "as it was"
+    error = target.run()["stages"]["a"]["error"]
+    refusals = ("Read-only file system", "Directory nonexistent", "No such file or directory")
+    assert error.endswith(tuple(f"{refusal}; declare outside.txt as an input)" for refusal in refusals))
+    assert outside.read_text() == "as it was"
 
 
-@pytest.mark.skipif(not MOUNTS, reason="a mount namespace needs root")
-def test_without_landlock_a_command_finds_the_disk_read_only_and_cannot_undo_that(
-    project: Project, tmp_path: Path
-) -> None:
-    target = tmp_path / "outside"
-    undo = "mount -o remount,rw / || unshare -m mount -o remount,rw / || true"
-    project.pipeline(
-        f"a: {{uses: run.command, outputs: {{o: o}}, with: {{command: 'echo x > $OUTPUT_O; {undo}; echo x > {target}'}}}}"
-    )
-    error = str(stages(without_landlock(project, "run", "--json"))["a"]["error"])
-    assert error.endswith("Read-only file system)")
-    assert not target.exists()
-
-
-def test_without_landlock_there_is_still_no_network(project: Project, used_port: int) -> None:
-    if subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("a network namespace needs root")
-    project.pipeline(f'caller: {{uses: text.odd, with: {{how: connect, path: "{used_port}"}}}}')
-    error = str(stages(without_landlock(project, "run", "--json"))["caller"]["error"])
-    assert "OSError" in error or "ConnectionRefusedError" in error
+def test_a_root_run_reads_the_closed_project_of_another_user(tmp_path: Path) -> None:
+    with attacked(Kernel(0)) as target:
+        target.project.write("in.txt", "hello")
+        target.pipeline("a: {uses: text.upper, inputs: {text: in.txt}}")
+        for path in (target.project.folder, *target.project.folder.rglob("*")):
+            path.chmod(0o700 if path.is_dir() else 0o600)
+        subprocess.run(["chown", "-R", str(USER), str(target.project.folder)], check=True)
+        record = target.run()
+        assert record["ran"] == 1, record
+        assert "no capability but to read any file it sees" in record["sandbox"]
 
 
 def test_a_worker_has_no_credentials_and_private_copies_of_its_inputs(project: Project) -> None:
