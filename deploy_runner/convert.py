@@ -82,18 +82,20 @@ def _stages(
     """Return every stage that a format may need, in the order of the data."""
     example = {"shape": list(shape)} | ({"dtype": dtype} if dtype != "float32" else {})
     onnx = "${{ stages.onnx.outputs.model }}"
+    samples = {"samples": place for place in calibration if place.endswith(".npz")}
+    int8 = {"uses": "onnx.quantize_dynamic", "inputs": {"model": onnx, "reference": _MODEL}}
     if calibration:
+        # Reference cases of noise say nothing of a model whose ranges are those of pictures.
+        reference = {"reference": _MODEL} if samples else {}
         int8 = {
             "uses": "onnx.quantize_static",
-            "inputs": {"model": onnx, "calibration": calibration[0], "reference": _MODEL},
+            "inputs": {"model": onnx, "calibration": calibration[0], **reference},
         }
-    else:
-        int8 = {"uses": "onnx.quantize_dynamic", "inputs": {"model": onnx, "reference": _MODEL}}
     return {
         "weights": {"uses": "checkpoint.state_dict", "inputs": {"checkpoint": checkpoint}},
         "model": {
             "uses": "model.prepare",
-            "inputs": {"weights": "${{ stages.weights.outputs.weights }}"},
+            "inputs": {"weights": "${{ stages.weights.outputs.weights }}", **samples},
             "with": {"factory": factory, "example": example},
         },
         "full": _from_model("torch.save_full"),

@@ -90,8 +90,9 @@ class OnnxQuantizeStatic(Stage):
         judged = {_judge.FRESH: list(_judge.answered(reference, fresh))}
         if bundle is not None:
             judged[_judge.REFERENCE] = list(bundle.cases)
+        asked = [case.inputs for cases in judged.values() for case in cases]
         _judge.judge(ctx, params, candidate, judged,
-                     lambda: _cause(params, made, seen, _int8.survey(ctx, ready, fresh)))  # fmt: skip
+                     lambda: _cause(params, made, seen, _int8.survey(ctx, ready, asked)))  # fmt: skip
         ctx.figure("unfit_for_int8", unfit)  # type: ignore[arg-type]
         _int8.report(ctx, inputs.model, made)
 
@@ -142,19 +143,20 @@ def _quantize(
 
 
 def _cause(
-    params: OnnxQuantizeStatic.Params, made: onnx.ModelProto, seen: _int8.Survey, fresh: _int8.Survey
+    params: OnnxQuantizeStatic.Params, made: onnx.ModelProto, seen: _int8.Survey, asked: _int8.Survey
 ) -> tuple[str, str]:
     """Say what is the matter: dead or narrow ranges of the calibration, or the CPU."""
     if _int8.needs_vnni(made):
         return _int8.SATURATION
-    dead = sorted(n for n, (low, high) in seen.ranges.items() if low == high == 0 != fresh.reach(n))
+    dead = sorted(n for n, (low, high) in seen.ranges.items() if low == high == 0 != asked.reach(n))
     if dead:
         return (f"on the calibration samples {dead[0]!r} and {len(dead) - 1} more tensors are all zero",
                 "calibrate on real samples")  # fmt: skip
-    beyond = sorted(n for n in seen.ranges if fresh.reach(n) > 1.5 * seen.reach(n))
+    beyond = sorted(n for n in seen.ranges if asked.reach(n) > 1.5 * seen.reach(n))
     if beyond:
         return (f"{beyond[0]!r} and {len(beyond) - 1} more tensors saturate: they go beyond the range that "
-                "was found on the calibration samples", "calibrate on more varied samples")  # fmt: skip
+                "was found on the calibration samples",
+                "calibrate on more varied samples, of the kind that model.prepare has for `samples`")  # fmt: skip
     if params.method != "minmax":
         return (f"{params.method} cuts off values that count, they saturate",
                 "use `method: minmax`, or a higher `percentile`")  # fmt: skip

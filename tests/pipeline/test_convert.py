@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from deploy_runner.convert import FORMATS
 from tests.conftest import DIGITS, Project
@@ -39,6 +41,17 @@ def test_every_format_is_made_and_copied_out(folder: Project) -> None:
         assert f"converted/{name.split('/')[0]}/" in done.stdout
     assert "onnx.quantize_static" in (folder.folder / "convert.yaml").read_text()
     assert folder.run("convert.yaml")["hit"] == 13
+
+
+def test_pictures_judge_the_int8_model_that_they_calibrate(folder: Project) -> None:
+    digits = np.load(folder.folder / "calibration.npz")["x"]
+    (folder.folder / "pictures").mkdir()
+    for index, digit in enumerate(digits[:40, 0]):
+        Image.fromarray((digit * 255).astype("u1")).save(folder.folder / f"pictures/{index}.png")
+    folder.cli("convert", "digits.pt", "--to", "int8", *DIGITS_OPTIONS, "--calibration", "pictures")
+    made = folder.run("convert.yaml")["stages"]["int8"]["figures"]
+    assert made["calibration_samples"] == 40
+    assert made["cosine"] > 0.98
 
 
 def test_a_second_taste_uses_what_the_first_has_made(folder: Project) -> None:

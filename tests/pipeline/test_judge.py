@@ -165,3 +165,13 @@ def test_dead_calibration_is_refused_by_every_quantizer(
     with pytest.raises(GateError, match="the result is not the model any more: .* cosine") as error:
         run_stage(stage(uses), tmp_path / "q", inputs={"model": model, "calibration": tmp_path / "c.npz"}, params=params)  # fmt: skip
     assert "calibrat" in error.value.fix
+
+
+def test_reference_cases_of_another_kind_than_the_calibration_are_the_cause(
+    tmp_path: Path, bundle: Path, fp32: Path
+) -> None:
+    np.savez(tmp_path / "c.npz", x=np.random.default_rng(0).random((40, 1, 8, 8), "f4"))
+    inputs = {"model": fp32, "calibration": tmp_path / "c.npz", "reference": bundle}
+    with pytest.raises(GateError, match="on the reference cases, .* go beyond the range") as error:
+        run_stage(stage("onnx.quantize_static"), tmp_path / "q", inputs=inputs)
+    assert "of the kind that model.prepare has for `samples`" in error.value.fix

@@ -87,9 +87,12 @@ def test_one_changed_parameter_reruns_its_cone_only(ran: tuple[Project, dict]) -
 
 def test_an_int8_model_that_loses_too_much_fails_its_gate_by_name(ran: tuple[Project, dict]) -> None:  # type: ignore[type-arg]
     project, _ = ran
-    # A range of the middle 60 % of the values cuts most activations off.
-    change = ("--set", "stages.int8.with.percentile=60", "--set", "stages.int8.matrix.method=[percentile]")
-    result = project.run(*change, exits=1)
+    # A range of the middle 80 % of the values cuts many activations off.
+    change = ("--set", "stages.int8.with.percentile=80", "--set", "stages.int8.matrix.method=[percentile]")
+    refused = project.run(*change, exits=1)["stages"]["int8[percentile]"]["error"]
+    assert "below 0.98; percentile cuts off values that count" in refused
+    lower = ("--set", "stages.int8.with.min_cosine=0.8", "--set", "stages.int8.with.min_agreement=0.8")
+    result = project.run(*change, *lower, exits=1)
     error = result["stages"]["accuracy-int8[percentile]"]["error"]
     assert error.startswith("accuracy-int8[percentile]: the accuracy falls by ")
     assert result["stages"]["package"]["state"] == "skipped"

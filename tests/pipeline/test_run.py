@@ -104,7 +104,7 @@ def test_a_damaged_action_record_is_a_miss(chain: Project) -> None:
         data[len(data) // 2] ^= 1
         record.write_bytes(bytes(data))
     plan = json.loads(chain.cli("plan", "--json").stdout)["actions"]
-    assert plan[0]["reason"] == "its record is damaged, or was not written by this store"
+    assert plan[0]["reason"] == "its record is damaged, or was not written by this store for this action"
     assert chain.run()["ran"] == 3
 
 
