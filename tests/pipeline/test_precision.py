@@ -19,7 +19,7 @@ from deploy_runner.stages._parity import compare
 from deploy_runner.stages._smoke import Invoke, smoke_test
 from onnx import numpy_helper
 
-from deploy_runner.errors import GateError
+from deploy_runner.errors import GateError, StageError
 from deploy_runner.registry import Registry
 from deploy_runner.testing import StageRun, run_stage
 from tests.conftest import ROOT
@@ -71,6 +71,22 @@ def test_each_type_is_compared_by_its_own_rounding(tmp_path: Path, then: str, ep
     for uses in ("torch.trace", "torch.export", "torch.save_full", "onnx.export"):
         figures = run(uses, tmp_path, inputs={"model": bundle}).figures
         assert figures["max_abs"] <= figures["allowed"] <= allowed, uses
+
+
+def test_a_model_of_a_type_that_no_file_of_numbers_has_is_told_to_turn_its_input(tmp_path: Path) -> None:
+    unturned = "    def forward(self, x): return self.b(torch.relu(self.a(x)))"
+    with pytest.raises(StageError, match="the model refuses the example") as error:
+        prepare(tmp_path, unturned, {"shape": [2, 4]}, ".bfloat16()")
+    assert "a module around it that turns its input into the weights' type" in error.value.fix
+
+
+def test_a_model_whose_source_is_no_file_is_refused_by_torch_script_alone(tmp_path: Path) -> None:
+    made_up = "    exec('def forward(self, x): return self.b(torch.relu(self.a(x)))')"
+    bundle = prepare(tmp_path, made_up, {"shape": [2, 4]})["model"]
+    with pytest.raises(StageError, match="the model can't be compiled") as error:
+        run("torch.script", tmp_path, inputs={"model": bundle})
+    assert error.value.fix == "try torch.trace or torch.export"
+    assert run("torch.trace", tmp_path, inputs={"model": bundle}).figures["max_abs"] < 1e-6
 
 
 def spoil(file: Path) -> None:
