@@ -279,7 +279,7 @@ def _add_project(verbs: _Verbs) -> None:
         convert.add_argument(flag, required=True, metavar=metavar, help=text)
     optional = {
         "--dtype": ("TYPE", "float32", "the example's element type"),
-        "--calibration": ("PATH", None, "an .npz, which makes the reference cases too, or a folder of pictures: int8 is calibrated on it"),
+        "--calibration": ("PATH", None, "samples for int8: an .npz (also the reference cases) or pictures"),
         "--output": ("FOLDER", "converted", "where the results go"),
         "--pipeline": ("FILE", "convert.yaml", "the pipeline to write"),
     }

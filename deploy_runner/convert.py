@@ -82,7 +82,7 @@ def _stages(
     """Return every stage that a format may need, in the order of the data."""
     example = {"shape": list(shape)} | ({"dtype": dtype} if dtype != "float32" else {})
     onnx = "${{ stages.onnx.outputs.model }}"
-    samples = {"samples": place for place in calibration if place.endswith(".npz")}
+    samples = {"samples": calibration[0]} if calibration and calibration[0].endswith(".npz") else {}
     int8 = {"uses": "onnx.quantize_dynamic", "inputs": {"model": onnx, "reference": _MODEL}}
     if calibration:
         # Reference cases of noise say nothing of a model whose ranges are those of pictures.

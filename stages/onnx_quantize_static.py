@@ -156,7 +156,7 @@ def _cause(
     if beyond:
         return (f"{beyond[0]!r} and {len(beyond) - 1} more tensors saturate: they go beyond the range that "
                 "was found on the calibration samples",
-                "calibrate on more varied samples, of the kind that model.prepare has for `samples`")  # fmt: skip
+                "calibrate on more varied samples, such as model.prepare has for `samples`")  # fmt: skip
     if params.method != "minmax":
         return (f"{params.method} cuts off values that count, they saturate",
                 "use `method: minmax`, or a higher `percentile`")  # fmt: skip

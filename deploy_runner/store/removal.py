@@ -15,7 +15,8 @@ __all__ = ["remove_tree"]
 def remove_tree(path: Path) -> None:
     """Remove a folder and all in it; what the system keeps us from removing stays for the next sweep.
 
-    A link or a file in its place goes too. Folders in folders are moved up into `path` first, so that no depth is too much.
+    A link or a file in its place goes too. Folders in folders are moved up into `path` first, so that
+    no depth is too much.
     """
     with suppress(OSError):
         if not stat_module.S_ISDIR(path.lstat().st_mode):

@@ -174,4 +174,4 @@ def test_reference_cases_of_another_kind_than_the_calibration_are_the_cause(
     inputs = {"model": fp32, "calibration": tmp_path / "c.npz", "reference": bundle}
     with pytest.raises(GateError, match="on the reference cases, .* go beyond the range") as error:
         run_stage(stage("onnx.quantize_static"), tmp_path / "q", inputs=inputs)
-    assert "of the kind that model.prepare has for `samples`" in error.value.fix
+    assert "such as model.prepare has for `samples`" in error.value.fix
