@@ -123,6 +123,7 @@ def request(
         "code": {f.name: [f.path, digests[f.name]] for f in node.code},
         "packages": {name: keys.version(name) for name in node.packages},
         "project": graph.root,
+        "stores": store.homes,
         "user_home": environ.get("HOME", ""),
         "network": node.network,
         "readable": [*_beside(node), *_named_files(cloud)],

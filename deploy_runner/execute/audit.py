@@ -35,6 +35,7 @@ class ReadGuard:
         self._guarded = tuple({self._project + os.sep, *([os.path.realpath(home) + os.sep] if home else [])})
         self._home = os.path.realpath(home) + os.sep if home else ""
         self._allowed = tuple(os.path.realpath(path) for path in allowed)
+        self._allowed_inside = tuple(p for p in self._allowed if p.startswith(self._project + os.sep))
         self._busy = False
 
     def install(self) -> None:
@@ -64,9 +65,10 @@ class ReadGuard:
     def _is_refused(self, real: str) -> bool:
         if not real.startswith(self._guarded):
             return False
-        if any(real == a or real.startswith(a + os.sep) for a in self._allowed):
-            return False
         inside = real.startswith(self._project + os.sep)
+        allowed = self._allowed_inside if inside else self._allowed
+        if any(real == a or real.startswith(a + os.sep) for a in allowed):
+            return False
         if not inside and real.removeprefix(self._home).startswith(_CONFIGURATION):
             return False
         if os.path.isfile(real):

@@ -44,6 +44,7 @@ class OwnRoot:
         os.makedirs(self.inside(_SHARED_MEMORY))
         mount("tmpfs", self.inside(_SHARED_MEMORY), "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=1777")
         self._shown = ["/proc/", f"{_PLACE}/"]
+        self._hidden: list[str] = []
         for path in paths:
             self.show(path)
         for name, target in _LINKS.items():
@@ -84,8 +85,14 @@ class OwnRoot:
                 self._shown.append(f"{link}/")
         return place
 
+    def hide(self, place: str) -> None:
+        """Put an empty folder over one that is visible, for what of it is shown from then on."""
+        mount("tmpfs", self.inside(place), "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=755")
+        self._hidden.append(f"{place}/")
+
     def _is_shown(self, path: str) -> bool:
-        return f"{path}/".startswith(tuple(self._shown))
+        around = [known for known in (*self._shown, *self._hidden) if f"{path}/".startswith(known)]
+        return bool(around) and max(around, key=len) not in self._hidden
 
     def _mount_point(self, path: str, *, folder: bool) -> None:
         target = self.inside(path)

@@ -6,27 +6,21 @@ loss of all capabilities. Whatever the kernel lacks or doesn't allow is left out
 
 from __future__ import annotations
 
-import importlib
 import importlib.machinery
 import os
 import resource
-import site
 import sys
-import sysconfig
-from collections.abc import Iterable, Iterator
-from functools import cache
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ..errors import UsageError
-from ..installed import distributions
-from . import landlock
+from . import installation, landlock
 from .kernel import NEWIPC, NEWNET, attempt, enter_user_namespace, release, unshare
 from .privileges import DAC_OVERRIDE, SYS_ADMIN, drop_capabilities, holds, refuse_sockets
 from .root import OwnRoot
 
-__all__ = ["NOT_STARTED", "Confinement", "Sandbox", "interpreter_paths", "warm_up"]
+__all__ = ["NOT_STARTED", "Confinement", "Sandbox", "warm_up"]
 
-_SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/etc", "/proc", "/sys", "/opt")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom", "/dev/tty")
 _RESOLVER = "/etc/resolv.conf"
 _PID_MAX = "/proc/sys/kernel/pid_max"
@@ -61,34 +55,9 @@ class Confinement(NamedTuple):
 NOT_STARTED = Confinement((), ())
 
 
-@cache
-def interpreter_paths() -> tuple[str, ...]:
-    """Return the folders of the interpreter, its libraries and installed packages."""
-    found = {sys.prefix, sys.base_prefix, sys.exec_prefix, *sysconfig.get_paths().values()}
-    found |= set(site.getsitepackages()) | {os.path.dirname(os.path.realpath(sys.executable))}
-    found |= {os.path.dirname(p) for p in _engine_paths()}
-    found |= {folder for folder in sys.path if _holds_installed(folder)}
-    there = sorted(p for p in found if p and p != "/" and os.path.exists(p))
-    kept: list[str] = []
-    for path in there:
-        if not path.startswith(tuple(f"{known}/" for known in (*kept, *_SYSTEM))):
-            kept.append(path)
-    return tuple(kept)
-
-
-def _holds_installed(folder: str) -> bool:
-    """Say whether packages were installed into a folder of the path; others are read file by file."""
-    return any(path.endswith(".dist-info") for path in distributions(folder).values())
-
-
-def _engine_paths() -> Iterator[str]:
-    for name in ("deploy_runner", "deploy_runner.stages"):
-        yield str(importlib.import_module(name).__file__)
-
-
 def warm_up() -> None:
     """Find out what every worker needs to know, before they are forked."""
-    interpreter_paths()
+    installation.interpreter_paths()
     # Python lists each folder of its path once; a worker may read some files of a folder, not list it.
     importlib.machinery.PathFinder.find_spec("deploy_runner_lists_every_folder")
     landlock.abi()
@@ -123,13 +92,17 @@ class Sandbox:
         with attempt():
             unshare(NEWIPC)
         self._limited = own_processes and _limit_pids()
-        system = (*_SYSTEM, *interpreter_paths(), sys.executable, *((_RESOLVER,) if network else ()))
+        self._system = [*installation.SYSTEM, *installation.interpreter_paths(), sys.executable]
+        self._system += [_RESOLVER] if network else []
         with attempt():
-            self._root = OwnRoot((*system, *_DEVICES), own_processes=own_processes)
+            self._root = OwnRoot((*self._system, *_DEVICES), own_processes=own_processes)
         with attempt():
-            self._rules = landlock.Ruleset(network=network)
-            self._allow(system, write=False)
-            self._allow((*_DEVICES, *(() if self._root else ("/dev/shm",))), write=True)
+            self._make_rules(self._system)
+
+    def _make_rules(self, system: Iterable[str]) -> None:
+        self._rules = landlock.Ruleset(network=self._network)
+        self._allow(system, write=False)
+        self._allow((*_DEVICES, *(() if self._root else ("/dev/shm",))), write=True)
 
     @property
     def has_own_root(self) -> bool:
@@ -149,12 +122,14 @@ class Sandbox:
             for place in dict.fromkeys((path, os.path.realpath(path))):
                 self._rules.allow(self._root.inside(place) if self._root else place, write=write)
 
-    def close_up(self, *, read: Iterable[str], write: Iterable[str]) -> Confinement:
+    def close_up(self, *, read: Iterable[str], write: Iterable[str], hide: Iterable[str] = ()) -> Confinement:
         """Confine this process and its children; return what was used, and what is lacking.
 
-        It may read the system, the interpreter and `read`, and write below `write`.
+        It may read the system, the interpreter and `read`, and write below `write`. Of `hide`, wherever
+        that lies, it sees no more than these name.
         """
-        read, write = list(read), list(write)
+        write = list(write)
+        read = self._hide(list(read), hide)
         if self._root is not None:
             for path in sorted(read):
                 self._root.show(path)
@@ -164,9 +139,26 @@ class Sandbox:
         self._limit_processes()
         if self._root is not None:
             self._root.enter()
-        self._give_up_privileges((*read, *write, *interpreter_paths()))
+        self._give_up_privileges((*read, *write, *installation.interpreter_paths()))
         self._restrict()
         return Confinement(tuple(self._used), tuple(self._lacks))
+
+    def _hide(self, read: list[str], hide: Iterable[str]) -> list[str]:
+        """Take what is to be hidden out of what is visible; return what is still to be shown."""
+        hidden = installation.hidden_among((*self._system, *read), hide)
+        if not hidden:
+            return read
+        around = [path for path in read if installation.hidden_among([path], hidden)]
+        read = [path for path in read if path not in around] + installation.inside(hidden)
+        if self._root is not None:
+            for path in around:
+                self._root.show(path)
+            for place in hidden:
+                self._root.hide(place)
+            return [*around, *read]
+        with attempt():
+            self._make_rules(_except(self._system, hidden))
+        return [*_except(around, hidden), *read]
 
     def _limit_processes(self) -> None:
         """Limit an ordinary user's processes: root's can be limited in a namespace of processes only."""
@@ -244,6 +236,10 @@ class Sandbox:
             self._used.append("no UNIX sockets")
         elif self._network and version < 6:
             self._lacks.append("abstract UNIX sockets")
+
+
+def _except(paths: Iterable[str], hidden: Sequence[str]) -> list[str]:
+    return [part for path in paths for part in installation.without(os.path.realpath(path), hidden)]
 
 
 def _limit_pids() -> bool:

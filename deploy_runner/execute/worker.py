@@ -25,9 +25,10 @@ from ..sdk import Context, Stage
 from ..store.copies import copy_path, copy_pieces
 from ..types import Artifact
 from ..usercode import load
+from . import installation
 from .audit import ReadGuard, WriteGuard
 from .families import hand_over_without_sockets, shorten
-from .sandbox import Confinement, Sandbox, interpreter_paths
+from .sandbox import Confinement, Sandbox
 
 __all__ = ["PROGRESS", "run"]
 
@@ -120,7 +121,8 @@ def _confine(request: dict[str, Any], sandbox: Sandbox) -> Confinement:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     code = [path for path, _ in request["code"].values()]
     read = [*code, request["stage_dir"], *request["readable"]]
-    confinement = sandbox.close_up(read=read, write=[request["work"]])
+    hide = [request["project"], *request["stores"]]
+    confinement = sandbox.close_up(read=read, write=[request["work"]], hide=hide)
     if not sandbox.guards_files:
         WriteGuard(request["work"]).install()
     if sandbox.refuses_sockets:
@@ -138,7 +140,8 @@ def _guard(request: dict[str, Any]) -> ReadGuard:
         *code,
         request["work"],
         request["stage_dir"],
-        *interpreter_paths(),
+        *installation.interpreter_paths(),
+        *installation.inside([os.path.realpath(request["project"])]),
         *request["readable"],
     ]
     guard = ReadGuard(request["project"], request["user_home"], allowed)

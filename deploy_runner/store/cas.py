@@ -89,6 +89,11 @@ class Store:
             raise store_error(error, home) from error
         settle(os.fspath(home))
 
+    @property
+    def homes(self) -> list[str]:
+        """Return the folders that the store is in: its own, and the protected one that it reads."""
+        return [os.fspath(home) for home in (self.home, self._protected) if home]
+
     # Reading ---------------------------------------------------------------------------------
 
     def object_path(self, digest: str) -> Path:
@@ -175,7 +180,7 @@ class Store:
         for a link that leaves `root`, or something that is neither file nor folder.
         """
         stay_inside(path, root)
-        if any(stores_own(path, os.fspath(home), root) for home in (self.home, self._protected) if home):
+        if any(stores_own(path, home, root) for home in self.homes):
             raise StoreError(f"{path} is of the store, which is never an input")
         if os.path.isdir(path):
             members = [

@@ -58,7 +58,7 @@ filter_ = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(rows), ctypes.
 if given["refused"]:
     assert libc.prctl(38, 1, 0, 0, 0) == 0
     assert libc.prctl(22, 2, filter_, 0, 0) == 0, os.strerror(ctypes.get_errno())
-os.execv(sys.executable, [sys.executable, "-m", "deploy_runner", *sys.argv[1:]])
+os.execv(given["python"], [given["python"], "-m", "deploy_runner", *sys.argv[1:]])
 """
 
 _CALLS = {"x86_64": {"unshare": 272, "mount": 165}, "aarch64": {"unshare": 97, "mount": 40}}
@@ -93,6 +93,7 @@ class Attacked:
     def __init__(self, folder: Path, kernel: Kernel) -> None:
         self.project = Project(folder)
         self.kernel = kernel
+        self.python = sys.executable
         self.project.write("stages/texts.py", TEXT_STAGES)
         self.project.env |= {"HOME": str(folder / "home")}
 
@@ -104,7 +105,7 @@ class Attacked:
         """Start the command line as the user, on the kernel."""
         self._hand_over()
         given = {"user": self.kernel.user, "refused": self.kernel.refused,
-                 "read_only_proc": self.kernel.read_only_proc,
+                 "read_only_proc": self.kernel.read_only_proc, "python": self.python,
                  "needed": [sys.base_prefix, sys.prefix, str(ROOT_FOLDER)]}  # fmt: skip
         return subprocess.Popen(
             [sys.executable, "-c", _LAUNCH, json.dumps(given), *args],
@@ -133,11 +134,11 @@ class Attacked:
 
 
 @contextmanager
-def attacked(kernel: Kernel) -> Iterator[Attacked]:
+def attacked(kernel: Kernel, *, within: str | None = None) -> Iterator[Attacked]:
     """Give a project to a user, in a folder that the user can reach."""
     if os.geteuid():
         pytest.skip("becoming another user needs root")
-    folder = Path(tempfile.mkdtemp(prefix="deploy-runner-"))
+    folder = Path(tempfile.mkdtemp(prefix="deploy-runner-", dir=within))
     folder.chmod(0o755)
     try:
         yield Attacked(folder / "project", kernel)
