@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 
 from .errors import StageError
 
@@ -28,12 +29,6 @@ _VOCABULARY = frozenset(
     {"PAD", "EOS", "BOS", "UNK", "SEP", "CLS", "MASK", "START", "END", "STOP", "SPECIAL", "MAX", "NUM", "PER"}
 )
 _NEVER = frozenset({"PWD", "OLDPWD", "GOOGLE_APPLICATION_CREDENTIALS"})
-_FORMS = re.compile(
-    r"-----BEGIN [A-Z ]*PRIVATE KEY-----"
-    r"|\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{40}|hf_[A-Za-z]{30}|glpat-[\w-]{20}|xox[abprs]-[\w-]{20})"
-    r"|\b(?:sk|rk)[-_](?:live|proj|ant)[-_][\w-]{16}"
-    r"|\b\w+://[^/\s:@]*:[^/\s:@]+@(?!sha256:)"
-)
 _SHORTEST_EQUAL, _SHORTEST_WITHIN = 8, 16
 SHORTEST_SECRET = 4
 """A shorter secret can't be kept out of what is written: it would be found everywhere."""
@@ -53,6 +48,16 @@ def is_credential(name: str) -> bool:
         return True
     found = [index for index, word in enumerate(words) if word in _WORDS]
     return any(words[i] != "TOKEN" or i == 0 or words[i - 1] not in _VOCABULARY for i in found)
+
+
+@cache
+def _forms() -> re.Pattern[str]:
+    return re.compile(
+        r"-----BEGIN [A-Z ]*PRIVATE KEY-----"
+        r"|\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{40}|hf_[A-Za-z]{30}|glpat-[\w-]{20}|xox[abprs]-[\w-]{20})"
+        r"|\b(?:sk|rk)[-_](?:live|proj|ant)[-_][\w-]{16}"
+        r"|\b\w+://[^/\s:@]*:[^/\s:@]+@(?!sha256:)"
+    )
 
 
 class Credentials:
@@ -76,7 +81,7 @@ class Credentials:
         found = text if text in self._names else next((v for v in self._long if v in text), None)
         if found is not None:
             return f"the value of {self._names[found]}"
-        return "a credential" if _FORMS.search(text) else ""
+        return "a credential" if _forms().search(text) else ""
 
     def known(self, text: str) -> bool:
         """Say whether a text is one of them, or holds a long one."""
