@@ -149,13 +149,6 @@ class Bomb(Stage):
 '''
 
 
-@pytest.fixture(params=KERNELS.values(), ids=KERNELS)
-def kernel(request: pytest.FixtureRequest) -> Kernel:
-    """A kernel that allows more or less, and the user whose run it is."""
-    made: Kernel = request.param
-    return made
-
-
 @pytest.fixture
 def target(kernel: Kernel) -> Iterator[Attacked]:
     """A project with the attacks."""

@@ -9,20 +9,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.security.hostile import KERNELS, Attacked, Kernel, attacked
+from tests.security.hostile import Attacked, Kernel, attacked
 
 LOOK = """
         look: {uses: run.command, outputs: {o: o}, with: {command: "(cat %s; ls %s/data) > $OUTPUT_O 2>&1 || true"}}
         sneaky: {uses: text.odd, with: {how: read, path: %s/data/extra.csv}}
         good: {uses: text.upper, inputs: {text: in.txt}}
 """
-
-
-@pytest.fixture(params=KERNELS.values(), ids=KERNELS)
-def kernel(request: pytest.FixtureRequest) -> Kernel:
-    """A kernel that allows more or less, and the user whose run it is."""
-    made: Kernel = request.param
-    return made
 
 
 @pytest.fixture
