@@ -12,7 +12,6 @@ from . import usercode
 from .interface import code_references
 from .sdk import Context, Stage
 from .store.stat import sha256_file
-from .types import Json
 
 __all__ = ["StageRun", "run_stage"]
 
@@ -22,7 +21,7 @@ class StageRun:
     """What a stage made: its outputs by name, its figures, and its context."""
 
     outputs: Mapping[str, Path]
-    figures: Mapping[str, Json]
+    figures: Mapping[str, Any]
     context: Context
 
     def __getitem__(self, output: str) -> Path:

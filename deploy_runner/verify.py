@@ -93,8 +93,8 @@ def _check_signature(folder: Path, key: str | None, certificates: Sequence[str])
         fix = "pip install 'deploy-runner[sign]'"
         raise UsageError("signatures need the extra `sign`", fix=fix) from None
     logging.getLogger("model_signing").setLevel(logging.CRITICAL)
-    config: Any = verifying.Config()  # type: ignore[no-untyped-call]
-    covered: Any = hashing.Config()  # type: ignore[no-untyped-call]
+    config: Any = verifying.Config()
+    covered: Any = hashing.Config()
     config.set_hashing_config(covered.set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False))
     try:
         if key is not None:

@@ -36,7 +36,7 @@ def _numbers(values: Any, expected: np.ndarray[Any, Any] | None) -> np.ndarray[A
     array = np.asarray(values)
     if array.dtype.kind != "O":
         return array
-    null = np.equal(array, None)
+    null = np.equal(array, np.array(None))
     numbers = np.where(null, np.nan, array).astype(np.float64)
     if expected is not None and expected.shape == numbers.shape and expected.dtype.kind == "f":
         numbers = np.where(null & ~np.isfinite(expected), expected, numbers)

@@ -23,7 +23,7 @@ _CHUNK_BYTES = 1 << 20
 class _Hashing(io.RawIOBase):
     """Passes what is written on, and hashes it on the way."""
 
-    def __init__(self, target: IO[bytes]) -> None:
+    def __init__(self, target: IO[bytes] | io.BufferedIOBase) -> None:
         self._target = target
         self.digest = hashlib.sha256()
 

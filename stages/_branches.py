@@ -194,7 +194,7 @@ def _watch(inputs: tuple[Any, ...]) -> Any:
         supports_higher_order_operators = True  # A torch.cond is kept whole: what it chooses by is no look.
 
         def __init__(self) -> None:
-            super().__init__()
+            super().__init__()  # type: ignore[no-untyped-call]
             self.reads: list[Read] = []
             self._data = WeakIdKeyDictionary(dict.fromkeys(inputs, True))
 

@@ -248,7 +248,7 @@ def flatten_outputs(value: Any, names: Sequence[str] | None = None) -> dict[str,
         keyed = all(len(path) == 1 and hasattr(path[0], "key") for path, _ in kept)
         single = len(kept) == 1 and not keyed
         names = [
-            str(path[0].key) if keyed else "output" if single else f"output_{i}"  # type: ignore[union-attr]
+            str(path[0].key) if keyed else "output" if single else f"output_{i}"  # type: ignore[attr-defined]
             for i, (path, _) in enumerate(kept)
         ]
     if len(names) != len(kept):

@@ -93,7 +93,7 @@ def digests(module: nn.Module) -> dict[str, str]:
     import torch
 
     return {
-        name: hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
+        name: hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
         for name, tensor in module.state_dict().items()
         if isinstance(tensor, torch.Tensor)
     }

@@ -189,12 +189,12 @@ def _refuse_long_names(path: Path, form: Format) -> None:
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
         contextlib.suppress(*damaged),  # What is damaged is told apart by who loads it.
     ):
-        stream = _pickle_of(path) if form == "torch" else mapped
+        stream: Any = _pickle_of(path) if form == "torch" else mapped
         for _ in range(1 if form == "torch" else _LEGACY_PICKLES):
             for opcode, argument, _ in pickletools.genops(stream):
-                if opcode.name in ("GLOBAL", "INST") and len(argument) > _MAX_NAME:
+                if opcode.name in ("GLOBAL", "INST") and len(str(argument)) > _MAX_NAME:
                     raise StageError(f"the checkpoint's pickle is refused: it names something of "
-                                     f"{len(argument):,} letters; nothing was executed")  # fmt: skip
+                                     f"{len(str(argument)):,} letters; nothing was executed")  # fmt: skip
 
 
 def _pickle_of(path: Path) -> io.BytesIO:

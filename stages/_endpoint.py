@@ -250,7 +250,7 @@ class Deployment:
         return f"{self.endpoint} serves {config} (package {digest[:12]}) instead of {before}"
 
     def _config_of(self, to: str, before: str) -> str:
-        known = {}
+        known: dict[str, None] = {}
         pages = self._client.get_paginator("list_endpoint_configs").paginate(
             NameContains=f"{self.endpoint}-", SortBy="CreationTime", SortOrder="Descending"
         )

@@ -11,7 +11,7 @@ import functools
 import pickle
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +31,8 @@ class DType:
         """Take the name that numpy.dtype would get; its other arguments don't matter."""
         if not isinstance(name, str) or not _PLAIN.fullmatch(name):
             raise NotPlain("a NumPy array of Python objects")
-        self._name, self._order, self._unit = name, "=", ""
+        self._name, self._unit = name, ""
+        self._order: Literal["<", ">", "="] = "="
 
     def __setstate__(self, state: Any) -> None:
         """Take what numpy.dtype.__reduce__ gives: version, order, three of structured types, …, unit."""

@@ -74,7 +74,7 @@ def _patient(base: type[Any], backoff: Backoff, endpoint: str) -> type[Any]:
         def build_request(self, method: str, url: Any, **given: Any) -> Any:
             request = super().build_request(method, url, **given)
             body = given.get("data") or given.get("content")
-            if hasattr(body, "seek"):
+            if body is not None and hasattr(body, "seek"):
                 begin = body.tell()
                 request.extensions["rewind"] = lambda: body.seek(begin)
             return request

@@ -219,7 +219,7 @@ def report(ctx: Context, before: Path, made: onnx.ModelProto) -> None:
             fix="name others: `operators`; or leave less out: `exclude`",
         )
     ctx.figure("quantized", len(quantized))
-    ctx.figure("left_float", left)  # type: ignore[arg-type]
+    ctx.figure("left_float", left)
     ctx.figure("needs_vnni", needs_vnni(made))
     if needs_vnni(made):
         ctx.log(

@@ -97,7 +97,7 @@ def _rounding() -> Any:
 
     class Rounding(TorchDispatchMode):
         def __init__(self) -> None:
-            super().__init__()
+            super().__init__()  # type: ignore[no-untyped-call]
             self.rounded = False
 
         @classmethod

@@ -72,7 +72,8 @@ def write(path: Path, weights: Mapping[str, Any]) -> dict[str, str]:
 
 def _described(weights: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the tensors to write, and as metadata what else a state_dict says, each part as JSON."""
-    packed, tensors = {}, {}
+    packed: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
     for name, value in weights.items():
         if name.endswith(_extra_state.SUFFIX):
             packed[name], inner = _extra_state.pack(name, value)
@@ -166,7 +167,7 @@ def _chunks(tensor: torch.Tensor) -> Iterator[memoryview]:
     if not tensor.numel():
         return
     flat = tensor.contiguous().flatten().view(torch.uint8)
-    view, start = memoryview(flat.numpy()), flat.data_ptr()
+    view, start = flat.numpy().data, flat.data_ptr()
     for at in range(0, len(view), _CHUNK_BYTES):
         yield view[at : at + _CHUNK_BYTES]
         if flat.data_ptr() == tensor.data_ptr():

@@ -6,22 +6,25 @@ application/x-npz. Responses: application/json, text/csv or application/x-npy. L
 samples have them first, wherever the model has its batch; arrays have the model's own shape.
 """
 
+from __future__ import annotations
+
 import io
 import json
 import os
+from typing import Any, Dict
 
 import numpy as np
 
 LISTED = ("samples",)
 
 
-class Answer(dict):
+class Answer(Dict[str, Any]):
     """Arrays by output name; `batch` is the axis of the samples in the first."""
 
     batch = 0
 
 
-def model_fn(model_dir):
+def model_fn(model_dir: str) -> dict[str, Any]:
     """Load the model, and model.json which names its inputs and outputs."""
     with open(os.path.join(model_dir, "model.json"), encoding="utf-8") as file:
         described = json.load(file)
@@ -38,13 +41,13 @@ def model_fn(model_dir):
     return {"described": described, "program": program.eval()}
 
 
-def input_fn(body, content_type):
+def input_fn(body: str | bytes, content_type: str) -> dict[Any, Any]:
     """Return arrays by input name; of a single one that isn't named, under None, or LISTED its samples."""
     kind = content_type.split(";")[0].strip()
     if kind == "application/json":
         value = json.loads(body)
         if isinstance(value, dict) and isinstance(value.get("inputs"), dict):
-            return value["inputs"]
+            return dict(value["inputs"])
         if isinstance(value, dict) and "instances" not in value:
             raise ValueError("the request has neither 'inputs' by name nor 'instances'")
         return {LISTED: value["instances"] if isinstance(value, dict) else value}
@@ -59,7 +62,7 @@ def input_fn(body, content_type):
     raise ValueError(f"the content type {content_type!r} is not supported")
 
 
-def predict_fn(arrays, model):
+def predict_fn(arrays: dict[Any, Any], model: dict[str, Any]) -> Answer:
     """Run the model; return arrays by output name."""
     ports, outputs = model["described"]["inputs"], model["described"]["outputs"]
     if None in arrays:
@@ -72,9 +75,10 @@ def predict_fn(arrays, model):
     return answer
 
 
-def _run(model, feed):
+def _run(model: dict[str, Any], feed: dict[str, Any]) -> list[Any]:
     if "session" in model:
-        return model["session"].run([port["name"] for port in model["described"]["outputs"]], feed)
+        names = [port["name"] for port in model["described"]["outputs"]]
+        return list(model["session"].run(names, feed))
     import torch
 
     with torch.no_grad():
@@ -82,7 +86,7 @@ def _run(model, feed):
     return [leaf.numpy() for leaf in torch.utils._pytree.tree_leaves(result)]
 
 
-def _samples(listed, port):
+def _samples(listed: Any, port: dict[str, Any]) -> Any:
     """Return samples, which come first where they are listed, along the axis where the input has them."""
     array, axis = np.asarray(listed), port.get("batch") or 0
     sample = port["shape"][:axis] + port["shape"][axis + 1 :]
@@ -91,7 +95,7 @@ def _samples(listed, port):
     return np.moveaxis(array, 0, axis)
 
 
-def _shaped(arrays, port):
+def _shaped(arrays: dict[Any, Any], port: dict[str, Any]) -> Any:
     if port["name"] not in arrays:
         raise ValueError(f"the input {port['name']!r} is missing, there are {list(arrays)}")
     array = np.array(arrays[port["name"]], dtype=port["dtype"], order="C")
@@ -101,24 +105,24 @@ def _shaped(arrays, port):
     return array
 
 
-def _listed(array):
+def _listed(array: Any) -> Any:
     """Return nested lists; JSON has no number for what isn't finite: null."""
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         array = np.where(np.isfinite(array), array, None)
     return array.tolist()
 
 
-def output_fn(prediction, accept):
+def output_fn(prediction: dict[str, Any], accept: str) -> str | bytes:
     """Return the response in the accepted type."""
     kind = accept.split(";")[0].strip()
     if kind in ("application/json", "*/*", ""):
         return json.dumps({"outputs": {name: _listed(a) for name, a in prediction.items()}})
     first = next(iter(prediction.values()))
     if kind == "text/csv":
-        buffer = io.StringIO()
+        lines = io.StringIO()
         first = np.moveaxis(first, getattr(prediction, "batch", 0), 0) if first.ndim else first[None]
-        np.savetxt(buffer, first.reshape(len(first), -1), delimiter=",", fmt="%.9g")
-        return buffer.getvalue()
+        np.savetxt(lines, first.reshape(len(first), -1), delimiter=",", fmt="%.9g")
+        return lines.getvalue()
     if kind == "application/x-npy":
         buffer = io.BytesIO()
         np.save(buffer, first, allow_pickle=False)

@@ -37,7 +37,7 @@ def script(module: nn.Module, names: Sequence[str]) -> torch.jit.ScriptModule:
         spaces = {"forward": _specialised(own, names), "__module__": kind.__module__,
                   "__qualname__": kind.__qualname__}  # fmt: skip
         module.__class__ = type(kind.__name__, (kind,), spaces)
-    return torch.jit.script(adapted(module, names))  # type: ignore[no-any-return]
+    return torch.jit.script(adapted(module, names))
 
 
 def _untyped(own: Any) -> bool:

@@ -271,7 +271,7 @@ class _Memory:
         import torch
 
         weak = self._weak[name]
-        return torch.UntypedStorage._new_with_weak_ptr(weak.cdata)  # type: ignore[attr-defined]
+        return torch.UntypedStorage._new_with_weak_ptr(weak.cdata)
 
 
 def _refuse_overlap(moved: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:

@@ -101,8 +101,8 @@ class MobileExecutorch(Stage):
         cases = [*bundle.cases, *([case] if largest else [])]
         run = runner(outputs.model, bundle)
         if params.quantize == "none":
-            tolerance = {"atol": params.atol, "rtol": params.rtol}
-            gate(ctx, compare(cases, run, **tolerance), **tolerance)
+            found = compare(cases, run, atol=params.atol, rtol=params.rtol)
+            gate(ctx, found, atol=params.atol, rtol=params.rtol)
         else:
             _judge_int8(ctx, params, bundle, run, cases, kept)
         _snippets.write(outputs.snippets, "executorch", bundle.inputs, bundle.outputs)
@@ -141,8 +141,8 @@ def _largest_sizes(bundle: Bundle, given: Mapping[str, int]) -> dict[str, int]:
     """
     seen: dict[str, int] = {}
     for port in bundle.inputs:
-        for axis, label in port.dynamic.items():
-            seen[label] = max(seen.get(label, 1), *(c.inputs[port.name].shape[axis] for c in bundle.cases))
+        for place, label in port.dynamic.items():
+            seen[label] = max(seen.get(label, 1), *(c.inputs[port.name].shape[place] for c in bundle.cases))
     declared = {label: axis.max for label, axis in bundle.axes.items() if axis.max}
     for label, size in given.items():
         if label not in seen:

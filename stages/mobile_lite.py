@@ -84,7 +84,7 @@ def _optimized(program: Any) -> tuple[Any, str]:
     from torch.utils.mobile_optimizer import optimize_for_mobile
 
     with _torchscript.quiet():
-        if torch.backends.xnnpack.enabled:
+        if torch.backends.xnnpack.enabled:  # type: ignore[attr-defined]
             return optimize_for_mobile(program), "optimize_for_mobile"
         # A loaded program is frozen already where its maker asked for it, and refuses a second time.
         frozen = torch.jit.freeze(program) if hasattr(program, "training") else program

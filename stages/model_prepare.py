@@ -142,8 +142,10 @@ def _judged(batch: str, ports: Ports, independent: Check) -> tuple[Ports, Check]
 
 def _load(ctx: Context, module: nn.Module, params: ModelPrepare.Params, weights: Path) -> _weights.Loaded:
     """Load the weights, and say what was not simply one value for each name."""
-    allowed = {"allow_missing": params.allow_missing, "allow_unexpected": params.allow_unexpected}
-    loaded = _weights.load(module, _safetensors.read(weights), **allowed)
+    loaded = _weights.load(
+        module, _safetensors.read(weights),
+        allow_missing=params.allow_missing, allow_unexpected=params.allow_unexpected,
+    )  # fmt: skip
     figures: dict[str, Any] = {"initial": loaded.initial, "dropped": loaded.dropped}
     figures |= {"narrowed": loaded.narrowed, "refit": loaded.refit}
     for name, said in figures.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from deploy_runner.sdk import (
@@ -64,8 +65,9 @@ class OnnxQuantizeDynamic(Stage):
         _onnx.save_proto(made, outputs.model)
         reference = _onnx.runner(inputs.model, threads=ctx.threads)
         candidate = _onnx.runner(outputs.model, threads=ctx.threads)
+        judged: dict[str, Iterable[_bundle.Case]] = {}
         if inputs.reference is None:
-            judged = {_judge.FRESH: _judge.answered(reference, _fresh.from_graph(proto, reference))}
+            judged[_judge.FRESH] = _judge.answered(reference, _fresh.from_graph(proto, reference))
         else:
             cases = _bundle.load_bundle(inputs.reference).cases
             fresh = _judge.answered(reference, _fresh.from_cases(cases))

@@ -102,7 +102,7 @@ class OnnxSensitivity(Stage):
         ctx.figure("layers", len(rows))
         ctx.figure("worst", rows[0]["layer"])
         ctx.figure("worst_sqnr_db", rows[0]["sqnr_db"])
-        ctx.figure("exclude", exclude)  # type: ignore[arg-type]
+        ctx.figure("exclude", exclude)
 
 
 def _quantize_one(ctx: Context, params: OnnxSensitivity.Params, ready: Path, ranges: Path, name: str) -> Path:

@@ -228,4 +228,4 @@ class _Pointer:
             some = ", ".join(digest[:12] for digest in known) or "none"
             what = "several releases begin" if found else "no other release begins"
             raise StageError(f"{what} with {to}", fix=f"those that are there: {some}")
-        return found[0]
+        return str(found[0])

@@ -81,7 +81,7 @@ class Select(Stage):
         """Measure, refuse, choose, copy."""
         rows = _marked(_table(ctx, params, inputs), params)
         fitting = [row for row in rows if not row.refused]
-        ctx.figure("candidates", {row.name: asdict(row) for row in rows})  # type: ignore[arg-type]
+        ctx.figure("candidates", {row.name: asdict(row) for row in rows})
         if not fitting:
             _draw(outputs.plot, rows, "", params)
             reasons = "; ".join(f"{row.name} {row.refused}" for row in rows)

@@ -94,7 +94,7 @@ def _export(bundle: Bundle) -> Any:
         {axis: dims[label] for axis, label in port.dynamic.items()} or None for port in bundle.inputs
     )
     try:
-        with torch.no_grad(), _config.patch(backed_size_oblivious=stepped):
+        with torch.no_grad(), _config.patch(backed_size_oblivious=stepped):  # type: ignore[attr-defined]
             return torch.export.export(
                 bundle.module(), bundle.example(), dynamic_shapes=shapes if dims else None, strict=False
             )

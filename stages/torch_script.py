@@ -20,9 +20,14 @@ class TorchScript(Stage):
     facets = ("arch",)
     extra = "torch"
 
-    Params = _torchscript.Params
-    Inputs = _torchscript.Inputs
-    Outputs = _torchscript.Outputs
+    class Params(_torchscript.Params):
+        """How close the program must be."""
+
+    class Inputs(_torchscript.Inputs):
+        """The model."""
+
+    class Outputs(_torchscript.Outputs):
+        """The program."""
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Compile, save, load back, compare."""

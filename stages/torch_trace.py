@@ -30,9 +30,14 @@ class TorchTrace(Stage):
     facets = ("arch",)
     extra = "torch"
 
-    Params = _torchscript.Params
-    Inputs = _torchscript.Inputs
-    Outputs = _torchscript.Outputs
+    class Params(_torchscript.Params):
+        """How close the program must be."""
+
+    class Inputs(_torchscript.Inputs):
+        """The model."""
+
+    class Outputs(_torchscript.Outputs):
+        """The program."""
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Trace, check other inputs, save, load back, compare."""
@@ -56,7 +61,7 @@ def trace(bundle: Bundle) -> torch.jit.ScriptModule:
     with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            program = torch.jit.trace(
+            program: torch.jit.ScriptModule = torch.jit.trace(
                 module, bundle.example(), check_inputs=_other_inputs(bundle), strict=False
             )
         except torch.jit.TracingCheckError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from deploy_runner.sdk import (
     Context,
@@ -69,7 +70,7 @@ class VerifyLatency(Stage):
         found = measure(models, arrays, params.rounds)
         pairs = zip(found["candidate"], found["reference"], strict=True)
         ratio, p95_ratio = (own / others for own, others in pairs)
-        report = {
+        report: dict[str, Any] = {
             "ratio": round(ratio, 4),
             "p95_ratio": round(p95_ratio, 4),
             "threads": ctx.threads,
@@ -78,8 +79,8 @@ class VerifyLatency(Stage):
         }
         ctx.figure("latency_ratio", report["ratio"])
         ctx.figure("p95_ratio", report["p95_ratio"])
-        ctx.figure("median_us", report["median_us"])  # type: ignore[arg-type]
-        ctx.figure("p95_us", report["p95_us"])  # type: ignore[arg-type]
+        ctx.figure("median_us", report["median_us"])
+        ctx.figure("p95_us", report["p95_us"])
         outputs.report.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", "utf-8")
         if params.max_ratio is not None and ratio > params.max_ratio:
             raise GateError(f"{ctx.stage}: it takes {ratio:.2f} times as long as the original, "

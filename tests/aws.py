@@ -15,7 +15,7 @@ from deploy_runner.local.servers import dry_run
 from deploy_runner.testing import StageRun, run_stage
 from tests.pipeline.test_stages_torch import stage
 
-TARGET = {
+TARGET: dict[str, Any] = {
     "aws": {
         "region": "us-east-1", "bucket": "dry-run-models", "create_bucket": True,
         "role_arn": "arn:aws:iam::123456789012:role/sagemaker", "image_uri": "image:latest",

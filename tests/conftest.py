@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -93,6 +94,16 @@ class Odd(Stage):
 '''
 
 
+def module_of(file: Path) -> Any:
+    """Return a file as plain Python imports it, without an entry in `sys.modules`."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def clean_environment() -> dict[str, str]:
     """Return this process's environment without what would change deploy-runner."""
     return {k: v for k, v in os.environ.items() if not k.startswith(("DEPLOY_RUNNER", "GITHUB_", "SERVE_"))}
@@ -133,7 +144,7 @@ class Project:
             start_new_session=True,
         )
 
-    def cli(self, *args: str, exits: int | None = 0, **env: str) -> subprocess.CompletedProcess[str]:
+    def cli(self, *args: str, exits: Any = 0, **env: str) -> subprocess.CompletedProcess[str]:
         """Run the command line; assert its exit code and that no traceback reaches the user."""
         process = self.start(*args, **env)
         try:
@@ -147,13 +158,13 @@ class Project:
             assert done.returncode == exits, out + err
         return done
 
-    def run(self, *args: str, exits: int = 0, **env: str) -> dict[str, Any]:
+    def run(self, *args: str, exits: Any = 0, **env: str) -> dict[str, Any]:
         """Run the pipeline and return the JSON object that `run --json` prints last."""
         done = self.cli("run", *args, "--json", exits=exits, **env)
         value: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return value
 
-    def states(self, *args: str, exits: int = 0, **env: str) -> dict[str, str]:
+    def states(self, *args: str, exits: Any = 0, **env: str) -> dict[str, str]:
         """Run the pipeline and return stage → state."""
         return {k: v["state"] for k, v in self.run(*args, exits=exits, **env)["stages"].items()}
 

@@ -202,7 +202,7 @@ def _npy(outputs: Arrays) -> bytes:
 
 def _npz(outputs: Arrays) -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **outputs)  # type: ignore[arg-type]
+    np.savez(buffer, allow_pickle=False, **outputs)
     return buffer.getvalue()
 
 

@@ -11,8 +11,10 @@ from .service import Service
 
 __all__ = ["openapi"]
 
-_TYPES = {"f": {"type": "number"}, "i": {"type": "integer"}, "u": {"type": "integer", "minimum": 0},
-          "b": {"type": "boolean"}}  # fmt: skip
+_TYPES: dict[str, dict[str, Any]] = {
+    "f": {"type": "number"}, "i": {"type": "integer"}, "u": {"type": "integer", "minimum": 0},
+    "b": {"type": "boolean"},
+}  # fmt: skip
 _PROBLEMS = {
     "type": "object",
     "required": ["detail"],

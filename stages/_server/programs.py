@@ -114,7 +114,8 @@ class _TorchScript:
 
     def run(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Arrays:
         torch = self._torch
-        given = [torch.from_numpy(np.require(arrays[port.name], requirements="CW")) for port in self.inputs]
+        whole = (np.require(arrays[port.name], requirements=["C", "W"]) for port in self.inputs)
+        given = [torch.from_numpy(array) for array in whole]
         try:
             with torch.inference_mode():
                 result = self._program(*given)

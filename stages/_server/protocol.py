@@ -133,7 +133,7 @@ def encode_infer(
     tensors, raw = [], []
     for name, binary in wanted.outputs.items():
         array = arrays[name]
-        tensor = {"name": name, "datatype": datatypes[name], "shape": list(array.shape)}
+        tensor: dict[str, Any] = {"name": name, "datatype": datatypes[name], "shape": list(array.shape)}
         if binary:
             data = np.ascontiguousarray(array, np.dtype(array.dtype).newbyteorder("<")).tobytes()
             raw.append(data)

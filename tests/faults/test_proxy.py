@@ -63,11 +63,10 @@ class Echo(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def echo() -> Iterator[str]:
-    handler = type("Handler", (Echo,), {"seen": []})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    Echo.seen = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
         server.daemon_threads = True
         Thread(target=server.serve_forever, daemon=True).start()
-        Echo.seen = handler.seen
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
 

@@ -79,8 +79,8 @@ def assert_published_once(pusher: Pusher, files: dict[str, bytes], revision: str
     assert pusher.commits(revision) == 1
     for path, data in files.items():
         assert hashlib.sha256(pusher.content(path, revision)).digest() == hashlib.sha256(data).digest()
-    for path in (pusher.folder / "hub/lfs").iterdir():
-        assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
+    for file in (pusher.folder / "hub/lfs").iterdir():
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == file.name
     assert not list((pusher.folder / "hub/incoming").iterdir())
 
 

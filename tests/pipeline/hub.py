@@ -15,7 +15,7 @@ from deploy_runner.sdk import Stage
 from deploy_runner.testing import StageRun, run_stage
 from tests.conftest import ROOT
 
-TARGET = {"hub": {"namespace": "local"}}
+TARGET: dict[str, Any] = {"hub": {"namespace": "local"}}
 REPO = "local/digits"
 
 

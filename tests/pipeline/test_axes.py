@@ -81,7 +81,7 @@ BATCHES: dict[str, tuple[int | None, ...]] = {
 
 
 def assert_right(name: str, path: Path) -> None:
-    arrays = drawn(name, **UNSEEN[name])
+    arrays = drawn(name, 0, **UNSEEN[name])
     arrays = {n: np.asarray(array) for n, array in arrays.items()}
     for expected, actual in zip(eager(name, arrays), made_by(path, arrays), strict=True):
         assert actual.shape == expected.shape
@@ -139,7 +139,7 @@ def test_calibration_samples_are_cut_along_the_batch(tmp_path: Path) -> None:
     bundle = prepared("reader", tmp_path)
     model = exported(bundle, tmp_path)
     arrays = drawn("reader", tokens=(12, 24), mask=(12, 12))
-    np.savez(tmp_path / "c.npz", **arrays)
+    np.savez(tmp_path / "c.npz", allow_pickle=False, **arrays)
     (tmp_path / "data.py").write_text(
         "import numpy as np\n"
         "def samples(_):\n"
@@ -178,7 +178,9 @@ def test_a_mask_that_all_samples_share_is_not_blended(tmp_path: Path) -> None:
     causal = np.triu(np.full((6, 6), -np.inf, np.float32), 1)
     np.savez(tmp_path / "s.npz", tokens=drawn("reader", tokens=(6, 8))["tokens"], mask=causal)
     cases = load_bundle(prepared("reader", tmp_path, tmp_path / "s.npz")).cases
-    samples = [{n: case.sample(f"in/{n}", a, 0) for n, a in case.inputs.items()} for case in cases[:1] * 2]
+    samples: list[Any] = [
+        {n: case.sample(f"in/{n}", a, 0) for n, a in case.inputs.items()} for case in cases[:1] * 2
+    ]
     samples[1]["tokens"] = (samples[1]["tokens"] + 1) % 20
     for case, fresh in [*zip(cases, from_cases(cases), strict=True),
                         *((cases[0], fresh) for fresh in from_samples(samples))]:  # fmt: skip
@@ -194,7 +196,7 @@ def test_accuracy_is_measured_along_the_batch(tmp_path: Path) -> None:
     arrays = drawn("reader", tokens=(12, 70), mask=(12, 12))
     answers = eager("reader", arrays)[0].argmax(-1)
     labels = np.where(np.arange(70) % 10 < 7, answers, (answers + 1) % 3)
-    np.savez(tmp_path / "d.npz", **arrays, y=labels)
+    np.savez(tmp_path / "d.npz", allow_pickle=False, **arrays, y=labels)
     for reference in (bundle, None):
         made = run_stage(
             stage("verify.accuracy"), tmp_path / f"a-{reference is None}",

@@ -6,7 +6,6 @@ saw, to the rounding of its type. The originals are loaded here without a line o
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -21,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import Project
+from tests.conftest import Project, module_of
 
 CASES = Path(__file__).parent.parent / "cases"
 
@@ -56,12 +55,15 @@ class Made:
 
     def _program(self) -> Callable[..., Any]:
         if self.path.suffix == ".pt2":
-            return torch.export.load(self.path).module()
+            exported: Callable[..., Any] = torch.export.load(self.path).module()
+            return exported
         if self.path.suffix == ".ptl":
             from torch.jit.mobile import _load_for_lite_interpreter
 
-            return _load_for_lite_interpreter(str(self.path))
-        return torch.jit.load(self.path)
+            lite: Callable[..., Any] = _load_for_lite_interpreter(str(self.path))
+            return lite
+        program: Callable[..., Any] = torch.jit.load(self.path)
+        return program
 
 
 def leaves(value: Any) -> list[np.ndarray]:
@@ -80,14 +82,11 @@ class Brought(Project):
 
     def model(self) -> Any:
         """Return the module `model.py` as plain Python imports it."""
-        spec = importlib.util.spec_from_file_location("model", self.folder / "model.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+        return module_of(self.folder / "model.py")
 
     def original(self) -> torch.nn.Module:
         """Return the model with its weights, by torch's own means."""
-        module = self.model().build()
+        module: torch.nn.Module = self.model().build()
         weights = torch.load(self.folder / "ck.pt", weights_only=True)
         module.load_state_dict(weights)
         return module.eval()
@@ -148,7 +147,9 @@ def case(name: str) -> pytest.MarkDecorator:
 
 def rows(brought: Brought, exits: int, *sets: str) -> dict[str, dict[str, Any]]:
     """Run the pipeline; return stage → what the run says of it."""
-    return brought.run(*(part for given in sets for part in ("--set", given)), exits=exits)["stages"]
+    record = brought.run(*(part for given in sets for part in ("--set", given)), exits=exits)
+    stages: dict[str, dict[str, Any]] = record["stages"]
+    return stages
 
 
 def assert_stages_right(brought: Brought, draw: Draw, *stages: str) -> None:

@@ -56,7 +56,7 @@ def train(tmp_path: Path, steps: int, save_after: int, **extra: Any) -> list[flo
     torch.set_num_threads(1)
     model = scope["build"]()
     optimizer = scope["optimizer"](model)
-    losses = []
+    losses: list[float] = []
     for step in range(steps):
         if step == save_after:
             content = {

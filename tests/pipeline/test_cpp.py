@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,9 +41,10 @@ def run(programs: Path, name: str, model: Path) -> np.ndarray:
     return np.array([line.split() for line in done.stdout.splitlines()], np.float32)
 
 
-def expected(bundle: Path) -> np.ndarray:
+def expected(bundle: Path) -> np.ndarray[Any, Any]:
     with np.load(bundle / "reference.npz") as arrays:
-        return arrays["samples64/out/output"][:5]
+        output: np.ndarray[Any, Any] = arrays["samples64/out/output"][:5]
+    return output
 
 
 def test_libtorch_runs_the_trace_and_the_int8_program(tmp_path: Path, programs: Path, bundle: Path) -> None:
@@ -60,11 +62,12 @@ def test_onnx_runtime_runs_the_onnx_model(programs: Path, fp32: Path, bundle: Pa
 
 @pytest.mark.parametrize("name", ["torchscript", "onnx"])
 def test_wrong_arguments_are_one_sentence(programs: Path, name: str) -> None:
-    for arguments in (
+    wrong: list[list[Any]] = [
         [],
         ["missing", "5,1,8,8", programs / "input.f32"],
         ["missing", "9999,8", programs / "input.f32"],
-    ):
+    ]
+    for arguments in wrong:
         done = subprocess.run([programs / name, *arguments], capture_output=True, text=True)
         assert done.returncode == 2
         assert done.stderr.startswith("error: ")

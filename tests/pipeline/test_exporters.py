@@ -59,7 +59,7 @@ def brought(project: Project, name: str, **options: Any) -> torch.nn.Module:
     scope: dict[str, Any] = {}
     exec(MODELS, scope)
     torch.manual_seed(0)
-    module = scope[name]().eval()
+    module: torch.nn.Module = scope[name]().eval()
     torch.save(module.state_dict(), project.folder / "ck.pt")
     given = ", ".join(f"{key}: {value}" for key, value in options.items())
     project.pipeline(f"""

@@ -128,7 +128,7 @@ def project_of(model: str, folder: Path, stages: dict[str, Any]) -> Project:
     inputs, _ = batch(model, torch.Generator().manual_seed(3))
     names = inspect.signature(getattr(models, model)().forward).parameters
     arrays = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
-    np.savez(project.folder / "samples.npz", **arrays)
+    np.savez(project.folder / "samples.npz", allow_pickle=False, **arrays)
     return project
 
 
@@ -138,7 +138,8 @@ def run(model: str, folder: Path) -> dict[str, Any]:
     project = project_of(model, folder / model, pipeline(model))
     project.cli("run", exits=None)
     (record,) = (project.folder / ".deploy-runner/runs").glob("*/record.json")
-    return json.loads(record.read_text())["stages"]
+    stages: dict[str, Any] = json.loads(record.read_text())["stages"]
+    return stages
 
 
 @pytest.fixture(scope="module")

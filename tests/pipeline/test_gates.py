@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from deploy_runner.stages import _sagemaker_inference
-from deploy_runner.stages._bundle import read_arrays, write_arrays
 from onnx import TensorProto, helper
 
 from deploy_runner.schema import describe_stage_types
+from deploy_runner.stages import _sagemaker_inference
+from deploy_runner.stages._bundle import read_arrays, write_arrays
 from tests.aws import TARGET
 from tests.conftest import DIGITS, Project
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import tarfile
@@ -14,15 +13,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from deploy_runner.stages._bundle import Case
-from deploy_runner.stages._parity import compare
-from deploy_runner.stages._smoke import Invoke, smoke_test
 from onnx import numpy_helper
 
 from deploy_runner.errors import GateError, StageError
 from deploy_runner.registry import Registry
+from deploy_runner.stages._bundle import Case
+from deploy_runner.stages._parity import compare
+from deploy_runner.stages._smoke import Invoke, smoke_test
 from deploy_runner.testing import StageRun, run_stage
-from tests.conftest import ROOT
+from tests.conftest import ROOT, module_of
 
 HEAD = """
 import torch
@@ -132,9 +131,7 @@ def unpacked(package: Path, folder: Path) -> Invoke:
     """Return what asks a package's own code, as the container does, in JSON that has no NaN."""
     with tarfile.open(package) as tar:
         tar.extractall(folder, filter="data")
-    spec = importlib.util.spec_from_file_location("packed_inference", folder / "code" / "inference.py")
-    code = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(code)
+    code = module_of(folder / "code" / "inference.py")
     model = code.model_fn(str(folder))
 
     def invoke(body: bytes) -> bytes:

@@ -145,7 +145,7 @@ def test_a_private_repository_is_made_and_a_public_one_is_refused(pusher: Pusher
 
 
 def findings(pusher: Pusher, weights: bytes, **params: Any) -> dict[str, tuple[str, str]]:
-    kind = stage("push.hub")
+    kind: Any = stage("push.hub")
     folder = pusher.folder / f"status{len(list(pusher.folder.iterdir()))}"
     folder.mkdir()
     ctx = Context(stage="hub", workdir=folder, target=TARGET)
@@ -156,9 +156,9 @@ def findings(pusher: Pusher, weights: bytes, **params: Any) -> dict[str, tuple[s
 
 
 def roll_back(pusher: Pusher, to: str = "", **params: Any) -> str:
-    kind = stage("push.hub")
+    kind: Any = stage("push.hub")
     ctx = Context(stage="hub", workdir=pusher.folder, target=TARGET)
-    return kind().rollback(ctx, kind.Params(repo="digits", license="apache-2.0", **params), to)
+    return str(kind().rollback(ctx, kind.Params(repo="digits", license="apache-2.0", **params), to))
 
 
 def test_status_tells_what_is_there_and_changes_nothing(pusher: Pusher) -> None:
@@ -291,11 +291,11 @@ def test_the_card_has_valid_metadata_with_the_measured_figures(pusher: Pusher) -
         pipeline_tag="image-classification", lineage=lineage,
     )  # fmt: skip
     text = pusher.content("README.md").decode()
-    card = ModelCard(text)
-    assert (card.data.license, card.data.language, card.data.pipeline_tag) == (
+    card: Any = ModelCard(text).data
+    assert (card.license, card.language, card.pipeline_tag) == (
         "apache-2.0", "no", "image-classification",
     )  # fmt: skip
-    found = {result.metric_name: result.metric_value for result in card.data.eval_results or []}
+    found = {result.metric_name: result.metric_value for result in card.eval_results or []}
     assert found == {"accuracy (int8)": 0.985, "agreement with the original (int8-parity)": 0.995}
     assert "| int8 | 98.50 % | 0.25 | 540 |" in text
     assert "| int8-parity | 0.001 | 0.999900 | 99.50% | 64 |" in text
@@ -334,7 +334,7 @@ def test_the_commit_names_the_run_and_the_card_does_not(pusher: Pusher) -> None:
     ],
 )  # fmt: skip
 def test_what_the_hub_refuses_is_one_sentence(
-    pusher: Pusher, monkeypatch: pytest.MonkeyPatch, token: str, params: dict[str, str], said: str
+    pusher: Pusher, monkeypatch: pytest.MonkeyPatch, token: str, params: dict[str, Any], said: str
 ) -> None:
     pusher.api.create_repo("local/secret", private=True)
     monkeypatch.setenv("HF_TOKEN", token)

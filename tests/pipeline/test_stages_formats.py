@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -85,7 +86,7 @@ def test_a_created_checkpoint_holds_what_training_needs(tmp_path: Path) -> None:
 def test_what_the_source_says_of_its_training_is_kept(tmp_path: Path) -> None:
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    source = {
+    source: dict[str, Any] = {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 5).state_dict(),

@@ -30,9 +30,8 @@ def test_lite_says_what_this_torch_could_optimise(tmp_path: Path, bundle: Path) 
     import torch.backends.xnnpack
 
     made = lite(tmp_path, bundle)
-    expected = (
-        "optimize_for_mobile" if torch.backends.xnnpack.enabled else "frozen only: this torch has no XNNPACK"
-    )
+    has_xnnpack = torch.backends.xnnpack.enabled  # type: ignore[attr-defined]
+    expected = "optimize_for_mobile" if has_xnnpack else "frozen only: this torch has no XNNPACK"
     assert made.figures["optimized"] == expected
     assert made.figures["max_abs"] < 1e-4
     assert b"debug_pkl" not in made["model"].read_bytes()

@@ -389,7 +389,7 @@ def test_the_packages_own_code_answers_every_content_type(
     import importlib.util
     import io
 
-    from deploy_runner.stages import _archive  # type: ignore[import-not-found]
+    from deploy_runner.stages import _archive
 
     package = run_stage(stage("package.sagemaker"), tmp_path, inputs={"model": fp32, "reference": bundle})[
         "package"

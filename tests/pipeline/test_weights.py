@@ -153,7 +153,7 @@ def prepare(folder: Path, factory: str, content: Any, *, kwargs: Any = None, **p
 
 def assert_right(made: StageRun, trained: torch.nn.Module) -> None:
     """Assert that the bundle's module, loaded anew, and its reference compute what the trained one does."""
-    from deploy_runner.stages import _bundle  # type: ignore[import-not-found]
+    from deploy_runner.stages import _bundle
 
     bundle = _bundle.load_bundle(made["model"])
     trained.eval()
@@ -184,7 +184,7 @@ def test_a_real_tie_is_one_tensor_again_whichever_name_the_file_has(
     factory = {"factory": "on_meta", "kwargs": {"name": "Tied"}} if meta else {"factory": "Tied"}
     made = prepare(tmp_path, content=state, **factory)
     assert_right(made, make("Tied"))
-    module = _bundle.load_bundle(made["model"]).own_module()
+    module: Any = _bundle.load_bundle(made["model"]).own_module()
     assert module.embed.weight is module.head.weight
 
 
@@ -360,7 +360,7 @@ def test_what_is_left_at_its_initial_value_is_the_same_in_every_later_stage(tmp_
     state = {n: t for n, t in make("plain").state_dict().items() if not n.startswith("0.")}
     made = prepare(tmp_path, "plain", state, allow_missing=["0.*"])
     assert made.figures["initial"] == ["0.weight", "0.bias"]
-    modules = [_bundle.load_bundle(made["model"]).own_module() for _ in range(2)]
+    modules: list[Any] = [_bundle.load_bundle(made["model"]).own_module() for _ in range(2)]
     assert torch.equal(modules[0][0].weight, modules[1][0].weight)
 
 

@@ -14,6 +14,7 @@ import struct
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -175,6 +176,14 @@ def _write(place: Place, name: str, data: bytes) -> Path:
     return path
 
 
+def _overlay(place: Place, text: str) -> Path:
+    return _write(place, "overlay.yaml", text.replace("CANARY", str(place.canary)).encode())
+
+
+def _model(place: Place, **claims: Any) -> Path:
+    return onnx_model(place.folder / "model", **claims)
+
+
 def _pickles() -> Iterator[Sample]:
     """Every call once, by turns in each container and by each opcode."""
     shown = calls(Place(Path(), Path("canary"), Path("secret")))
@@ -321,7 +330,7 @@ def _safetensor_files() -> Iterator[Sample]:
         yield Sample(
             f"safetensors-{name.replace(' ', '_')}",
             "checkpoint",
-            lambda p, d=data: _write(p, "w.safetensors", d),
+            partial(_write, name="w.safetensors", data=data),
         )
     indexes = {
         "above": {"weight_map": {"a": "../secret"}},
@@ -406,9 +415,7 @@ def _onnx_models() -> Iterator[Sample]:
         "overflowing shape": {"dims": (2**40, 2**40)},
     }
     for name, given in claims.items():
-        yield Sample(
-            f"onnx-{name.replace(' ', '_')}", "onnx", lambda p, g=given: onnx_model(p.folder / "model", **g)
-        )
+        yield Sample(f"onnx-{name.replace(' ', '_')}", "onnx", partial(_model, **given))
 
     def behind(place: Place, link: Callable[[Path, Path], Any]) -> Path:
         folder = onnx_model(place.folder / "model")
@@ -575,7 +582,7 @@ def _yaml() -> Iterator[Sample]:
     for name, text in overlays.items():
         yield Sample(
             f"overlay-{name.replace(' ', '_')}", "overlay",
-            lambda p, t=text: _write(p, "overlay.yaml", t.replace("CANARY", str(p.canary)).encode()),
+            partial(_overlay, text=text),
         )  # fmt: skip
 
 

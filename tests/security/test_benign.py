@@ -14,10 +14,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from deploy_runner.stages import _bundle, _safetensors  # type: ignore[import-not-found]
 from onnx import TensorProto, helper
 from safetensors.torch import load_file, save_file
 
+from deploy_runner.stages import _bundle, _safetensors
 from deploy_runner.testing import run_stage
 from tests.conftest import Project
 from tests.pipeline.test_stages_torch import stage
@@ -83,7 +83,7 @@ def test_every_layout_by_every_writer(tmp_path: Path, layout: str, writer: str) 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_type_of_element(tmp_path: Path, dtype: torch.dtype, container: str) -> None:
     weights = {"weight": tensor(dtype)}
-    (torch.save if container == "zip" else save_file)(weights, tmp_path / "c.bin")  # type: ignore[operator]
+    (torch.save if container == "zip" else save_file)(weights, tmp_path / "c.bin")
     found = extracted(tmp_path, tmp_path / "c.bin")["weight"]
     assert found.dtype == dtype
     assert torch.equal(found.view(torch.uint8), weights["weight"].view(torch.uint8))
@@ -146,7 +146,8 @@ def test_arrays_of_numbers_are_read_as_they_are(tmp_path: Path, kind: Any, save:
     save(tmp_path / "a.npz", **arrays)
     found = _bundle.read_arrays(tmp_path / "a.npz")
     assert all(
-        np.array_equal(found[n], a) and found[n].dtype == np.asarray(a).dtype for n, a in arrays.items()
+        np.array_equal(found[n], np.asarray(a)) and found[n].dtype == np.asarray(a).dtype
+        for n, a in arrays.items()
     )
 
 

@@ -78,7 +78,7 @@ class Loader(Stage):
 '''
 
 
-@pytest.fixture(params=KERNELS.values(), ids=KERNELS)
+@pytest.fixture(params=[*KERNELS.values()], ids=[*KERNELS])
 def target(request: pytest.FixtureRequest) -> Iterator[Attacked]:
     """A project whose stages have families."""
     with attacked(request.param) as made:

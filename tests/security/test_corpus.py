@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from deploy_runner.stages import _archive  # type: ignore[import-not-found]
 
 from deploy_runner.errors import DeployRunnerError
+from deploy_runner.stages import _archive
 from deploy_runner.testing import run_stage
 from tests.conftest import ROOT, Project
 from tests.pipeline.test_stages_torch import bundle, stage

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from deploy_runner.stages import _checkpoint, _harmless
 from numpy._core import multiarray
 
 from deploy_runner.errors import StageError
+from deploy_runner.stages import _checkpoint, _harmless
 from deploy_runner.testing import run_stage
 from tests.pipeline.test_stages_torch import stage
 
@@ -64,7 +64,7 @@ def test_bytes_that_are_too_few_or_too_many_are_refused(tmp_path: Path, shape: A
 VALUES = [
     np.float64(0.1), np.float32(0.1), np.int64(-3), np.uint8(200), np.bool_(True), np.complex64(1 - 2j),
     np.float16(0.5), np.str_("größer"), np.bytes_(b"ab"), np.datetime64("2026-11-24"),
-    np.datetime64("2026-11-24T10:00", "25s"), np.timedelta64(3, "D"),
+    np.array("2026-11-24T10:00", "M8[25s]")[()], np.timedelta64(3, "D"),
 ]  # fmt: skip
 
 

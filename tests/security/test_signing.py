@@ -15,6 +15,7 @@ import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -316,17 +317,22 @@ def _payload(folder: Path) -> None:
     (folder / "model.sig").write_text(json.dumps(bundle))
 
 
-TAMPERING: dict[str, Callable[[Path], object]] = {
+def _write(file: Path) -> None:
+    file.parent.mkdir()
+    file.write_text("x")
+
+
+TAMPERING: dict[str, Callable[[Path], Any]] = {
     "one bit": lambda f: _edit(f / "first.txt", _flip),
     "one bit of the provenance": lambda f: _edit(f / "provenance.json", lambda d: d.replace(b"text.upper", b"text.lower")),
     "one bit of the materials": lambda f: _edit(f / "sbom.cdx.json", lambda d: d.replace(b"99.2", b"99.9")),
     "an extra file": lambda f: (f / "extra.txt").write_text("x"),
     "an extra file that git ignores": lambda f: (f / ".gitignore").write_text("x"),
-    "an extra folder with a file": lambda f: ((f / ".git").mkdir(), (f / ".git/config").write_text("x")),
+    "an extra folder with a file": lambda f: _write(f / ".git/config"),
     "a missing file": lambda f: (f / "first.txt").unlink(),
     "a renamed file": lambda f: (f / "first.txt").rename(f / "third.txt"),
     "two files exchanged": _swap,
-    "a link in place of a file": lambda f: ((f / "first.txt").rename(f.parent / "moved"), (f / "first.txt").symlink_to(f.parent / "moved")),
+    "a link in place of a file": lambda f: (f / "first.txt").symlink_to((f / "first.txt").rename(f.parent / "moved")),
     "an emptied file": lambda f: (f / "first.txt").write_bytes(b""),
     "no signature": lambda f: (f / "model.sig").unlink(),
     "an empty signature": lambda f: (f / "model.sig").write_bytes(b""),

@@ -113,7 +113,9 @@ def test_a_single_number_is_an_input(tmp_path: Path) -> None:
         answer = server.ask("POST", "/v2/models/model/infer", {"inputs": tensors})
         shared = server.predict({"instances": [{"x": [1, 2, 3, 4], "temperature": 0.5}] * 2})
         mixed = server.predict({"instances": [{"x": [1, 2, 3, 4], "temperature": t} for t in (1, 2)]})
-    expected = session(model)({"x": np.float32([[1, 2, 3, 4]]), "temperature": np.array(0.5, np.float32)})
+    expected = session(model)(
+        {"x": np.array([[1, 2, 3, 4]], np.float32), "temperature": np.array(0.5, np.float32)}
+    )
     np.testing.assert_allclose(answer.json["outputs"][0]["data"], expected["output"][0], rtol=1e-5)
     np.testing.assert_allclose(shared.json["outputs"]["output"], np.repeat(expected["output"], 2, 0), 1e-5)
     assert mixed.status == 422

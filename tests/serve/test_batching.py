@@ -48,7 +48,8 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def images() -> np.ndarray[Any, Any]:
     with np.load(DIGITS / "heldout.npz") as held:
-        return held["x"][:32].astype(np.float32)
+        images: np.ndarray[Any, Any] = held["x"][:32].astype(np.float32)
+    return images
 
 
 def at_once(server: Server, bodies: list[Any], rounds: int = 10) -> list[Answer]:

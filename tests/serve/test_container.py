@@ -181,7 +181,7 @@ def test_the_start_command_serves_in_a_fresh_environment_of_its_requirements(
     context = contexts[kind]["context"]
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv/bin/python"
-    install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    install: list[Any] = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     subprocess.run([*install, "-r", context / "requirements.txt"], check=True)
     subprocess.run([python, "-m", "pip", "check"], check=True)
     listed = subprocess.run([python, "-m", "pip", "list"], capture_output=True, text=True, check=True).stdout

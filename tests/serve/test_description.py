@@ -32,17 +32,18 @@ def test_the_description_has_the_models_real_shapes(description: Any, server: Se
     schema = post["requestBody"]["content"]["application/json"]["schema"]
     good = {"inputs": {"image": [[[[0.5] * 8] * 8]]}}
     jsonschema.Draft202012Validator(schema).validate(good)
-    for bad in (
+    wrong: list[dict[str, Any]] = [
         {"inputs": {"image": [[[[0.5] * 7] * 8]]}},
         {"inputs": {"picture": []}},
         {"inputs": {"image": [[[["a"] * 8] * 8]]}},
-    ):
+    ]
+    for bad in wrong:
         assert not jsonschema.Draft202012Validator(schema).is_valid(bad)
         assert server.predict(bad).status == 422
     answer = post["responses"]["200"]["content"]["application/json"]["schema"]
     jsonschema.Draft202012Validator(answer).validate(server.predict(good).json)
     refusal = post["responses"]["422"]["content"]["application/json"]["schema"]
-    jsonschema.Draft202012Validator(refusal).validate(server.predict(bad).json)
+    jsonschema.Draft202012Validator(refusal).validate(server.predict(wrong[-1]).json)
 
 
 def test_a_description_of_two_inputs_is_valid_and_strict(scorer: Server) -> None:

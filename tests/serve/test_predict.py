@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ NPY, NPZ, CSV = "application/x-npy", "application/x-npz", "text/csv"
 @pytest.fixture(scope="session")
 def images() -> np.ndarray[Any, Any]:
     with np.load(DIGITS / "heldout.npz") as held:
-        return held["x"][:3].astype(np.float32)
+        images: np.ndarray[Any, Any] = held["x"][:3].astype(np.float32)
+    return images
 
 
 @pytest.fixture(scope="session")
@@ -84,12 +86,12 @@ def test_csv_npy_and_npz_are_read_and_written(
     )
     assert answer.status == 200, answer.body
     assert answer.headers["content-type"].partition(";")[0] == accept
-    found = {
+    read: dict[str, Callable[[], Any]] = {
         CSV: lambda: np.loadtxt(io.BytesIO(answer.body), delimiter=","),
         NPY: lambda: np.load(io.BytesIO(answer.body)),
         NPZ: lambda: np.load(io.BytesIO(answer.body))["output"],
-    }[accept]()
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    }
+    np.testing.assert_allclose(read[accept](), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

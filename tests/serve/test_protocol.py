@@ -115,7 +115,8 @@ def test_openapi_is_valid_and_has_the_models_shapes(server: Server) -> None:
     schema = body["content"]["application/json"]["schema"]
     image = np.zeros((2, 1, 8, 8))
     jsonschema.validate({"inputs": {"image": image.tolist()}}, schema)
-    for wrong in ({"inputs": {"image": image[:, 0].tolist()}}, {"inputs": {}}, [[1.0]]):
+    refused: list[Any] = [{"inputs": {"image": image[:, 0].tolist()}}, {"inputs": {}}, [[1.0]]]
+    for wrong in refused:
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(wrong, schema)
 

@@ -6,6 +6,7 @@ import email.utils
 import time
 
 import pytest
+
 from deploy_runner.stages._backoff import ATTEMPTS, Backoff
 
 

@@ -10,9 +10,10 @@ import sys
 import tarfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ def test_every_content_type_gives_the_same_answer(
     }
     status, content_type, body = post(url, bodies[kind], kind, accept)
     assert (status, content_type) == (200, accept)
-    read = {
+    read: dict[str, Callable[[], Any]] = {
         "application/json": lambda: np.asarray(json.loads(body)["outputs"]["y"]),
         "text/csv": lambda: np.loadtxt(io.BytesIO(body), delimiter=","),
         "application/x-npy": lambda: np.load(io.BytesIO(body)),
