@@ -100,6 +100,8 @@ class _Search:
             dotted, base = [*base.parts, *dotted], None
         bases = self._bases if base is None else (base,)
         files = [name for place in bases for name in self._in_project(place, dotted)]
+        if base is not None:
+            files += self._packages(base)
         if files or base is not None or not dotted:
             return files
         return self._in_path(dotted)
@@ -112,6 +114,15 @@ class _Search:
                     yield candidate.as_posix()
                 elif dotted[0] not in sys.stdlib_module_names and (self._root / stem.parent).is_dir():
                     self.absent.add(self._root / candidate)
+
+    def _packages(self, folder: PurePosixPath) -> Iterator[str]:
+        """Yield what Python runs before a relative import: the packages that its folder is in."""
+        for place in (folder, *folder.parents)[:-1]:
+            name = f"{place}/__init__.py"
+            if (self._root / name).is_file():
+                yield name
+            else:
+                self.absent.add(self._root / name)
 
     def _in_path(self, dotted: list[str]) -> list[str]:
         if tuple(dotted) not in self._known:

@@ -65,7 +65,9 @@ def test_types_are_clean_in_every_file() -> None:
 
 def tracked(suffix: str) -> list[Path]:
     """Return the files that git knows, with this suffix."""
-    done = subprocess.run(["git", "ls-files", f"*{suffix}"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["git", "ls-files", f"*{suffix}"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     return [ROOT / name for name in done.stdout.splitlines()]
 
 
