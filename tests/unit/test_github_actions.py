@@ -14,7 +14,7 @@ import yaml
 from tests.conftest import ROOT, Project
 
 BIN = Path(sys.executable).parent
-WORKFLOWS = [ROOT / ".github/workflows/ci.yml", ROOT / "examples/github-workflow/deploy.yml"]
+WORKFLOWS = [*sorted((ROOT / ".github/workflows").glob("*.yml")), ROOT / "examples/github-workflow/deploy.yml"]
 
 
 def check(*args: str) -> None:
@@ -31,8 +31,12 @@ def test_the_action_fits_the_published_schema() -> None:
     check("check-jsonschema", "--builtin-schema", "vendor.github-actions", "action.yml")
 
 
+def test_dependabot_fits_the_published_schema() -> None:
+    check("check-jsonschema", "--builtin-schema", "vendor.dependabot", ".github/dependabot.yml")
+
+
 def test_zizmor_finds_nothing() -> None:
-    check("zizmor", "--offline", "--no-progress", "action.yml", *map(str, WORKFLOWS))
+    check("zizmor", "--offline", "--no-progress", "action.yml", ".github/dependabot.yml", *map(str, WORKFLOWS))
 
 
 def test_every_action_is_pinned_by_its_commit() -> None:
