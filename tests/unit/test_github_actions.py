@@ -14,7 +14,10 @@ import yaml
 from tests.conftest import ROOT, Project
 
 BIN = Path(sys.executable).parent
-WORKFLOWS = [*sorted((ROOT / ".github/workflows").glob("*.yml")), ROOT / "examples/github-workflow/deploy.yml"]
+WORKFLOWS = [
+    *sorted((ROOT / ".github/workflows").glob("*.yml")),
+    ROOT / "examples/github-workflow/deploy.yml",
+]
 
 
 def check(*args: str) -> None:
@@ -36,7 +39,9 @@ def test_dependabot_fits_the_published_schema() -> None:
 
 
 def test_zizmor_finds_nothing() -> None:
-    check("zizmor", "--offline", "--no-progress", "action.yml", ".github/dependabot.yml", *map(str, WORKFLOWS))
+    check(
+        "zizmor", "--offline", "--no-progress", "action.yml", ".github/dependabot.yml", *map(str, WORKFLOWS)
+    )
 
 
 def test_every_action_is_pinned_by_its_commit() -> None:
