@@ -6,8 +6,7 @@
     ├── StageError               exit 1   a stage could not make its outputs
     │   └── GateError            exit 1   a check refused what a stage made
     ├── ConflictError            exit 3   a remote holds something else under our name
-    ├── StoreError               exit 1   the store cannot be read or written
-    └── Interrupted              exit 130 Ctrl-C or SIGTERM
+    └── StoreError               exit 1   the store cannot be read or written
 
 Every class keeps its data in attributes and survives pickling, because workers send errors
 across processes.
@@ -22,7 +21,6 @@ __all__ = [
     "ConflictError",
     "DeployRunnerError",
     "GateError",
-    "Interrupted",
     "Problem",
     "SpecError",
     "StageError",
@@ -105,12 +103,6 @@ class ConflictError(DeployRunnerError):
 
 class StoreError(DeployRunnerError):
     """The store cannot be read or written: a full or read-only disk, a missing right."""
-
-
-class Interrupted(DeployRunnerError):
-    """The run was stopped by Ctrl-C or SIGTERM; finished artifacts are kept."""
-
-    exit_code = 130
 
 
 def _rebuild(

@@ -36,15 +36,14 @@ class OutputRef:
 class Scope:
     """What references may name at one place of the pipeline.
 
-    `variables` gives the value of a `vars` path (it may itself hold references). What is used
-    of the environment is collected in `used_env`, secrets in `secrets`.
+    `variables` gives the value of a `vars` path (it may itself hold references). The secrets that are
+    named are collected in `secrets`.
     """
 
     name: str
     variables: Callable[[str, Mark], Json]
     env: Mapping[str, str]
     matrix: Mapping[str, Json] = field(default_factory=dict)
-    used_env: set[str] = field(default_factory=set)
     secrets: set[str] = field(default_factory=set)
     allow_secrets: bool = False
 
@@ -148,8 +147,6 @@ def _member(root: Literal["env", "matrix"] | str, name: str, known: Mapping[str,
             )
         where = "declare it under `env:`" if root == "env" else "declare it under `matrix:`"
         raise _Refused(f"there is no {root}.{name} here", closest(name, list(known)) or where)
-    if root == "env":
-        scope.used_env.add(name)
     return known[name]
 
 

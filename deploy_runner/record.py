@@ -40,7 +40,7 @@ COUNTED = ("ran", "hit", "healed", "converged", "failed", "skipped", "interrupte
 
 
 class RunRecord(NamedTuple):
-    """One finished run. `data` is the content of `record.json`; see docs/reference.md."""
+    """One finished run. `data` is the content of `record.json`."""
 
     folder: Path
     data: Mapping[str, Json]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from deploy_runner.sdk import Context, GateError, StageError
+from deploy_runner.sdk import Context, GateError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -235,13 +235,3 @@ def gate(
     if parity.excess > 0:
         said = parity.beyond(atol, rtol)
         raise GateError(f"the result differs from the original by {said}; worst at {parity.worst}", fix=fix)
-
-
-def run_or_refuse(run: Model, case: Case) -> Mapping[str, Any]:
-    """Run one case, and name it where the model can't take it."""
-    try:
-        return run(case.inputs)
-    except Exception as error:
-        shapes = {name: tuple(array.shape) for name, array in case.inputs.items()}
-        said = str(error).strip().partition("\n")[0]
-        raise StageError(f"the result can't run inputs of shape {shapes}: {said}") from error

@@ -48,8 +48,3 @@ def _open(path: Path, bundle: _bundle.Bundle) -> Model:
 
 def _eager(bundle: _bundle.Bundle) -> Model:
     return _torchscript.runner(bundle.module(), bundle.input_names, bundle.output_names)
-
-
-def model_bytes(path: Path) -> int:
-    """Return the size of a model artifact."""
-    return _onnx.size_bytes(path)

@@ -41,7 +41,6 @@ class App:
         self._max_body = service.settings.max_body
         self._access_log = service.settings.access_log
         self._posts = dict(routes.POSTS)
-        self._infer = f"/v2/models/{service.name}"
         self._fastapi = _fastapi(service)
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:

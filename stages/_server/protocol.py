@@ -12,14 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .codecs import JSON, parse_json, to_json
-from .ports import DATATYPES, Arrays, Port, Ports, as_array
+from .ports import Arrays, Port, Ports, as_array
 from .problems import BadRequest, Invalid, Problem
 
 __all__ = ["HEADER_LENGTH", "Wanted", "decode_infer", "encode_infer"]
 
 HEADER_LENGTH = "inference-header-content-length"
 _BINARY = "application/octet-stream"
-_DTYPES = {datatype: dtype for dtype, datatype in DATATYPES.items()}
 
 
 class Wanted(NamedTuple):
