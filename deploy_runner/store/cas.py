@@ -19,7 +19,15 @@ from typing import Literal, NamedTuple
 from ..errors import StoreError
 from ..types import Artifact, Json
 from .copies import Piece, copy_pieces
-from .files import NEW, clear_the_way, fsync_folder, read_or_none, remove_whatever, store_error
+from .files import (
+    NEW,
+    clear_the_way,
+    fsync_folder,
+    read_or_none,
+    refuse_exhaustion,
+    remove_whatever,
+    store_error,
+)
 from .folders import Member, folder_artifact, manifest, sha256_bytes, stay_inside, walk
 from .handles import Entry, entry_of, open_file, opened, walk_at
 from .layout import give_way, settle, subfolders
@@ -137,7 +145,8 @@ class Store:
         if known is None:
             try:
                 known = sha256_file(path)
-            except OSError:
+            except OSError as error:
+                refuse_exhaustion(error, path)
                 return "damaged"
             self.memo.remember(path, state, known)
         return "present" if known == digest else "damaged"

@@ -12,13 +12,15 @@ from pathlib import Path
 from ..errors import StoreError
 
 __all__ = [
-    "NEW", "clear_the_way", "copy_private", "fsync_folder", "open_regular", "read_or_none", "remove_whatever",
-    "store_error", "write_atomic", "write_once",
+    "NEW", "clear_the_way", "copy_private", "fsync_folder", "open_regular", "read_existing", "read_or_none",
+    "refuse_exhaustion", "remove_whatever", "store_error", "write_atomic", "write_once",
 ]  # fmt: skip
 
 NEW = ".new"
 """Ends the name of a file that is being written."""
 
+_NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EINVAL})
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _FICLONE = 0x40049409
 _CHUNK_BYTES = 1 << 30
 
@@ -30,6 +32,7 @@ _FIXES = {
     errno.EPERM: "set DEPLOY_RUNNER_HOME to a folder that can be written",
     errno.ENOTDIR: "a file is where a folder is needed",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "the machine has too many open files",
 }
 
 
@@ -149,12 +152,33 @@ def open_regular(path: str, flags: int) -> int:
 
 
 def read_or_none(path: str | os.PathLike[str]) -> bytes | None:
-    """Return a regular file's content, or None where it is absent, unreadable or something else."""
+    """Return a regular file's content, or None where it is absent, unreadable or something else.
+
+    Raises StoreError where this process can't open files any more.
+    """
     try:
         with open(path, "rb", opener=open_regular) as file:
             return file.read()
-    except OSError:
+    except OSError as error:
+        refuse_exhaustion(error, path)
         return None
+
+
+def read_existing(path: str | os.PathLike[str]) -> bytes | None:
+    """Return a regular file's content, or None where there is no such. Raises StoreError for one unread."""
+    try:
+        with open(path, "rb", opener=open_regular) as file:
+            return file.read()
+    except OSError as error:
+        if error.errno not in _NO_FILE:
+            raise store_error(error, path) from error
+        return None
+
+
+def refuse_exhaustion(error: OSError, path: str | os.PathLike[str]) -> None:
+    """Raise StoreError where not the file is at fault but this process: what it can't open may be there."""
+    if error.errno in _EXHAUSTED:
+        raise store_error(error, path) from error
 
 
 def remove_whatever(path: str) -> None:

@@ -6,6 +6,8 @@ import os
 import stat as stat_module
 from contextlib import suppress
 
+from .files import refuse_exhaustion
+
 __all__ = ["FOLDERS", "give_way", "settle", "subfolders"]
 
 FOLDERS = (
@@ -31,9 +33,13 @@ def give_way(path: str) -> None:
 
 
 def subfolders(path: str) -> list[str]:
-    """Return the names of the folders in a folder, without links to such; none where there is none."""
+    """Return the names of the folders in a folder, without links to such; none where there is none.
+
+    Raises StoreError as `read_or_none` does.
+    """
     try:
         with os.scandir(path) as entries:
             return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-    except OSError:
+    except OSError as error:
+        refuse_exhaustion(error, path)
         return []

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..types import Artifact, Json
-from .files import read_or_none, remove_whatever, write_atomic
+from .files import read_or_none, refuse_exhaustion, remove_whatever, write_atomic
 from .layout import give_way, subfolders
 from .seal import Seal
 
@@ -142,8 +142,9 @@ class LastKeys:
 
 
 def listdir(path: str) -> list[str]:
-    """Return the names in a folder, none where there is no such folder."""
+    """Return the names in a folder, none where there is no such. Raises StoreError as `read_or_none` does."""
     try:
         return os.listdir(path)
-    except OSError:
+    except OSError as error:
+        refuse_exhaustion(error, path)
         return []
