@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploy_runner.sdk import StageError
 
-from . import _axes
-from ._axes import Axis
+from ._axes import Axis, axis_of, candidates, follow, learned
 from ._bundle import Case, Port, tiled
 
 if TYPE_CHECKING:
@@ -136,7 +135,7 @@ class _Explorer:
         """Find so many other sizes of one axis. Raises StageError where there is none."""
         axis = self.found.axes[label]
         ran: list[int] = []
-        for size in _axes.candidates(axis, self.first[label], batch=label == self.source.batch):
+        for size in candidates(axis, self.first[label], batch=label == self.source.batch):
             if len(ran) == wanted:
                 break
             if self.try_sizes({label: size}):
@@ -146,7 +145,7 @@ class _Explorer:
         if not ran:
             raise self._only_one_size(label)
         if label != self.source.batch:
-            self.found.axes[label] = _axes.learned(
+            self.found.axes[label] = learned(
                 axis, self.first[label], ran, self.found.refused.get(label, [])
             )
 
@@ -212,7 +211,7 @@ def _together(source: Source, axes: Mapping[str, Axis], first: Sizes) -> Iterato
     Axes other than the batch take theirs in turns, so that none follows another.
     """
     options = {
-        label: [*_axes.candidates(axis, first[label], batch=label == source.batch)][:2]
+        label: [*candidates(axis, first[label], batch=label == source.batch)][:2]
         for label, axis in axes.items()
     }
     count = 1 if source._samples is not None and list(axes) == [source.batch] else 2
@@ -262,5 +261,5 @@ def output_port(name: str, dtype: str, found: Variation, batch: str | None) -> P
     for axis in range(arrays[0].ndim):
         sizes = [array.shape[axis] for array in arrays]
         if len(set(sizes)) > 1:
-            dynamic[axis] = _axes.follow(sizes, labels) or f"{name}_{axis}"
-    return Port(name, dtype, tuple(arrays[0].shape), dynamic, _axes.axis_of(dynamic, batch))
+            dynamic[axis] = follow(sizes, labels) or f"{name}_{axis}"
+    return Port(name, dtype, tuple(arrays[0].shape), dynamic, axis_of(dynamic, batch))
