@@ -314,7 +314,7 @@ def _add_serve(verbs: _Verbs) -> None:
     stages = "STAGE or STAGE.OUTPUT that is up to date; or, instead of both, the path of an ONNX artifact, "
     _pipeline_options(serve, stages=f"{stages}a model.tar.gz, a TorchScript file or a container's context")
     serve.add_argument("--run", default="", metavar="ID", help=f"what that run made instead, {_BY_ID}")
-    import_module("deploy_runner.stages._server.options").add_options(serve)
+    import_module("deploy_runner.server.options").add_options(serve)
 
 
 def _positive(text: str) -> int:

@@ -60,7 +60,7 @@ def _place(address: str, scratch: Path) -> Path:
     if scheme not in _REMOTE:
         known = "a path, file://, s3://bucket/prefix or hf://owner/name[@revision][/folder]"
         raise UsageError(f"{address} can't be fetched", fix=f"name {known}")
-    command = [sys.executable, "-sP", "-m", "deploy_runner.stages._download", address, str(scratch)]
+    command = [sys.executable, "-sP", "-m", "deploy_runner.stages.push.download", address, str(scratch)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().rpartition("\n")[2] or f"the client exited {done.returncode}"

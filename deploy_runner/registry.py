@@ -1,8 +1,9 @@
 """`uses:` → stage class: the built-in ones, installed packages, and the project's `./stages`.
 
-The file of the built-in stage type `onnx.export` is `onnx_export.py`: one lookup imports one
-file. Installed packages join by the entry-point group `deploy_runner.stages`, whose values name
-packages of stage files. The files in a project's `./stages` are all read.
+The path is the type: `onnx.export` is `onnx/export.py`, and one lookup imports one file; what else lies
+in a folder are helpers. Installed packages join by the entry-point group `deploy_runner.stages`, whose
+values name packages of stage files. In them and in a project's `./stages` a file at the top may also
+define types of any name.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -22,13 +24,14 @@ from .advice import missing_module
 from .errors import Problem, SpecError
 from .sdk import Stage, StageInputs, StageOutputs, StageParams
 from .types import SourceFile
-from .usercode import import_closure
+from .usercode import Closure, import_closure
 
 __all__ = ["GROUP", "Registry", "StageType", "load_class"]
 
 GROUP = "deploy_runner.stages"
 _BUILTIN = "deploy_runner.stages"
 _PROJECT = "deploy_runner_project_stages_"
+_USES = re.compile(r"""^\s+uses(?:: *[\w\[\]]+)? *= *["']([\w.-]+)["']""", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class StageType:
     @property
     def file(self) -> Path:
         """Return the file that defines the class."""
-        return self.stage_dir / f"{self.module.rpartition('.')[2]}.py"
+        return Path(str(sys.modules[self.module].__file__))
 
     @property
     def summary(self) -> str:
@@ -72,14 +75,14 @@ class Registry:
         self._read_project()
         if uses not in self._found:
             file = self._builtin_file(uses)
-            if uses and not uses.startswith("_") and file.is_file():
-                self._add(_BUILTIN, file, "built-in")
+            if _is_name(uses) and file.is_file():
+                self._add(_BUILTIN, self._builtin_dir, file, "built-in")
         if uses not in self._found:
             self._read_installed()
         return self._found.get(uses)
 
     def _builtin_file(self, uses: str) -> Path:
-        return self._builtin_dir / f"{uses.replace('.', '_')}.py"
+        return self._builtin_dir / f"{uses.replace('.', '/')}.py"
 
     def names(self) -> list[str]:
         """Return the name of every stage type, sorted."""
@@ -88,8 +91,8 @@ class Registry:
     def all(self) -> list[StageType]:
         """Return every stage type, by name."""
         self._read_project()
-        for file in _stage_files(self._builtin_dir):
-            self._add(_BUILTIN, file, "built-in")
+        for file in _stage_files(self._builtin_dir, anywhere=False):
+            self._add(_BUILTIN, self._builtin_dir, file, "built-in")
         self._read_installed()
         return [self._found[uses] for uses in sorted(self._found)]
 
@@ -99,7 +102,7 @@ class Registry:
         self._project_read = True
         package = _project_package(self.project_dir)
         for file in _stage_files(self.project_dir):
-            self._add(package, file, "project")
+            self._add(package, self.project_dir, file, "project")
 
     def _read_installed(self) -> None:
         from importlib.metadata import entry_points
@@ -109,11 +112,13 @@ class Registry:
                 continue
             module = importlib.import_module(entry.value)
             origin = entry.dist.name if entry.dist else entry.value
-            for file in _stage_files(Path(str(module.__file__)).parent):
-                self._add(entry.value, file, origin)
+            folder = Path(str(module.__file__)).parent
+            for file in _stage_files(folder):
+                self._add(entry.value, folder, file, origin)
 
-    def _add(self, package: str, file: Path, origin: str) -> None:
-        for cls in _stage_classes(_import(package, file), file):
+    def _add(self, package: str, folder: Path, file: Path, origin: str) -> None:
+        module = ".".join((package, *file.relative_to(folder).with_suffix("").parts))
+        for cls in _stage_classes(_import(module, folder, file), file):
             known = self._found.get(cls.uses)
             other = known.file if known is not None else self._builtin_file(cls.uses)
             if other.is_file() and other.resolve() != file.resolve():
@@ -122,13 +127,19 @@ class Registry:
                 message = f"the stage type {cls.uses!r} is there already, in {other.name}"
                 raise _broken(file, _line_of(cls), message, "give yours another name")
             if known is None:
-                closure = import_closure(file.parent, file.name)
+                closure = _closure(folder, file, origin)
                 files = tuple(SourceFile(n, str(p)) for n, p in closure.files.items())
                 # A built-in stage type says itself which packages its outputs depend on.
                 packages = () if origin == "built-in" else closure.distributions
                 self.absent.update(closure.absent)
-                module = f"{package}.{file.stem}"
-                self._found[cls.uses] = StageType(cls, module, file.parent, files, origin, packages)
+                self._found[cls.uses] = StageType(cls, module, folder, files, origin, packages)
+
+
+def _closure(folder: Path, file: Path, origin: str) -> Closure:
+    if origin != "built-in":
+        return import_closure(folder, file.relative_to(folder).as_posix())
+    engine = folder.parent
+    return import_closure(engine, file.relative_to(engine).as_posix(), relative_only=True)
 
 
 def load_class(module: str, class_name: str, stage_dir: str) -> type[Stage]:
@@ -149,13 +160,35 @@ def _project_package(folder: Path) -> str:
     return name
 
 
-def _stage_files(folder: Path) -> Iterator[Path]:
-    return iter(sorted(f for f in folder.glob("*.py") if not f.name.startswith("_")))
+def _is_name(uses: str) -> bool:
+    return all(part.isidentifier() and not part.startswith("_") for part in uses.split("."))
 
 
-def _import(package: str, file: Path) -> ModuleType:
-    name = f"{package}.{file.stem}"
-    if package.startswith(_PROJECT):
+def _stage_files(folder: Path, *, anywhere: bool = True) -> Iterator[Path]:
+    """Yield the files that define stage types: those of the type's path, and any at the top if `anywhere`.
+
+    Raises SpecError for a type in a folder whose name is not that of its path.
+    """
+    for file in sorted(folder.rglob("*.py")):
+        parts = file.relative_to(folder).with_suffix("").parts
+        if any(part.startswith(("_", ".")) for part in parts):
+            continue
+        if anywhere and len(parts) == 1:
+            yield file
+            continue
+        text = file.read_text("utf-8", errors="replace")
+        types = list(_USES.finditer(text))
+        for found in types:
+            if found[1] != ".".join(parts):
+                line = text.count("\n", 0, found.start(1)) + 1
+                message = f"the stage type {found[1]!r} is in the file of {'.'.join(parts)!r}"
+                raise _broken(file, line, message, f"move it to stages/{found[1].replace('.', '/')}.py")
+        if types:
+            yield file
+
+
+def _import(name: str, folder: Path, file: Path) -> ModuleType:
+    if name.startswith(_PROJECT):
         # The file may have changed since another pipeline of this process read it.
         sys.modules.pop(name, None)
     try:
@@ -167,9 +200,10 @@ def _import(package: str, file: Path) -> ModuleType:
         line = (frames[-1].lineno if frames else 1) or 1
         said = f"the file can't be imported: {type(error).__name__}: {error}"
         fix = ""
-        if isinstance(error, ModuleNotFoundError):
-            project, folder = str(file.parent.parent), str(file.parent)
-            said, fix = missing_module(error, project=project, folder=folder, extra="")
+        if isinstance(error, ModuleNotFoundError) and str(error.name).startswith(_PROJECT):
+            said = f"there is no stages/{'/'.join(str(error.name).split('.')[1:])}.py, which it imports"
+        elif isinstance(error, ModuleNotFoundError):
+            said, fix = missing_module(error, project=str(folder.parent), folder=str(folder), extra="")
         raise _broken(file, line, said, fix) from None
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SERVER", "serve"]
 
-SERVER = "deploy_runner.stages._server"
+SERVER = "deploy_runner.server"
 _PACKAGES = (
     "fastapi",
     "uvicorn",

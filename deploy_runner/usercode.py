@@ -56,28 +56,28 @@ class Closure(NamedTuple):
     absent: tuple[Path, ...]
 
 
-def import_closure(root: Path, entry: str) -> Closure:
-    """Return `entry` and everything that it imports.
+def import_closure(root: Path, entry: str, *, relative_only: bool = False) -> Closure:
+    """Return `entry` and everything that it imports, of `root` by relative imports alone if asked for so.
 
     Names of files are POSIX paths relative to `root`, or to the folder of the interpreter's path, sorted.
     Imports are read from the syntax tree, the ones inside functions too; they are looked up as Python
     does with `root` and the folder of `entry` first on its path. Raises FileNotFoundError and
     SyntaxError (of the user's file).
     """
-    search = _Search(root, PurePosixPath(entry).parent)
+    search = _Search(root, () if relative_only else (PurePosixPath(), PurePosixPath(entry).parent))
     search.follow(entry)
     files = search.outside | search.found
     return Closure(dict(sorted(files.items())), tuple(sorted(search.owners)), tuple(sorted(search.absent)))
 
 
 class _Search:
-    def __init__(self, root: Path, entry_dir: PurePosixPath) -> None:
+    def __init__(self, root: Path, bases: tuple[PurePosixPath, ...]) -> None:
         self.found: dict[str, Path] = {}
         self.outside: dict[str, Path] = {}
         self.owners: set[str] = set()
         self.absent: set[Path] = set()
         self._root = root
-        self._bases = (PurePosixPath(), entry_dir)
+        self._bases = bases
         self._known: set[tuple[str, ...]] = set()
 
     def follow(self, entry: str) -> None:

@@ -22,9 +22,11 @@ from deploy_runner.sdk import (
     StageParams,
 )
 
-from . import _bundle, _onnx, _plot, _runtime
-from ._latency import measure
-from .verify_latency import choose_case
+from .model import bundles, plot
+from .onnx import protos
+from .verify import runtime
+from .verify.latency import choose_case
+from .verify.timing import measure
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +100,14 @@ class Select(Stage):
 
 def _marked(rows: list[_Candidate], params: Select.Params) -> list[_Candidate]:
     """Return the rows with those on the Pareto front marked."""
-    front = {point.name for point in _plot.front(_points(rows, params))}
+    front = {point.name for point in plot.front(_points(rows, params))}
     return [replace(row, pareto=row.name in front) for row in rows]
 
 
-def _points(rows: list[_Candidate], params: Select.Params) -> list[_plot.Point]:
+def _points(rows: list[_Candidate], params: Select.Params) -> list[plot.Point]:
     latency = params.objective == "latency"
     return [
-        _plot.Point(row.name, row.latency_us if latency else row.bytes / 1e6, row.drop, bool(row.refused))
+        plot.Point(row.name, row.latency_us if latency else row.bytes / 1e6, row.drop, bool(row.refused))
         for row in rows
     ]
 
@@ -113,20 +115,20 @@ def _points(rows: list[_Candidate], params: Select.Params) -> list[_plot.Point]:
 def _draw(path: Path, rows: list[_Candidate], chosen: str, params: Select.Params) -> None:
     """Plot what was gained against what was lost."""
     axis = "median latency (µs)" if params.objective == "latency" else "size (MB)"
-    _plot.pareto(
+    plot.pareto(
         path, _points(rows, params), chosen, x=axis, y="loss of accuracy (points)", limit=params.max_drop
     )
 
 
 def _table(ctx: Context, params: Select.Params, inputs: Select.Inputs) -> list[_Candidate]:
-    bundle = _bundle.load_bundle(inputs.reference)
-    models = {name: _runtime.open_model(ctx, path, bundle) for name, path in inputs.candidates.items()}
+    bundle = bundles.load_bundle(inputs.reference)
+    models = {name: runtime.open_model(ctx, path, bundle) for name, path in inputs.candidates.items()}
     times = measure(models, choose_case(bundle, None).inputs, params.rounds)
     rows = []
     for name, path in inputs.candidates.items():
         accuracy, drop = _read_report(name, inputs.accuracy)
         refused = f"loses {drop:.2f} points" if drop > params.max_drop else ""
-        size = _onnx.size_bytes(path)
+        size = protos.size_bytes(path)
         rows.append(_Candidate(name, accuracy, drop, size, round(times[name][0], 1), refused))
     return rows
 

@@ -43,7 +43,7 @@ def output_fn(result, accept):
 
 def package(folder: Path, factor: float | str, *, name: str = "model.tar.gz", padding: int = 0) -> Path:
     """Write a package whose model multiplies by a factor; one that is no number doesn't start."""
-    from deploy_runner.stages import _archive
+    from deploy_runner.stages.package import archives
 
     parts = {"factor.txt": str(factor).encode(), "code/inference.py": INFERENCE.encode()}
     if padding:
@@ -53,16 +53,16 @@ def package(folder: Path, factor: float | str, *, name: str = "model.tar.gz", pa
         members[part] = folder / "parts" / part
         members[part].parent.mkdir(parents=True, exist_ok=True)
         members[part].write_bytes(data)
-    _archive.pack(folder / name, members)
+    archives.pack(folder / name, members)
     return folder / name
 
 
 def smoke(folder: Path, factor: float) -> Path:
     """Write the requests and answers of a package with this factor."""
-    from deploy_runner.stages import _bundle
+    from deploy_runner.stages.model import bundles
 
     x = np.arange(6, dtype=np.float64).reshape(2, 3)
-    _bundle.write_cases(folder / "smoke.npz", [_bundle.Case("first", {"x": x}, {"y": x * factor})])
+    bundles.write_cases(folder / "smoke.npz", [bundles.Case("first", {"x": x}, {"y": x * factor})])
     return folder / "smoke.npz"
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from deploy_runner.errors import StageError
+from deploy_runner.stages.model.bundles import load_bundle
+from deploy_runner.stages.model.fresh_inputs import from_cases, from_samples
 from deploy_runner.testing import StageRun, run_stage
-from stages._bundle import load_bundle
-from stages._fresh import from_cases, from_samples
 from tests.axes import EXAMPLES, MODELS, exported, loaded, prepared
 from tests.pipeline.test_stages_torch import stage
 

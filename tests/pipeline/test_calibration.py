@@ -126,7 +126,7 @@ def test_an_archive_far_larger_than_the_memory_is_streamed(tmp_path: Path, fp32:
     """Read a 1 GB array of samples in a process that may have 300 MB."""
     script = (
         "import re, sys, zipfile\nfrom pathlib import Path\nimport numpy as np\n"
-        "from deploy_runner.stages._calibration import Slot, Source, open_samples\n"
+        "from deploy_runner.stages.model.calibration import Slot, Source, open_samples\n"
         "path = Path(sys.argv[1])\n"
         "with zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED) as z, z.open('x.npy', 'w', force_zip64=True) as f:\n"
         "    np.lib.format.write_array_header_1_0(f, {'descr': '<f4', 'fortran_order': False, 'shape': (4000, 256, 256)})\n"

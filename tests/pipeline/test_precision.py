@@ -17,9 +17,9 @@ from onnx import numpy_helper
 
 from deploy_runner.errors import GateError, StageError
 from deploy_runner.registry import Registry
-from deploy_runner.stages._bundle import Case
-from deploy_runner.stages._parity import compare
-from deploy_runner.stages._smoke import Invoke, smoke_test
+from deploy_runner.stages.model.bundles import Case
+from deploy_runner.stages.model.compare import compare
+from deploy_runner.stages.package.smoke import Invoke, smoke_test
 from deploy_runner.testing import StageRun, run_stage
 from tests.conftest import ROOT, module_of
 
@@ -107,8 +107,8 @@ def test_a_wrong_weight_is_seen_in_outputs_that_are_all_small(tmp_path: Path) ->
     with pytest.raises(GateError, match="more than the .* that its type's rounding explains"):
         run("verify.parity", tmp_path / "wrong", inputs=made)
     assert run("verify.parity", tmp_path / "loose", inputs=made, params={"atol": 1e-5}).figures["max_abs"] > 0
-    from deploy_runner.stages._server import trial
-    from deploy_runner.stages._server.problems import UnfitArtifact
+    from deploy_runner.server import trial
+    from deploy_runner.server.problems import UnfitArtifact
 
     assert trial.answers([str(context)], []) == []
     spoil(context / "model" / "model.onnx")

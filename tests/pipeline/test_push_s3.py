@@ -99,14 +99,14 @@ def test_a_pointer_of_somebody_else_is_a_conflict(tmp_path: Path) -> None:
 
 
 def test_a_large_file_goes_in_parts_and_a_killed_upload_is_continued(tmp_path: Path) -> None:
-    from deploy_runner.stages import _s3
-    from deploy_runner.stages._transcript import Transcript
+    from deploy_runner.stages.push.aws import objects
+    from deploy_runner.stages.push.transcript import Transcript
 
     path = tmp_path / "weights.bin"
     path.write_bytes(bytes(range(256)) * (40 * MIB // 256))
     client = s3()
     client.create_bucket(Bucket="dry-run-models")
-    upload = _s3.Upload(client, "dry-run-models", "w", path, _s3.file_digest(path))
+    upload = objects.Upload(client, "dry-run-models", "w", path, objects.file_digest(path))
     begun = client.create_multipart_upload(**upload.place, **upload.described)
     parts = list(upload.parts())
     assert [len(part) for part in parts] == [16 * MIB, 16 * MIB, 8 * MIB]
@@ -115,21 +115,21 @@ def test_a_large_file_goes_in_parts_and_a_killed_upload_is_continued(tmp_path: P
     client.meta.events.register(
         "before-call.s3.UploadPart", lambda params, **_: sent.append(params["query_string"]["partNumber"])
     )
-    assert _s3.put_once(upload, Transcript())
+    assert objects.put_once(upload, Transcript())
     assert sorted(sent) == [2, 3]
-    _s3.read_back(upload)
-    assert _s3.is_there(upload)
+    objects.read_back(upload)
+    assert objects.is_there(upload)
     assert client.list_multipart_uploads(Bucket="dry-run-models").get("Uploads", []) == []
-    assert not _s3.put_once(upload, Transcript())
+    assert not objects.put_once(upload, Transcript())
 
 
 def test_parts_grow_so_that_ten_thousand_are_enough(tmp_path: Path) -> None:
-    from deploy_runner.stages import _s3
+    from deploy_runner.stages.push.aws import objects
 
     path = tmp_path / "sparse"
     with path.open("wb") as file:
         file.truncate(500 << 30)
-    upload = _s3.Upload(None, "b", "k", path, "0" * 64)
+    upload = objects.Upload(None, "b", "k", path, "0" * 64)
     assert upload.part_bytes % MIB == 0
     assert -(-upload.size // upload.part_bytes) <= 10_000
 

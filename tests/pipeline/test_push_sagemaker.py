@@ -92,10 +92,10 @@ def test_wrong_answers_bring_back_what_was_served(tmp_path: Path) -> None:
 
 
 def odd_smoke(folder: Path) -> Path:
-    from deploy_runner.stages import _bundle
+    from deploy_runner.stages.model import bundles
 
-    (case,) = _bundle.read_cases(smoke(folder, 2))
-    _bundle.write_cases(folder / "odd.npz", [_bundle.Case("odd", {"z": case.inputs["x"]}, case.outputs)])
+    (case,) = bundles.read_cases(smoke(folder, 2))
+    bundles.write_cases(folder / "odd.npz", [bundles.Case("odd", {"z": case.inputs["x"]}, case.outputs)])
     return folder / "odd.npz"
 
 

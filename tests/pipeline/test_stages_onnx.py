@@ -389,12 +389,12 @@ def test_the_packages_own_code_answers_every_content_type(
     import importlib.util
     import io
 
-    from deploy_runner.stages import _archive
+    from deploy_runner.stages.package import archives
 
     package = run_stage(stage("package.sagemaker"), tmp_path, inputs={"model": fp32, "reference": bundle})[
         "package"
     ]
-    _archive.unpack(package, tmp_path / "x")
+    archives.unpack(package, tmp_path / "x")
     spec = importlib.util.spec_from_file_location("inference", tmp_path / "x/code/inference.py")
     assert spec is not None
     assert spec.loader is not None

@@ -153,9 +153,9 @@ def prepare(folder: Path, factory: str, content: Any, *, kwargs: Any = None, **p
 
 def assert_right(made: StageRun, trained: torch.nn.Module) -> None:
     """Assert that the bundle's module, loaded anew, and its reference compute what the trained one does."""
-    from deploy_runner.stages import _bundle
+    from deploy_runner.stages.model import bundles
 
-    bundle = _bundle.load_bundle(made["model"])
+    bundle = bundles.load_bundle(made["model"])
     trained.eval()
     for case in bundle.cases:
         x = torch.from_numpy(case.inputs[bundle.input_names[0]])
@@ -176,7 +176,7 @@ def old_names(state: dict[str, Any], *pairs: tuple[str, str]) -> dict[str, Any]:
 def test_a_real_tie_is_one_tensor_again_whichever_name_the_file_has(
     tmp_path: Path, lost: str | None, meta: bool
 ) -> None:
-    from deploy_runner.stages import _bundle
+    from deploy_runner.stages.model import bundles
 
     state = make("Tied").state_dict()
     if lost:
@@ -184,7 +184,7 @@ def test_a_real_tie_is_one_tensor_again_whichever_name_the_file_has(
     factory = {"factory": "on_meta", "kwargs": {"name": "Tied"}} if meta else {"factory": "Tied"}
     made = prepare(tmp_path, content=state, **factory)
     assert_right(made, make("Tied"))
-    module: Any = _bundle.load_bundle(made["model"]).own_module()
+    module: Any = bundles.load_bundle(made["model"]).own_module()
     assert module.embed.weight is module.head.weight
 
 
@@ -355,12 +355,12 @@ def test_unexpected_keys_are_refused_with_the_option_that_drops_them(tmp_path: P
 
 
 def test_what_is_left_at_its_initial_value_is_the_same_in_every_later_stage(tmp_path: Path) -> None:
-    from deploy_runner.stages import _bundle
+    from deploy_runner.stages.model import bundles
 
     state = {n: t for n, t in make("plain").state_dict().items() if not n.startswith("0.")}
     made = prepare(tmp_path, "plain", state, allow_missing=["0.*"])
     assert made.figures["initial"] == ["0.weight", "0.bias"]
-    modules: list[Any] = [_bundle.load_bundle(made["model"]).own_module() for _ in range(2)]
+    modules: list[Any] = [bundles.load_bundle(made["model"]).own_module() for _ in range(2)]
     assert torch.equal(modules[0][0].weight, modules[1][0].weight)
 
 
@@ -431,13 +431,13 @@ def test_which_weights_were_taken_is_said(tmp_path: Path, content: Any, key: str
 
 def test_training_on_views_goes_on_with_views(tmp_path: Path) -> None:
     """checkpoint.resume_check fills the module's own memory, so that a step on one view moves the other."""
-    from deploy_runner.stages import _weights
+    from deploy_runner.stages.model import loading
 
     module = make("Sliced")
-    _weights.load(module, make("Sliced").state_dict(), copy=True)
+    loading.load(module, make("Sliced").state_dict(), copy=True)
     with torch.no_grad():
         module.a += 1
     assert torch.equal(module.a.t(), module.b)
     own = {name: torch.randn(t.shape) for name, t in module.state_dict().items()}
     with pytest.raises(StageError, match="overlap other tensors in the model's memory, but differ"):
-        _weights.load(module, own, copy=True)
+        loading.load(module, own, copy=True)

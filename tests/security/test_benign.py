@@ -17,7 +17,7 @@ import torch
 from onnx import TensorProto, helper
 from safetensors.torch import load_file, save_file
 
-from deploy_runner.stages import _bundle, _safetensors
+from deploy_runner.stages.model import bundles, tensor_files
 from deploy_runner.testing import run_stage
 from tests.conftest import Project
 from tests.pipeline.test_stages_torch import stage
@@ -129,7 +129,7 @@ def test_every_shape_of_tensors(tmp_path: Path, shape: str) -> None:
     torch.save(weights, tmp_path / "c.pt")
     path = tmp_path / "run/outputs/weights.safetensors"
     run_stage(stage("checkpoint.state_dict"), tmp_path / "run", inputs={"checkpoint": tmp_path / "c.pt"})
-    found = _safetensors.read(path)
+    found = tensor_files.read(path)
     assert all(torch.equal(found[n], t) or t.isnan().any() for n, t in weights.items())
 
 
@@ -144,7 +144,7 @@ def test_arrays_of_numbers_are_read_as_they_are(tmp_path: Path, kind: Any, save:
         "s": np.float32(2),
     }
     save(tmp_path / "a.npz", **arrays)
-    found = _bundle.read_arrays(tmp_path / "a.npz")
+    found = bundles.read_arrays(tmp_path / "a.npz")
     assert all(
         np.array_equal(found[n], np.asarray(a)) and found[n].dtype == np.asarray(a).dtype
         for n, a in arrays.items()

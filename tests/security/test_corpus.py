@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from deploy_runner.errors import DeployRunnerError
-from deploy_runner.stages import _archive
+from deploy_runner.stages.package import archives
 from deploy_runner.testing import run_stage
 from tests.conftest import ROOT, Project
 from tests.pipeline.test_stages_torch import bundle, stage
@@ -57,7 +57,7 @@ def give(sample: Sample, path: Path, made: Path, weights: Path) -> None:
     elif sample.kind == "onnx":
         run_stage(stage("onnx.check"), made, inputs={"model": path})
     elif sample.kind == "archive":
-        _archive.unpack(path, made / "unpacked")
+        archives.unpack(path, made / "unpacked")
     else:
         params = {"factory": "models.py:mlp", "example": {"shape": [1, 64]}}
         inputs = {"weights": weights, "samples": path}

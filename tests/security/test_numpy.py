@@ -12,7 +12,7 @@ import torch
 from numpy._core import multiarray
 
 from deploy_runner.errors import StageError
-from deploy_runner.stages import _checkpoint, _harmless
+from deploy_runner.stages.checkpoint import harmless, reader
 from deploy_runner.testing import run_stage
 from tests.pipeline.test_stages_torch import stage
 
@@ -72,7 +72,7 @@ VALUES = [
 @pytest.mark.parametrize("value", VALUES, ids=lambda v: repr(v))
 def test_scalars_come_out_as_they_are(tmp_path: Path, value: Any, legacy: bool) -> None:
     torch.save({"x": value}, tmp_path / "c.pt", _use_new_zipfile_serialization=not legacy)
-    found = _checkpoint.read(tmp_path / "c.pt", trust=False)["x"]
+    found = reader.read(tmp_path / "c.pt", trust=False)["x"]
     assert found == value
     assert found.dtype == value.dtype
 
@@ -87,7 +87,7 @@ ARRAYS = [
 @pytest.mark.parametrize("array", ARRAYS, ids=lambda a: f"{a.dtype}{a.shape}")
 def test_arrays_come_out_as_they_are(tmp_path: Path, array: Any) -> None:
     torch.save({"x": array}, tmp_path / "c.pt")
-    found = _checkpoint.read(tmp_path / "c.pt", trust=False)["x"]
-    assert isinstance(found, _harmless.Array)
+    found = reader.read(tmp_path / "c.pt", trust=False)["x"]
+    assert isinstance(found, harmless.Array)
     assert np.array_equal(found.values, array)
     assert found.values.dtype == array.dtype

@@ -96,7 +96,7 @@ def test_the_app_is_the_servers_own_source_and_imports_nothing_of_the_engine(
     contexts: Mapping[str, StageRun],
 ) -> None:
     app = contexts[KINDS[0]]["context"] / "app"
-    source = ROOT / "stages/_server"
+    source = ROOT / "deploy_runner/server"
     assert {f.name: f.read_bytes() for f in app.iterdir()} == {
         f.name: f.read_bytes() for f in source.glob("*.py")
     }
@@ -107,7 +107,7 @@ def test_the_app_is_the_servers_own_source_and_imports_nothing_of_the_engine(
             assert not any(name.startswith("deploy_runner") for name in names), file
     kind = Registry(ROOT / "tests").get("package.container")
     assert kind is not None
-    held = {f.name.removeprefix("_server/") for f in kind.implementation if f.name.startswith("_server/")}
+    held = {f.name.removeprefix("server/") for f in kind.implementation if f.name.startswith("server/")}
     assert held == {f.name for f in source.glob("*.py")}, "the action key holds the server's source"
 
 
@@ -166,7 +166,7 @@ def test_the_start_command_of_the_dockerfile_serves(
 
 @pytest.mark.parametrize("server", ["fastapi", "flask"])
 def test_a_slow_model_is_tried_without_a_network_too(tmp_path: Path, server: str) -> None:
-    from deploy_runner.stages._server.trial import answers
+    from deploy_runner.server.trial import answers
 
     model = models.slow(tmp_path / "model")
     found = answers([str(model), "--server", server], [b"[[100000, 0]]"])

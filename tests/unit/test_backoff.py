@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from deploy_runner.stages._backoff import ATTEMPTS, Backoff
+from deploy_runner.stages.push.backoff import ATTEMPTS, Backoff
 
 
 def longest(low: float, high: float) -> float:

@@ -72,8 +72,8 @@ def tracked(suffix: str) -> list[Path]:
 
 
 def test_stage_files_import_heavy_libraries_only_inside_functions() -> None:
-    for file in sorted((ROOT / "stages").glob("*.py")):
-        if file.name == "_sagemaker_inference.py":
+    for file in sorted((ROOT / "stages").rglob("*.py")):
+        if file.name == "sagemaker_inference.py":
             continue  # It runs in a container.
         for node in ast.parse(file.read_text()).body:
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
@@ -82,9 +82,9 @@ def test_stage_files_import_heavy_libraries_only_inside_functions() -> None:
             assert not {n.partition(".")[0] for n in names} & {*HEAVY, "numpy", "safetensors", "isal"}, file
 
 
-def test_the_file_of_a_built_in_stage_type_has_its_name(tmp_path: Path) -> None:
+def test_the_path_of_a_built_in_stage_type_is_its_name(tmp_path: Path) -> None:
     for kind in Registry(tmp_path).all():
-        assert kind.file.stem == kind.cls.uses.replace(".", "_")
+        assert kind.file.resolve() == ROOT / "stages" / f"{kind.cls.uses.replace('.', '/')}.py"
         assert kind.summary.endswith(".")
 
 
@@ -102,7 +102,9 @@ def test_our_own_files_are_written_in_one_place_only() -> None:
     found = {
         str(f.relative_to(package))
         for f in package.rglob("*.py")
-        if writes.search(f.read_text()) and f.name not in ("testing.py", "sdk.py")
+        if f.relative_to(package).parts[0] != "server"  # It runs where there is no store.
+        and writes.search(f.read_text())
+        and f.name not in ("testing.py", "sdk.py")
     }
     assert found <= allowed
 

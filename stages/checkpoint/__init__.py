@@ -1,0 +1,1 @@
+"""Trained checkpoints: read without running them, written, resumed."""

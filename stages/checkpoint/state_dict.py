@@ -1,0 +1,140 @@
+"""`checkpoint.state_dict`: any checkpoint → weights.safetensors and its metadata."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from deploy_runner.sdk import (
+    Code,
+    Context,
+    Field,
+    File,
+    Folder,
+    Output,
+    Stage,
+    StageInputs,
+    StageOutputs,
+    StageParams,
+)
+
+from ..model import extra_state, state_dicts, tensor_files
+from . import harmless, reader
+
+
+class CheckpointStateDict(Stage):
+    """Take the weights out of a training checkpoint, without running what is inside it.
+
+    Reads torch.save files (zip and legacy), safetensors and their shards; strips the prefixes of
+    DDP, torch.compile, FSDP and averaged models. A whole pickled module needs `trust: true`.
+    """
+
+    uses = "checkpoint.state_dict"
+    packages = ("torch", "safetensors", "numpy")
+    preload = ("torch", "safetensors.torch")
+    extra = "torch"
+
+    class Params(StageParams):
+        """What to take."""
+
+        key: str | None = Field(None, description="where the state_dict is; found if left out")
+        strip_prefix: str | None = Field(
+            None, description="a prefix to take off every name; an empty one keeps all names"
+        )
+        code: Code | None = Field(None, description="defines the classes of a pickled module")
+
+    class Inputs(StageInputs):
+        """The checkpoint."""
+
+        checkpoint: File | Folder = Field(description="the file that the training loop wrote")
+
+    class Outputs(StageOutputs):
+        """The weights."""
+
+        weights: File = Output("weights.safetensors", "the weights, tied tensors once")
+        metadata: File = Output("metadata.json", "epoch, loss and what else the checkpoint says")
+
+    def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
+        """Read, find, strip, write, read back."""
+        if params.code is not None:
+            _define_in_main(params.code, ctx.load(params.code))
+        content = reader.read(inputs.checkpoint, trust=ctx.trust)
+        found, key = state_dicts.find_state_dict(content, params.key)
+        weights = state_dicts.strip_wrappers(found, params.strip_prefix)
+        tied = tensor_files.write(outputs.weights, weights)
+        tensors = {n: t for n, t in weights.items() if not n.endswith(extra_state.SUFFIX)}
+        count = sum(t.numel() for name, t in tensors.items() if name not in tied)
+        dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()})
+        others = [name for name, _ in state_dicts.state_dicts(content) if key and name != key]
+        metadata = {
+            "format": reader.sniff(inputs.checkpoint),
+            "key": key,
+            "averaged": state_dicts.is_ema(key),
+            "other_keys": others,
+            "stripped_prefix": "".join(weights.stripped),
+            "dropped": len(found) - len(weights),
+            "tensors": len(tensors),
+            "parameters": count,
+            "dtypes": dtypes,
+            "tied": tied,
+            "training": _training_values(content),
+        }
+        text = json.dumps(metadata, indent=2, sort_keys=True, ensure_ascii=False)
+        outputs.metadata.write_text(text + "\n", "utf-8")
+        ctx.figure("parameters", count)
+        ctx.figure("tensors", len(tensors))
+        _say_which(ctx, key, others, params.key)
+        if params.strip_prefix:
+            ctx.figure("dropped", sorted(set(found) - {params.strip_prefix + name for name in weights}))  # type: ignore[arg-type]
+        for name in ("epoch", "loss", "best_acc"):
+            if name in metadata["training"]:
+                ctx.figure(name, metadata["training"][name])
+
+
+def _say_which(ctx: Context, key: str, others: list[str], chosen: str | None) -> None:
+    """Say which weights were taken, and whether they are averaged (EMA, SWA)."""
+    if not key:
+        return
+    ctx.figure("key", key)
+    ctx.figure("averaged", state_dicts.is_ema(key))
+    if others:
+        ctx.figure("other_keys", others)  # type: ignore[arg-type]
+        kind = "averaged" if state_dicts.is_ema(key) else "not averaged"
+        said = f"took {key!r} ({kind}); the checkpoint also has {', '.join(others)}"
+        ctx.log(said if chosen else f"{said}: choose by `key`")
+
+
+def _define_in_main(code: str, value: Any) -> None:
+    """Training scripts pickle their classes as `__main__.NAME`."""
+    setattr(sys.modules["__main__"], code.rpartition(":")[2], value)
+
+
+def _training_values(content: Any) -> dict[str, Any]:
+    """Return the plain values of the checkpoint's top level: epoch, loss, accuracy, dates and so on."""
+    values = {str(k): _plain(v) for k, v in content.items()} if isinstance(content, Mapping) else {}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _plain(value: Any) -> str | int | float | bool | None:
+    """Return a value as JSON has it: of tensors and arrays single ones, dates as ISO 8601."""
+    import datetime
+    import math
+    import pathlib
+
+    import numpy as np
+    import torch
+
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, pathlib.PurePath):
+        return value.as_posix()
+    value = value.values if isinstance(value, harmless.Array) else value
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        size = value.numel() if isinstance(value, torch.Tensor) else value.size
+        value = value.item() if size == 1 else None
+    number = value
+    if isinstance(number, float) and not math.isfinite(number):
+        return str(number)
+    return number if isinstance(number, (str, int, float, bool)) else None

@@ -1,0 +1,1 @@
+"""Models for phones and small devices, and the code that calls them."""

@@ -1,0 +1,1 @@
+"""The prepared model: its bundle, its reference cases, and what every conversion is compared by."""

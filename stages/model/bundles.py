@@ -1,0 +1,358 @@
+"""The model bundle: what `model.prepare` makes and every conversion starts from.
+
+A folder with
+
+    bundle.json          how to build the module, its inputs and outputs
+    weights.safetensors  the weights
+    code/                the factory's source files, by their path in the project
+    reference.npz        inputs and eager outputs: `CASE/in/NAME`, `CASE/out/NAME`
+
+so that later stages need nothing of the project, and their keys hold all of it by one digest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from deploy_runner.sdk import StageError, load_code
+
+from . import loading, tensor_files
+from .axes import Axis, rows
+from .calls import adapted, call
+from .wording import closest_name as closest_name
+from .wording import first_line as first_line
+from .wording import user_line as user_line
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+
+    Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+_SURE_BYTES = 256 << 20
+_MOST_COMPRESSED = 200
+"""An archive beyond both is taken for a bomb: data shrinks to a tenth, masks to a hundredth."""
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An input or output: `shape` as in the example, `dynamic` maps an axis to its name.
+
+    `batch` is the axis of the samples, None where it has none.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    dynamic: Mapping[int, str]
+    batch: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the port as JSON."""
+        dynamic = {str(axis): name for axis, name in self.dynamic.items()}
+        return {
+            "name": self.name,
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+            "dynamic": dynamic,
+            "batch": self.batch,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Reference inputs with the outputs that the eager module gave for them."""
+
+    name: str
+    inputs: Arrays
+    outputs: Arrays
+    allowed: Mapping[str, float] = field(default_factory=dict)
+    """How far each output may be from the reference, by `_precision`; one left out: see `compare`."""
+    batch: Mapping[str, int | None] = field(default_factory=dict)
+    """`in/NAME` or `out/NAME` → the axis of the samples, None where it has none; one left out: 0."""
+
+    def sample(self, name: str, array: Any, index: int) -> Any:
+        """Return one sample of the array `in/NAME` or `out/NAME`, whole where it has no such."""
+        axis = self.batch.get(name, 0)
+        if axis is None or axis >= array.ndim or array.shape[axis] <= index:
+            return array
+        return rows(array, axis, slice(index, index + 1)).copy()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk."""
+
+    folder: Path
+    factory: str
+    kwargs: Mapping[str, Any]
+    inputs: Sequence[Port]
+    outputs: Sequence[Port]
+    allowed: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    axes: Mapping[str, Axis] = field(default_factory=dict)
+
+    @property
+    def batch_sized(self) -> bool:
+        """Say whether some input has an axis of samples."""
+        return any(port.batch is not None for port in self.inputs)
+
+    @property
+    def input_names(self) -> list[str]:
+        """Return the names of forward()'s arguments."""
+        return [port.name for port in self.inputs]
+
+    @property
+    def output_names(self) -> list[str]:
+        """Return the names of the flattened outputs."""
+        return [port.name for port in self.outputs]
+
+    @cached_property
+    def cases(self) -> list[Case]:
+        """Return the reference cases; the first two have different batch sizes."""
+        cases = read_cases(self.folder / "reference.npz")
+        batch = {f"in/{port.name}": port.batch for port in self.inputs}
+        batch |= {f"out/{port.name}": self._rows_of(port) for port in self.outputs}
+        return [replace(case, allowed=self.allowed.get(case.name, {}), batch=batch) for case in cases]
+
+    def _rows_of(self, output: Port) -> int | None:
+        """Return the axis of what is judged one by one: samples, or rows where the batch is fixed."""
+        return output.batch if self.batch_sized or not output.shape else 0
+
+    def module(self) -> nn.Module:
+        """Return the module, eval mode, on the CPU; its forward() takes the inputs by position, in order."""
+        return adapted(self.own_module(), self.input_names)
+
+    def own_module(self) -> nn.Module:
+        """Return the module as its factory builds it, with its weights, eval mode, on the CPU."""
+        code = self.folder / "code"
+        files = {p.relative_to(code).as_posix(): p for p in sorted(code.rglob("*.py"))}
+        factory: Callable[..., nn.Module] = load_code(self.factory, files)
+        module = build_module(factory, self.kwargs, self.factory)
+        loading.load(module, tensor_files.read(self.folder / "weights.safetensors"))
+        frozen(module)
+        if loading.is_lazy(module):
+            self._run_once(module)
+        return module
+
+    def _run_once(self, module: nn.Module) -> None:
+        """Let lazy layers become ordinary ones, which exporters know."""
+        import torch
+
+        with torch.no_grad():
+            call(module, dict(zip(self.input_names, self.example(), strict=True)))
+
+    def example(self, case: int = 0) -> tuple[torch.Tensor, ...]:
+        """Return a case's inputs as tensors, in forward()'s order."""
+        return tensors(self.cases[case].inputs, self.input_names)
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Read a bundle. Raises StageError where the folder isn't one."""
+    try:
+        data = json.loads((folder / "bundle.json").read_text("utf-8"))
+        ports = {part: [_port(given) for given in data[part]] for part in ("inputs", "outputs")}
+        allowed = {
+            case: {name: given["allowed"] for name, given in outputs.items()}
+            for case, outputs in data.get("precision", {}).items()
+        }
+        axes = {given["label"]: Axis(**given) for given in data["axes"]}
+        return Bundle(
+            folder, data["factory"], data["kwargs"], ports["inputs"], ports["outputs"], allowed, axes
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise StageError("the input is not a model bundle", fix="give it model.prepare's output") from None
+
+
+def _port(given: Mapping[str, Any]) -> Port:
+    dynamic = {int(axis): name for axis, name in given["dynamic"].items()}
+    return Port(given["name"], given["dtype"], tuple(given["shape"]), dynamic, given["batch"])
+
+
+def build_module(factory: Callable[..., Any], kwargs: Mapping[str, Any], name: str) -> nn.Module:
+    """Call a factory. Raises StageError where it fails, or doesn't return an nn.Module."""
+    from torch import nn
+
+    try:
+        module = factory(**kwargs)
+    except ModuleNotFoundError:
+        raise  # Which module, and who imports it, is said where every stage's errors are.
+    except Exception as error:
+        said = f"{name} fails: {type(error).__name__}: {first_line(error)}{user_line(error)}"
+        raise StageError(said, fix="does it take these `kwargs`, and read no file?") from error
+    if not isinstance(module, nn.Module):
+        raise StageError(f"{name} returned {type(module).__name__}, not an nn.Module")
+    return module
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    """Return the module in eval mode, on the CPU, without gradients."""
+    module.eval().cpu()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    return module
+
+
+def tensors(arrays: Arrays, names: Sequence[str]) -> tuple[torch.Tensor, ...]:
+    """Return arrays as tensors in fresh, contiguous memory: odd strides upset exporters."""
+    import torch
+
+    return tuple(torch.from_numpy(arrays[name].copy(order="C")).clone() for name in names)
+
+
+def to_array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """Return a tensor as an array; NumPy has no bfloat16, whose values are float32's exactly."""
+    import torch
+
+    tensor = tensor.detach().cpu()
+    array: np.ndarray[Any, Any] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return array
+
+
+def tiled(array: Any, port: Port, sizes: Mapping[str, int], *, shift: int = 0) -> Any:
+    """Return an input cut or repeated to the sizes of its labels; `shift` turns the batch by so many."""
+    import numpy as np
+
+    for axis, label in port.dynamic.items():
+        start = shift if axis == port.batch else 0
+        array = np.take(array, range(start, start + sizes[label]), axis=axis, mode="wrap")
+    return np.ascontiguousarray(array) if array.ndim else array
+
+
+def named_arrays(value: Any, names: Sequence[str] | None = None) -> dict[str, np.ndarray[Any, Any]]:
+    """Return a module's result as arrays by name."""
+    return {name: to_array(tensor) for name, tensor in flatten_outputs(value, names).items()}
+
+
+def flatten_outputs(value: Any, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
+    """Return a module's result as named tensors.
+
+    A mapping's entries keep their keys, others are `output`, or `output_0`, `output_1`, …
+    """
+    import torch
+    from torch.utils import _pytree
+
+    leaves, _ = _pytree.tree_flatten_with_path(value)
+    kept = [(path, leaf) for path, leaf in leaves if isinstance(leaf, torch.Tensor)]
+    if not kept:
+        raise StageError(f"the model returned {type(value).__name__} without a tensor in it")
+    if names is None:
+        keyed = all(len(path) == 1 and hasattr(path[0], "key") for path, _ in kept)
+        single = len(kept) == 1 and not keyed
+        names = [
+            str(path[0].key) if keyed else "output" if single else f"output_{i}"  # type: ignore[attr-defined]
+            for i, (path, _) in enumerate(kept)
+        ]
+    if len(names) != len(kept):
+        raise StageError(f"the model has {len(kept)} outputs, but output_names has {len(names)}")
+    return dict(zip(names, (leaf for _, leaf in kept), strict=True))
+
+
+def write_cases(path: Path, cases: Sequence[Case]) -> None:
+    """Write the reference arrays."""
+    arrays = {
+        f"{case.name}/{part}/{name}": array
+        for case in cases
+        for part, group in (("in", case.inputs), ("out", case.outputs))
+        for name, array in group.items()
+    }
+    write_arrays(path, arrays)
+
+
+def read_cases(path: Path) -> list[Case]:
+    """Read the reference arrays back, in the order they were written."""
+    grouped: dict[str, dict[str, dict[str, Any]]] = {}
+    for key, array in read_arrays(path).items():
+        case, part, name = key.split("/", 2)
+        grouped.setdefault(case, {"in": {}, "out": {}})[part][name] = array
+    return [Case(name, parts["in"], parts["out"]) for name, parts in grouped.items()]
+
+
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Write an .npz whose bytes depend on the arrays alone: no dates, no compression."""
+    import io
+    import zipfile
+
+    import numpy as np
+
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            buffer = io.BytesIO()
+            np.lib.format.write_array(buffer, np.asarray(array, order="C"), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue())
+
+
+def read_arrays(path: Path) -> dict[str, Any]:
+    """Read an .npz. Raises StageError where it isn't one, or holds anything but numbers."""
+    import numpy as np
+
+    with open_arrays(path) as members:
+        arrays: dict[str, Any] = {}
+        for name, file in members.items():
+            shape, fortran, dtype = array_header(name, file, members.sizes[name])
+            values = np.frombuffer(file.read(math.prod(shape) * dtype.itemsize), dtype)
+            if values.size != math.prod(shape):
+                raise ValueError(f"the array {name!r} is truncated")
+            arrays[name] = values.reshape(shape, order="F" if fortran else "C").copy()
+    return arrays
+
+
+class Members(dict[str, IO[bytes]]):
+    """The open members of an .npz by array name, with their sizes in bytes."""
+
+    sizes: dict[str, int]
+
+
+@contextmanager
+def open_arrays(path: Path) -> Iterator[Members]:
+    """Open the arrays of an .npz, each to be read as a stream.
+
+    Raises StageError where it isn't one: also for the ValueErrors and the damage that whoever reads
+    it meets.
+    """
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(path) as archive, ExitStack() as opened:
+            members, sizes = Members(), {}
+            for info in archive.infolist():
+                name = info.filename.removesuffix(".npy")
+                sizes[name] = info.file_size
+                members[name] = opened.enter_context(archive.open(info))
+            unpacked = sum(sizes.values())
+            if unpacked > _SURE_BYTES and unpacked > _MOST_COMPRESSED * path.stat().st_size:
+                raise ValueError(f"it would unpack to {unpacked / 1e9:.1f} GB, which no data does")
+            members.sizes = sizes
+            yield members
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError, zlib.error,
+            RuntimeError) as error:  # fmt: skip
+        if isinstance(error, StageError):
+            raise
+        raise StageError(f"{path.name} is not an .npz of plain arrays: {first_line(error)}") from None
+
+
+def array_header(name: str, file: IO[bytes], file_bytes: int) -> tuple[tuple[int, ...], bool, Any]:
+    """Return shape, Fortran order and dtype of an open member. Raises ValueError for odd ones."""
+    import numpy as np
+
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    try:
+        shape, fortran, dtype = read(file)
+    except (SyntaxError, RecursionError, MemoryError, TypeError) as error:
+        raise ValueError(f"the header of the array {name!r} is no header: {first_line(error)}") from None
+    if dtype.hasobject:
+        raise ValueError(f"the array {name!r} holds Python objects")
+    if dtype.kind not in "biufc":
+        raise ValueError(f"the array {name!r} holds {dtype}, not numbers")
+    if any(size < 0 for size in shape) or math.prod(shape) * dtype.itemsize > file_bytes:
+        raise ValueError(f"the array {name!r} has the shape {shape}, but {file_bytes} bytes")
+    return shape, fortran, dtype

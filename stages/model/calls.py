@@ -1,0 +1,198 @@
+"""Call forward() alike everywhere: the reference, every conversion, and what loads the result.
+
+A model's inputs are an ordered list of names. `bind` says how forward() takes them, by position or by
+name; `call` runs a module so; `adapted` makes a module whose forward() takes exactly these inputs, by
+position, for the exporters, most of which know nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import keyword
+import linecache
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from inspect import Parameter
+from typing import TYPE_CHECKING, Any
+
+from deploy_runner.sdk import StageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Binding", "adapted", "arguments", "bind", "call", "in_order"]
+
+_OWN = "_own_forward"
+_POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+_NAMED = (*_POSITIONAL, Parameter.KEYWORD_ONLY)
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """How forward() takes the inputs: the `positional` ones in order, then the `named` ones by name.
+
+    `plain` says that forward() itself takes exactly a prefix of its ordinary parameters.
+    """
+
+    positional: tuple[str, ...]
+    named: tuple[str, ...]
+    plain: bool
+
+    def __str__(self) -> str:
+        """Return the arguments as one writes them: `x, shift=shift`."""
+        return ", ".join((*self.positional, *(f"{name}={name}" for name in self.named)))
+
+
+def arguments(module: nn.Module) -> list[str]:
+    """Return the names that forward() gives its arguments, those of `*` and `**` left out."""
+    return [p.name for p in _parameters(module) if p.kind in _NAMED]
+
+
+def in_order(module: nn.Module, names: Sequence[str]) -> list[str]:
+    """Return the names of inputs in forward()'s order; those it doesn't name come last, as given.
+
+    Raises StageError for a name that forward() has no place for.
+    """
+    from .wording import closest_name
+
+    known = arguments(module)
+    others = [name for name in names if name not in known]
+    kinds = {p.kind for p in _parameters(module)}
+    if others and not kinds & {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD}:
+        raise StageError(f"forward() has no argument {others[0]!r}, it has {', '.join(known) or 'none'}",
+                         fix=closest_name(others[0], known))  # fmt: skip
+    if Parameter.VAR_KEYWORD not in kinds and others != sorted(others):  # Keys of a mapping have no order.
+        raise StageError(f"forward() takes {', '.join(others)} by position alone, in an order that names "
+                         "don't say", fix="name them so that they sort: input_0, input_1")  # fmt: skip
+    return [name for name in known if name in names] + others
+
+
+def bind(module: nn.Module, names: Sequence[str]) -> Binding:
+    """Return how forward() takes the inputs `names`, which are in its order.
+
+    An argument that may be left out, and is, keeps its default. Raises StageError for one that may not,
+    and for one that can't be skipped because it has no name to callers.
+    """
+    given = list(names)
+    positional: list[str] = []
+    named: list[str] = []
+    skipped: Parameter | None = None
+    plain = True
+    for parameter in _parameters(module):
+        if parameter.kind in _NAMED:
+            if parameter.name not in given:
+                _refuse_missing(parameter)
+                skipped = skipped or (parameter if parameter.kind in _POSITIONAL else None)
+                continue
+            given.remove(parameter.name)
+            if parameter.kind == Parameter.KEYWORD_ONLY or (
+                skipped is not None and parameter.kind == Parameter.POSITIONAL_OR_KEYWORD
+            ):
+                named.append(parameter.name)
+                continue
+            _refuse_gap(skipped, parameter.name)
+            positional.append(parameter.name)
+            plain = plain and parameter.kind == Parameter.POSITIONAL_OR_KEYWORD
+        elif given and _by_position(parameter, module, given):
+            taken = [name for name in given if name not in arguments(module)]
+            if taken:
+                _refuse_gap(skipped, taken[0])
+            positional.extend(taken)
+            given = [name for name in given if name not in taken]
+            plain = plain and not taken
+        elif parameter.kind == Parameter.VAR_KEYWORD:
+            named.extend(given)
+            given = []
+    return Binding(tuple(positional), tuple(named), plain and not named)
+
+
+def _by_position(parameter: Parameter, module: nn.Module, given: Sequence[str]) -> bool:
+    """Say whether a `*` takes what is left: where there is a `**` too, names say more than places."""
+    if parameter.kind != Parameter.VAR_POSITIONAL:
+        return False
+    by_name = any(p.kind == Parameter.VAR_KEYWORD for p in _parameters(module))
+    return not by_name or list(given) == ["input"]
+
+
+def _refuse_missing(parameter: Parameter) -> None:
+    if parameter.default is Parameter.empty:
+        raise StageError(f"forward() wants the argument {parameter.name!r}, and there is no example of it",
+                         fix=f"add `example.{parameter.name}`")  # fmt: skip
+
+
+def _refuse_gap(skipped: Parameter | None, name: str) -> None:
+    if skipped is not None:
+        raise StageError(f"forward() takes {name!r} by position alone, behind {skipped.name!r}, which has "
+                         "no example",
+                         fix=f"add `example.{skipped.name}` too, or leave {name!r} out")  # fmt: skip
+
+
+def _parameters(module: nn.Module) -> list[Parameter]:
+    """Return the parameters of forward(); a TorchScript module's are in its schema."""
+    schema = getattr(getattr(module, "forward", None), "schema", None)
+    if schema is None:
+        return list(inspect.signature(module.forward).parameters.values())
+    return [
+        Parameter(a.name, Parameter.POSITIONAL_OR_KEYWORD,
+                  default=a.default_value if a.has_default_value() else Parameter.empty)
+        for a in schema.arguments[1:]
+    ]  # fmt: skip
+
+
+def call(module: nn.Module, inputs: Mapping[str, Any]) -> Any:
+    """Run a module on inputs by name, which are in forward()'s order."""
+    binding = bind(module, list(inputs))
+    return module(*(inputs[n] for n in binding.positional), **{n: inputs[n] for n in binding.named})
+
+
+def adapted(module: nn.Module, names: Sequence[str]) -> nn.Module:
+    """Make a module's forward() take exactly the inputs `names`, by position.
+
+    It stays the same object with the same names of weights: where forward() isn't so already, the
+    object gets a class of its own, whose forward() calls the one it had. That has source text, which
+    torch.jit.script reads.
+    """
+    binding = bind(module, names)
+    if binding.plain:
+        return module
+    words = {name: _word(name, place) for place, name in enumerate(names)}
+    for name in binding.named:
+        if words[name] != name:
+            raise StageError(f"the input {name!r} is no name that Python can call forward() by")
+    passed = ", ".join((*(words[n] for n in binding.positional), *(f"{n}={n}" for n in binding.named)))
+    kind = type(module)
+    own = vars(module).pop("forward", None) or kind.forward  # Some libraries replace it on the object.
+    namespace = {_OWN: _renamed(own) if own is kind.forward else staticmethod(own),
+                 "forward": _forward(", ".join(words.values()), passed), "__module__": kind.__module__,
+                 "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}  # fmt: skip
+    try:
+        module.__class__ = type(kind.__name__, (kind,), namespace)
+    except TypeError as error:
+        raise StageError("forward() is TorchScript, which can't be called by these inputs",
+                         fix="give each of its arguments an example, in order") from error  # fmt: skip
+    return module
+
+
+def _word(name: str, place: int) -> str:
+    return name if name.isidentifier() and not keyword.iskeyword(name) else f"input_{place}"
+
+
+def _renamed(own: Any) -> Any:
+    """Return the function under its new name, by which TorchScript tells methods apart."""
+    if not inspect.isfunction(own):
+        return own
+    copy = types.FunctionType(own.__code__, own.__globals__, _OWN, own.__defaults__, own.__closure__)
+    copy.__kwdefaults__, copy.__annotations__ = own.__kwdefaults__, own.__annotations__
+    return copy
+
+
+def _forward(words: str, passed: str) -> Any:
+    """Return `forward(self, WORDS)`, with source that inspect and TorchScript find."""
+    source = f"def forward(self, {words}):\n    return self.{_OWN}({passed})\n"
+    name = f"<forward {hashlib.sha256(source.encode()).hexdigest()[:12]}>"
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    made: dict[str, Any] = {}
+    exec(compile(source, name, "exec"), made)
+    return made["forward"]

@@ -1,0 +1,221 @@
+"""The pre-save checklist: what has to hold of a model before anything is made of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from deploy_runner.sdk import GateError, StageError
+
+from . import bundles
+from .axes import rows
+from .bundles import Case, Port
+from .calls import call
+from .compare import both_finite, largest
+from .precision import eps_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .variation import Variation
+
+__all__ = ["Check", "Eager", "Ports", "batches", "checklist", "digests"]
+
+Check = tuple[bool, str]
+"""Whether a line of the checklist holds, and its detail."""
+
+Shapes = list[int] | dict[str, list[int]]
+"""The shape of the first output, or of each by name."""
+
+_BATCH_TOLERANCE = 1e-4
+_SHAPES = (
+    "set `example.shape` to what forward() takes; where that is a dict or a list, let the factory "
+    "return a module around it that takes tensors"
+)
+_TYPES = (
+    "set `example.dtype` to what forward() takes; for bfloat16, which files of numbers don't have, let the "
+    "factory return a module around it that turns its input into the weights' type"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The inputs and outputs of the model."""
+
+    inputs: list[Port]
+    outputs: list[Port]
+
+    @property
+    def batch(self) -> str | None:
+        """Return the label of the batch."""
+        return next((p.dynamic[p.batch] for p in self.inputs if p.batch is not None), None)
+
+    def without_batch(self) -> Ports:
+        """Return them with no axis of samples."""
+        return Ports(*([replace(p, batch=None) for p in part] for part in (self.inputs, self.outputs)))
+
+
+@dataclass(slots=True)
+class Eager:
+    """Runs a module under no_grad: arrays by input name → arrays by output name.
+
+    `dtypes` are the outputs' types in torch's words, which has more of them than NumPy; known once it ran.
+    """
+
+    module: nn.Module
+    names: list[str] | None
+    dtypes: dict[str, str] = field(default_factory=dict)
+
+    def __call__(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """Run. Raises StageError with the user's line where the module refuses the inputs."""
+        import torch
+
+        inputs = bundles.tensors(arrays, list(arrays))
+        try:
+            with torch.no_grad():
+                result = call(self.module, dict(zip(arrays, inputs, strict=True)))
+        except StageError:
+            raise
+        except Exception as error:
+            shapes = ", ".join(f"{n} {tuple(a.shape)}" for n, a in arrays.items())
+            where = bundles.user_line(error)
+            said = f"the model refuses the example {shapes}: {bundles.first_line(error)}{where}"
+            raise StageError(said, fix=_TYPES if "dtype" in str(error) else _SHAPES) from error
+        flat = bundles.flatten_outputs(result, self.names)
+        self.dtypes = self.dtypes or {n: str(t.dtype).removeprefix("torch.") for n, t in flat.items()}
+        return {name: bundles.to_array(tensor) for name, tensor in flat.items()}
+
+
+def digests(module: nn.Module) -> dict[str, str]:
+    """Return the SHA-256 of every tensor: a copy to compare with would double the memory."""
+    import torch
+
+    return {
+        name: hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
+        for name, tensor in module.state_dict().items()
+        if isinstance(tensor, torch.Tensor)
+    }
+
+
+def checklist(
+    eager: Eager, found: Variation, ports: Ports, before: Mapping[str, str], independent: Check, *,
+    expect_shape: Shapes | None, nonfinite: str,
+) -> dict[str, Check]:  # fmt: skip
+    """Return the lines by name; `before` are the digests from before the first run."""
+    module = eager.module
+    training = [name for name, part in module.named_modules() if part.training]
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    elsewhere = [name for name, t in tensors if t.device.type != "cpu"]
+    grads = [name for name, p in module.named_parameters() if p.requires_grad]
+    return {
+        "eval mode": _none(training, "in training mode: {}", "every module"),
+        "CPU tensors": _none(elsewhere, "elsewhere: {}", "every tensor"),
+        "no gradients": _none(grads, "requires grad: {}", "every parameter"),
+        "expected shapes": _shapes(found.cases[0], expect_shape, ports),
+        "finite outputs": _finite(found.cases, nonfinite),
+        "batch of one agrees": independent,
+        "dynamic axes": (True, str(found)),
+        "deterministic": _deterministic(eager, found.cases[0]),
+        "no training-only state": _unchanged(before, digests(module)),
+    }
+
+
+def _none(found: Sequence[str], said: str, well: str) -> Check:
+    return not found, said.format(found[:3]) if found else well
+
+
+def _deterministic(eager: Eager, case: Case) -> Check:
+    import numpy as np
+
+    again = eager(case.inputs)
+    same = all(np.array_equal(again[n], a, equal_nan=True) for n, a in case.outputs.items())
+    return same, "two runs, equal bits" if same else "two runs differ: is something random?"
+
+
+def _unchanged(before: Mapping[str, str], after: Mapping[str, str]) -> Check:
+    changed = [name for name, digest in before.items() if after[name] != digest]
+    return _none(changed, "a forward pass changes {}", "kept")
+
+
+def _finite(cases: Sequence[Case], nonfinite: str) -> Check:
+    """Say where an output is not finite, and whether that was allowed."""
+    import numpy as np
+
+    for case in cases:
+        for name, array in case.outputs.items():
+            places = np.argwhere(~np.isfinite(array))
+            if not len(places):
+                continue
+            value = array[tuple(places[0])]
+            found = f"output {name!r} is {value:g} at {places[0].tolist()} of {case.name}"
+            if nonfinite == "allow":
+                return True, f"{found}: allowed"
+            return False, f"{found}; where the model means that, set `nonfinite: allow`"
+    return True, "every value"
+
+
+def _shapes(case: Case, wanted: Shapes | None, ports: Ports) -> Check:
+    shapes = {name: list(array.shape) for name, array in case.outputs.items()}
+    if wanted is None:
+        return True, ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    if isinstance(wanted, list):
+        wanted = {next(iter(shapes)): wanted}
+    dynamic = {port.name: port.dynamic for port in ports.outputs}
+    for name, shape in wanted.items():
+        if name not in shapes:
+            return False, f"there is no output {name!r}, only {', '.join(shapes)}"
+        fits = len(shape) == len(shapes[name]) and all(
+            size == got or axis in dynamic[name]
+            for axis, (size, got) in enumerate(zip(shape, shapes[name], strict=True))
+        )
+        if not fits:
+            batch = next((a for a, label in dynamic[name].items() if label == ports.batch), None)
+            expected = [shapes[name][i] if i == batch and len(shapes[name]) > i else n
+                        for i, n in enumerate(shape)]  # fmt: skip
+            return False, f"{name} is {shapes[name]}, expected {expected}"
+    return True, ", ".join(f"{name} {shape}" for name, shape in wanted.items())
+
+
+def batches(eager: Eager, found: Variation, ports: Ports, tolerance: float | None, *, named: bool) -> Check:
+    """Compare the first sample alone (or the fewest that the axis allows) with the same in its batch.
+
+    What is not `named` a batch has to be seen to be one: if need be by more samples of them.
+    """
+    case, label = found.cases[0], ports.batch
+    if label is None or found.sizes[0][label] < 2:
+        return True, "the batch is fixed"
+    axis, most = found.axes[label], found.sizes[0][label]
+    sizes = [axis.nearest(1), *([] if named else [n for n in (most // 2, most - 1) if axis.allows(n)])]
+    for size in sizes:
+        alone = {p.name: rows(case.inputs[p.name], p.batch, slice(size)) for p in ports.inputs}
+        try:
+            single = eager(alone)
+            break
+        except StageError:
+            if named and size not in found.refused.get(label, []):
+                raise
+    else:
+        return named, f"a batch of {size} is refused"
+    worst, allowed = 0.0, _BATCH_TOLERANCE if tolerance is None else tolerance
+    for port in ports.outputs:
+        within = rows(case.outputs[port.name], port.batch, slice(size))
+        if port.batch is None or within.shape != single[port.name].shape:
+            continue
+        try:
+            worst = max(worst, _apart(port.name, within, single[port.name]))
+        except GateError as error:
+            return False, error.message
+        if tolerance is None:
+            allowed = max(allowed, 16 * (eps_of(port.dtype) or 0.0))
+    return worst <= allowed, f"relative difference {worst:.2g}, allowed {allowed:g}"
+
+
+def _apart(name: str, within: Any, alone: Any) -> float:
+    import numpy as np
+
+    kind = np.complex128 if within.dtype.kind == "c" else np.float64
+    finite = both_finite(f"output {name!r} of one sample", within, alone)
+    difference = np.abs(alone.astype(kind)[finite] - within.astype(kind)[finite])
+    return float(difference.max(initial=0)) / max(1.0, largest(within))

@@ -1,0 +1,1 @@
+"""ONNX files: exported, checked, optimised, quantized."""

@@ -1,0 +1,287 @@
+"""`onnx.export`: the model as ONNX, proved against eager."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+from deploy_runner.sdk import (
+    Context,
+    Field,
+    Folder,
+    GateError,
+    Output,
+    Stage,
+    StageError,
+    StageInputs,
+    StageOutputs,
+    StageParams,
+)
+
+from ..model import branches, bundles
+from ..model.branches import Branches
+from ..model.bundles import Bundle
+from ..model.compare import compare, gate
+from . import naming, protos
+
+_OPERATOR = re.compile(
+    r"(?:op='|operator '|No ONNX function found for .*?'|unrecognized namespace )([\w.:]*\w)"
+)
+_LINE = re.compile(r'File "([^"/][^"]*\.py)", line (\d+)')
+_ADDED = re.compile(r"Support for this operator was added in version (\d+)")
+_LOWEST_DYNAMO = 18
+
+
+_ROUNDING = "where it is float32's rounding, give model.prepare real `samples` or raise atol"
+
+
+class OnnxExport(Stage):
+    """Export the model to ONNX and compare onnxruntime with eager on the reference cases.
+
+    Both exporters of torch are used, the newer one first. The opset, the names and the dynamic
+    axes are read back from the file: what was asked for is there, or the stage fails.
+    """
+
+    uses = "onnx.export"
+    packages = ("torch", "onnx", "onnxruntime", "onnxscript", "numpy")
+    preload = ("torch", "torch.onnx", "safetensors.torch", "onnx", "onnxruntime", "onnxscript")
+    facets = ("arch", "isa")
+    extra = "onnx"
+
+    class Params(StageParams):
+        """What to export."""
+
+        opset: int = Field(20, ge=7, le=26, description="version of the standard operators")
+        exporter: Literal["auto", "dynamo", "torchscript"] = Field(
+            "auto", description="torch's newer exporter, its older one, or what can do the opset"
+        )
+        atol: float | None = Field(
+            None, ge=0, description="absolute tolerance against eager (default: by rounding)"
+        )
+        rtol: float | None = Field(None, ge=0, description="relative tolerance against eager")
+
+    class Inputs(StageInputs):
+        """The model."""
+
+        model: Folder = Field(description="the bundle of model.prepare")
+
+    class Outputs(StageOutputs):
+        """The ONNX model."""
+
+        model: Folder = Output("model", "model.onnx, and model.onnx.data if it is over 500 MB")
+
+    def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
+        """Export, clean, read back, compare."""
+        bundle = bundles.load_bundle(inputs.model)
+        found = branches.exercise(bundle)  # First: its weights are gone when the exporter has its own.
+        naming.refuse_shared(bundle.input_names, bundle.output_names)
+        exporter, refusals = _first_right(ctx, bundle, params, found)
+        shutil.move(_made_by(ctx, exporter), outputs.model)
+        ctx.figure("opset", params.opset)
+        ctx.figure("exporter", exporter)
+        for way, error in refusals.items():
+            ctx.figure("refused", f"{way}: {error.message}")
+        ctx.figure("bytes", protos.size_bytes(outputs.model))
+        ctx.figure("cases", [case.name for case in bundle.cases])
+
+
+def _first_right(
+    ctx: Context, bundle: Bundle, params: OnnxExport.Params, found: Branches
+) -> tuple[str, dict[str, StageError]]:
+    """Return the first exporter whose file passes every check, and why those before it did not."""
+    ways = [params.exporter]
+    if params.exporter == "auto":
+        ways = ["dynamo", "torchscript"] if params.opset >= _LOWEST_DYNAMO else ["torchscript", "dynamo"]
+    refusals: dict[str, StageError] = {}
+    for way in ways:
+        try:
+            _export(ctx, bundle, params, way)
+            _check(ctx, bundle, params, found, way)
+        except StageError as error:
+            ctx.log(f"{way}: {error}")
+            refusals[way] = error
+        else:
+            return way, refusals
+    raise _all_refused(refusals)
+
+
+def _all_refused(refusals: dict[str, StageError]) -> StageError:
+    """Return one error for all exporters: it advises none that was tried."""
+    first = next(iter(refusals.values()))
+    if len(refusals) == 1:
+        other = "torchscript" if "dynamo" in refusals else "dynamo"
+        fix = "; ".join(filter(None, (first.fix, f"or exporter: {other}")))
+        return type(first)(first.message, fix=fix)
+    kind = GateError if any(isinstance(error, GateError) for error in refusals.values()) else StageError
+    messages = dict.fromkeys(error.message for error in refusals.values())
+    if len(messages) == 1:
+        return kind(first.message, fix=first.fix)
+    said = "; ".join(f"{way}: {error.message}" for way, error in refusals.items())
+    fix = next((error.fix for error in refusals.values() if error.fix), "")
+    return kind(f"neither exporter makes a right file: {said}", fix=fix)
+
+
+def _made_by(ctx: Context, way: str) -> Path:
+    return ctx.workdir / f"{way}-made"
+
+
+def _export(ctx: Context, bundle: Bundle, params: OnnxExport.Params, way: str) -> None:
+    """Export in one way, and put the cleaned file with the user's names into its folder."""
+    raw = ctx.workdir / way
+    raw.mkdir()
+    _export_with(way, bundle, params.opset, raw / protos.FILE_NAME)
+    model = protos.load_proto(raw, weights=False)
+    delivered = protos.opset_of(model)
+    if delivered != params.opset:
+        raise StageError(f"opset {params.opset} can't be had: the {way} exporter delivered {delivered}",
+                         fix=f"ask for opset {delivered}")  # fmt: skip
+    naming.rename(model, bundle.input_names, bundle.output_names)
+    protos.move_proto(model, raw, _made_by(ctx, way))
+    shutil.rmtree(raw)
+
+
+def _check(ctx: Context, bundle: Bundle, params: OnnxExport.Params, found: Branches, way: str) -> None:
+    """Read the file back, run it, and compare it with eager on every case and branch."""
+    folder = _made_by(ctx, way)
+    _check_axes(bundle, protos.load_proto(folder, weights=False))
+    lean = protos.size_bytes(folder) > protos.SINGLE_FILE_BYTES
+    run = protos.runner(folder, threads=ctx.threads, lean=lean)
+    try:
+        parity = compare(bundle.cases, run, atol=params.atol, rtol=params.rtol)
+    except GateError:
+        raise
+    except StageError as error:
+        ctx.log(str(error))
+        shapes = ", ".join(f"{n} {tuple(a.shape)}" for n, a in bundle.cases[0].inputs.items())
+        axes = f", though {', '.join(bundle.axes)} may vary" if bundle.axes else ""
+        raise StageError(f"the {way} exporter made a model that takes {shapes} only{axes}") from error
+    gate(ctx, parity, atol=params.atol, rtol=params.rtol, fix=_ROUNDING)
+    branches.check(found, run)
+
+
+def _export_with(way: str, bundle: Bundle, opset: int, file: Path) -> None:
+    import torch
+
+    module = bundle.module()
+    if any(tensor.dtype == torch.bfloat16 for tensor in (*module.parameters(), *module.buffers())):
+        module = module.float()  # onnxruntime has few kernels of bfloat16; its values are float32's exactly.
+    options: dict[str, Any] = {
+        "input_names": naming.neutral("input", len(bundle.inputs)),
+        "output_names": naming.neutral("output", len(bundle.outputs)),
+        "opset_version": opset,
+        "verbose": False,
+        "dynamo": way == "dynamo",
+    }
+    if way == "dynamo":
+        options["dynamic_shapes"] = _dynamic_shapes(bundle, module)
+        size = (bundle.folder / "weights.safetensors").stat().st_size
+        options["external_data"] = size > protos.SINGLE_FILE_BYTES
+    else:
+        module = _scripted_if_branching(bundle, module)
+        ports = (*bundle.inputs, *bundle.outputs)
+        names = (*options["input_names"], *options["output_names"])
+        options["dynamic_axes"] = {n: dict(p.dynamic) for n, p in zip(names, ports, strict=True) if p.dynamic}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # The fused encoder layer has no ONNX equivalent.
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(module, bundle.example(), str(file), **options)
+    except Exception as error:
+        raise _refusal(way, error, bundle) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.data = torch.empty(0)  # The exporters' caches keep the module, not its weights.
+
+
+def _dynamic_shapes(bundle: Bundle, module: Any) -> dict[str, Any] | tuple[Any, ...] | None:
+    if not any(port.dynamic for port in bundle.inputs):
+        return None
+    shapes = {port.name: dict(port.dynamic) for port in bundle.inputs}
+    known = inspect.signature(module.forward).parameters
+    return shapes if all(name in known for name in shapes) else tuple(shapes.values())
+
+
+def _scripted_if_branching(bundle: Bundle, module: Any) -> Any:
+    """Return the model as TorchScript where a trace would keep one branch of it only."""
+    import torch
+
+    from ..torch.trace import DependsOnInputs, trace
+
+    try:
+        trace(bundle)
+    except DependsOnInputs as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                return torch.jit.script(module)
+            except Exception as refusal:
+                raise error from refusal
+    except StageError:
+        return module
+    return module
+
+
+def _refusal(way: str, error: Exception, bundle: Bundle) -> StageError:
+    """Name the operator and the user's line; the exporters hide both deep in a chain of causes."""
+    texts: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(texts) < 10:
+        texts.append(str(cause))
+        cause = cause.__cause__ or cause.__context__
+    text = "\n".join(texts)
+    lines = _LINE.findall(text)
+    where = f" at {lines[-1][0]}:{lines[-1][1]}" if lines else bundles.user_line(error)
+    if "data-dependent" in text.lower() or "GuardOnDataDependent" in text:
+        said = f"the model's control flow depends on its data{where}, which the {way} exporter can't keep"
+        return StageError(said, fix="use torch.cond")
+    operator = _OPERATOR.search(text)
+    unknown = ("Unsupported", "No ONNX function", "not supported", "unrecognized namespace")
+    if operator and any(said in text for said in unknown):
+        where = where or _line_of_operator(bundle, operator.group(1))
+        if newer := _ADDED.search(text):
+            said = f"the operator {operator.group(1)} has no equivalent in this opset{where}"
+            return StageError(said, fix=f"ask for opset {newer.group(1)} or newer")
+        return StageError(f"the operator {operator.group(1)} has no ONNX equivalent{where}",
+                          fix="replace it in the model, or keep this model as TorchScript")  # fmt: skip
+    said = next(
+        (bundles.first_line(Exception(t)) for t in reversed(texts) if t.strip()),
+        type(error).__name__,
+    )
+    return StageError(f"the {way} exporter refuses the model{where}: {said[:300]}",
+                      fix="keep this model as TorchScript (torch.script)")  # fmt: skip
+
+
+def _line_of_operator(bundle: Bundle, operator: str) -> str:
+    """Return the user's line that calls an operator; the exporter's error doesn't say it."""
+    import torch
+
+    program = torch.export.export(bundle.module(), bundle.example(), strict=False)
+    for node in program.graph.nodes:
+        if operator.replace("::", ".") in str(node.target):
+            lines = _LINE.findall(node.meta.get("stack_trace") or "")
+            return f" at {lines[-1][0]}:{lines[-1][1]}" if lines else ""
+    return ""
+
+
+def _check_axes(bundle: Bundle, model: Any) -> None:
+    """Read names and dynamic axes from the file, and compare with what was asked for."""
+    for kind, ports, values in (
+        ("input", bundle.inputs, model.graph.input),
+        ("output", bundle.outputs, model.graph.output),
+    ):
+        found = {v.name: v.type.tensor_type.shape.dim for v in values}
+        for port in ports:
+            if port.name not in found:
+                raise StageError(f"the ONNX file has no {kind} {port.name!r}, it has {', '.join(found)}")
+            if kind == "output":
+                continue
+            for axis, label in port.dynamic.items():
+                if not found[port.name][axis].dim_param:
+                    raise StageError(f"axis {axis} ({label}) of the input {port.name!r} is fixed in the "
+                                     "ONNX file", fix="does the model fix it in its forward()?")  # fmt: skip

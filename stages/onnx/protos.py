@@ -1,0 +1,231 @@
+"""Find, clean, save and run ONNX models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from deploy_runner.sdk import StageError
+
+from ..model.bundles import closest_name, first_line
+from ..model.compare import Model
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+FILE_NAME = "model.onnx"
+DATA_NAME = "model.onnx.data"
+SINGLE_FILE_BYTES = 500_000_000
+"""What is larger keeps its weights in DATA_NAME beside it, so that nobody holds all of them at once.
+
+Protobuf's own limit is 2 GiB, but writing a message takes several times its size.
+"""
+
+_ALIGNMENT = 4096
+"""So that runtimes may map each tensor."""
+
+_CHUNK_BYTES = 1 << 20
+
+
+def onnx_file(path: Path) -> Path:
+    """Return the .onnx file of an artifact: the file itself, or the one in its folder."""
+    if path.is_file():
+        return path
+    file = path / FILE_NAME
+    if not file.is_file():
+        raise StageError(f"the folder {path.name} holds no {FILE_NAME}",
+                         fix="give it the output `model` of an onnx stage")  # fmt: skip
+    return file
+
+
+def size_bytes(path: Path) -> int:
+    """Return the size of a model with its external data."""
+    return sum(f.stat().st_size for f in ([path] if path.is_file() else path.rglob("*")) if f.is_file())
+
+
+def load_proto(path: Path, *, weights: bool = True) -> onnx.ModelProto:
+    """Read a model. Raises StageError where it isn't one."""
+    import onnx
+
+    try:
+        model = onnx.load(onnx_file(path), load_external_data=weights)
+    except Exception as error:
+        raise StageError(f"the ONNX model can't be read, it is truncated or damaged: {first_line(error)}",
+                         fix="make it again") from error  # fmt: skip
+    if not model.graph.output:
+        raise StageError("the ONNX model is empty: its graph has no output", fix="make it again")
+    return model
+
+
+def save_proto(model: onnx.ModelProto, folder: Path) -> Path:
+    """Write a model into a folder with bytes that depend on the graph alone; return its file.
+
+    Names of source files, stack traces and documentation are taken out.
+    """
+    import onnx
+
+    clean(model)
+    folder.mkdir(exist_ok=True)
+    file = folder / FILE_NAME
+    if model.ByteSize() < SINGLE_FILE_BYTES:
+        file.write_bytes(model.SerializeToString(deterministic=True))
+        return file
+    onnx.save(model, file, save_as_external_data=True, all_tensors_to_one_file=True, location=DATA_NAME)
+    return file
+
+
+def move_proto(model: onnx.ModelProto, source: Path, folder: Path) -> Path:
+    """Write a model that was read without its weights into a folder, as save_proto does.
+
+    External data, in `source`, is gathered in one file without being read into memory.
+    """
+    tensors = [tensor for tensor in all_tensors(model.graph) if tensor.data_location == 1]
+    if not tensors:
+        return save_proto(model, folder)
+    clean(model)
+    folder.mkdir(exist_ok=True)
+    with (folder / DATA_NAME).open("wb") as data:
+        for tensor in tensors:
+            _append(tensor, source, data)
+    file = folder / FILE_NAME
+    file.write_bytes(model.SerializeToString(deterministic=True))
+    return file
+
+
+def _append(tensor: onnx.TensorProto, source: Path, data: BinaryIO) -> None:
+    """Copy a tensor's external data to the end of `data`, and say so in the tensor."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    data.write(b"\0" * (-data.tell() % _ALIGNMENT))
+    start = data.tell()
+    with (source / entries["location"]).open("rb") as file:
+        file.seek(int(entries.get("offset", 0)))
+        left = int(entries["length"]) if "length" in entries else os.fstat(file.fileno()).st_size
+        while left > 0 and (chunk := file.read(min(left, _CHUNK_BYTES))):
+            data.write(chunk)
+            left -= len(chunk)
+    del tensor.external_data[:]
+    for key, value in (("location", DATA_NAME), ("offset", start), ("length", data.tell() - start)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Yield every tensor of a graph and of the graphs inside it."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield sparse.values
+        yield sparse.indices
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for inner in (attribute.g, *attribute.graphs):
+                yield from all_tensors(inner)
+
+
+def clean(model: onnx.ModelProto) -> None:
+    """Remove what differs between two exports of one model on two machines."""
+    del model.metadata_props[:]
+    model.doc_string = ""
+    for function in model.functions:
+        del function.metadata_props[:]
+        function.doc_string = ""
+        _clean_nodes(function.node)
+    _clean_graph(model.graph)
+
+
+def _clean_graph(graph: onnx.GraphProto) -> None:
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    for group in (graph.input, graph.output, graph.value_info, graph.initializer):
+        for value in group:
+            value.doc_string = ""
+            del value.metadata_props[:]
+    _clean_nodes(graph.node)
+
+
+def _clean_nodes(nodes: Any) -> None:
+    for node in nodes:
+        node.doc_string = ""
+        del node.metadata_props[:]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _clean_graph(attribute.g)
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Return the version of the standard operators that a model uses."""
+    return next((int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
+def refuse_unknown_nodes(model: onnx.ModelProto, excluded: list[str]) -> None:
+    """Raise StageError for a name of `exclude` that no node has."""
+    names = [node.name for node in model.graph.node]
+    for name in excluded:
+        if name not in names:
+            raise StageError(f"exclude: the model has no node {name!r}, it has {', '.join(names[:8])}, …",
+                             fix=closest_name(name, names))  # fmt: skip
+
+
+_QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger",
+              "ConvInteger", "DynamicQuantizeLinear", "DynamicQuantizeLSTM"}  # fmt: skip
+
+
+def refuse_quantized(model: onnx.ModelProto) -> None:
+    """Raise StageError for a model that holds int8 already: a second time breaks it."""
+    found = sorted({node.op_type for node in model.graph.node} & _QUANTIZED)
+    if found:
+        raise StageError(f"the model is quantized already: it has {', '.join(found)}",
+                         fix="give it the float model of onnx.export")  # fmt: skip
+
+
+def session(path: Path, *, threads: int, lean: bool = False) -> onnxruntime.InferenceSession:
+    """Open a model on the CPU; `lean` runs slower, from the file's own pages, without copies of weights.
+
+    Raises StageError where the runtime can't load it.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if lean:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    try:
+        opened = onnxruntime.InferenceSession(
+            str(onnx_file(path)), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:
+        raise StageError(f"onnxruntime can't load the model: {first_line(error)}") from error
+    if opened.get_providers() != ["CPUExecutionProvider"]:
+        raise StageError(f"onnxruntime chose the providers {opened.get_providers()}, not the CPU's")
+    return opened
+
+
+def runner(path: Path, *, threads: int, lean: bool = False) -> Model:
+    """Return a model as a function of arrays by name; `lean` as in session()."""
+    opened = session(path, threads=threads, lean=lean)
+    inputs = [i.name for i in opened.get_inputs()]
+    outputs = [o.name for o in opened.get_outputs()]
+
+    def run(arrays: Mapping[str, Any]) -> dict[str, Any]:
+        if len(inputs) == 1 and list(arrays) == ["x"]:
+            arrays = {inputs[0]: arrays["x"]}
+        missing = [name for name in inputs if name not in arrays]
+        if missing:
+            raise StageError(
+                f"the model wants the input {missing[0]!r}, the samples have {', '.join(arrays)}"
+            )
+        try:
+            results = opened.run(outputs, {name: arrays[name] for name in inputs})
+        except Exception as error:
+            shapes = ", ".join(f"{n} {tuple(arrays[n].shape)}" for n in inputs)
+            said = f"the model can't run inputs of shape {shapes}: {first_line(error)}"
+            raise StageError(said, fix="give it arrays of the model's shapes and types") from error
+        return dict(zip(outputs, results, strict=True))
+
+    return run

@@ -1,0 +1,112 @@
+"""`onnx.quantize_dynamic`: int8 weights, activations quantized while it runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from deploy_runner.sdk import (
+    Context,
+    Field,
+    File,
+    Folder,
+    Output,
+    Stage,
+    StageError,
+    StageInputs,
+    StageOutputs,
+)
+
+from ..model import bundles, fresh_inputs, judging
+from . import int8, protos
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import onnx
+
+
+class OnnxQuantizeDynamic(Stage):
+    """Quantize an ONNX model's weights to int8, without calibration.
+
+    Only MatMul and Gemm by default: convolutions get slower by this, up to 7 times. The result is judged
+    on the reference cases and on fresh inputs, and refused below the floors.
+    """
+
+    uses = "onnx.quantize_dynamic"
+    packages = ("onnx", "onnxruntime", "numpy")
+    preload = ("onnx", "onnxruntime", "onnxruntime.quantization")
+    facets = ("arch", "isa")
+    extra = "onnx"
+
+    class Params(int8.Weights, judging.Floors):
+        """What to quantize, and how close it must be."""
+
+        operators: list[str] = Field(default=["MatMul", "Gemm"], description="operator types")
+        exclude: list[str] = Field(default=[], description="names of nodes to leave in float")
+
+    class Inputs(StageInputs):
+        """The float model."""
+
+        model: File | Folder = Field(description="the float ONNX model")
+        reference: Folder | None = Field(None, description="a bundle, to compare on its cases too")
+
+    class Outputs(StageOutputs):
+        """The int8 model."""
+
+        model: Folder = Output("model", "model.onnx, loaded and run")
+
+    def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
+        """Quantize, save, load back, judge."""
+        logging.getLogger().setLevel(logging.ERROR)
+        proto = protos.load_proto(inputs.model, weights=False)
+        protos.refuse_quantized(proto)
+        made = _quantize(ctx, params, inputs.model, proto)
+        protos.save_proto(made, outputs.model)
+        reference = protos.runner(inputs.model, threads=ctx.threads)
+        candidate = protos.runner(outputs.model, threads=ctx.threads)
+        judged: dict[str, Iterable[bundles.Case]] = {}
+        if inputs.reference is None:
+            judged[judging.FRESH] = judging.answered(reference, fresh_inputs.from_graph(proto, reference))
+        else:
+            cases = bundles.load_bundle(inputs.reference).cases
+            fresh = judging.answered(reference, fresh_inputs.from_cases(cases))
+            judged = {judging.REFERENCE: cases, judging.FRESH: fresh}
+        judging.judge(ctx, params, candidate, judged, lambda: _cause(made))
+        int8.report(ctx, inputs.model, made)
+
+
+def _quantize(
+    ctx: Context, params: OnnxQuantizeDynamic.Params, path: Path, proto: onnx.ModelProto
+) -> onnx.ModelProto:
+    from onnxruntime.quantization import quantize_dynamic
+
+    source = int8.lifted(ctx, path)
+    if protos.size_bytes(path) < protos.SINGLE_FILE_BYTES:
+        source = int8.preprocessed(ctx, source)
+    ready = protos.load_proto(source, weights=False)
+    present = {node.op_type for node in ready.graph.node}
+    if not present & set(params.operators):
+        wanted, there = ", ".join(params.operators), ", ".join(sorted(present))
+        raise StageError(f"nothing was quantized: the model has none of {wanted}, only {there}",
+                         fix="name others: `operators`")  # fmt: skip
+    made = ctx.workdir / "int8.onnx"
+    try:
+        quantize_dynamic(
+            source,
+            made,
+            op_types_to_quantize=params.operators,
+            nodes_to_exclude=int8.excluded(proto, ready, params.exclude),
+            **params.options(per_channel=params.per_channel is not False),
+        )
+    except Exception as error:
+        raise StageError(f"the model can't be quantized: {bundles.first_line(error)}") from error
+    return protos.load_proto(made)
+
+
+def _cause(made: onnx.ModelProto) -> tuple[str, str]:
+    if int8.needs_vnni(made):
+        return int8.SATURATION
+    return ("weights or inputs of very uneven size leave too few steps for most of them",
+            "leave the worst nodes in float: `exclude`, or lower `min_cosine`, `min_agreement`")  # fmt: skip

@@ -1,0 +1,1 @@
+"""What is handed on: archives, containers, signatures."""

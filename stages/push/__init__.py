@@ -1,0 +1,1 @@
+"""Deployments that converge: SageMaker, S3, the Hugging Face Hub."""

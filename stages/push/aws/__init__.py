@@ -1,0 +1,1 @@
+"""What pushes to AWS share."""

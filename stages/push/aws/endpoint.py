@@ -1,0 +1,269 @@
+"""Converge an endpoint and its config to one model, and take it back.
+
+The endpoint is the pointer: it is moved last, smoke-tested, and moved back where the test fails.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from deploy_runner.sdk import ConflictError, Context, Finding, GateError, StageError
+
+from ..transcript import Transcript
+from . import objects
+from .packed_model import GONE, TAG, PackedModel, named, or_none
+
+_POLL_S = (0.1, 15.0)
+_USUAL_S = 600.0
+"""About how long an endpoint takes, for the progress."""
+_VARIANT = "main"
+_UNSETTLED = ("Creating", "Updating", "SystemUpdating", "RollingBack")
+
+
+class Deployment:
+    """An endpoint, and the config that it is to have.
+
+    `variant` holds the instances or the serverless size, `config` further arguments of the endpoint
+    config, `update` the deployment config of an update: all in AWS's words. `adopt` allows to move an
+    endpoint that something else has made.
+    """
+
+    def __init__(
+        self,
+        ctx: Context,
+        session: Any,
+        transcript: Transcript,
+        model: PackedModel,
+        *,
+        endpoint: str,
+        variant: Mapping[str, Any],
+        config: Mapping[str, Any],
+        update: Mapping[str, Any],
+        adopt: bool,
+        wait_s: float,
+    ) -> None:
+        self._ctx = ctx
+        self._where = {"session": session, "region": session.region_name}
+        self._client = session.client("sagemaker")
+        self._transcript = transcript
+        self._model = model
+        self._variant = dict(variant)
+        self._config = dict(config)
+        self._update = dict(update)
+        self._adopt = adopt
+        self._wait_s = wait_s
+        self.endpoint = endpoint
+        self.config_name = named(endpoint, "config", model.name, self._variant, self._config)
+
+    def make_config(self) -> None:
+        """Make the endpoint config unless it is there. Raises ConflictError where it differs.
+
+        By boto3: sagemaker-core 2.27 sends a serverless variant's memory as `MemorySizeInMb`, which is
+        no parameter of AWS.
+        """
+        variant = {
+            "VariantName": _VARIANT,
+            "ModelName": self._model.name,
+            "InitialVariantWeight": 1.0,
+            **self._variant,
+        }
+
+        def describe() -> Any:
+            return self._client.describe_endpoint_config(EndpointConfigName=self.config_name)
+
+        found = or_none(describe)
+        if found is None:
+            objects.unless(lambda: self._client.create_endpoint_config(
+                EndpointConfigName=self.config_name, ProductionVariants=[variant], **self._config,
+                Tags=self._model.aws_tags), "already exist")  # fmt: skip
+            self._transcript.add("sagemaker:CreateEndpointConfig", name=self.config_name)
+            found = describe()
+        if [v["ModelName"] for v in found["ProductionVariants"]] != [self._model.name]:
+            raise ConflictError(f"the endpoint config {self.config_name} is there, and names another model")
+
+    def move(self, smoke_test: Callable[[], None] | None) -> None:
+        """Point the endpoint at the config, wait, and test it.
+
+        Where the test fails, or AWS takes the update back, the endpoint serves what it served before
+        and GateError is raised; an endpoint that is new is removed.
+        """
+        before = self._settled()
+        if before is None:
+            self._create()
+        elif before != self.config_name:
+            self._require_own()
+            self._update_to(self.config_name, before)
+        if smoke_test is not None:
+            try:
+                smoke_test()
+            except (GateError, StageError) as error:
+                raise GateError(f"{error.message}; {self._take_back(before)}", fix=error.fix) from error
+            self._ctx.log("the smoke test has passed")
+        self._tag_endpoint()
+
+    def _require_own(self) -> None:
+        if not self._adopt and f"{TAG}:digest" not in self._endpoint_tags():
+            raise ConflictError(
+                f"the endpoint {self.endpoint} is there, and was not made by deploy-runner",
+                fix="set with.adopt: true to take it over, or choose another name",
+            )
+
+    def _describe(self) -> Any:
+        from sagemaker.core.resources import Endpoint
+
+        return or_none(lambda: Endpoint.get(endpoint_name=self.endpoint, **self._where))
+
+    def _settled(self) -> str | None:
+        """Return the config that the endpoint serves, once nothing is under way; None without one.
+
+        An endpoint that failed to start can't be updated: it is removed, to be made anew.
+        """
+        found = self._wait()
+        if found is None:
+            return None
+        if found.endpoint_status == "Failed":
+            self._ctx.log(f"the endpoint {self.endpoint} had failed: {found.failure_reason}; it is made anew")
+            self._delete()
+            return None
+        if found.endpoint_status != "InService":
+            raise StageError(f"the endpoint {self.endpoint} is {found.endpoint_status}")
+        return str(found.endpoint_config_name)
+
+    def _wait(self) -> Any:
+        """Wait until the endpoint has settled, with progress; return it, or None if there is none."""
+        begun = time.monotonic()
+        pause = _POLL_S[0]
+        while True:
+            found = self._describe()
+            if found is None or found.endpoint_status not in _UNSETTLED:
+                return found
+            took = time.monotonic() - begun
+            status = f"{self.endpoint}: {found.endpoint_status}, {took:.0f} s"
+            self._ctx.progress(min(0.99, took / _USUAL_S), status)
+            if took > self._wait_s:
+                raise StageError(
+                    f"the endpoint {self.endpoint} is still {found.endpoint_status} after {took:.0f} s",
+                    fix="run again: it goes on waiting where it stopped",
+                )
+            time.sleep(pause)
+            pause = min(_POLL_S[1], pause * 1.5)
+
+    def _create(self) -> None:
+        named = {"EndpointName": self.endpoint, "EndpointConfigName": self.config_name}
+        objects.unless(
+            lambda: self._client.create_endpoint(**named, Tags=self._model.aws_tags), "already exist"
+        )
+        self._transcript.add("sagemaker:CreateEndpoint", name=self.endpoint, config=self.config_name)
+        found = self._wait()
+        if found is not None and found.endpoint_status == "InService":
+            return
+        reason = "" if found is None else found.failure_reason
+        self._delete()
+        raise GateError(f"the endpoint {self.endpoint} could not start, and was removed: {reason}")
+
+    def _update_to(self, config: str, before: str, *, at_once: bool = False) -> None:
+        """Update, and wait. Raises GateError where AWS has rolled it back."""
+        self._ctx.log(f"{self.endpoint}: {before} → {config}")
+        self._set_tags({f"{TAG}:previous": before})
+        arguments: dict[str, Any] = {"EndpointName": self.endpoint, "EndpointConfigName": config}
+        if self._update and not at_once:
+            arguments["DeploymentConfig"] = self._update
+        objects.unless(lambda: self._client.update_endpoint(**arguments), "in-progress", "already uses")
+        self._transcript.add("sagemaker:UpdateEndpoint", name=self.endpoint, config=config)
+        if self._settled() != config:
+            raise GateError(f"AWS has rolled back the update of {self.endpoint}: its new containers did not "
+                            f"start, or an alarm was raised; it serves {before}",
+                            fix="see the endpoint's CloudWatch logs")  # fmt: skip
+
+    def _take_back(self, before: str | None) -> str:
+        """Undo the move; return what was done."""
+        previous = before if before != self.config_name else self._previous()
+        if previous is None or previous == self.config_name:
+            if before is None:
+                self._delete()
+                return f"the new endpoint {self.endpoint} was removed"
+            return f"the endpoint {self.endpoint} has nothing else to serve"
+        self._update_to(previous, self.config_name, at_once=True)
+        return f"rolled back: {self.endpoint} serves {previous} again"
+
+    def _delete(self) -> None:
+        objects.unless(lambda: self._client.delete_endpoint(EndpointName=self.endpoint), GONE)
+        self._transcript.add("sagemaker:DeleteEndpoint", name=self.endpoint)
+        begun = time.monotonic()
+        while self._describe() is not None:
+            if time.monotonic() - begun > self._wait_s:
+                raise StageError(f"the endpoint {self.endpoint} can't be removed")
+            time.sleep(_POLL_S[0])
+
+    def _arn(self) -> str:
+        return str(self._client.describe_endpoint(EndpointName=self.endpoint)["EndpointArn"])
+
+    def _endpoint_tags(self) -> dict[str, str]:
+        return self._tags_of(self._arn())
+
+    def _tags_of(self, arn: str) -> dict[str, str]:
+        pages = self._client.get_paginator("list_tags").paginate(ResourceArn=arn)
+        return {tag["Key"]: tag["Value"] for page in pages for tag in page["Tags"]}
+
+    def _set_tags(self, tags: Mapping[str, str]) -> None:
+        rows = [{"Key": key, "Value": value} for key, value in tags.items()]
+        self._client.add_tags(ResourceArn=self._arn(), Tags=rows)
+
+    def _tag_endpoint(self) -> None:
+        known = self._endpoint_tags()
+        if known.get(f"{TAG}:digest") != self._model.digest:
+            self._set_tags(self._model.tags)
+
+    def _previous(self) -> str | None:
+        return self._endpoint_tags().get(f"{TAG}:previous")
+
+    def findings(self) -> list[Finding]:
+        """Return what is deployed beside what the pipeline says."""
+        found = self._describe()
+        if found is None:
+            return [Finding(f"endpoint {self.endpoint}", "InService", "not there")]
+        rows = [Finding(f"endpoint {self.endpoint}", "InService", str(found.endpoint_status))]
+        config = self._client.describe_endpoint_config(EndpointConfigName=found.endpoint_config_name)
+        variant = config["ProductionVariants"][0]
+        model = self._client.describe_model(ModelName=variant["ModelName"])["PrimaryContainer"]
+        rows.append(Finding("package", self._model.url, model["ModelDataUrl"]))
+        rows.append(Finding("image", self._model.image, model["Image"]))
+        for name, wanted in self._variant.items():
+            rows.append(Finding(name, _shown(wanted), _shown(variant.get(name))))
+        rows.append(Finding("endpoint config", self.config_name, str(found.endpoint_config_name)))
+        return rows
+
+    def roll_back(self, to: str) -> str:
+        """Serve the config before, or the newest whose digest begins with `to`; return its name."""
+        before = self._settled()
+        if before is None:
+            raise StageError(f"there is no endpoint {self.endpoint} in service")
+        config = self._config_of(to, before) if to else self._previous()
+        if config is None or config == before:
+            raise StageError(f"nothing was deployed to {self.endpoint} before {before}",
+                             fix="name a digest: --to DIGEST")  # fmt: skip
+        self._update_to(config, before, at_once=True)
+        described = self._client.describe_endpoint_config(EndpointConfigName=config)
+        digest = self._tags_of(described["EndpointConfigArn"]).get(f"{TAG}:digest", "")
+        self._set_tags({f"{TAG}:digest": digest})
+        return f"{self.endpoint} serves {config} (package {digest[:12]}) instead of {before}"
+
+    def _config_of(self, to: str, before: str) -> str:
+        known: dict[str, None] = {}
+        pages = self._client.get_paginator("list_endpoint_configs").paginate(
+            NameContains=f"{self.endpoint}-", SortBy="CreationTime", SortOrder="Descending"
+        )
+        for row in (row for page in pages for row in page["EndpointConfigs"]):
+            digest = self._tags_of(row["EndpointConfigArn"]).get(f"{TAG}:digest", "")
+            if digest.startswith(to) and row["EndpointConfigName"] != before:
+                return str(row["EndpointConfigName"])
+            known[digest[:12]] = None
+        shown = ", ".join(digest for digest in known if digest) or "none"
+        raise StageError(f"no package {to} was deployed to {self.endpoint}", fix=f"those that were: {shown}")
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, sort_keys=True) if isinstance(value, dict) else str(value)

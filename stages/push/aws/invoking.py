@@ -1,0 +1,77 @@
+"""Send a request to an endpoint, which answers at once or puts its answer in a bucket."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from urllib.parse import urlsplit
+
+from deploy_runner.sdk import GateError
+
+from ...package.smoke import JSON_TYPE, Invoke
+from . import objects
+
+_POLL_S = 0.2
+
+
+def by_request(session: Any, endpoint: str) -> Invoke:
+    """Return what invokes an endpoint and waits for the answer."""
+    client = session.client("sagemaker-runtime")
+
+    def once(body: bytes) -> bytes:
+        given = client.invoke_endpoint(
+            EndpointName=endpoint, Body=body, ContentType=JSON_TYPE, Accept=JSON_TYPE
+        )
+        return bytes(given["Body"].read())
+
+    def invoke(body: bytes) -> bytes:
+        try:
+            return objects.again(lambda: once(body))
+        except client.exceptions.ModelError as error:
+            raise _refused(error) from error
+
+    return invoke
+
+
+def by_file(session: Any, endpoint: str, *, inbox: str, wait_s: float) -> Invoke:
+    """Return what invokes an asynchronous endpoint: the body is put below `inbox` (`s3://…`)."""
+    import hashlib
+
+    client, s3 = session.client("sagemaker-runtime"), session.client("s3")
+
+    def invoke(body: bytes) -> bytes:
+        source = f"{inbox}/{hashlib.sha256(body).hexdigest()[:16]}.json"
+        s3.put_object(**_place(source), Body=body, ContentType=JSON_TYPE)
+        given = client.invoke_endpoint_async(
+            EndpointName=endpoint, InputLocation=source, ContentType=JSON_TYPE, Accept=JSON_TYPE
+        )
+        until = time.monotonic() + wait_s
+        while time.monotonic() < until:
+            if (answer := _read(s3, given["OutputLocation"])) is not None:
+                return answer
+            if (failure := _read(s3, given.get("FailureLocation", ""))) is not None:
+                said = failure[:200].decode("utf-8", "replace")
+                raise GateError(f"the container fails: {said}")
+            time.sleep(_POLL_S)
+        raise GateError(f"{endpoint} has put no answer at {given['OutputLocation']} after {wait_s:.0f} s")
+
+    return invoke
+
+
+def _refused(error: Any) -> GateError:
+    status = error.response.get("OriginalStatusCode", "")
+    said = str(error.response.get("OriginalMessage", error)).partition("\n")[0]
+    return GateError(f"the container answers {status}: {said}".replace(" :", ":"))
+
+
+def _place(uri: str) -> dict[str, str]:
+    parts = urlsplit(uri)
+    return {"Bucket": parts.netloc, "Key": parts.path.lstrip("/")}
+
+
+def _read(s3: Any, uri: str) -> bytes | None:
+    if not uri:
+        return None
+    return objects.unless_missing(
+        lambda: objects.again(lambda: bytes(s3.get_object(**_place(uri))["Body"].read()))
+    )

@@ -1,0 +1,129 @@
+"""A package as a SageMaker model, by a name that holds the digest of all that it is made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deploy_runner.sdk import ConflictError, Context, Field, StageError, StageParams
+
+from ..transcript import Transcript
+from . import objects
+
+TAG = "deploy-runner"
+GONE = "Could not find"
+
+
+class ModelParams(StageParams):
+    """What a model is made of; what is left out comes from the target's `aws:`."""
+
+    bucket: str | None = Field(None, description="S3 bucket")
+    prefix: str = Field("models", description="begins the object's key")
+    role_arn: str | None = Field(None, description="the role that SageMaker assumes")
+    image_uri: str | None = Field(None, description="the inference container")
+    environment: dict[str, str] = Field(default={}, description="variables of the container")
+
+    def chosen(self, ctx: Context, name: str) -> str:
+        """Return bucket, role or image, from here or else from the target. Raises StageError for none."""
+        value = getattr(self, name) or objects.target(ctx).get(name)
+        if not value:
+            raise StageError(f"{name} is not set", fix=f"set with.{name}, or target.aws.{name}")
+        return str(value)
+
+
+class PackedModel:
+    """The model whose package is at `url` (an `s3://` address) and has the SHA-256 `digest`."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        session: Any,
+        transcript: Transcript,
+        params: ModelParams,
+        *,
+        owner: str,
+        url: str,
+        digest: str,
+    ) -> None:
+        self._where = {"session": session, "region": session.region_name}
+        self._transcript = transcript
+        self.url = url
+        self.digest = digest
+        self._role = params.chosen(ctx, "role_arn")
+        self.image = params.chosen(ctx, "image_uri")
+        self._environment = {
+            "SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_SUBMIT_DIRECTORY": url, **params.environment
+        }  # fmt: skip
+        self.name = named(owner, "model", url, self.image, self._role, self._environment)
+        origin = {"digest": digest, "stage": ctx.stage, "run": ctx.run, "commit": ctx.commit}
+        self.tags = {f"{TAG}:{name}": value for name, value in origin.items() if value}
+
+    @property
+    def aws_tags(self) -> list[dict[str, str]]:
+        """Return the tags as AWS takes them."""
+        return [{"Key": key, "Value": value} for key, value in self.tags.items()]
+
+    def make(self) -> None:
+        """Make the model unless it is there. Raises ConflictError where it serves something else.
+
+        A creation that finds it existing is the echo of our own first try, or another run's.
+        """
+        from sagemaker.core.resources import Model
+        from sagemaker.core.shapes import ContainerDefinition, Tag
+
+        def get() -> Any:
+            return Model.get(model_name=self.name, **self._where)
+
+        found = or_none(get)
+        if found is None:
+            container = ContainerDefinition(
+                image=self.image, model_data_url=self.url, environment=self._environment
+            )
+            tags = [Tag(key=key, value=value) for key, value in self.tags.items()]
+            objects.unless(lambda: Model.create(
+                model_name=self.name, primary_container=container, execution_role_arn=self._role,
+                tags=tags, **self._where), "already exist")  # fmt: skip
+            self._transcript.add("sagemaker:CreateModel", name=self.name)
+            found = get()
+        served = found.primary_container.model_data_url
+        if served != self.url:
+            raise ConflictError(f"the model {self.name} is there, and serves {served}")
+
+
+def named(owner: str, *parts: Any) -> str:
+    """Return a name that begins with its owner's and ends in the digest of its parts."""
+    text = json.dumps(parts, sort_keys=True)
+    return f"{owner}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def or_none(get: Callable[[], Any]) -> Any:
+    """Return what `get` finds, or None where AWS says that it isn't there."""
+    from botocore.exceptions import ClientError
+
+    try:
+        return get()
+    except ClientError as error:
+        if GONE not in str(error):
+            raise
+        return None
+
+
+def package_upload(
+    ctx: Context, session: Any, params: ModelParams, package: Path, *, owner: str
+) -> objects.Upload:
+    """Return the upload of a package, by a key that holds its digest."""
+    digest = ctx.digests["package"]
+    key = f"{params.prefix}/{owner}/{digest}/model.tar.gz"
+    bucket = params.chosen(ctx, "bucket")
+    return objects.Upload(session.client("s3"), bucket, key, package, digest, progress=ctx.progress)
+
+
+def put_package(ctx: Context, session: Any, upload: objects.Upload, transcript: Transcript) -> None:
+    """Upload the package, once, and read it back where it is new."""
+    create = bool(objects.target(ctx).get("create_bucket"))
+    objects.ensure_bucket(upload, session.region_name, transcript, create=create)
+    if objects.put_once(upload, transcript):
+        objects.read_back(upload)

@@ -1,0 +1,1 @@
+"""What a push to the Hugging Face Hub consists of."""

@@ -1,0 +1,179 @@
+"""Write a model card from what the run has measured.
+
+It is a function of what was made, of nothing else: no time, no run, no machine. So a second run writes the
+same card, and there is nothing to commit. Format: https://huggingface.co/docs/hub/model-cards
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deploy_runner.sdk import StageError
+
+from ...model.bundles import Bundle
+from .card_usage import usage
+from .content import Wanted
+
+Reports = Mapping[str, Mapping[str, Any]]
+Lineage = Mapping[str, Mapping[str, Any]]
+
+_FORMATS = {".safetensors": "safetensors", ".onnx": "ONNX", ".pt": "TorchScript", ".pt2": "torch.export",
+            ".pte": "ExecuTorch", ".ptl": "PyTorch Mobile", ".gz": "archive", ".json": "JSON"}  # fmt: skip
+_PRECISIONS = ("fp16", "int8", "uint8", "quantized", "q4f16", "q4", "bnb4")
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a card is made of. `revision` is what its snippets load, `lineage` what the run made before."""
+
+    repo: str
+    files: Mapping[str, Wanted]
+    reports: Reports
+    bundle: Bundle | None = None
+    lineage: Lineage = field(default_factory=dict)
+    license: str = "other"
+    language: str | None = None
+    tags: Sequence[str] = ()
+    pipeline_tag: str | None = None
+    dataset: str = "held-out samples"
+    revision: str | None = None
+
+    def text(self) -> str:
+        """Return README.md."""
+        name = self.repo.rpartition("/")[2]
+        head = yaml.safe_dump(self._metadata(name), sort_keys=False, allow_unicode=True)
+        parts = [
+            f"---\n{head}---\n",
+            f"# {name}\n",
+            "Converted from a PyTorch checkpoint, each format compared with the original.\n",
+            *_accuracy_table(self.reports), *_parity_table(self.reports), *self._files_table(),
+            *usage(self.repo, self.files, self.bundle, self.revision), *self._provenance(),
+        ]  # fmt: skip
+        return "\n".join(parts)
+
+    def _metadata(self, name: str) -> dict[str, Any]:
+        has_onnx = any(path.endswith(".onnx") for path in self.files)
+        metadata: dict[str, Any] = {"license": self.license}
+        if self.language:
+            metadata["language"] = self.language
+        metadata["library_name"] = "onnx" if has_onnx else "pytorch"
+        if self.pipeline_tag:
+            metadata["pipeline_tag"] = self.pipeline_tag
+        metadata["tags"] = sorted({"deploy-runner", *({"onnx"} if has_onnx else ()), *self.tags})
+        if results := _eval_results(self.reports):
+            place = {
+                "task": {"type": self.pipeline_tag or "other"},
+                "dataset": {"name": self.dataset, "type": "other"},
+            }
+            metadata["model-index"] = [{"name": name, "results": [{**place, "metrics": results}]}]
+        return metadata
+
+    def _files_table(self) -> list[str]:
+        makers = _makers(self.lineage)
+        lines = ["## Files\n", "| format | file | bytes | made by | SHA-256 |", "|---|---|---:|---|---|"]
+        lines += [
+            f"| {file_format(path)} | `{path}` | {file.size} | {makers.get(file.sha256, '')} "
+            f"| `{file.sha256}` |"
+            for path, file in sorted(self.files.items())
+        ]
+        return ["\n".join(lines) + "\n"]
+
+    def _provenance(self) -> list[str]:
+        sources = _sources(self.lineage)
+        if not sources:
+            return []
+        lines = ["## Made from\n", "| file | read by | SHA-256 |", "|---|---|---|"]
+        lines += [f"| `{path}` | {stage} | `{digest}` |" for (path, digest), stage in sorted(sources.items())]
+        said = "The commit names the run, and the commit of the source, that it was made by."
+        return ["\n".join(lines) + "\n", f"{said}\n"]
+
+
+def file_format(path: str) -> str:
+    """Return the format of a file by its name, with the precision that the name says."""
+    suffix = Path(path).suffix
+    if suffix == ".onnx_data":
+        return "ONNX weights"
+    found = _FORMATS.get(suffix, suffix.removeprefix(".") or "file")
+    precision = next((p for p in _PRECISIONS if Path(path).stem.endswith(f"_{p}")), "")
+    return f"{found} {precision}".strip()
+
+
+def read_reports(paths: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """Read JSON reports by name. Raises StageError for one that isn't an object."""
+    reports = {}
+    for name, path in paths.items():
+        try:
+            reports[name] = dict(json.loads(path.read_text("utf-8")))
+        except (ValueError, TypeError):
+            raise StageError(f"the report {name!r} is not a JSON object",
+                             fix="give it the output `report` of a verify stage") from None  # fmt: skip
+    return reports
+
+
+def _eval_results(reports: Reports) -> list[dict[str, Any]]:
+    results = []
+    for name, report in sorted(reports.items()):
+        if "accuracy" in report:
+            value = round(report["accuracy"] / 100, 6)
+            results.append({"type": "accuracy", "name": f"accuracy ({name})", "value": value})
+        if "argmax_agreement" in report:
+            value = round(report["argmax_agreement"], 6)
+            results.append({"type": "argmax_agreement", "name": f"agreement with the original ({name})",
+                            "value": value})  # fmt: skip
+    return results
+
+
+def _accuracy_table(reports: Reports) -> list[str]:
+    rows = [
+        f"| {name} | {report['accuracy']:.2f} % | {_points(report.get('drop'))} "
+        f"| {report.get('samples', '')} |"
+        for name, report in sorted(reports.items())
+        if "accuracy" in report
+    ]
+    head = ["## Accuracy\n", "| model | accuracy | loss in points | samples |", "|---|---:|---:|---:|"]
+    return ["\n".join([*head, *rows]) + "\n"] if rows else []
+
+
+def _points(drop: float | None) -> str:
+    return "" if drop is None else f"{drop:.2f}"
+
+
+def _parity_table(reports: Reports) -> list[str]:
+    rows = [
+        f"| {name} | {report['max_abs']:.3g} | {report['cosine']:.6f} | {report['argmax_agreement']:.2%} "
+        f"| {report.get('samples', '')} |"
+        for name, report in sorted(reports.items())
+        if "argmax_agreement" in report
+    ]
+    head = [
+        "## Compared with the original\n",
+        "| model | largest difference | cosine similarity | same largest output | samples |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    return ["\n".join([*head, *rows]) + "\n"] if rows else []
+
+
+def _makers(lineage: Lineage) -> dict[str, str]:
+    """Return SHA-256 → the stage that made a file of it, with its type."""
+    return {
+        made[0]: f"{id_} (`{stage['uses']}`)"
+        for id_, stage in lineage.items()
+        for made in stage["made"].values()
+    }
+
+
+def _sources(lineage: Lineage) -> dict[tuple[str, str], str]:
+    """Return (path, SHA-256) → the stages that read it, of every file of the project."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for id_, stage in lineage.items():
+        for name, path in stage["sources"].items():
+            found.setdefault((path, stage["inputs"][name][0]), []).append(id_)
+        for path, digest in stage.get("code", {}).items():
+            found.setdefault((path, digest), []).append(id_)
+    return {key: ", ".join(sorted(set(stages))) for key, stages in found.items()}

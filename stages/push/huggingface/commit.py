@@ -1,0 +1,235 @@
+"""Bring a repository of the Hub to what is wanted: one commit at most, whatever the network does.
+
+Read, compare, commit on top of what was read, and begin again where that got no answer, or where
+somebody else was quicker: a commit of ours that has happened is then found, not made twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from deploy_runner.sdk import ConflictError, StageError
+
+from ..backoff import Backoff
+from ..transcript import Transcript
+from .client import UnansweredError
+from .content import MANIFEST, Decision, Revision, Wanted, decide
+from .errors import root, status_of
+
+_TRIES = 3
+_MOVED = frozenset({404, 409, 410, 412})
+"""What the Hub says when something was changed, or done already, since it was read."""
+
+
+class Place(NamedTuple):
+    """Where a commit goes: a branch or a pull request (`refs/pr/1`), or a new pull request."""
+
+    revision: str
+    sha: str
+    opens_pull: bool = False
+
+
+@dataclass(slots=True)
+class Push:
+    """One push: of `files` by path to `repo`. `title` and `description` are those of the commit."""
+
+    api: Any
+    repo: str
+    revision: str
+    files: Mapping[str, Wanted]
+    title: str
+    description: str
+    backoff: Backoff
+    transcript: Transcript
+    log: Any
+    as_pull: bool = False
+    overwrite: bool = False
+    _first: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def converge(self) -> Place:
+        """Commit what differs, and return where all of it now is.
+
+        Raises ConflictError where somebody else has changed a file that is to be written.
+        """
+        pending: Decision | None = None
+        for tried in range(1, 1_000_000):
+            place = self._place()
+            there = Revision(self.api, self.repo, place.sha)
+            decision = decide(there, self.files)
+            if decision.empty:
+                if pending is not None:
+                    self._note(pending, place)
+                return place
+            self._refuse_foreign(place, there, decision)
+            try:
+                made = self._commit(place, decision)
+            except UnansweredError as error:
+                pending = decision
+                self._wait(tried, error)
+            except Exception as error:
+                if status_of(root(error)) not in _MOVED:
+                    raise
+                self._again(tried, error)
+            else:
+                self._note(decision, made)
+                return self._checked(made)
+        raise AssertionError
+
+    def _place(self) -> Place:
+        head = Place(self.revision, self.api.repo_info(self.repo, revision=self.revision).sha)
+        if not self.as_pull or decide(Revision(self.api, self.repo, head.sha), self.files).empty:
+            return head
+        pulls = own_pulls(self.api, self.repo, self.title)
+        for pull in pulls:
+            there = Revision(self.api, self.repo, pull.sha)
+            if decide(there, self.files).empty:
+                return pull
+        return pulls[-1] if pulls else head._replace(opens_pull=True)
+
+    def _refuse_foreign(self, place: Place, there: Revision, decision: Decision) -> None:
+        """Stop where a commit would replace what somebody else has put there."""
+        before = self._first.setdefault(place.revision, {p: there.identity(p) for p in self.files})
+        moved = [path for path in decision.add if there.identity(path) != before[path]]
+        if moved:
+            raise ConflictError(f"somebody else has changed {_some(moved)} of {self.repo} during the push",
+                                fix="look at it, and run again")  # fmt: skip
+        if decision.foreign and not (self.overwrite or place.opens_pull):
+            raise ConflictError(
+                f"{_some(decision.foreign)} of {self.repo}@{place.revision} was put there or changed by "
+                "somebody else",
+                fix="set `pull_request: true` to propose ours, or `overwrite: true` to replace it",
+            )
+
+    def _commit(self, place: Place, decision: Decision) -> Place:
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        operations: list[Any] = [CommitOperationDelete(path) for path in decision.delete]
+        for path in decision.add:
+            operation = CommitOperationAdd(path, str(self.files[path].path))
+            operation.upload_info.sha256 = bytes.fromhex(self.files[path].sha256)
+            operations.append(operation)
+        sizes = sum(self.files[path].size for path in decision.add)
+        self.log(f"{self.repo}@{place.revision}: {len(decision.add)} files differ, {sizes} bytes")
+        made = self.api.create_commit(
+            self.repo, operations, commit_message=self.title, commit_description=self.description,
+            revision=place.revision, parent_commit=place.sha, create_pr=place.opens_pull,
+        )  # fmt: skip
+        return Place(made.pr_revision or place.revision, made.oid)
+
+    def _wait(self, tried: int, error: UnansweredError) -> None:
+        delay = self.backoff.delay(tried, f"the commit got no answer ({error})", error.retry_after)
+        if delay is None:
+            raise StageError(f"the Hub doesn't answer to the commit: {error}; given up after {tried} tries",
+                             fix="run again: a commit that has happened is found") from error  # fmt: skip
+        time.sleep(delay)
+
+    def _again(self, tried: int, error: Exception) -> None:
+        if tried >= _TRIES:
+            raise ConflictError(f"{self.repo}@{self.revision} is being changed by somebody else",
+                                fix="run again") from error  # fmt: skip
+        self.log(f"{self.repo}@{self.revision} has changed since it was read; reading again")
+
+    def _checked(self, made: Place) -> Place:
+        left = decide(Revision(self.api, self.repo, made.sha), self.files)
+        if not left.empty:
+            raise StageError(f"{_some(left.add)} of {self.repo} was read back with another digest")
+        return made
+
+    def _note(self, decision: Decision, place: Place) -> None:
+        files = {path: self.files[path].sha256 for path in decision.add}
+        kind = "hub:create_pull_request" if place.revision.startswith("refs/pr/") else "hub:create_commit"
+        self.transcript.add(kind, repo=self.repo, revision=place.revision, message=self.title,
+                            files=files, deleted=list(decision.delete))  # fmt: skip
+
+
+def own_pulls(api: Any, repo: str, title: str) -> list[Place]:
+    """Return the open pull requests of this token's user with a title, the oldest first."""
+    user = api.whoami(cache=True)["name"]
+    numbers = [
+        found.num
+        for found in api.get_repo_discussions(repo, discussion_type="pull_request", discussion_status="open")
+        if found.title == title and found.author == user
+    ]
+    return [
+        Place(revision := f"refs/pr/{number}", api.repo_info(repo, revision=revision).sha)
+        for number in sorted(numbers)
+    ]
+
+
+def ensure_repo(api: Any, repo: str, transcript: Transcript, *, private: bool) -> None:
+    """Make sure of a repository. Raises ConflictError where it is public and mustn't be."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    for _ in range(_TRIES):
+        try:
+            found = api.repo_info(repo)
+        except RepositoryNotFoundError as error:
+            if status_of(error) != 404 and "not found" not in str(error.server_message).lower():
+                raise
+        else:
+            if private and not found.private:
+                raise ConflictError(f"{repo} is there, and is public",
+                                    fix="make it private on the Hub, or set `private: false`")  # fmt: skip
+            return
+        if _create_repo(api, repo, private=private):
+            transcript.add("hub:create_repo", repo=repo, private=private)
+    raise StageError(f"{repo} is there, but this token may not read it",
+                     fix="use a token with the right to it, or another name")  # fmt: skip
+
+
+def _create_repo(api: Any, repo: str, *, private: bool) -> bool:
+    """Make a repository; False where the Hub says that there is one."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        api.create_repo(repo, private=private)
+    except HfHubHTTPError as error:
+        if status_of(error) not in (409, 412):
+            raise
+        return False
+    return True
+
+
+def ensure_branch(api: Any, repo: str, branch: str, transcript: Transcript) -> None:
+    """Make sure of a branch, which begins at the head of main. Raises StageError for a tag."""
+    for tried in range(1, _TRIES + 1):
+        refs = api.list_repo_refs(repo)
+        if branch in [ref.name for ref in refs.branches]:
+            return
+        if branch in [ref.name for ref in refs.tags]:
+            raise StageError(f"{branch} is a tag of {repo}, and commits go to branches",
+                             fix="set `revision` to a branch, and `tag` to the tag")  # fmt: skip
+        try:
+            api.create_branch(repo, branch=branch)
+        except Exception as error:
+            if status_of(error) not in (409, 412) or tried == _TRIES:
+                raise
+        else:
+            transcript.add("hub:create_branch", repo=repo, branch=branch)
+
+
+def ensure_tag(push: Push, tag: str, place: Place) -> None:
+    """Set a tag on a commit of ours. Raises ConflictError where it is on something else."""
+    for tried in range(1, _TRIES + 1):
+        known = {ref.name: ref.target_commit for ref in push.api.list_repo_refs(push.repo).tags}
+        if tag in known:
+            if not decide(Revision(push.api, push.repo, known[tag]), push.files).empty:
+                raise ConflictError(f"the tag {tag} of {push.repo} is on another content",
+                                    fix="use another tag")  # fmt: skip
+            return
+        try:
+            push.api.create_tag(push.repo, tag=tag, revision=place.sha)
+        except Exception as error:
+            if status_of(error) not in (409, 412) or tried == _TRIES:
+                raise
+        else:
+            push.transcript.add("hub:create_tag", repo=push.repo, tag=tag)
+
+
+def _some(paths: Sequence[str], limit: int = 3) -> str:
+    shown = [path for path in paths if path != MANIFEST] or list(paths)
+    rest = f" and {len(shown) - limit} more" if len(shown) > limit else ""
+    return ", ".join(shown[:limit]) + rest

@@ -1,0 +1,85 @@
+"""Say in one sentence what the Hub's client has to say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from deploy_runner.sdk import ConflictError, StageError
+
+from ...model.bundles import first_line
+
+_QUOTA = re.compile(r"quota|storage limit|payment required|exceeded", re.IGNORECASE)
+_TOKEN_FIX = "export HF_TOKEN=… with write access"
+
+
+@contextmanager
+def one_sentence(repo: str) -> Iterator[None]:
+    """Turn whatever the client raises about `repo` into a StageError or ConflictError."""
+    try:
+        yield
+    except (StageError, ConflictError):
+        raise
+    except Exception as error:
+        raise plain_error(error, repo) from error
+
+
+def plain_error(error: Exception, repo: str) -> StageError | ConflictError:
+    """Return the sentence for an error of the client; what isn't one is raised again."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    error = root(error)
+    if isinstance(error, (StageError, ConflictError)):
+        return error
+    if isinstance(error, HfHubHTTPError):
+        return _http_error(error, repo)
+    if isinstance(error, LocalTokenNotFoundError):
+        return StageError("no token of the Hub is found", fix=_TOKEN_FIX)
+    if isinstance(error, HFValidationError):
+        return StageError(f"the Hub can't have a repository {repo[:120]!r}: {first_line(error)}")
+    said = " ".join(line.lstrip("- ") for line in str(error).splitlines() if line.strip())
+    if isinstance(error, ValueError) and "metadata in README.md" in said:
+        return StageError(
+            f"the Hub refuses the model card: {said}", fix="see `license`, `tags` and `language`"
+        )
+    if isinstance(error, ValueError) and _QUOTA.search(said):
+        return StageError(f"the Hub has no room for {repo}: {said}")
+    if isinstance(error, (OSError, ValueError)):
+        return StageError(f"the Hub can't be used: {said[:300] or type(error).__name__}")
+    raise error
+
+
+def root(error: BaseException) -> Exception:
+    """Return what has gone wrong beneath: uploads run in threads, which wrap it in a RuntimeError."""
+    while isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    assert isinstance(error, Exception)
+    return error
+
+
+def status_of(error: Exception) -> int:
+    """Return the HTTP status of an error of the client, 0 where it has none."""
+    response = getattr(error, "response", None)
+    return int(response.status_code) if response is not None else 0
+
+
+def _http_error(error: Any, repo: str) -> StageError | ConflictError:
+    from huggingface_hub.errors import DisabledRepoError, GatedRepoError, RepositoryNotFoundError
+
+    status = status_of(error)
+    said = (error.server_message or first_line(error)).replace("\n", "; ")
+    if status in (402, 403, 413, 507) and _QUOTA.search(said):
+        return StageError(f"the Hub has no room for {repo}: {said}")
+    if isinstance(error, (GatedRepoError, DisabledRepoError)):
+        return StageError(f"{repo} can't be used with this token: {said}")
+    if status == 401 and not (isinstance(error, RepositoryNotFoundError) and "not found" in said.lower()):
+        return StageError(f"the Hub doesn't accept this token: {said}", fix=_TOKEN_FIX)
+    if isinstance(error, RepositoryNotFoundError):
+        return StageError(f"{repo} isn't there, or is private and this token may not read it")
+    if status == 403:
+        return StageError(f"this token may not write to {repo}: {said}", fix=_TOKEN_FIX)
+    if status in (409, 412):
+        return ConflictError(f"the Hub has a conflict about {repo}: {said}", fix="run again")
+    return StageError(f"the Hub answers {status} about {repo}: {said}")

@@ -1,0 +1,231 @@
+"""`push.s3`: an artifact in a bucket under its digest, and a pointer that names the newest."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploy_runner.sdk import (
+    ConflictError,
+    Context,
+    Field,
+    File,
+    Finding,
+    Folder,
+    Output,
+    Stage,
+    StageError,
+    StageInputs,
+    StageOutputs,
+    StageParams,
+)
+
+from ..package.smoke import JSON_TYPE
+from .aws import objects
+from .backoff import ASKED, ATTEMPTS
+from .transcript import Transcript
+
+_MOVES = 3
+"""How often the pointer is read and moved again where somebody else has moved it meanwhile."""
+_MANIFEST = "manifest.json"
+_POINTER = "latest.json"
+
+
+class PushS3(Stage):
+    """Put a file or a folder at `s3://bucket/prefix/DIGEST/`, once, and move the pointer to it last.
+
+    Each object is written on condition that none is there; then the manifest, which lists them with
+    their digests; last `prefix/latest.json`, on condition that it is as it was read.
+    """
+
+    uses = "push.s3"
+    packages = ("boto3", "moto")
+    extra = "sagemaker"
+    network = True
+    services = ("aws",)
+    converges = True
+
+    class Params(StageParams):
+        """Where to; the bucket that is left out comes from the target's `aws:`."""
+
+        prefix: str = Field(pattern=r"^[^/](.*[^/])?$", description="begins every key, e.g. models/digits")
+        bucket: str | None = Field(None, description="S3 bucket")
+        name: str | None = Field(
+            None, pattern=r"^[^/]+$", description="what a single file is called (default: artifact.…)"
+        )
+
+    class Inputs(StageInputs):
+        """The artifact."""
+
+        artifact: File | Folder = Field(description="what to upload")
+
+    class Outputs(StageOutputs):
+        """The transcript."""
+
+        transcript: File = Output("transcript.json", "every object and call")
+
+    def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
+        """Objects first, then the manifest, the pointer last; then read back."""
+        transcript = Transcript()
+        with objects.plainly():
+            release = _Release(ctx, params, inputs.artifact)
+            release.upload(transcript)
+            release.point(transcript)
+        ctx.converged = not transcript.changed
+        ctx.figure("calls", transcript.calls)
+        ctx.figure("digest", release.digest)
+        ctx.figure("uri", release.uri)
+        transcript.write(outputs.transcript, uri=release.uri, files=release.files)
+
+    def status(self, ctx: Context, params: Params, inputs: Inputs) -> list[Finding]:
+        """Compare the objects and the pointer with what the pipeline says."""
+        with objects.plainly():
+            release = _Release(ctx, params, inputs.artifact, attempts=ASKED)
+            there = objects.is_there(release.manifest)
+            found = release.pointer.read()[0].get("digest", "not there")
+            return [
+                Finding("objects", release.uri, release.uri if there else "not there"),
+                Finding("pointer", release.digest, str(found)),
+            ]
+
+    def rollback(self, ctx: Context, params: Params, to: str) -> str:
+        """Point to what was pointed to before, or to the digest that begins with `to`."""
+        with objects.plainly():
+            pointer = _Pointer(objects.boto_session(ctx).client("s3"), _bucket(params, ctx), params.prefix)
+            return pointer.roll_back(to)
+
+
+def _bucket(params: PushS3.Params, ctx: Context) -> str:
+    bucket = params.bucket or objects.target(ctx).get("bucket")
+    if not bucket:
+        raise StageError("bucket is not set", fix="set with.bucket, or target.aws.bucket")
+    return str(bucket)
+
+
+class _Release:
+    """An artifact as objects: `files` are its SHA-256 by path, `digest` is that of the manifest."""
+
+    def __init__(self, ctx: Context, params: PushS3.Params, artifact: Path, attempts: int = ATTEMPTS) -> None:
+        session = objects.boto_session(ctx, attempts=attempts)
+        self._ctx, self._region = ctx, session.region_name
+        self._s3, self._bucket, self._prefix = session.client("s3"), _bucket(params, ctx), params.prefix
+        self._paths = {params.name or artifact.name: artifact} if artifact.is_file() else _members(artifact)
+        known = ctx.digests.get("artifact")
+        self.files = {name: known or objects.file_digest(path) for name, path in self._paths.items()}
+        listed = {
+            name: {"sha256": digest, "bytes": self._paths[name].stat().st_size}
+            for name, digest in self.files.items()
+        }
+        text = ctx.workdir / _MANIFEST
+        text.write_text(json.dumps({"files": listed}, indent=2, sort_keys=True) + "\n", "utf-8")
+        self.digest = objects.file_digest(text)
+        self.uri = f"s3://{self._bucket}/{params.prefix}/{self.digest}"
+        self.manifest = self._object(_MANIFEST, text, self.digest, JSON_TYPE)
+        self.pointer = _Pointer(self._s3, self._bucket, params.prefix)
+
+    def _object(self, name: str, path: Path, digest: str, kind: str) -> objects.Upload:
+        key = f"{self._prefix}/{self.digest}/{name}"
+        return objects.Upload(
+            self._s3, self._bucket, key, path, digest, content_type=kind, progress=self._ctx.progress
+        )  # fmt: skip
+
+    def upload(self, transcript: Transcript) -> None:
+        create = bool(objects.target(self._ctx).get("create_bucket"))
+        objects.ensure_bucket(self.manifest, self._region, transcript, create=create)
+        for name, path in self._paths.items():
+            upload = self._object(name, path, self.files[name], "application/octet-stream")
+            if objects.put_once(upload, transcript):
+                objects.read_back(upload)
+        objects.put_once(self.manifest, transcript)
+
+    def point(self, transcript: Transcript) -> None:
+        if self.pointer.move(self.digest):
+            uri = f"s3://{self._bucket}/{self.pointer.key}"
+            transcript.add("s3:PutObject", pointer=uri, digest=self.digest)
+
+
+def _members(folder: Path) -> dict[str, Path]:
+    found = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    if _MANIFEST in found:
+        raise StageError(f"the folder has a {_MANIFEST} of its own, which would be overwritten")
+    return found
+
+
+@dataclass(slots=True)
+class _Pointer:
+    """`prefix/latest.json`: the digest that is current, and the one before it."""
+
+    s3: Any
+    bucket: str
+    prefix: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.prefix}/{_POINTER}"
+
+    def read(self) -> tuple[dict[str, Any], str]:
+        """Return what it holds and its ETag; nothing where there is none."""
+
+        def get() -> tuple[bytes, str]:
+            given = self.s3.get_object(Bucket=self.bucket, Key=self.key)
+            return given["Body"].read(), str(given["ETag"])
+
+        found = objects.unless_missing(lambda: objects.again(get))
+        if found is None:
+            return {}, ""
+        body, etag = found
+        try:
+            return dict(json.loads(body)), etag
+        except (ValueError, TypeError):
+            raise ConflictError(f"s3://{self.bucket}/{self.key} is no pointer of push.s3") from None
+
+    def move(self, digest: str) -> bool:
+        """Point to a digest; say whether that changed anything."""
+        for _ in range(_MOVES):
+            now, etag = self.read()
+            if now.get("digest") == digest:
+                return False
+            if self._write({"digest": digest, "previous": now.get("digest", "")}, etag):
+                return True
+        raise ConflictError(
+            f"s3://{self.bucket}/{self.key} is moved by somebody else again and again", fix="run again"
+        )
+
+    def _write(self, value: dict[str, str], etag: str) -> bool:
+        """Write it where it is as it was read. A refusal may be the echo of our own first try."""
+        condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
+        body = json.dumps(value, sort_keys=True).encode()
+        try:
+            self.s3.put_object(
+                Bucket=self.bucket, Key=self.key, Body=body, ContentType=JSON_TYPE, **condition
+            )
+        except self.s3.exceptions.ClientError as error:
+            if objects.http_status(error) not in (404, 409, 412):
+                raise
+            return self.read()[0] == value
+        return True
+
+    def roll_back(self, to: str) -> str:
+        now, _ = self.read()
+        digest = self._matching(to, str(now.get("digest"))) if to else str(now.get("previous", ""))
+        if not digest:
+            raise StageError(f"s3://{self.bucket}/{self.key} pointed to nothing before",
+                             fix="name a digest: --to DIGEST")  # fmt: skip
+        self.move(digest)
+        return f"{self.key} points to {digest[:12]} instead of {str(now.get('digest'))[:12]}"
+
+    def _matching(self, to: str, now: str) -> str:
+        """Return the release whose digest begins with `to`: one that has its manifest."""
+        pages = self.s3.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=f"{self.prefix}/"
+        )
+        keys = [row["Key"] for page in pages for row in page.get("Contents", [])]
+        known = [key.split("/")[-2] for key in keys if key.endswith(f"/{_MANIFEST}")]
+        found = [digest for digest in known if digest.startswith(to) and digest != now]
+        if len(found) != 1:
+            some = ", ".join(digest[:12] for digest in known) or "none"
+            what = "several releases begin" if found else "no other release begins"
+            raise StageError(f"{what} with {to}", fix=f"those that are there: {some}")
+        return str(found[0])

@@ -1,0 +1,1 @@
+"""What torch itself makes of a model: TorchScript, exported programs, int8."""

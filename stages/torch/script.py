@@ -1,0 +1,63 @@
+"""`torch.script`: the model as TorchScript by compilation, control flow kept."""
+
+from __future__ import annotations
+
+from deploy_runner.sdk import Context, Stage, StageError
+
+from ..model import branches, bundles
+from . import scripted, torchscript
+
+
+class TorchScript(Stage):
+    """Compile the model to TorchScript, with control flow that depends on the data.
+
+    Inputs are sought that make each line choose both of its sides, and the program is compared on
+    them too; the figure `branches` says for which lines they were found.
+    """
+
+    uses = "torch.script"
+    packages = ("torch", "numpy")
+    preload = ("torch", "safetensors.torch")
+    facets = ("arch",)
+    extra = "torch"
+
+    class Params(torchscript.Params):
+        """How close the program must be."""
+
+    class Inputs(torchscript.Inputs):
+        """The model."""
+
+    class Outputs(torchscript.Outputs):
+        """The program."""
+
+    def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
+        """Compile, save, load back, compare."""
+        import torch
+
+        bundle = bundles.load_bundle(inputs.model)
+        with torchscript.quiet():
+            try:
+                program = scripted.script(bundle.own_module(), bundle.input_names)
+            except (
+                RuntimeError,
+                torch.jit.frontend.FrontendError,
+                AttributeError,
+                OSError,
+                TypeError,
+            ) as error:
+                raise _refusal(error) from error
+        found = branches.exercise(bundle)
+        if found.sides():
+            ctx.figure("branches", found.sides())  # type: ignore[arg-type]
+        torchscript.deliver(ctx, bundle, program, params, outputs.model, found)
+
+
+def _refusal(error: Exception) -> StageError:
+    """Name what the compiler can't do, and the user's line it points at."""
+    import re
+
+    text = str(error).strip()
+    found = re.search(r'File "([^"/][^"]*)", line (\d+)', text)
+    where = f" at {found.group(1)}:{found.group(2)}" if found else ""
+    said = text.partition("\n")[0]
+    return StageError(f"the model can't be compiled{where}: {said}", fix="try torch.trace or torch.export")

@@ -1,0 +1,140 @@
+"""Save TorchScript with bytes that depend on the program alone, and run it back."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploy_runner.sdk import (
+    Context,
+    Field,
+    File,
+    Folder,
+    Output,
+    StageError,
+    StageInputs,
+    StageOutputs,
+    StageParams,
+)
+
+from ..model import bundles
+from ..model.branches import Branches, check
+from ..model.bundles import Bundle
+from ..model.compare import Model, compare, gate
+
+if TYPE_CHECKING:
+    import torch
+
+_WRITERS_OWN = (
+    "version",
+    "byteorder",
+    ".format_version",
+    ".storage_alignment",
+    ".data/serialization_id",
+)
+
+
+class Params(StageParams):
+    """How close the program must be."""
+
+    freeze: bool = Field(False, description="inline the weights and fold batch normalisation")
+    atol: float | None = Field(
+        None, ge=0, description="absolute tolerance against eager (default: by rounding)"
+    )
+    rtol: float | None = Field(None, ge=0, description="relative tolerance against eager")
+
+
+class Inputs(StageInputs):
+    """The model."""
+
+    model: Folder = Field(description="the bundle of model.prepare")
+
+
+class Outputs(StageOutputs):
+    """The program."""
+
+    model: File = Output("model.pt", "TorchScript, loaded back and compared")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence torch's notices that TorchScript is deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+def save(program: torch.jit.ScriptModule, path: Path) -> None:
+    """Write the program without its debug files, which hold source paths."""
+    import torch
+
+    buffer = io.BytesIO()
+    with quiet():
+        torch.jit.save(program, buffer)
+    path.write_bytes(without_debug_files(buffer))
+
+
+def without_debug_files(archive: io.BytesIO) -> memoryview:
+    """Copy the records of a TorchScript archive that the program alone depends on."""
+    import torch
+
+    archive.seek(0)
+    reader = torch._C.PyTorchFileReader(archive)
+    clean = io.BytesIO()
+    writer = torch._C.PyTorchFileWriter(clean)
+    for name in sorted(reader.get_all_records()):
+        if name not in _WRITERS_OWN and not name.endswith(".debug_pkl"):
+            record = reader.get_record(name)
+            writer.write_record(name, record, len(record))
+    writer.write_end_of_file()
+    return clean.getbuffer()
+
+
+def load(path: Path) -> torch.jit.ScriptModule:
+    """Read a program onto the CPU. Raises StageError where it isn't one."""
+    import torch
+
+    try:
+        with quiet():
+            return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-any-return]
+    except RuntimeError as error:
+        said = f"{path.name} is not a TorchScript program: {bundles.first_line(error)}"
+        raise StageError(said, fix="give it the output of torch.trace or torch.script") from error
+
+
+def runner(program: Any, inputs: list[str], outputs: list[str]) -> Model:
+    """Return the program as a function of arrays by name."""
+    import torch
+
+    def run(arrays: Mapping[str, Any]) -> dict[str, Any]:
+        with torch.no_grad(), quiet():
+            result = program(*bundles.tensors(arrays, inputs))
+        return bundles.named_arrays(result, outputs)
+
+    return run
+
+
+def deliver(
+    ctx: Context, bundle: Bundle, program: Any, params: Params, path: Path, found: Branches | None = None
+) -> None:
+    """Freeze if asked, save, load back, run every reference case, and the branches that were `found`.
+
+    Raises GateError beyond the tolerance.
+    """
+    import torch
+
+    if params.freeze:
+        with quiet():
+            program = torch.jit.freeze(program)
+    save(program, path)
+    run = runner(load(path), bundle.input_names, bundle.output_names)
+    parity = compare(bundle.cases, run, atol=params.atol, rtol=params.rtol)
+    gate(ctx, parity, atol=params.atol, rtol=params.rtol)
+    check(found or Branches(), run)
+    ctx.figure("bytes", path.stat().st_size)
+    ctx.figure("cases", [case.name for case in bundle.cases])

@@ -1,0 +1,129 @@
+"""`torch.trace`: the model as TorchScript by tracing."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from deploy_runner.sdk import Context, Stage, StageError
+
+from ..model import branches, bundles
+from ..model.bundles import Bundle
+from . import torchscript
+
+if TYPE_CHECKING:
+    import torch
+
+_ADVICE = "use torch.script for this model, which keeps both branches"
+
+
+class TorchTrace(Stage):
+    """Trace the model to TorchScript, refusing control flow that depends on the data.
+
+    Every line of the model that looks at a value of its data is found and named, whatever the
+    example makes of it; then the trace is run on inputs of other sizes and values.
+    """
+
+    uses = "torch.trace"
+    packages = ("torch", "numpy")
+    preload = ("torch", "safetensors.torch")
+    facets = ("arch",)
+    extra = "torch"
+
+    class Params(torchscript.Params):
+        """How close the program must be."""
+
+    class Inputs(torchscript.Inputs):
+        """The model."""
+
+    class Outputs(torchscript.Outputs):
+        """The program."""
+
+    def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
+        """Trace, check other inputs, save, load back, compare."""
+        bundle = bundles.load_bundle(inputs.model)
+        torchscript.deliver(ctx, bundle, trace(bundle), params, outputs.model)
+
+
+class DependsOnInputs(StageError):
+    """A trace would keep what the model chose for the example; scripting keeps the choice."""
+
+
+def trace(bundle: Bundle) -> torch.jit.ScriptModule:
+    """Trace a bundle's model, and try the trace on inputs of other sizes and values.
+
+    Raises DependsOnInputs with the user's line where the model does something else for other inputs.
+    """
+    import torch
+
+    _refuse_looks(branches.exercise(bundle))
+    module = bundle.module()
+    with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            program: torch.jit.ScriptModule = torch.jit.trace(
+                module, bundle.example(), check_inputs=_other_inputs(bundle), strict=False
+            )
+        except torch.jit.TracingCheckError as error:
+            raise _depends(bundle, caught) from error
+        except RuntimeError as error:
+            where = bundles.user_line(error)
+            said = bundles.first_line(error)
+            if said.startswith("Tracer cannot infer type"):  # The tensors are printed before the reason.
+                said = str(error).rpartition("\n:")[2]
+            raise StageError(f"the model can't be traced: {said}{where}",
+                             fix="try torch.script or torch.export") from error  # fmt: skip
+    _refuse_other_results(bundle, module, program, caught)
+    return program
+
+
+def _refuse_looks(found: branches.Branches) -> None:
+    for read in found.reads:
+        if isinstance(read.value, bool):
+            raise DependsOnInputs(f"the model's control flow depends on its data at {read.where}: a trace "
+                                  "keeps one branch only", fix=_ADVICE)  # fmt: skip
+    for read in found.reads:
+        raise DependsOnInputs(f"the model takes a number out of its data at {read.where}: a trace keeps "
+                              "the example's", fix="use torch.script for this model")  # fmt: skip
+
+
+def _depends(bundle: Bundle, caught: list[warnings.WarningMessage]) -> DependsOnInputs:
+    axes = f" ({', '.join(bundle.axes)})" if bundle.axes else ""
+    said = f"the model's control flow depends on the sizes of its inputs{axes}{_suspect_line(caught)}"
+    return DependsOnInputs(f"{said}: a trace keeps the example's", fix=_ADVICE)
+
+
+def _other_inputs(bundle: Bundle) -> list[tuple[torch.Tensor, ...]]:
+    """Return inputs of other sizes, and of other values: the signs turned, and zeros.
+
+    Each call makes new ones, because a model may write into its inputs.
+    """
+    sizes = [bundle.example(index) for index in range(1, len(bundle.cases))]
+    values = itertools.islice(branches.probes(bundle), 2)
+    return [*sizes, *(bundles.tensors(arrays, bundle.input_names) for arrays in values)]
+
+
+def _refuse_other_results(
+    bundle: Bundle, module: Any, program: Any, caught: list[warnings.WarningMessage]
+) -> None:
+    """Compare with eager on the other inputs too: a check of graphs alone can miss a branch."""
+    import torch
+
+    for given, same in zip(_other_inputs(bundle), _other_inputs(bundle), strict=True):
+        with torch.no_grad(), torchscript.quiet():
+            expected = bundles.named_arrays(module(*given), bundle.output_names)
+            try:
+                actual = bundles.named_arrays(program(*same), bundle.output_names)
+            except RuntimeError as error:
+                raise _depends(bundle, caught) from error
+        if branches.differing(expected, actual, branches.allowed(bundle, expected)):
+            raise _depends(bundle, caught)
+
+
+def _suspect_line(caught: list[warnings.WarningMessage]) -> str:
+    """Return the user's line that a TracerWarning points at, installed packages left out."""
+    for warning in caught:
+        if "TracerWarning" in warning.category.__name__ and not warning.filename.startswith("/"):
+            return f" at {warning.filename}:{warning.lineno}"
+    return ""

@@ -1,0 +1,1 @@
+"""Gates: parity, accuracy, latency and size against the original."""

@@ -1,0 +1,93 @@
+"""`verify.parity`: does a converted model still compute what the original computed?"""
+
+from __future__ import annotations
+
+import json
+
+from deploy_runner.sdk import (
+    Context,
+    Field,
+    File,
+    Folder,
+    GateError,
+    Output,
+    Stage,
+    StageInputs,
+    StageOutputs,
+    StageParams,
+)
+
+from ..model import bundles
+from ..model.compare import Parity, compare
+from . import runtime
+
+
+class VerifyParity(Stage):
+    """Compare a converted model with the reference outputs, and refuse it beyond the limits.
+
+    Without limits float models are held to what the rounding of each output's type explains, with
+    `atol` or `rtol` to |a - b| ≤ atol + rtol·|b|. For int8 both say little: limit the agreement of the
+    largest output instead.
+    """
+
+    uses = "verify.parity"
+    packages = ("onnxruntime", "torch", "numpy")
+    preload = ("onnxruntime", "torch", "safetensors.torch")
+    facets = ("arch", "isa")
+    extra = "onnx"
+
+    class Params(StageParams):
+        """The limits; where some are given, others are not checked."""
+
+        atol: float | None = Field(None, ge=0, description="absolute tolerance")
+        rtol: float | None = Field(None, ge=0, description="relative tolerance")
+        min_argmax_agreement: float | None = Field(
+            None, ge=0, le=1, description="smallest share of samples with the same largest output"
+        )
+        min_cosine: float | None = Field(None, ge=-1, le=1, description="smallest cosine similarity")
+        max_abs: float | None = Field(None, ge=0, description="largest absolute difference")
+
+    class Inputs(StageInputs):
+        """The two models."""
+
+        candidate: File | Folder = Field(description="the converted model: ONNX or TorchScript")
+        reference: Folder = Field(description="the bundle of model.prepare")
+
+    class Outputs(StageOutputs):
+        """The report."""
+
+        report: File = Output("parity.json", "the figures and the limits")
+        worst: File = Output("worst.npz", "the worst sample: in/NAME, expected/NAME, actual/NAME")
+
+    def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
+        """Run every reference case, report, refuse."""
+        bundle = bundles.load_bundle(inputs.reference)
+        run = runtime.open_model(ctx, inputs.candidate, bundle)
+        limits = params.model_dump(exclude_none=True)
+        exact = {"atol": params.atol or 0.0, "rtol": params.rtol or 0.0} if limits else {}
+        parity = compare(bundle.cases, run, **exact)
+        for name, value in parity.figures().items():
+            ctx.figure(name, value)
+        report = {**parity.figures(), "worst": parity.worst, "limits": params.model_dump()}
+        if not limits:
+            report["allowed"] = parity.allowed
+        outputs.report.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", "utf-8")
+        bundles.write_arrays(outputs.worst, parity.worst_sample)
+        refusals = _refusals(params, parity)
+        if refusals:
+            raise GateError(f"{ctx.stage}: {'; '.join(refusals)}; worst at {parity.worst}")
+
+
+def _refusals(params: VerifyParity.Params, parity: Parity) -> list[str]:
+    refusals = []
+    given = params.model_dump(exclude_none=True)
+    if parity.excess > 0 and (not given or given.keys() & {"atol", "rtol"}):
+        refusals.append(f"the outputs differ by {parity.beyond(params.atol, params.rtol)}")
+    if params.max_abs is not None and parity.max_abs > params.max_abs:
+        refusals.append(f"the outputs differ by up to {parity.max_abs:.3g}, allowed {params.max_abs:g}")
+    if params.min_argmax_agreement is not None and parity.argmax_agreement < params.min_argmax_agreement:
+        refusals.append(f"the largest output agrees on {parity.argmax_agreement:.2%} of the samples, "
+                        f"less than {params.min_argmax_agreement:.2%}")  # fmt: skip
+    if params.min_cosine is not None and parity.cosine < params.min_cosine:
+        refusals.append(f"the cosine similarity falls to {parity.cosine:.6f}, below {params.min_cosine:g}")
+    return refusals
