@@ -22,8 +22,6 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'deploy_runner' has no attribute {name!r}")
     import importlib
 
-    # The first import of the module `plan` binds its name here; the function takes it back.
-    importlib.import_module(".plan", __name__)
     api = importlib.import_module(".api", __name__)
     errors = importlib.import_module(".errors", __name__)
     public = {n: getattr(api, n) for n in ("Pipeline", "explain", "load", "plan", "run")}

@@ -17,16 +17,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .compiled import compile_pipeline
-from .identity import Files, identity
-from .record import Recorder, RunRecord
+from .engine.runs import Recorder, RunRecord
+from .pipeline.compiled import compile_pipeline
+from .pipeline.identity import Files, identity
 from .store.files import write_atomic
 from .store.namespace import configured_home, own_home, protected_home
 from .types import Event, Graph, StageResult
 
 if TYPE_CHECKING:
-    from .execute.fork import ForkServer
-    from .plan import Explanation, Plan, Planner
+    from .engine.execute.fork import ForkServer
+    from .engine.plan import Explanation, Plan, Planner
     from .store.cas import Store
 
 __all__ = ["Pipeline", "explain", "home_of", "load", "place_of", "plan", "run"]
@@ -55,7 +55,7 @@ class Pipeline:
 
     def planner(self) -> Planner:
         """Return a new planner, which reads every input afresh."""
-        from .plan import Planner
+        from .engine.plan import Planner
 
         return Planner(self.graph, self.store, self.files, self.environ)
 
@@ -129,7 +129,7 @@ def run(
     UsageError for an unknown stage, and, if `require_sandbox`, where a stage would have to run less than
     fully confined; StoreError where the store can't be written.
     """
-    from .execute.local import execute
+    from .engine.execute.loop import execute
 
     started_s = time.time()
     with pipeline.store.hold():

@@ -324,7 +324,7 @@ def _positive(text: str) -> int:
 
 
 def _size(text: str) -> int:
-    from .spec import parse_size
+    from .pipeline.spec import parse_size
 
     try:
         return parse_size(text)
@@ -359,14 +359,14 @@ def _print_json(value: object) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from .verbs import run
+    from .commands.verbs import run
 
     path, names = _path_and_names(args)
     return run(path, names, args)
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from .verbs import plan
+    from .commands.verbs import plan
 
     pipeline, names = _load(args)
     return plan(pipeline, names, args)
@@ -383,14 +383,14 @@ def _validate(args: argparse.Namespace) -> int:
 
 
 def _explain(args: argparse.Namespace) -> int:
-    from .verbs import explain
+    from .commands.verbs import explain
 
     pipeline, names = _load(args)
     return explain(pipeline, names, args)
 
 
 def _graph(args: argparse.Namespace) -> int:
-    from .render import render
+    from .pipeline.render import render
 
     pipeline, _ = _load(args)
     print(render(pipeline.graph, args.format))
@@ -398,21 +398,21 @@ def _graph(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from .verbs import status
+    from .commands.verbs import status
 
     pipeline, names = _load(args)
     return status(pipeline, names, args)
 
 
 def _rollback(args: argparse.Namespace) -> int:
-    from .live import rollback
+    from .commands.live import rollback
 
     pipeline, name = _load_one(args, "rollback")
     return _print_done(args, rollback(pipeline, name, args.to, log=_log_to_stderr))
 
 
 def _promote(args: argparse.Namespace) -> int:
-    from .live import promote
+    from .commands.live import promote
 
     pipeline, name = _load_one(args, "promote")
     return _print_done(args, promote(pipeline, name, args.status, log=_log_to_stderr))
@@ -438,33 +438,33 @@ def _print_done(args: argparse.Namespace, said: str) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from .results import show
+    from .commands.results import show
 
     path, names = _path_and_names(args)
     return show(path, names, args)
 
 
 def _get(args: argparse.Namespace) -> int:
-    from .results import get
+    from .commands.results import get
 
     path, names = _path_and_names(args)
     return get(path, names, args)
 
 
 def _diff(args: argparse.Namespace) -> int:
-    from .results import diff
+    from .commands.results import diff
 
     return diff(_path_and_names(args)[0], args)
 
 
 def _cache(args: argparse.Namespace) -> int:
-    from .verbs import cache
+    from .commands.verbs import cache
 
     return cache(_path_and_names(args)[0], args)
 
 
 def _stages(args: argparse.Namespace) -> int:
-    from .verbs import stages
+    from .commands.verbs import stages
 
     return stages(args)
 
@@ -473,14 +473,14 @@ def _schema(args: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
-    from .schema import json_schema
+    from .pipeline.schema import json_schema
 
     print(json.dumps(json_schema(Path.cwd()), indent=2, ensure_ascii=False))
     return 0
 
 
 def _init(args: argparse.Namespace) -> int:
-    from .scaffold import init
+    from .commands.scaffold import init
 
     shape = _numbers(args.shape) if args.shape else None
     print(init(args.checkpoint, args.folder, factory=args.factory, shape=shape))
@@ -497,13 +497,13 @@ def _numbers(text: str) -> list[int]:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from .verbs import convert
+    from .commands.verbs import convert
 
     return convert(args, _numbers(args.shape))
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from .verify import verify
+    from .commands.signed import verify
 
     found = verify(args.address, key=args.key, certificates=args.certificate)
     if args.json:
@@ -517,7 +517,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from .serving import serve
+    from .commands.serving import serve
 
     names = args.names
     if len(names) > 1:
@@ -526,7 +526,7 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from .doctor import examine
+    from .commands.doctor import examine
 
     pipeline, _ = _load(args)
     checks = examine(pipeline.graph, os.environ)

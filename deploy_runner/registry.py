@@ -20,11 +20,11 @@ from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 
-from .advice import missing_module
 from .errors import Problem, SpecError
 from .sdk import Stage, StageInputs, StageOutputs, StageParams
 from .types import SourceFile
-from .usercode import Closure, import_closure
+from .usercode.advice import missing_module
+from .usercode.loading import Closure, import_closure
 
 __all__ = ["GROUP", "Registry", "StageType", "load_class"]
 

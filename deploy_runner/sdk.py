@@ -35,9 +35,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from .errors import ConflictError, GateError, StageError
-from .modulenames import module_path
 from .types import Finding, Json, Kind, Scalar
-from .usercode import load as load_code
+from .usercode.loading import load as load_code
+from .usercode.module_names import module_path
 
 __all__ = [
     "Code",

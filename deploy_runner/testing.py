@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import usercode
-from .interface import code_references
+from .pipeline.interface import code_references
 from .sdk import Context, Stage
 from .store.stat import sha256_file
+from .usercode import loading
 
 __all__ = ["StageRun", "run_stage"]
 
@@ -60,7 +60,7 @@ def run_stage(
     files: dict[str, Path] = {}
     for path, code in code_references(checked):
         assert project is not None, f"{path[0]} needs project="
-        files |= usercode.import_closure(project, usercode.code_file(code)).files
+        files |= loading.import_closure(project, loading.code_file(code)).files
     places = {name: made / field.default for name, field in stage.Outputs.model_fields.items()} | {
         name: made / path for name, path in (outputs or {}).items()
     }
@@ -71,7 +71,7 @@ def run_stage(
         stage=stage.uses,
         workdir=scratch,
         code_files=files,
-        _load=lambda code: usercode.load(code, files),
+        _load=lambda code: loading.load(code, files),
         **context,
     )
     stage().run(ctx, checked, stage.Inputs(**(inputs or {})), stage.Outputs(**places))

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from deploy_runner.cli import build_parser
+from deploy_runner.pipeline.schema import describe_stage_types, json_schema
 from deploy_runner.report.stage_types import markdown
-from deploy_runner.schema import describe_stage_types, json_schema
 
 HERE = Path(__file__).parent
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TextIO
 
-from ..record import COUNTED, RunRecord
+from ..engine.runs import COUNTED, RunRecord
 from ..types import Event, Graph, StageResult
 from .lines import counts_line, duration, figures_line
 from .terminal import PlainReporter

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 
-from ..record import COUNTED, RunRecord
+from ..engine.runs import COUNTED, RunRecord
 from ..types import Graph, OutputSpec, StageNode
 from .lines import duration, size
 

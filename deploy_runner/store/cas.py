@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 
 from ..errors import StoreError
 from ..types import Artifact, Json
+from .actions import Records, listdir
 from .copies import Piece, copy_pieces
 from .files import (
     NEW,
@@ -33,7 +34,6 @@ from .handles import Entry, entry_of, open_file, opened, walk_at
 from .layout import give_way, settle, subfolders
 from .locks import Lock
 from .namespace import stores_own
-from .records import Records, listdir
 from .removal import remove_tree
 from .stat import Fingerprint, StatMemo, sha256_file, state_of
 

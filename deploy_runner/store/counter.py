@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from .actions import Records, listdir
 from .files import read_or_none, write_atomic
 from .locks import Lock
-from .records import Records, listdir
 
 __all__ = ["next_number", "number_of"]
 

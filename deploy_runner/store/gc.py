@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from ..errors import StoreError
 from ..types import Artifact, Json
+from .actions import listdir
 from .cas import Store
 from .files import remove_whatever
 from .locks import Lock
-from .records import listdir
 from .removal import remove_tree
 
 __all__ = ["GcReport", "collect"]

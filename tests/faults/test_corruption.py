@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy_runner.record import recorded_runs
+from deploy_runner.engine.runs import recorded_runs
 from deploy_runner.store.cas import Store
 from tests.conftest import Project
 from tests.faults.test_kill import orphans, prepare

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deploy_runner.convert import FORMATS
+from deploy_runner.commands.convert import FORMATS
 from tests.conftest import DIGITS, Project
 
 DIGITS_OPTIONS = ("--factory", "model.py:build", "--shape", "1,1,8,8")

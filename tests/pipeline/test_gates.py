@@ -17,7 +17,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from deploy_runner.schema import describe_stage_types
+from deploy_runner.pipeline.schema import describe_stage_types
 from deploy_runner.stages.model.bundles import read_arrays, write_arrays
 from deploy_runner.stages.package import sagemaker_inference
 from tests.aws import TARGET

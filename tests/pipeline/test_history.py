@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy_runner.identity import identity
-from deploy_runner.record import kept_runs, recorded_runs
+from deploy_runner.engine.runs import kept_runs, recorded_runs
+from deploy_runner.pipeline.identity import identity
 
 from ..conftest import Project
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from deploy_runner.errors import StageError
-from deploy_runner.interface import input_shapes
+from deploy_runner.pipeline.interface import input_shapes
 from deploy_runner.registry import Registry
 from deploy_runner.testing import run_stage
 from tests.conftest import ROOT

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy_runner.credentials import Credentials, is_credential
+from deploy_runner.pipeline.credentials import Credentials, is_credential
 from tests.conftest import Project
 
 VALUE = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"

@@ -155,7 +155,7 @@ def test_the_secrets_differ() -> None:
 
 
 def test_the_credentials_of_a_live_push_are_secrets_too_and_names_of_files_are_not() -> None:
-    from deploy_runner.execute.action import credentials_of
+    from deploy_runner.engine.execute.action import credentials_of
 
     environ = {
         "AWS_ACCESS_KEY_ID": "AKIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": "s3cr3t", "AWS_SESSION_TOKEN": "t0ken", "HF_TOKEN": "hf_x",

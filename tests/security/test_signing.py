@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from deploy_runner.commands.signed import verify
 from deploy_runner.errors import DeployRunnerError, GateError, UsageError
 from deploy_runner.local.servers import dry_run
-from deploy_runner.verify import verify
 from tests.conftest import Project
 
 PIPELINE = """

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from deploy_runner.compiled import compile_pipeline
 from deploy_runner.errors import SpecError, UsageError
+from deploy_runner.pipeline.compiled import compile_pipeline
 from deploy_runner.types import Graph, PathSource, RefSource
 from tests.conftest import Project
 

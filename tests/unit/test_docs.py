@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy_runner.compiled import compile_pipeline
+from deploy_runner.pipeline.compiled import compile_pipeline
 from deploy_runner.registry import Registry
 from tests.conftest import ROOT, Project
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from deploy_runner import errors
-from deploy_runner.installed import normal
-from deploy_runner.keys import KeyEnvironment, action_key, canonical, differences, preimage
+from deploy_runner.engine.keys import KeyEnvironment, action_key, canonical, differences, preimage
 from deploy_runner.types import Artifact, Mark, OutputSpec, PathSource, Resources, SourceFile, StageNode
+from deploy_runner.usercode.installed import normal
 
 
 def test_the_canonical_form_does_not_depend_on_order() -> None:

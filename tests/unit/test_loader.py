@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deploy_runner.errors import SpecError, UsageError
-from deploy_runner.loader import load_yaml, plain, read_text
+from deploy_runner.pipeline.loader import load_yaml, plain, read_text
 
 
 @pytest.mark.parametrize(

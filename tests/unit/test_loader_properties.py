@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy_runner.build import build
 from deploy_runner.errors import SpecError, UsageError
-from deploy_runner.overlay import load_document
+from deploy_runner.pipeline.build import build
+from deploy_runner.pipeline.overlay import load_document
 from deploy_runner.registry import Registry
 from tests.conftest import ROOT
 

@@ -37,7 +37,7 @@ def test_a_no_op_run_imports_nothing_heavy(chain: Project) -> None:
     chain.run()
     found = modules_after(chain, "run")
     assert not found & {*HEAVY, "pydantic", "yaml", "rich", "jinja2", "asyncio", "deploy_runner.sdk"}
-    assert not any(name.startswith("deploy_runner.execute.crew") for name in found)
+    assert not any(name.startswith("deploy_runner.engine.execute.crew") for name in found)
 
 
 def test_the_import_contracts_hold() -> None:

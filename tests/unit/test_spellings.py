@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy_runner.execute.redact import Redactor
+from deploy_runner.engine.execute.redact import Redactor
 
 PEM = "\n".join(
     ["-----BEGIN EC PRIVATE KEY-----", *("MHcCAQEE" + f"{n}Zz/+q" * 7 for n in range(3)), "-----END EC PRIVATE KEY-----", ""]

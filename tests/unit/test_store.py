@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy_runner.errors import StoreError
+from deploy_runner.store.actions import ActionRecord, LastKeys, Records
 from deploy_runner.store.cas import Store
 from deploy_runner.store.files import write_atomic
 from deploy_runner.store.gc import collect
 from deploy_runner.store.locks import Lock
-from deploy_runner.store.records import ActionRecord, LastKeys, Records
 from deploy_runner.store.seal import Seal
 from deploy_runner.store.stat import StatMemo
 from deploy_runner.types import Artifact

@@ -1,0 +1,170 @@
+"""Check, before anything runs, that what a pipeline needs is on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+
+from ..registry import load_class
+from ..types import Graph, Json, StageNode
+from ..usercode.advice import how_to_install
+
+__all__ = ["Check", "examine"]
+
+_IMPORT_S = 300
+_FREE_BYTES = 2 * 1024**3
+_AWS_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE",
+                  "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at; `fix` says how to mend it where `ok` is False."""
+
+    name: str
+    ok: bool
+    detail: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        fix = f" ({self.fix})" if self.fix and not self.ok else ""
+        return f"{'ok  ' if self.ok else 'FAIL'} {self.name}: {self.detail}{fix}"
+
+    def as_dict(self) -> dict[str, Json]:
+        """Return the check as JSON."""
+        return asdict(self)
+
+
+def examine(graph: Graph, environ: Mapping[str, str]) -> list[Check]:
+    """Return every check for this pipeline and target, the passed ones too."""
+    return [
+        _python(),
+        _disk(Path(graph.root)),
+        _sandbox(),
+        *_extras(graph),
+        *_secrets(graph, environ),
+        *_credentials(graph, environ),
+    ]
+
+
+def _python() -> Check:
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    return Check("python", sys.version_info >= (3, 11), version, "use Python 3.11 or newer")
+
+
+def _disk(root: Path) -> Check:
+    free = shutil.disk_usage(root).free
+    writable = os.access(root, os.W_OK)
+    detail = f"{free / 1024**3:.1f} GiB free" + ("" if writable else ", not writable")
+    return Check("disk", writable and free > _FREE_BYTES, detail, "free 2 GiB, or set DEPLOY_RUNNER_HOME")
+
+
+def _sandbox() -> Check:
+    from ..engine.execute.supervisor import probe
+
+    return Check("sandbox", True, str(probe()))
+
+
+def _extras(graph: Graph) -> Iterator[Check]:
+    needed: dict[str, tuple[str, list[str]]] = {"deploy_runner.engine.execute.server": ("", [])}
+    for node in graph.stages.values():
+        cls = load_class(node.module, node.class_name, node.stage_dir)
+        for module in (*node.preload, *_modules(cls.packages)):
+            needed.setdefault(module, (cls.extra, []))[1].append(node.id)
+        for module in _imported(node):
+            needed.setdefault(module, ("", []))[1].append(node.id)
+    refusals = _tried(sorted(needed))
+    for module, (extra, ids) in sorted(needed.items()):
+        said = refusals.get(module, "") if refusals is not None else "the workers' Python does not start"
+        detail = ", needed by ".join(filter(None, (said, ", ".join(ids)))) if said else "installed"
+        fix = f"pip install 'deploy-runner[{extra}]'" if extra else how_to_install(module)
+        yield Check(module, not said, detail, fix)
+
+
+def _imported(node: StageNode) -> Iterator[str]:
+    """Yield the installed modules that the stage's code imports when it is itself imported."""
+    import ast
+
+    own = {part for file in node.code for part in PurePosixPath(file.name).with_suffix("").parts}
+    for file in node.code:
+        body = ast.parse(Path(file.path).read_bytes()).body if file.name.endswith(".py") else []
+        names = [alias.name for part in body if isinstance(part, ast.Import) for alias in part.names]
+        names += [str(part.module) for part in body if isinstance(part, ast.ImportFrom) and not part.level]
+        tops = {name.partition(".")[0] for name in names}
+        yield from sorted(tops - own - sys.stdlib_module_names - {"deploy_runner"})
+
+
+_TRY = """
+import importlib
+refused = {}
+for name in json.loads(sys.argv[1]):
+    try:
+        importlib.import_module(name)
+    except BaseException as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0]
+        refused[name] = "missing" if missing else f"{type(error).__name__}: {error}".partition(chr(10))[0]
+print()
+print(json.dumps(refused))
+"""
+
+
+def _tried(modules: list[str]) -> dict[str, str] | None:
+    """Import modules as a run does, in the fork server's Python; return what is wrong with them.
+
+    None means that this Python itself does not start.
+    """
+    from ..engine.execute.fork import environment, interpreter
+
+    command = [*interpreter(_TRY), json.dumps(modules)]
+    try:
+        done = subprocess.run(command, env=environment(1), capture_output=True, text=True,
+                              timeout=_IMPORT_S, check=False)  # fmt: skip
+        found: dict[str, str] = json.loads(done.stdout.rstrip().rpartition("\n")[2])
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return None
+    return found
+
+
+def _modules(packages: Sequence[str]) -> Iterator[str]:
+    for package in packages:
+        name = package.replace("-", "_").lower()
+        yield {
+            "sagemaker_core": "sagemaker",
+            "pyyaml": "yaml",
+            "scikit_learn": "sklearn",
+            "protobuf": "google.protobuf",
+        }.get(name, name)
+
+
+def _secrets(graph: Graph, environ: Mapping[str, str]) -> Iterator[Check]:
+    for node in graph.stages.values():
+        for name in node.secrets:
+            yield Check(
+                f"secret {name}",
+                name in environ,
+                "set" if name in environ else f"not set, needed by {node.id}",
+                f"export {name}=…",
+            )
+
+
+def _credentials(graph: Graph, environ: Mapping[str, str]) -> Iterator[Check]:
+    pushes = [n for n in graph.stages.values() if n.network and n.converges]
+    if not pushes:
+        return
+    if not graph.live:
+        yield Check("credentials", True, "none needed: the target is a dry run")
+        return
+    if any(not n.uses.endswith(".hub") for n in pushes):
+        known = os.path.join(environ.get("HOME", ""), ".aws/credentials")
+        found = any(v in environ for v in _AWS_VARIABLES) or os.path.exists(known)
+        yield Check("AWS credentials", found, "found" if found else "none found",
+                    "export AWS_PROFILE=…, or use OIDC in CI")  # fmt: skip
+    if any(n.uses.endswith(".hub") for n in pushes):
+        found = "HF_TOKEN" in environ
+        yield Check("Hub token", found, "set" if found else "HF_TOKEN is not set", "export HF_TOKEN=…")

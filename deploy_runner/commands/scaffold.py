@@ -1,0 +1,108 @@
+"""`init`: write a starting project around a checkpoint, one that runs at once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import UsageError
+from ..store.files import write_atomic
+from ..usercode.loading import split
+
+__all__ = ["init"]
+
+_HEAD = """\
+# deploy-runner run pipeline.yaml
+version: 1
+name: {name}
+
+stages:
+  weights:
+    uses: checkpoint.state_dict
+    inputs: {{checkpoint: {checkpoint}}}
+"""
+
+_MODEL = """
+  model:
+    uses: model.prepare
+    inputs: {{weights: "${{{{ stages.weights.outputs.weights }}}}"}}
+    with:
+      factory: {factory}
+      example: {{shape: {shape}}}
+
+  onnx:
+    uses: onnx.export
+    inputs: {{model: "${{{{ stages.model.outputs.model }}}}"}}
+
+  checked:
+    uses: onnx.check
+    inputs: {{model: "${{{{ stages.onnx.outputs.model }}}}"}}
+
+  package:
+    uses: package.sagemaker
+    inputs:
+      model: ${{{{ stages.onnx.outputs.model }}}}
+"""
+
+_HINT = """
+# Name what builds your nn.Module, and the shape of one example, to go on from here:
+#
+#  model:
+#    uses: model.prepare
+#    inputs: {weights: "${{ stages.weights.outputs.weights }}"}
+#    with:
+#      factory: model.py:build
+#      example: {shape: [1, 3, 224, 224]}
+"""
+
+
+def init(
+    checkpoint: str, folder: str, *, factory: str | None = None, shape: Sequence[int] | None = None
+) -> str:
+    """Write `pipeline.yaml` into `folder` and return what to do next.
+
+    A checkpoint outside `folder` is copied into it. With `factory` (`model.py:build`, inside
+    `folder`) and `shape` the pipeline goes on to ONNX and a package. Raises UsageError where
+    something is missing or a pipeline is there already; then nothing is written.
+    """
+    source, project = Path(checkpoint), Path(folder)
+    if not source.exists():
+        raise UsageError(f"{checkpoint} does not exist")
+    target = project / "pipeline.yaml"
+    if target.exists():
+        raise UsageError(f"{target} is there already", fix="name another folder")
+    if (factory is None) != (shape is None):
+        raise UsageError("--factory and --shape go together", fix="give both, or neither")
+    if factory is not None:
+        _require_factory(project, factory)
+    inside = source.resolve().is_relative_to(project.resolve())
+    place = source.resolve().relative_to(project.resolve()) if inside else Path(source.name)
+    text = _HEAD.format(name=_name(project), checkpoint=json.dumps(place.as_posix()))
+    if factory is not None and shape is not None:
+        text += _MODEL.format(factory=json.dumps(factory), shape=json.dumps(list(shape)))
+    else:
+        text += _HINT
+    project.mkdir(parents=True, exist_ok=True)
+    if not inside:
+        copy = shutil.copytree if source.is_dir() else shutil.copy2
+        copy(source, project / place)
+    if not (project / ".gitignore").exists():
+        write_atomic(project / ".gitignore", b".deploy-runner/\n")
+    write_atomic(target, text.encode())
+    return f"wrote {target}; now: deploy-runner run {target}"
+
+
+def _require_factory(project: Path, factory: str) -> None:
+    try:
+        path, _ = split(factory)
+    except ValueError as error:
+        raise UsageError(str(error), fix="e.g. --factory model.py:build") from None
+    if not (project / path).is_file():
+        raise UsageError(f"{project / path} does not exist", fix="the factory lives in the project")
+
+
+def _name(project: Path) -> str:
+    name = project.resolve().name
+    return json.dumps(name if name else "model")

@@ -1,0 +1,193 @@
+"""`serve`: start the inference server on a file, a folder, or an output of a pipeline.
+
+The server is a process of its own, which imports nothing of the engine. For an output of a pipeline it is
+given a folder with a link `current`, which leads to a copy of the output; when a later run has made
+another, the copy of that is put beside it, the link is turned, and the server told to reload.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from ..engine.runs import recorded_runs
+from ..errors import DeployRunnerError, UsageError
+from .results import find_output
+
+if TYPE_CHECKING:
+    from ..api import Pipeline
+
+__all__ = ["SERVER", "serve"]
+
+SERVER = "deploy_runner.server"
+_PACKAGES = (
+    "fastapi",
+    "uvicorn",
+    "uvloop",
+    "httptools",
+    "orjson",
+    "prometheus_client",
+    "numpy",
+    "onnxruntime",
+)
+_LOOK_S = 0.5
+_PR_SET_PDEATHSIG = 1
+
+
+def serve(path: str, names: Sequence[str], args: argparse.Namespace) -> int:
+    """Serve until a signal; return the server's exit code.
+
+    `names` is an existing path, or STAGE.OUTPUT of the pipeline at `path`.
+    """
+    _require_packages(args)
+    if len(names) != 1:
+        raise UsageError(
+            "what is to be served?", fix="`deploy-runner serve PATH`, or `… serve PIPELINE STAGE.OUTPUT`"
+        )
+    given = {option.name: vars(args)[option.name] for option in _options() if option.name in vars(args)}
+    if Path(names[0]).exists():
+        command = _command(names[0], given)
+        os.execv(command[0], command)
+    if "/" in names[0] or names[0].endswith((".onnx", ".pt", ".gz", ".tgz")):
+        raise UsageError(f"{names[0]} does not exist")
+    from ..api import load
+
+    def reload() -> Pipeline:
+        return load(path, config=args.config, sets=args.sets)
+
+    with TemporaryDirectory(prefix="deploy-runner-serve-") as folder:
+        return _Supervisor(reload, path, names[0], args, given, Path(folder)).run()
+
+
+def _options() -> Sequence[Any]:
+    options: Sequence[Any] = importlib.import_module(f"{SERVER}.options").OPTIONS
+    return options
+
+
+def _require_packages(args: argparse.Namespace) -> None:
+    flask = ("flask", "waitress") if getattr(args, "server", "") == "flask" else ()
+    missing = [name for name in (*_PACKAGES, *flask) if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"serving needs {', '.join(missing)}", fix="pip install 'deploy-runner[serve]'")
+
+
+def _command(artifact: str, given: dict[str, Any]) -> list[str]:
+    flags = []
+    for name, value in given.items():
+        flag = "--" + name.replace("_", "-")
+        flags += [flag] if value is True else [flag, str(value)]
+    return [sys.executable, "-m", SERVER, artifact, *flags]
+
+
+class _Supervisor:
+    """Puts an output that is up to date where the server reads it, and does so again after later runs."""
+
+    def __init__(
+        self,
+        load: Callable[[], Pipeline],
+        path: str,
+        output: str,
+        args: argparse.Namespace,
+        given: dict[str, Any],
+        folder: Path,
+    ) -> None:
+        self._load, self._path, self._args = load, path, args
+        self._output, self._folder = output, folder
+        self._pipeline = load()
+        self._seen = self._last_run()
+        self._reference = str(given.pop("reference", ""))
+        self._watch = bool(given.pop("watch", False))
+        self._given = {"name": self._pipeline.graph.name, **given}
+        self._served: list[str] = []
+        self._generation = 0
+        self._wanted = False
+
+    def run(self) -> int:
+        """Start the server, pass signals on to it, and return its exit code."""
+        artifact = self._folder / "current" / self._place()
+        given = dict(self._given)
+        if self._reference:
+            outside = Path(self._reference).exists()
+            given["reference"] = self._reference if outside else self._folder / "current" / "reference"
+        server = subprocess.Popen(
+            _command(str(artifact), given), process_group=0, preexec_fn=_end_with_parent
+        )
+
+        def pass_on(number: int, frame: FrameType | None) -> None:
+            server.send_signal(number)
+
+        def reload(number: int, frame: FrameType | None) -> None:
+            self._wanted = True
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, pass_on)
+        signal.signal(signal.SIGHUP, reload)
+        while True:
+            try:
+                return server.wait(_LOOK_S)
+            except subprocess.TimeoutExpired:
+                self._look(server)
+
+    def _look(self, server: subprocess.Popen[bytes]) -> None:
+        """Tell the server to reload where it was asked for, or where a later run made another output."""
+        wanted, self._wanted = self._wanted, False
+        last = self._last_run() if self._watch else self._seen
+        if not wanted and last == self._seen:
+            return
+        self._seen = last
+        before = list(self._served)
+        try:
+            self._pipeline = self._load()
+            self._place()
+        except DeployRunnerError as error:
+            if wanted:
+                print(f"reload refused: {error}", file=sys.stderr)
+            return
+        if wanted or self._served != before:
+            server.send_signal(signal.SIGHUP)
+
+    def _last_run(self) -> str:
+        runs = recorded_runs(self._pipeline.home, self._pipeline.files)
+        return next((record.id for record in runs), "")
+
+    def _place(self) -> str:
+        """Put the output, and the reference, behind the link; return the output's file name."""
+        names = [self._output]
+        if self._reference and not Path(self._reference).exists():
+            names.append(self._reference)
+        with self._pipeline.store.hold():
+            found = [find_output(self._pipeline, name, self._path, self._args) for name in names]
+            digests = [output.artifact.digest for output in found]
+            if digests == self._served:
+                return found[0].file
+            place = self._folder / f"generation-{self._generation}"
+            place.mkdir()
+            for output, name in zip(found, (found[0].file, "reference"), strict=False):
+                self._pipeline.store.materialise(output.artifact, place / name)
+        self._turn(place)
+        self._served = digests
+        return found[0].file
+
+    def _turn(self, place: Path) -> None:
+        """Make the link lead to this copy, and remove the one before the last."""
+        link = self._folder / "next"
+        link.symlink_to(place.name)
+        link.rename(self._folder / "current")
+        shutil.rmtree(self._folder / f"generation-{self._generation - 2}", ignore_errors=True)
+        self._generation += 1
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

@@ -1,0 +1,147 @@
+"""`verify`: is a signed folder what its signer signed? By a public key or certificates, offline."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..engine.fetch import local_folder
+from ..errors import GateError, UsageError
+
+__all__ = ["Verified", "verify"]
+
+SIGNATURE, PROVENANCE, MATERIALS = "model.sig", "provenance.json", "sbom.cdx.json"
+_STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+_PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
+
+
+class Verified(NamedTuple):
+    """What was found true: the files by SHA-256, what they were made from, and by which deploy-runner.
+
+    The latter are empty for a folder that other tools signed, without provenance.
+    """
+
+    files: dict[str, str]
+    sources: dict[str, str]
+    runner: str
+
+
+def verify(address: str, *, key: str | None, certificates: Sequence[str]) -> Verified:
+    """Check the signature, that it covers each file and no other, provenance and bill of materials.
+
+    The address is a folder or tar archive, here or at `file://`, `s3://` or `hf://`; once it is here,
+    nothing is asked of the network. Raises UsageError where there is nothing to check, or nothing to
+    check it with, GateError for what is not as signed.
+    """
+    if (key is None) == (not certificates):
+        raise UsageError("what is to be trusted?", fix="--key PUBLIC.pem, or --certificate ROOT.pem")
+    for given in ([key] if key else []) + list(certificates):
+        if not Path(given).is_file():
+            raise UsageError(f"{given} does not exist")
+    with local_folder(address) as folder:
+        return _verify_folder(folder, key, certificates)
+
+
+def _verify_folder(folder: Path, key: str | None, certificates: Sequence[str]) -> Verified:
+    files = _files(folder)
+    if SIGNATURE not in files:
+        raise GateError(f"{SIGNATURE} is missing: the folder is not signed")
+    _check_signature(folder, key, certificates)
+    found = {n: _sha256(p) for n, p in files.items() if n not in (SIGNATURE, PROVENANCE, MATERIALS)}
+    if MATERIALS in files:
+        _check_materials(folder)
+    if PROVENANCE not in files:  # It was never there: without it the signature would not hold.
+        return Verified(found, {}, "")
+    statement = _statement(folder)
+    _check_subjects(statement, found)
+    definition = statement["predicate"]["buildDefinition"]
+    sources = {
+        row["name"]: next(iter(row["digest"].values()))
+        for row in definition["resolvedDependencies"]
+        if "digest" in row
+    }
+    runner = statement["predicate"]["runDetails"]["builder"].get("version", {}).get("deploy-runner", "")
+    return Verified(found, sources, runner)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Return the regular files; anything else could lead the checks elsewhere."""
+    files: dict[str, Path] = {}
+    for place, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            path = Path(place) / name
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise GateError(f"{path.relative_to(folder)} is a link or no regular file")
+        files |= {(Path(place) / n).relative_to(folder).as_posix(): Path(place) / n for n in names}
+    return files
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_signature(folder: Path, key: str | None, certificates: Sequence[str]) -> None:
+    try:
+        from model_signing import hashing, verifying
+    except ImportError:
+        fix = "pip install 'deploy-runner[sign]'"
+        raise UsageError("signatures need the extra `sign`", fix=fix) from None
+    logging.getLogger("model_signing").setLevel(logging.CRITICAL)
+    config: Any = verifying.Config()
+    covered: Any = hashing.Config()
+    config.set_hashing_config(covered.set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False))
+    try:
+        if key is not None:
+            config.use_elliptic_key_verifier(public_key=key)
+        else:
+            config.use_certificate_verifier(certificate_chain=list(certificates))
+    except Exception as error:
+        raise UsageError(f"{key or certificates[0]} can't be used: {_first_line(error)}") from None
+    try:
+        config.verify(folder, folder / SIGNATURE)
+    except Exception as error:
+        said = _first_line(error) or "it was made by another key"
+        raise GateError(f"the signature does not hold: {said}") from None
+
+
+def _statement(folder: Path) -> dict[str, Any]:
+    try:
+        statement: dict[str, Any] = json.loads((folder / PROVENANCE).read_text("utf-8"))
+        kinds = (statement["_type"], statement["predicateType"])
+        definition, details = (statement["predicate"][n] for n in ("buildDefinition", "runDetails"))
+        whole = isinstance(definition["resolvedDependencies"], list) and "id" in details["builder"]
+    except (ValueError, KeyError, TypeError):
+        raise GateError(f"{PROVENANCE} is not an in-toto statement with SLSA provenance") from None
+    if kinds != (_STATEMENT_TYPE, _PREDICATE_TYPE) or not whole:
+        raise GateError(f"{PROVENANCE} is not an in-toto statement with SLSA provenance")
+    return statement
+
+
+def _check_subjects(statement: dict[str, Any], found: dict[str, str]) -> None:
+    expected = {row["name"]: row["digest"]["sha256"] for row in statement["subject"]}
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            raise GateError(f"{name} is missing, which the provenance names")
+        if name not in expected:
+            raise GateError(f"{name} is not named by the provenance")
+        if expected[name] != found[name]:
+            raise GateError(f"{name} is not the file that the provenance names")
+
+
+def _check_materials(folder: Path) -> None:
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    text = (folder / MATERIALS).read_text("utf-8", errors="replace")
+    if JsonStrictValidator(SchemaVersion.V1_6).validate_str(text):
+        raise GateError(f"{MATERIALS} is not valid CycloneDX 1.6")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

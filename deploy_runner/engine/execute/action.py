@@ -1,0 +1,294 @@
+"""One action: from a decision to a worker's request, and from its end to a result."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from ...errors import DeployRunnerError, GateError, StageError
+from ...pipeline.credentials import secret_values
+from ...store.actions import ActionRecord
+from ...store.cas import Store
+from ...store.locks import Lock
+from ...types import Graph, Json, PathSource, StageNode, StageResult, State
+from ..keys import KeyEnvironment
+from ..plan import Decision
+from .collect import collect, keep_evidence, read_result
+from .redact import Redactor
+from .sandbox import NOT_STARTED, Confinement
+from .worker import PROGRESS
+
+__all__ = ["Action", "finish", "live_environment", "raise_failure", "request", "secrets_of"]
+
+_GIT_S = 10.0
+_PLAIN_ENV = ("PATH", "LANG", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "LD_LIBRARY_PATH")
+_CLOUD = re.compile(r"(AWS|HF|HUGGING_FACE|HUGGINGFACE)_|(HTTPS?|NO|ALL)_PROXY\Z", re.IGNORECASE)
+_CREDENTIAL = re.compile(r"(ACCESS_KEY|TOKEN|SECRET|PASSWORD)(?!_PATH|_FILE|_ID)")
+_CREDENTIAL_FILES = {
+    "AWS_SHARED_CREDENTIALS_FILE": ".aws/credentials",
+    "AWS_CONFIG_FILE": ".aws/config",
+    "HF_TOKEN_PATH": ".cache/huggingface/token",
+}
+_TAIL_LINES = 200
+
+_WORD = re.compile(r"[^\s:;,'\"`()]+")
+
+
+@dataclass(slots=True)
+class Action:
+    """A stage that is running, or about to."""
+
+    node: StageNode
+    decision: Decision
+    folder: Path
+    lock: Lock
+    log_path: Path
+    redactor: Redactor
+    started_s: float
+    pid: int = 0
+    confinement: Confinement = NOT_STARTED
+    pipe: int = -1
+    deadline_s: float = 0.0
+    stopping: str = ""
+    kill_at_s: float = 0.0
+    unfinished: bytes = b""
+    tail: list[str] = field(default_factory=list)
+    close: Callable[[], None] = lambda: None
+
+    @property
+    def work(self) -> Path:
+        """Return the worker's private folder."""
+        return self.folder / "work"
+
+    def lines(self, data: bytes) -> list[str]:
+        """Return the finished lines of what the worker printed, without secrets."""
+        *whole, self.unfinished = (self.unfinished + data).split(b"\n")
+        lines = [self.redactor.line(line).decode("utf-8", "replace") for line in whole]
+        self.tail = [*self.tail, *(s for s in lines if not s.startswith(PROGRESS))][-_TAIL_LINES:]
+        return lines
+
+    def signal(self, number: int) -> None:
+        """Send a signal to all of the worker's processes."""
+        if self.pid:
+            try:
+                os.killpg(self.pid, number)
+            except (ProcessLookupError, PermissionError):
+                return
+
+
+def request(
+    action: Action,
+    graph: Graph,
+    store: Store,
+    keys: KeyEnvironment,
+    environ: Mapping[str, str],
+    cloud: Mapping[str, str],
+    *,
+    run: str,
+    require_sandbox: bool = False,
+) -> dict[str, Any]:
+    """Return what the worker needs to know. Raises StageError for a secret that is not set."""
+    node = action.node
+    digests = keys.digests(node.code)
+    resources = node.resources
+    return {
+        "action": action.folder.name,
+        "stage": node.id,
+        "module": node.module,
+        "class_name": node.class_name,
+        "stage_dir": node.stage_dir,
+        "params": dict(node.params),
+        "inputs": [_staged(node, name, action.decision, graph, store) for name in action.decision.inputs],
+        "outputs": {n: [o.path, o.kind, o.optional] for n, o in node.outputs.items()},
+        "work": str(action.work),
+        "result": str(action.folder / "result.json"),
+        "env": _environment(action, environ, cloud),
+        "declared_env": dict(node.env),
+        "seed": int(action.decision.key[:8], 16),
+        "threads": resources.cpu,
+        "trust": node.trust,
+        "matrix": dict(node.matrix),
+        "target": dict(node.target),
+        "secrets": secrets_of(node, environ),
+        "lineage": dict(action.decision.lineage),
+        "digests": {n: a.digest for n, a in action.decision.inputs.items() if a.kind == "file"},
+        "run": run if graph.live else "",
+        "commit": commit_of(graph.root) if graph.live and node.converges else "",
+        "code": {f.name: [f.path, digests[f.name]] for f in node.code},
+        "packages": {name: keys.version(name) for name in node.packages},
+        "project": graph.root,
+        "stores": store.homes,
+        "user_home": environ.get("HOME", ""),
+        "network": node.network,
+        "readable": [*_beside(node), *_named_files(cloud)],
+        "memory_bytes": resources.memory_bytes,
+        "require_sandbox": require_sandbox,
+    }
+
+
+def _beside(node: StageNode) -> list[str]:
+    """Return what the stage type imports from elsewhere: a package's folder, which is listed, or a file."""
+    elsewhere = (f for f in node.implementation if not f.path.startswith(f"{node.stage_dir}/"))
+    return sorted({os.path.dirname(f.path) if "/" in f.name else f.path for f in elsewhere})
+
+
+def _named_files(cloud: Mapping[str, str]) -> list[str]:
+    """Return the files that the network's environment names: credentials, tokens, certificates."""
+    return sorted({value for value in cloud.values() if os.path.isabs(value) and os.path.isfile(value)})
+
+
+def commit_of(project: str) -> str:
+    """Return the commit that is checked out in a project, or nothing where there is no Git."""
+    import subprocess
+
+    try:
+        command = ["git", "-C", project, "rev-parse", "HEAD"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
+
+
+def secrets_of(node: StageNode, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the values of the secrets that a stage declares. Raises StageError for a lack."""
+    return secret_values(node.secrets, environ)
+
+
+def _staged(node: StageNode, name: str, decision: Decision, graph: Graph, store: Store) -> dict[str, Any]:
+    """Return where an input comes from and where it goes: `inputs/<name><suffix>`."""
+    artifact = decision.inputs[name]
+    suffix = decision.suffixes[name] if artifact.kind == "file" else ""
+    row: dict[str, Any] = {"name": name, "place": f"{name}{suffix}", "kind": artifact.kind}
+    source = node.inputs[name]
+    if isinstance(source, PathSource):
+        row["path"] = f"{graph.root}/{source.path}"
+        row["artifact"] = [artifact.digest, artifact.kind, artifact.size]
+    else:
+        row["pieces"] = store.pieces(artifact)
+    return row
+
+
+def _environment(action: Action, environ: Mapping[str, str], cloud: Mapping[str, str]) -> dict[str, str]:
+    work = str(action.work)
+    threads = str(action.node.resources.cpu)
+    env = {name: environ[name] for name in _PLAIN_ENV if name in environ}
+    env |= {
+        "HOME": f"{work}/scratch",
+        "TMPDIR": f"{work}/scratch",
+        "LC_ALL": "C.UTF-8",
+        "TZ": "UTC",
+        "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": threads,
+        "DEPLOY_RUNNER_STAGE": action.node.id,
+        "DEPLOY_RUNNER_SEED": str(int(action.decision.key[:8], 16)),
+    }
+    return {**env, **cloud, **action.node.env}
+
+
+def live_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what a live push gets of the runner's environment: credentials and proxies."""
+    env = {name: value for name, value in environ.items() if _CLOUD.match(name)}
+    home = environ.get("HOME", "")
+    for name, place in _CREDENTIAL_FILES.items():
+        if name not in env and home and os.path.exists(f"{home}/{place}"):
+            env[name] = f"{home}/{place}"
+    return env
+
+
+def credentials_of(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what of a live push's environment nobody may read: keys, tokens, passwords of proxies."""
+    live = live_environment(environ)
+    found = {name: value for name, value in live.items() if _CREDENTIAL.search(name)}
+    proxies = {
+        name: urlsplit(value).password for name, value in live.items() if name.upper().endswith("_PROXY")
+    }
+    return found | {name: unquote(password) for name, password in proxies.items() if password}
+
+
+def finish(
+    action: Action, status: int, store: Store, graph: Graph, *, seconds: float, spawn_error: str
+) -> tuple[StageResult, ActionRecord | None]:
+    """Return how the stage ended, and the record to put before its lock is given back.
+
+    On success its outputs are in the store.
+    """
+    node, decision = action.node, action.decision
+    result = read_result(action.folder)
+    figures: dict[str, Json] = action.redactor.json(result.get("figures", {}))
+    ended = StageResult(
+        node.id, "failed", decision.key, {}, figures, seconds, decision.reason,
+        sandbox=str(action.confinement or ""), lacks=action.confinement.lacks,
+    )  # fmt: skip
+    try:
+        if action.stopping == "interrupted":
+            return ended._replace(state="interrupted", reason="the run was interrupted"), None
+        raise_failure(action, status, result, spawn_error, root=graph.root)
+        outputs = collect(action, store)
+    except DeployRunnerError as error:
+        message = action.redactor.text(str(error))
+        evidence = keep_evidence(action) if isinstance(error, GateError) else ""
+        return ended._replace(error=message, exit_code=error.exit_code, evidence=evidence), None
+    state: State = "healed" if decision.state == "heal" else "ran"
+    if node.converges and graph.live and result.get("converged"):
+        state = "converged"
+    if node.converges and graph.live:
+        return ended._replace(state=state, outputs=outputs), None
+    record = ActionRecord(decision.key, node.uses, outputs, figures, decision.preimage, seconds)
+    return ended._replace(state=state, outputs=outputs), record
+
+
+def raise_failure(
+    action: Action, status: int, result: dict[str, Any], spawn_error: str, *, root: str
+) -> None:
+    """Raise what has gone wrong, if anything has; `status` is that of waitpid(2), `root` the project."""
+    if spawn_error:
+        raise StageError(spawn_error)
+    if action.stopping:
+        raise StageError(action.stopping, fix="raise `timeout:`, or find out why it takes so long")
+    if violations := [*result.get("violations", ()), *_unseen(result, root)]:
+        path, node = violations[0], action.node
+        name = re.sub(r"\W", "_", Path(path).stem)
+        raise StageError(
+            f"it read {path}, which is not declared",
+            fix=f"add `inputs: {{{name}: {path}}}` to {node.base} at {node.mark.file}:{node.mark.line}",
+        )
+    if error := result.get("error"):
+        raise _error_class(error["class"])(error["message"], fix=error["fix"])
+    if os.WIFSIGNALED(status):
+        name = signal.Signals(os.WTERMSIG(status)).name
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        raise StageError(f"its worker was killed by {name}{hint}", fix=_last_line(action, root))
+    code = os.waitstatus_to_exitcode(status)
+    if code or not result.get("ok"):
+        what = "the command" if "command" in result else "its worker"
+        raise StageError(f"{what} exited {code}", fix=_last_line(action, root))
+
+
+def _unseen(result: dict[str, Any], root: str) -> list[str]:
+    """Return the files that the stage looked for and that are there, though it did not see them."""
+    real = os.path.realpath(root)
+    return [os.path.relpath(path, real) for path in result.get("missed", ()) if os.path.isfile(path)]
+
+
+def _error_class(name: str) -> type[DeployRunnerError]:
+    from ... import errors
+
+    found = getattr(errors, name, StageError)
+    return found if isinstance(found, type) and issubclass(found, DeployRunnerError) else StageError
+
+
+def _last_line(action: Action, root: str) -> str:
+    """Return what the worker printed last, and which file of the project it speaks of without seeing it."""
+    last = next((line for line in reversed(action.tail) if line.strip()), "")
+    said = f"it printed last: {last.strip()[:300]}" if last else ""
+    project, own = os.path.realpath(root) + os.sep, os.path.realpath(action.folder) + os.sep
+    named = [os.path.realpath(word) for word in _WORD.findall(last) if word.startswith("/")]
+    hidden = [p for p in named if p.startswith(project) and not p.startswith(own) and os.path.isfile(p)]
+    return f"{said}; declare {hidden[0].removeprefix(project)} as an input" if hidden else said

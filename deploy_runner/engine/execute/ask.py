@@ -1,0 +1,80 @@
+"""Ask a push about its live remote, or have it changed back: `status`, `rollback`, `promote`.
+
+The stage's method runs in a process of its own, with its inputs, the target and the credentials, as
+in a run; what it prints is passed on without secrets.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ...errors import StageError
+from ...store.cas import Store
+from ...types import Graph, StageNode
+from ..plan import Decision, Planner
+from .action import Action, live_environment, raise_failure, request, secrets_of
+from .collect import read_result
+from .fork import ForkServer
+from .redact import Redactor
+from .worker import PROGRESS
+
+__all__ = ["ask"]
+
+_NOTHING = Decision("converge", "0" * 64, {}, {}, {})
+
+
+def ask(
+    graph: Graph,
+    planner: Planner,
+    store: Store,
+    node: StageNode,
+    decision: Decision | None,
+    question: Mapping[str, str],
+    *,
+    environ: Mapping[str, str],
+    log: Callable[[str], None],
+) -> Any:
+    """Return what the stage answers. Raises what the stage raises.
+
+    `question` holds the `verb` and its arguments; `decision` brings the inputs, None for none.
+    """
+    folder = store.new_tmp() / f"ask-{node.id}"
+    (folder / "work").mkdir(parents=True)
+    action = Action(
+        node, decision or _NOTHING, folder, store.lock("ask"), folder / "log",
+        Redactor(secrets_of(node, environ)), time.monotonic(),
+    )  # fmt: skip
+    asked = request(
+        action, graph, store, planner.environment, environ, live_environment(environ), run=""
+    ) | {"ask": dict(question)}  # fmt: skip
+    status = _answered(asked, action, log)
+    result = read_result(folder)
+    raise_failure(action, status, result, "", root=graph.root)
+    if "answer" not in result:
+        raise StageError(f"{node.uses} gave no answer")
+    return action.redactor.json(result["answer"])
+
+
+def _answered(asked: dict[str, Any], action: Action, log: Callable[[str], None]) -> int:
+    """Have a worker answer, pass on what it prints, and return its status as of waitpid(2)."""
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    server = ForkServer(threads=action.node.resources.cpu)
+    try:
+        with open(read_end, "rb") as printed:
+            with open(write_end, "wb") as end:
+                server.spawn(asked, end.fileno())
+            for data in printed:
+                for line in action.lines(data):
+                    if not line.startswith(PROGRESS):
+                        log(line)
+        while True:
+            for answer in server.answers():
+                if answer["event"] == "exited":
+                    return int(answer["status"])
+    except (EOFError, OSError) as error:
+        raise StageError("the fork server has ended", fix="try again") from error
+    finally:
+        server.stop()

@@ -1,0 +1,167 @@
+"""Run a graph on this machine: ready stages side by side, each in a worker of its own.
+
+A run in which everything is a hit starts nothing and imports nothing of the worker's side.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...errors import DeployRunnerError
+from ...pipeline.graph import select
+from ...store.cas import Store
+from ...types import Artifact, Event, Graph, StageNode, StageResult
+from ..plan import Decision, Planner
+
+if TYPE_CHECKING:
+    from .crew import Crew
+    from .fork import ForkServer
+
+__all__ = ["execute"]
+
+
+def execute(
+    graph: Graph,
+    planner: Planner,
+    store: Store,
+    *,
+    targets: Sequence[str] | None,
+    emit: Callable[[Event], None],
+    run_folder: Path,
+    cpu: int | None = None,
+    memory_bytes: int | None = None,
+    fail_fast: bool = False,
+    force: bool = False,
+    keep_workdirs: bool = False,
+    require_sandbox: bool = False,
+    environ: Mapping[str, str] = os.environ,
+    early: ForkServer | None = None,
+) -> dict[str, StageResult]:
+    """Make what the targets (all, if None) need and lack; return every stage's result.
+
+    A stage that fails is in the results, not raised. SIGINT and SIGTERM stop the workers; what
+    is not finished is "interrupted". The caller holds the store (`Store.hold`). `early` is a fork
+    server that was started ahead. Raises UsageError for an unknown target, and, if `require_sandbox`,
+    where this machine can't confine a stage; StoreError where the store can't be used.
+    """
+    wanted = select(graph, targets)
+    forced = frozenset(
+        id_ for id_ in wanted
+        if force and (not targets or id_ in targets or graph.stages[id_].base in targets)
+    )  # fmt: skip
+
+    def make_crew() -> Crew:
+        from .crew import Crew
+
+        return Crew(
+            graph, planner, store, wanted, emit, run_folder, environ,
+            cpu=cpu, memory_bytes=memory_bytes, keep_workdirs=keep_workdirs,
+            require_sandbox=require_sandbox, early=early,
+        )  # fmt: skip
+
+    store.sweep_tmp()
+    return _Run(graph, planner, wanted, forced, emit, make_crew, fail_fast=fail_fast).go()
+
+
+class _Run:
+    """Walks the graph: decides each stage as soon as what it needs is there."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        planner: Planner,
+        wanted: tuple[str, ...],
+        forced: frozenset[str],
+        emit: Callable[[Event], None],
+        make_crew: Callable[[], Crew],
+        *,
+        fail_fast: bool,
+    ) -> None:
+        self._nodes = {id_: graph.stages[id_] for id_ in wanted}
+        self._planner = planner
+        self._forced = forced
+        self._emit = emit
+        self._make_crew = make_crew
+        self._crew: Crew | None = None
+        self._fail_fast = fail_fast
+        self._results: dict[str, StageResult] = {}
+        self._made: dict[str, Mapping[str, Artifact]] = {}
+        self._position = {id_: index for index, id_ in enumerate(wanted)}
+        self._missing = {id_: len(node.upstream) for id_, node in self._nodes.items()}
+        self._followers: dict[str, list[str]] = {id_: [] for id_ in wanted}
+        for id_, node in self._nodes.items():
+            for need in node.upstream:
+                self._followers[need].append(id_)
+        self._ready = [self._position[id_] for id_, count in self._missing.items() if not count]
+        self._order = wanted
+
+    def go(self) -> dict[str, StageResult]:
+        try:
+            while self._ready or (self._crew is not None and self._crew.busy):
+                while self._ready:
+                    id_ = self._order[heapq.heappop(self._ready)]
+                    self._begin(self._nodes[id_])
+                if self._crew is not None and self._crew.busy:
+                    for result in self._crew.wait():
+                        self._end(result)
+        finally:
+            if self._crew is not None:
+                self._crew.close()
+        keys = {id_: r.key for id_, r in self._results.items() if r.state in ("ran", "hit", "healed")}
+        self._planner.last.update(keys)
+        return {id_: self._results[id_] for id_ in self._order}
+
+    def _begin(self, node: StageNode) -> None:
+        refusal = self._refusal(node)
+        if refusal is not None:
+            self._end(refusal)
+            return
+        try:
+            decision = self._planner.decide(node, self._made)
+        except DeployRunnerError as error:
+            self._end(StageResult(node.id, "failed", error=str(error), exit_code=error.exit_code))
+            return
+        if decision.state == "hit" and node.id not in self._forced:
+            self._end(_hit(node, decision))
+            return
+        if self._crew is None:
+            self._crew = self._make_crew()
+        self._crew.add(node, decision, self._made, forced=node.id in self._forced)
+
+    def _refusal(self, node: StageNode) -> StageResult | None:
+        """Return why a stage can't be run at all, if it can't."""
+        if self._crew is not None and self._crew.interrupted:
+            return StageResult(node.id, "interrupted", reason="the run was interrupted")
+        for need in node.upstream:
+            ended = self._results[need].state
+            if ended == "interrupted":
+                return StageResult(node.id, "interrupted", reason="the run was interrupted")
+            if ended in ("failed", "skipped"):
+                cause = need if ended == "failed" else self._results[need].reason.rpartition(" ")[2]
+                return StageResult(node.id, "skipped", reason=f"it needs {cause}")
+        failed = next((r.id for r in self._results.values() if r.state == "failed"), None)
+        if self._fail_fast and failed is not None:
+            return StageResult(node.id, "skipped", reason=f"--fail-fast: {failed}")
+        return None
+
+    def _end(self, result: StageResult) -> None:
+        self._results[result.id] = result
+        self._made[result.id] = result.outputs
+        self._emit(Event("stage-finished", time.time(), result.id, result=result))
+        if result.state == "failed" and self._fail_fast and self._crew is not None:
+            self._crew.drop_waiting("skipped", f"--fail-fast: {result.id}")
+        for follower in self._followers[result.id]:
+            self._missing[follower] -= 1
+            if not self._missing[follower]:
+                heapq.heappush(self._ready, self._position[follower])
+
+
+def _hit(node: StageNode, decision: Decision) -> StageResult:
+    record = decision.record
+    assert record is not None
+    return StageResult(node.id, "hit", decision.key, record.outputs, record.figures)

@@ -1,0 +1,262 @@
+"""Graph + store → what to do, in order: a hit, or what made it a miss.
+
+`Planner.decide` is the one judge: a run, a plan and an explanation ask it the same question, so
+they can't disagree.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from ..errors import Problem, SpecError, StageError, StoreError
+from ..pipeline.graph import select
+from ..pipeline.identity import Files
+from ..store.actions import ActionRecord, LastKeys
+from ..store.cas import Store
+from ..types import Artifact, Graph, Json, PathSource, StageNode
+from .keys import Change, KeyEnvironment, action_key, differences, preimage, suffix_of
+
+__all__ = ["Action", "Decision", "Explanation", "Plan", "Planner"]
+
+Outputs = Mapping[str, Artifact]
+Verdict = Literal["hit", "miss", "heal", "converge"]
+
+
+class Decision(NamedTuple):
+    """The verdict on one stage whose inputs are known, with the reason in words.
+
+    `inputs` are the artifacts by flat input name. `record` is there on a hit and to be healed.
+    """
+
+    state: Verdict
+    key: str
+    preimage: Mapping[str, Json]
+    inputs: Mapping[str, Artifact]
+    suffixes: Mapping[str, str]
+    reason: str = ""
+    record: ActionRecord | None = None
+    lineage: Mapping[str, Json] = {}
+
+
+class Action(NamedTuple):
+    """One line of a plan; `state` "waits" means that an input isn't made yet."""
+
+    stage: str
+    state: Verdict | Literal["waits"]
+    key: str
+    reason: str
+
+
+class Plan(NamedTuple):
+    """What a run would do, in order."""
+
+    actions: tuple[Action, ...]
+
+
+class Explanation(NamedTuple):
+    """Why a stage is what it is, with every component that differs from the last run.
+
+    `decision` is None where a stage that it needs is not up to date.
+    """
+
+    stage: str
+    state: str
+    reason: str
+    changes: tuple[Change, ...] = ()
+    decision: Decision | None = None
+
+    @property
+    def why(self) -> str:
+        """Return in one line why the stage is no hit."""
+        if self.decision is None:
+            return self.reason.removeprefix("for ")
+        return "; ".join(map(str, self.changes)) or self.reason
+
+
+class Planner:
+    """Judges the stages of one graph against one store, as both are now."""
+
+    def __init__(
+        self, graph: Graph, store: Store, files: Files, environ: Mapping[str, str] = os.environ
+    ) -> None:
+        self.graph = graph
+        self._store = store
+        self._environ = environ
+        self.environment = KeyEnvironment(store.memo.digest)
+        self._paths: dict[str, Artifact] = {}
+        self._images: dict[str, Mapping[str, Json]] = {}
+        self.last = LastKeys(store.home, "\0".join(files))
+
+    def decide(self, node: StageNode, upstream: Mapping[str, Outputs]) -> Decision:
+        """Return the verdict on a stage, given the outputs of the stages that it needs.
+
+        Raises SpecError where a file of the project is missing, StageError where an upstream
+        stage left out an optional output that this one needs.
+        """
+        inputs = {name: self._input(node, name, upstream) for name in node.inputs}
+        suffixes = {name: suffix_of(node, name, self.graph.stages) for name in inputs}
+        try:
+            image = preimage(node, inputs, suffixes, self.environment)
+        except OSError as error:
+            mark = node.mark
+            message = f"{error.filename} can't be read: {error.strerror}"
+            raise SpecError([Problem(message, mark.file, mark.line, mark.column)]) from None
+        lineage = self._lineage(node, upstream) if node.lineage else {}
+        if lineage:
+            image["lineage"] = action_key(lineage)
+        self._images[node.id] = image
+        key = action_key(image)
+        known = (key, image, inputs, suffixes)
+        if node.converges and self.graph.live:
+            reason = "a live push is compared with the remote each time"
+            return Decision("converge", *known, reason, None, lineage)
+        record = self._store.records.get(key)
+        if record is None:
+            return Decision("miss", *known, self._store.records.problem(key), None, lineage)
+        reason = self._unsound(record)
+        if reason:
+            return Decision("heal", *known, reason, record, lineage)
+        return Decision("hit", *known, "", record, lineage)
+
+    def _lineage(self, node: StageNode, upstream: Mapping[str, Outputs]) -> dict[str, Json]:
+        """Return stage id → its pre-image, the sources of its inputs and its outputs, of all before it."""
+        found: dict[str, Json] = {}
+        pending = list(node.upstream)
+        while pending:
+            id_ = pending.pop()
+            if id_ in found:
+                continue
+            before = self.graph.stages[id_]
+            pending += before.upstream
+            found[id_] = {
+                **self._images[id_],
+                "sources": {n: s.path for n, s in before.inputs.items() if isinstance(s, PathSource)},
+                "made": {name: [a.digest, a.kind, a.size] for name, a in upstream[id_].items()},
+            }
+        return dict(sorted(found.items()))
+
+    def _unsound(self, record: ActionRecord) -> str:
+        for name, artifact in record.outputs.items():
+            state = self._store.state(artifact)
+            if state != "present":
+                return f"the output `{name}` is {state} in the store"
+        return ""
+
+    def _input(self, node: StageNode, name: str, upstream: Mapping[str, Outputs]) -> Artifact:
+        source = node.inputs[name]
+        if isinstance(source, PathSource):
+            known = self._paths.get(source.path)
+            if known is None:
+                known = self._paths[source.path] = self._digest_path(node, source)
+            return known
+        outputs = upstream[source.stage]
+        if source.output not in outputs:
+            raise StageError(f"stage {source.stage} made no output `{source.output}`, which {node.id} needs")
+        return outputs[source.output]
+
+    def _digest_path(self, node: StageNode, source: PathSource) -> Artifact:
+        mark = source.mark or node.mark
+        try:
+            artifact = self._store.digest_path(f"{self.graph.root}/{source.path}", self.graph.root)
+        except FileNotFoundError:
+            message = f"{source.path} does not exist"
+        except OSError as error:
+            message = f"{source.path} can't be read: {error.strerror}"
+        except StoreError as error:
+            message = str(error)
+        else:
+            if artifact.kind == source.kind:
+                return artifact
+            message = f"{source.path} is a {artifact.kind} now, it was a {source.kind}"
+        raise SpecError([Problem(message, mark.file, mark.line, mark.column)])
+
+    def plan(self, targets: Sequence[str] | None = None) -> Plan:
+        """Return what a run of these targets would do now."""
+        actions = []
+        for node, decision, waiting in self.decisions(targets):
+            if decision is None:
+                actions.append(Action(node.id, "waits", "", f"for {', '.join(waiting)}"))
+            else:
+                actions.append(Action(node.id, decision.state, decision.key, self.why(node, decision)))
+        return Plan(tuple(actions))
+
+    def decisions(
+        self, targets: Sequence[str] | None = None
+    ) -> Iterator[tuple[StageNode, Decision | None, list[str]]]:
+        """Yield each stage with its verdict, or with None and the stages that have to run before it."""
+        made: dict[str, Outputs] = {}
+        for id_ in select(self.graph, targets):
+            node = self.graph.stages[id_]
+            waiting = [need for need in node.upstream if need not in made]
+            decision = None if waiting else self.decide(node, made)
+            if decision is not None and decision.state == "hit" and decision.record is not None:
+                made[id_] = decision.record.outputs
+            yield node, decision, waiting
+        self._store.memo.flush()
+
+    def why(self, node: StageNode, decision: Decision) -> str:
+        """Return the reason for a miss in one line: what changed since the last run."""
+        if decision.state == "hit" or decision.reason:
+            return decision.reason
+        changes = self.changes(node, decision)
+        if changes is None:
+            return "never made before"
+        return "; ".join(str(change) for change in changes) or "its record is gone"
+
+    def changes(self, node: StageNode, decision: Decision) -> list[Change] | None:
+        """Return the differences from the last run, or None if there was none."""
+        last = self.last.read().get(node.id)
+        record = self._store.records.get(last) if last else None
+        if record is None:
+            return None
+        return differences(record.preimage, decision.preimage, node)
+
+    def explain(self, stage: str) -> Explanation:
+        """Return why a stage would be a hit or a miss.
+
+        Where a stage that it needs is not up to date, that one is named, with its reason.
+        """
+        made: dict[str, Outputs] = {}
+        roots: dict[str, str] = {}
+        for id_ in select(self.graph, [stage]):
+            node = self.graph.stages[id_]
+            waiting = [need for need in node.upstream if need not in made]
+            if waiting and id_ == stage:
+                causes = "; ".join(f"{need}: {why}" for need, why in roots.items())
+                return Explanation(stage, "waits", f"for {causes}", self._known_changes(node, made))
+            if waiting:
+                continue
+            decision = self.decide(node, made)
+            if decision.state != "hit":
+                roots[id_] = self.why(node, decision)
+            if id_ == stage:
+                return self._explanation(node, decision)
+            if decision.state == "hit" and decision.record is not None:
+                made[id_] = decision.record.outputs
+        raise AssertionError(stage)
+
+    def _explanation(self, node: StageNode, decision: Decision) -> Explanation:
+        if decision.state == "hit":
+            reason = f"nothing changed; action key {decision.key}"
+            return Explanation(node.id, "hit", reason, (), decision)
+        changes = self.changes(node, decision)
+        reason = decision.reason or ("never made before" if changes is None else "changed since the last run")
+        return Explanation(node.id, decision.state, reason, tuple(changes or ()), decision)
+
+    def _known_changes(self, node: StageNode, made: Mapping[str, Outputs]) -> tuple[Change, ...]:
+        """Return what changed about a stage itself while some of its inputs aren't known."""
+        last = self.last.read().get(node.id)
+        record = self._store.records.get(last) if last else None
+        if record is None:
+            return ()
+        inputs = {}
+        for name, source in node.inputs.items():
+            if isinstance(source, PathSource) or source.stage in made:
+                inputs[name] = self._input(node, name, made)
+        suffixes = {name: suffix_of(node, name, self.graph.stages) for name in inputs}
+        image = preimage(node, inputs, suffixes, self.environment)
+        changes = differences(record.preimage, image, node)
+        gone = {f"inputs.{name}" for name in node.inputs if name not in inputs}
+        return tuple(change for change in changes if change.component not in gone)

@@ -1,0 +1,286 @@
+"""Events → one run record: what ran, what it made, the figures, as one JSON file.
+
+A run's folder is `runs/ID/`: `record.json` (this module; its last member is the HMAC of the rest),
+`log.jsonl` (every event that is not a hit, as it happened), `logs/STAGE.log` (what the workers
+printed), `report.html`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+from ..errors import StoreError, UsageError
+from ..pipeline.identity import Files, describe, is_there
+from ..store.actions import Records, listdir
+from ..store.counter import next_number, number_of
+from ..store.files import read_or_none, store_error, write_atomic
+from ..types import Artifact, Event, Graph, Json, Kind, StageResult
+
+__all__ = [
+    "COUNTED",
+    "Recorder",
+    "RunRecord",
+    "kept_runs",
+    "new_run_id",
+    "pin_run",
+    "pinned_runs",
+    "read_record",
+    "recorded_runs",
+]
+
+_PINNED = "pinned"
+
+COUNTED = ("ran", "hit", "healed", "converged", "failed", "skipped", "interrupted")
+
+
+class RunRecord(NamedTuple):
+    """One finished run. `data` is the content of `record.json`."""
+
+    folder: Path
+    data: Mapping[str, Json]
+
+    @property
+    def id(self) -> str:
+        """Return the run's id, which begins with its number."""
+        return str(self.data["id"])
+
+    @property
+    def number(self) -> int:
+        """Return the run's number, by which the runs of a store are ordered."""
+        return number_of(self.id)
+
+    @property
+    def files(self) -> Files:
+        """Return which pipeline the run is of."""
+        files = self.data["files"]
+        assert isinstance(files, list)
+        return tuple(map(str, files))
+
+    @property
+    def stages(self) -> dict[str, dict[str, Json]]:
+        """Return the stages' entries by stage id."""
+        stages = self.data["stages"]
+        assert isinstance(stages, dict)
+        return stages  # type: ignore[return-value]
+
+    def artifacts(self, stage: str) -> dict[str, Artifact]:
+        """Return what a stage made in this run, or found made, by output."""
+        entries = self.stages[stage].get("artifacts")
+        return {n: _artifact(e) for n, e in entries.items()} if isinstance(entries, dict) else {}
+
+    @property
+    def exit_code(self) -> int:
+        """Return the exit code that the run ended with."""
+        code = self.data.get("exit_code", 0)
+        return code if isinstance(code, int) else 1
+
+    @property
+    def unconfined(self) -> list[str]:
+        """Return what stages of this run were not kept from, in words."""
+        lacks = self.data.get("unconfined", [])
+        return [str(lack) for lack in lacks] if isinstance(lacks, list) else []
+
+    def summary(self) -> dict[str, Json]:
+        """Return what `run --json` prints last: the counts and the map of stages."""
+        return {"run": self.id, **{k: self.data[k] for k in COUNTED}, "stages": self.data["stages"]}
+
+
+def new_run_id(home: Path, now_s: float) -> str:
+    """Return a new id: the run's number, by which runs are ordered; UTC time, to read; a random part."""
+    records = Records(home)
+    number = next_number(home, records, lambda name: _read(home / "runs" / name, records) is not None)
+    return f"{number:06d}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime(now_s))}-{os.urandom(2).hex()}"
+
+
+class Recorder:
+    """Collects the events of one run and writes its record at the end."""
+
+    def __init__(self, home: Path, graph: Graph, files: Files, *, now_s: float) -> None:
+        self._home = home
+        self.folder = home / "runs" / new_run_id(home, now_s)
+        self._files = files
+        self._graph = graph
+        self._started_s = now_s
+        self._log: TextIO | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Append the event to `log.jsonl`; hits are in the record alone."""
+        if event.result is not None and event.result.state == "hit":
+            return
+        if event.kind in ("run-started", "run-finished", "stage-progress"):
+            return
+        line = {"time": event.time_s, "kind": event.kind, "stage": event.stage, "text": event.text}
+        if event.result is not None:
+            line |= {"state": event.result.state, "reason": event.result.reason}
+        log = self._open_log()
+        log.write(json.dumps(line, ensure_ascii=False) + "\n")
+        log.flush()
+
+    def _open_log(self) -> TextIO:
+        if self._log is None:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._log = (self.folder / "log.jsonl").open("a", encoding="utf-8")
+            except OSError as error:
+                raise StoreError(
+                    f"{self.folder} cannot be written: {error.strerror}",
+                    fix="free some space, or set DEPLOY_RUNNER_HOME to another folder",
+                ) from error
+        return self._log
+
+    def finish(self, results: Mapping[str, StageResult], *, now_s: float, exit_code: int) -> RunRecord:
+        """Write `record.json` and return the record."""
+        if self._log is not None:
+            self._log.close()
+        counts = dict.fromkeys(COUNTED, 0)
+        for result in results.values():
+            counts[result.state] += 1
+        data: dict[str, Json] = {
+            "schema": 1,
+            "id": self.folder.name,
+            "name": self._graph.name,
+            "pipeline": self._graph.pipeline,
+            "files": list(self._files),
+            "target": str(self._graph.target.get("name", "dry-run")),
+            "live": self._graph.live,
+            "started": _iso(self._started_s),
+            "seconds": round(now_s - self._started_s, 6),
+            "exit_code": exit_code,
+            **_confinement(results),
+            **counts,
+            "stages": {id_: _entry(result) for id_, result in results.items()},
+        }
+        record = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
+        signed = Records(self._home).seal.signed(record, "run", self.folder.name)
+        write_atomic(self.folder / "record.json", signed, tmp=self._home / "tmp")
+        return RunRecord(self.folder, data)
+
+
+def _confinement(results: Mapping[str, StageResult]) -> dict[str, Json]:
+    """Return what the least confined worker was confined by, and what any of them was not kept from."""
+    weakest = max(results.values(), key=lambda r: (len(r.lacks), bool(r.sandbox)), default=None)
+    lacks = dict.fromkeys(lack for result in results.values() for lack in result.lacks)
+    return {"sandbox": weakest.sandbox if weakest else "", "unconfined": list(lacks)}
+
+
+def _iso(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def _entry(result: StageResult) -> Json:
+    entry: dict[str, Json] = {
+        "state": result.state,
+        "key": result.key,
+        "outputs": {name: artifact.digest for name, artifact in result.outputs.items()},
+        "seconds": round(result.seconds, 6),
+        "figures": dict(result.figures),
+    }
+    if result.outputs:
+        entry["artifacts"] = {
+            name: {"digest": a.digest, "kind": a.kind, "size": a.size} for name, a in result.outputs.items()
+        }
+    for name in ("reason", "error", "workdir", "evidence", "sandbox"):
+        if value := getattr(result, name):
+            entry[name] = value
+    return entry
+
+
+def _artifact(entry: Json) -> Artifact:
+    assert isinstance(entry, dict)
+    kind: Kind = "folder" if entry["kind"] == "folder" else "file"
+    return Artifact(str(entry["digest"]), kind, int(str(entry["size"])))
+
+
+def recorded_runs(home: Path, files: Files | None = None) -> Iterator[RunRecord]:
+    """Yield the sound run records, of one pipeline or of all, the newest first.
+
+    One that was damaged or forged is left out.
+    """
+    records = Records(home)
+    names = [name for name in listdir(f"{home}/runs") if number_of(name)]
+    for name in sorted(names, key=lambda name: (number_of(name), name), reverse=True):
+        record = _read(home / "runs" / name, records)
+        if record is not None and files in (None, record.files):
+            yield record
+
+
+def read_record(home: Path, files: Files, run: str = "") -> RunRecord:
+    """Return a pipeline's newest run, or the one whose id begins with `run` or whose number it is.
+
+    Raises UsageError if none is, and for a run of another pipeline.
+    """
+    if not run:
+        return _newest_run(home, files)
+    found = [record for record in recorded_runs(home) if _is_named(record.id, run)]
+    for record in found:
+        if record.files == files:
+            return record
+    if found:
+        own, other = describe(files, home), describe(found[0].files, home)
+        raise UsageError(f"run {found[0].id} is one of {other}, not of {own}", fix=f"name {other}")
+    if any(_is_named(name, run) for name in listdir(f"{home}/runs")):
+        raise UsageError(f"run {run} has no record that is sound", fix="run again, for a new one")
+    raise UsageError(f"no run {run!r} is recorded here", fix="`deploy-runner show --runs` lists them")
+
+
+def _is_named(name: str, run: str) -> bool:
+    """Say whether a run is meant by its number, or by the start of its id."""
+    return number_of(name) == int(run) if run.isdecimal() and len(run) < 16 else name.startswith(run)
+
+
+def _newest_run(home: Path, files: Files) -> RunRecord:
+    others = []
+    for record in recorded_runs(home):
+        if record.files == files:
+            return record
+        others.append(describe(record.files, home))
+    if not others:
+        raise UsageError("nothing has been run here yet", fix="start with `deploy-runner run`")
+    known = ", or ".join(list(dict.fromkeys(others))[:3])
+    raise UsageError(f"{describe(files, home)} has not been run yet", fix=f"run it, or name {known}")
+
+
+def kept_runs(home: Path, count: int) -> dict[str, list[str]]:
+    """Return what a collection keeps: run id → the action keys in it.
+
+    That is the last `count` runs of each pipeline, and what is pinned. Pipelines whose files are
+    gone count as one, so that the runs of passing folders don't stay for ever.
+    """
+    kept: dict[str, list[str]] = {run: [] for run in pinned_runs(home)}
+    seen: Counter[Files] = Counter()
+    for run in recorded_runs(home):
+        pipeline = run.files if is_there(run.files, home) else ()
+        seen[pipeline] += 1
+        if seen[pipeline] <= count or run.id in kept:
+            kept[run.id] = [str(stage["key"]) for stage in run.stages.values()]
+    return kept
+
+
+def pinned_runs(home: Path) -> set[str]:
+    """Return the ids of the runs that are kept for good: an empty file says it, which can't be damaged."""
+    return {name for name in listdir(f"{home}/runs") if (home / "runs" / name / _PINNED).exists()}
+
+
+def pin_run(home: Path, run: str, *, keep: bool) -> None:
+    """Keep a run for good, or no longer. Raises StoreError where that can't be written."""
+    pin = home / "runs" / run / _PINNED
+    if keep:
+        write_atomic(pin, b"", tmp=home / "tmp")
+        return
+    try:
+        pin.unlink(missing_ok=True)
+    except OSError as error:
+        raise store_error(error, pin) from error
+
+
+def _read(folder: Path, records: Records) -> RunRecord | None:
+    body = records.seal.signed_body(read_or_none(folder / "record.json") or b"", "run", folder.name)
+    data = json.loads(body) if body is not None else {}
+    ours = data.get("id") == folder.name and "files" in data
+    return RunRecord(folder, data) if ours else None

@@ -1,0 +1,259 @@
+"""Compile a pipeline, or take the compiled form from the store if nothing it read has changed.
+
+Validating a pipeline imports pydantic, PyYAML and every stage type it uses. A run that has
+nothing to do must not pay for that, so the graph is kept as JSON beside the fingerprints of
+every file it was made from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from ..errors import StoreError
+from ..store.files import read_or_none, write_atomic
+from ..store.namespace import configured_home
+from ..store.seal import Seal
+from ..store.stat import fingerprint
+from ..types import (
+    SCHEMA_VERSION,
+    Graph,
+    Mark,
+    OutputSpec,
+    PathSource,
+    RefSource,
+    Resources,
+    Source,
+    SourceFile,
+    StageNode,
+)
+from ..usercode.installed import search_path
+from .credentials import Credentials
+
+__all__ = ["compile_pipeline"]
+
+_ENGINE = ("build", "compiled", "credentials", "expressions", "graph", "installed", "interface", "loader",
+           "modulenames", "overlay", "refusals", "registry", "sdk", "spec", "types", "usercode")  # fmt: skip
+_RACY_NS = 2_000_000_000
+
+
+def compile_pipeline(
+    path: Path,
+    *,
+    overlays: Sequence[Path] = (),
+    sets: Sequence[str] = (),
+    environ: Mapping[str, str] = os.environ,
+    home: Path | None = None,
+    on_compile: Callable[[], None] | None = None,
+) -> Graph:
+    """Return the compiled pipeline.
+
+    Raises SpecError with every problem of the file, UsageError where a file is missing. The
+    compiled form is kept in `home`, if that can be written; where it isn't there, `on_compile` is
+    called before the work begins.
+    """
+    if home is None:
+        home = configured_home(path.absolute().parent, environ)
+    names = [str(path), os.path.abspath(path), [str(o) for o in overlays], list(sets), os.getcwd()]
+    cache = home / "compiled" / f"{sha256(json.dumps(names).encode()).hexdigest()[:32]}.json"
+    seal = Seal(home)
+    known = _read(cache, environ, seal)
+    if known is not None:
+        return known
+    if on_compile is not None:
+        on_compile()
+    graph, env_names, files = _compile(path, overlays, sets, environ)
+    if home.parent.is_dir():
+        _write(cache, graph, {name: environ.get(name) for name in env_names}, files, seal)
+    return graph
+
+
+def _compile(
+    path: Path, overlays: Sequence[Path], sets: Sequence[str], environ: Mapping[str, str]
+) -> tuple[Graph, frozenset[str], list[str]]:
+    # Looking for pydantic's plugins reads the metadata of every installed package.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    from ..registry import Registry
+    from .build import build
+    from .overlay import DEFAULT_OVERLAY, load_document
+
+    document = load_document(path, overlays, sets)
+    root = path.absolute().parent
+    registry = Registry(root)
+    graph, env_names = build(document, path, environ, registry)
+    files = {os.path.abspath(f) for f in document.files}
+    files |= {str(root / DEFAULT_OVERLAY), str(root / "stages")}
+    own = Path(__file__).parent
+    files |= {str(own / f"{name}.py") for name in _ENGINE}
+    for node in graph.stages.values():
+        files.update(f.path for f in (*node.implementation, *node.code))
+    files.update(map(str, registry.absent))
+    files.update(_places(root))
+    return graph, env_names, sorted(files)
+
+
+def _places(root: Path) -> Iterator[str]:
+    """Yield the folders in which another module may appear; what changes in the project is no sign."""
+    for folder in search_path():
+        if not (root == Path(folder) or root in Path(folder).parents or Path(folder) in root.parents):
+            yield folder
+
+
+def _read(cache: Path, environ: Mapping[str, str], seal: Seal) -> Graph | None:
+    data = read_or_none(cache)
+    if data is None:
+        return None
+    try:
+        body = seal.opened(data, "compiled", cache.stem)
+        if body is None:
+            return None
+        value = json.loads(body)
+        if value["schema"] != [SCHEMA_VERSION, sys.version, search_path()]:
+            return None
+        if any(environ.get(name) != known for name, known in value["environ"].items()):
+            return None
+        if not all(_unchanged(*row) for row in value["files"]):
+            return None
+        graph = _graph_from_json(value["graph"])
+        return None if _exposes(graph, body.decode(), value["environ"], environ) else graph
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, StoreError):
+        return None
+
+
+def _exposes(graph: Graph, body: str, used: Mapping[str, str | None], environ: Mapping[str, str]) -> bool:
+    """Say whether the graph holds what has become a credential since: compiling anew refuses it."""
+    secrets = {name for node in graph.stages.values() if node.secrets for name in node.secrets}
+    known = Credentials(environ, secrets)
+    return any(known.known(text) for text in (body, *used.values()) if text is not None)
+
+
+def _write(
+    cache: Path, graph: Graph, environ: Mapping[str, str | None], files: Iterable[str], seal: Seal
+) -> None:
+    value = {
+        "schema": [SCHEMA_VERSION, sys.version, search_path()],
+        "environ": dict(environ),
+        "files": [_row(file) for file in files],
+        "graph": _graph_to_json(graph),
+    }
+    try:
+        body = json.dumps(value, separators=(",", ":")).encode()
+        write_atomic(cache, seal.sealed(body, "compiled", cache.stem), tmp=cache.parent.parent / "tmp")
+    except StoreError:
+        return  # The run itself says that the store can't be written.
+
+
+def _row(file: str) -> list[Any]:
+    """Return [path, state, digest]: the digest only where the time stamps are too young."""
+    state = _state(file)
+    if state is None or time.time_ns() - max(state[1], state[2]) > _RACY_NS:
+        return [file, state, None]
+    return [file, state, _content(file)]
+
+
+def _unchanged(file: str, state: list[int] | None, digest: str | None) -> bool:
+    return _state(file) == state and (digest is None or _content(file) == digest)
+
+
+def _state(file: str) -> list[int] | None:
+    try:
+        return list(fingerprint(file))
+    except OSError:
+        return None
+
+
+def _content(file: str) -> str:
+    data = read_or_none(file)
+    if data is None:
+        data = "\n".join(sorted(os.listdir(file))).encode()
+    return sha256(data).hexdigest()
+
+
+# The graph as JSON: rows instead of objects, and each list of source files only once. ---------
+
+
+def _graph_to_json(graph: Graph) -> dict[str, Any]:
+    sources: dict[tuple[SourceFile, ...], int] = {}
+    rows = [_node_to_row(node, sources) for node in graph.stages.values()]
+    return {
+        "name": graph.name,
+        "root": graph.root,
+        "pipeline": graph.pipeline,
+        "vars": dict(graph.vars),
+        "origins": dict(graph.origins),
+        "target": dict(graph.target),
+        "live": graph.live,
+        "sources": [[[f.name, f.path] for f in files] for files in sources],
+        "stages": rows,
+    }
+
+
+def _node_to_row(node: StageNode, sources: dict[tuple[SourceFile, ...], int]) -> list[Any]:
+    return [
+        node.id,
+        node.base,
+        node.uses,
+        dict(node.matrix),
+        dict(node.params),
+        {name: _source_to_row(source) for name, source in node.inputs.items()},
+        {name: [o.path, o.kind, o.optional] for name, o in node.outputs.items()},
+        node.needs,
+        dict(node.env),
+        node.secrets,
+        node.module,
+        node.class_name,
+        node.stage_dir,
+        sources.setdefault(node.implementation, len(sources)),
+        sources.setdefault(node.code, len(sources)),
+        node.packages,
+        node.facets,
+        node.preload,
+        node.network,
+        node.converges,
+        node.trust,
+        [node.resources.cpu, node.resources.memory_bytes, node.resources.timeout_s],
+        dict(node.target),
+        _mark_to_row(node.mark),
+        node.lineage,
+    ]
+
+
+def _mark_to_row(mark: Mark | None) -> list[Any] | None:
+    return None if mark is None else [mark.file, mark.line, mark.column]
+
+
+def _source_to_row(source: Source) -> list[Any]:
+    mark = _mark_to_row(source.mark)
+    if isinstance(source, PathSource):
+        return [source.path, None, source.kind, mark]
+    return [source.stage, source.output, source.kind, mark]
+
+
+def _graph_from_json(value: dict[str, Any]) -> Graph:
+    sources = [tuple(SourceFile(*f) for f in files) for files in value.pop("sources")]
+    rows = value.pop("stages")
+    return Graph(stages={row[0]: _node_from_row(row, sources) for row in rows}, **value)
+
+
+def _node_from_row(row: list[Any], sources: list[tuple[SourceFile, ...]]) -> StageNode:
+    row[5] = {name: _source_from_row(source) for name, source in row[5].items()}
+    row[6] = {name: OutputSpec(*output) for name, output in row[6].items()}
+    row[13], row[14] = sources[row[13]], sources[row[14]]
+    for index in (7, 9, 15, 16, 17):
+        row[index] = tuple(row[index])
+    row[21], row[23] = Resources(*row[21]), Mark(*row[23])
+    return StageNode._make(row)
+
+
+def _source_from_row(row: list[Any]) -> Source:
+    place, output, kind, mark_row = row
+    mark = Mark(*mark_row) if mark_row else None
+    if output is None:
+        return PathSource(place, kind, mark)
+    return RefSource(place, output, kind, mark)

@@ -1,0 +1,204 @@
+"""The pydantic models of a pipeline's structure, and the wording of what doesn't fit them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from ..errors import Problem
+from ..types import Json, Mark
+from .expressions import closest
+from .loader import Node
+
+__all__ = [
+    "PipelineSpec",
+    "ResourcesSpec",
+    "StageSpec",
+    "TargetSpec",
+    "find_mark",
+    "parse_duration",
+    "parse_size",
+    "problems_of",
+]
+
+STAGE_ID = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
+
+_UNITS_BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+                "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+_UNITS_SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_size(value: str | int) -> int:
+    """Return bytes from `512MiB`, `2 GB` or a number. Raises ValueError for anything else."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
+    unit = found.group(2).upper() if found else ""
+    if not found or unit not in _UNITS_BYTES:
+        raise ValueError(f"{value!r} is not a size such as 512MiB or 2GB")
+    return int(float(found.group(1)) * _UNITS_BYTES[unit])
+
+
+def parse_duration(value: str | int | float) -> float:
+    """Return seconds from `90s`, `1h30m` or a number. Raises ValueError for anything else."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", str(value))
+    if not parts or "".join(f"{n}{u}" for n, u in parts) != re.sub(r"\s+", "", str(value)):
+        raise ValueError(f"{value!r} is not a length of time such as 90s or 1h30m")
+    return sum(float(number) * _UNITS_SECONDS[unit] for number, unit in parts)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ResourcesSpec(_Model):
+    """What a stage may use."""
+
+    cpu: int = Field(1, ge=1, description="CPU cores")
+    memory: str | int = Field(0, description="memory, e.g. 2GiB; 0: no limit")
+
+
+class TargetSpec(BaseModel):
+    """Where pushes go. Members other than name and live belong to the push stages."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    name: str = Field("dry-run", description="dry-run, staging, production, …")
+    live: bool = Field(False, description="true: a real remote; false: local servers of a dry run")
+
+
+class StageSpec(_Model):
+    """One stage of the pipeline."""
+
+    uses: str = Field(description="the stage type, e.g. onnx.export")
+    inputs: dict[str, Any] = Field(default={}, description="paths, or outputs of other stages")
+    with_: dict[str, Any] = Field(default={}, alias="with", description="parameters")
+    outputs: dict[str, str] = Field(
+        default={}, description="names and paths, for stage types whose outputs you name"
+    )
+    needs: list[str] = Field(default=[], description="stages that must be finished before")
+    matrix: dict[str, Any] | str = Field(
+        default={}, description="one instance of the stage for each combination of values"
+    )
+    env: list[str] = Field(default=[], description="declared variables that the stage sees")
+    resources: ResourcesSpec = Field(default=ResourcesSpec(), description="what it may use")
+    timeout: str | int | float = Field(0, description="e.g. 10m; 0: no limit")
+    trust: bool = Field(False, description="allow code inside the input: pickle, TorchScript")
+
+
+class PipelineSpec(_Model):
+    """A pipeline."""
+
+    version: Literal[1] = Field(description="the version of this format")
+    name: str = Field(description="the pipeline's name")
+    vars: dict[str, Any] = Field(default={}, description="values for ${{ vars.NAME }}")
+    env: dict[str, str | None] = Field(
+        default={}, description="environment variables with their defaults; null: required"
+    )
+    target: TargetSpec = Field(default=TargetSpec(), description="where pushes go")
+    stages: dict[str, StageSpec] = Field(description="the stages by name")
+
+
+def find_mark(node: Node, path: Sequence[str | int], *, key: bool = False) -> Mark:
+    """Return the place of a value in a tree, as deep as the path can be followed.
+
+    With `key` it is the place of the last name itself, where that is a mapping's key.
+    """
+    mark = node.mark
+    for index, part in enumerate(path):
+        children = node.value
+        if isinstance(children, dict) and part in children:
+            last = index == len(path) - 1
+            mark = node.keys.get(str(part), children[part].mark) if key and last else children[part].mark
+            node = children[part]
+        elif isinstance(children, list) and isinstance(part, int) and part < len(children):
+            node = children[part]
+            mark = node.mark
+        else:
+            break
+    return mark
+
+
+def problems_of(error: ValidationError, node: Node, what: str, known: Mapping[str, Any]) -> list[Problem]:
+    """Return one problem an error of pydantic: `what` names the thing, `known` its members."""
+    problems: dict[tuple[str, int, int], Problem] = {}
+    for detail in error.errors(include_url=False):
+        unknown = detail["type"] == "extra_forbidden"
+        mark = find_mark(node, _followable(node, detail["loc"]), key=unknown)
+        message, fix = _sentence(detail, what, known)
+        # A union gives one error a member: the first says enough.
+        problems.setdefault((mark.file, mark.line, mark.column), Problem(
+            message, mark.file, mark.line, mark.column, fix))  # fmt: skip
+    return list(problems.values())
+
+
+def _followable(node: Node, loc: Sequence[str | int]) -> list[str | int]:
+    """Drop the parts of pydantic's path that name a union's member, not a part of the data."""
+    path: list[str | int] = []
+    current: Any = node
+    for part in loc:
+        children = current.value if isinstance(current, Node) else None
+        inside = isinstance(children, list) and isinstance(part, int) and part < len(children)
+        if inside or (isinstance(children, dict) and part in children):
+            current = children[part]  # type: ignore[index]
+            path.append(part)
+    return path
+
+
+def _sentence(detail: ErrorDetails, what: str, known: Mapping[str, Any]) -> tuple[str, str]:
+    loc = [str(part) for part in detail["loc"]]
+    name = ".".join(loc)
+    if detail["type"] == "extra_forbidden":
+        members = list(known) if len(loc) == 1 else []
+        listed = f"it has {', '.join(members)}" if members else ""
+        return f"{what} has no {name!r}", closest(loc[-1], members) or listed
+    if detail["type"] == "missing":
+        meaning = getattr(known.get(loc[0]), "description", None) if len(loc) == 1 else None
+        return f"{what} needs {name!r}" + (f": {meaning}" if meaning else ""), ""
+    got = _shown(detail["input"])
+    return f"{what}: {name!r} {_expected(detail)}, not {got}", ""
+
+
+def _shown(value: Json) -> str:
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    if value is None or isinstance(value, bool):
+        return {None: "nothing", True: "true", False: "false"}[value]
+    return repr(value)
+
+
+_EXPECTED = {
+    "string_type": "must be a string",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping",
+    "none_required": "must be left out",
+}
+
+
+def _expected(detail: ErrorDetails) -> str:
+    known = _EXPECTED.get(detail["type"])
+    if known:
+        return known
+    context = detail.get("ctx", {})
+    if detail["type"] == "literal_error":
+        return f"must be {context['expected']}"
+    limits = {"greater_than_equal": ("at least", "ge"), "greater_than": ("more than", "gt"),
+              "less_than_equal": ("at most", "le"), "less_than": ("less than", "lt")}  # fmt: skip
+    if detail["type"] in limits:
+        words, key = limits[detail["type"]]
+        return f"must be {words} {context[key]}"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"is refused ({message[:1].lower() + message[1:]})"

@@ -1,0 +1,1 @@
+"""The user's code and the packages that it imports: found, keyed, loaded by its path."""
