@@ -22,7 +22,7 @@ from .pipeline.compiled import compile_pipeline
 from .pipeline.identity import Files, identity
 from .store.files import write_atomic
 from .store.namespace import configured_home, own_home, protected_home
-from .types import Event, Graph, StageResult
+from .types import Event, Graph, RunOptions, StageResult
 
 if TYPE_CHECKING:
     from .engine.execute.fork import ForkServer
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .store.cas import Store
 
 __all__ = ["Pipeline", "explain", "home_of", "load", "place_of", "plan", "run"]
+
+_AS_USUAL = RunOptions()
 
 _PICTURE_BYTES = 2 * 1024 * 1024
 
@@ -112,22 +114,17 @@ def explain(pipeline: Pipeline, stage: str) -> Explanation:
 def run(
     pipeline: Pipeline,
     stages: Sequence[str] = (),
+    options: RunOptions = _AS_USUAL,
     *,
     on_event: Callable[[Event], None] | None = None,
-    cpu: int | None = None,
-    memory_bytes: int | None = None,
-    fail_fast: bool = False,
-    force: bool = False,
-    keep_workdirs: bool = False,
-    require_sandbox: bool = False,
     early: ForkServer | None = None,
 ) -> RunRecord:
     """Make what `stages` (all, if empty) need and lack; return the run's record.
 
     A stage that fails is in the record, not raised; `record.exit_code` says how the run ended.
     `on_event` sees every event in order; `early` is a fork server that was started ahead. Raises
-    UsageError for an unknown stage, and, if `require_sandbox`, where a stage would have to run less than
-    fully confined; StoreError where the store can't be written.
+    UsageError for an unknown stage, and, if the sandbox is required, where a stage would have to run less
+    than fully confined; StoreError where the store can't be written.
     """
     from .engine.execute.loop import execute
 
@@ -144,15 +141,10 @@ def run(
             pipeline.graph,
             pipeline.planner(),
             pipeline.store,
+            options,
             targets=list(stages) or None,
             emit=emit,
             run_folder=recorder.folder,
-            cpu=cpu,
-            memory_bytes=memory_bytes,
-            fail_fast=fail_fast,
-            force=force,
-            keep_workdirs=keep_workdirs,
-            require_sandbox=require_sandbox,
             environ=pipeline.environ,
             early=early,
         )

@@ -163,6 +163,21 @@ class Graph(NamedTuple):
 State = Literal["ran", "hit", "healed", "converged", "failed", "skipped", "interrupted"]
 
 
+class RunOptions(NamedTuple):
+    """How a run is to be done: `cpu` cores (all, if None) and memory in bytes (any amount, if None) to use.
+
+    `fail_fast` stops at the first failure; `force` runs the named stages even on a hit; `keep_workdirs`
+    keeps the workdir of each stage that ran; `require_sandbox` runs nothing that can't be confined fully.
+    """
+
+    cpu: int | None = None
+    memory_bytes: int | None = None
+    fail_fast: bool = False
+    force: bool = False
+    keep_workdirs: bool = False
+    require_sandbox: bool = False
+
+
 class StageResult(NamedTuple):
     """How one stage ended in a run. `reason` says why it ran, was skipped, or failed.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..api import place_of
 from ..engine.runs import RunRecord, kept_runs, pin_run, read_record
 from ..errors import DeployRunnerError, UsageError
-from ..types import Event, Json, StageResult
+from ..types import Event, Json, RunOptions, StageResult
 
 if TYPE_CHECKING:
     from ..api import Pipeline
@@ -56,7 +56,8 @@ def _run(
 ) -> RunRecord:
     """Run and show it; append the job summary where GitHub asks for one."""
     from .. import api
-    from ..report.terminal import Silent, choose
+    from ..report.choice import choose
+    from ..report.terminal import Silent
 
     stream = sys.stderr if args.json else sys.stdout
     quiet = args.quiet
@@ -73,13 +74,8 @@ def _run(
         record = api.run(
             pipeline,
             names,
+            _options(args),
             on_event=on_event,
-            cpu=args.cpu,
-            memory_bytes=args.memory,
-            fail_fast=args.fail_fast,
-            force=args.force,
-            keep_workdirs=args.keep_workdirs,
-            require_sandbox=args.require_sandbox,
             early=early,
         )
     finally:
@@ -98,6 +94,12 @@ def _run(
     if args.json:
         print(json.dumps(record.summary(), ensure_ascii=False))
     return record
+
+
+def _options(args: argparse.Namespace) -> RunOptions:
+    """Return the options of `run`; what a verb doesn't have is as usual."""
+    given = {**vars(args), "memory_bytes": getattr(args, "memory", None)}
+    return RunOptions(**{name: given[name] for name in RunOptions._fields if name in given})
 
 
 def convert(args: argparse.Namespace, shape: list[int]) -> int:
@@ -122,9 +124,7 @@ def convert(args: argparse.Namespace, shape: list[int]) -> int:
         if place.exists():
             raise UsageError(f"{place} is there already", fix="name another folder: --output")
         places[f"{stage}.{output}"] = place
-    options = {"cpu": None, "memory": None, "fail_fast": False, "force": False, "keep_workdirs": False,
-               "require_sandbox": False}  # fmt: skip
-    record = _run(pipeline, [], argparse.Namespace(**{**vars(args), **options}), None)
+    record = _run(pipeline, [], args, None)
     for name, place in places.items():
         stage, _, output = name.rpartition(".")
         artifact = record.artifacts(stage).get(output)

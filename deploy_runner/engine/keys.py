@@ -169,21 +169,21 @@ def differences(old: Mapping[str, Json], new: Mapping[str, Json], node: StageNod
         if before == after:
             continue
         if isinstance(before or after, dict) and isinstance(after or before, dict):
-            for name, one, two in _leaves(before or {}, after or {}, ""):
+            for name, one, two in _differing(before or {}, after or {}, ""):
                 changes.append(Change(f"{part}.{name}", one, two, _sentence(part, name, one, two, node)))
         else:
             changes.append(Change(part, before, after, _sentence(part, "", before, after, node)))
     return changes
 
 
-def _leaves(old: Any, new: Any, prefix: str) -> list[tuple[str, Json, Json]]:
+def _differing(old: Any, new: Any, prefix: str) -> list[tuple[str, Json, Json]]:
     rows: list[tuple[str, Json, Json]] = []
     for name in dict.fromkeys((*old, *new)):
         before, after = old.get(name), new.get(name)
         if before == after:
             continue
         if isinstance(before, dict) and isinstance(after, dict) and set(before) != {"$secret"}:
-            rows += _leaves(before, after, f"{prefix}{name}.")
+            rows += _differing(before, after, f"{prefix}{name}.")
         else:
             rows.append((f"{prefix}{name}", before, after))
     return rows

@@ -134,14 +134,14 @@ def unpack(package: Path, folder: Path) -> None:
     """Unpack plain files and folders. Raises tarfile.TarError for anything else, and names that leave."""
     with tarfile.open(package, "r:gz") as archive:
         for member in archive:
-            if not (member.isfile() or member.isdir()) or _leaves(member.name):
+            if not (member.isfile() or member.isdir()) or _leaves_folder(member.name):
                 raise tarfile.TarError(
                     f"the member {member.name!r} is a link, a device, or leaves the folder"
                 )
             archive.extract(member, folder, set_attrs=False, filter="data")
 
 
-def _leaves(name: str) -> bool:
+def _leaves_folder(name: str) -> bool:
     return name.startswith("/") or ".." in Path(name).parts
 
 

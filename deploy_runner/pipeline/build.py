@@ -234,7 +234,7 @@ class _Builder:
             if not interface.is_open(draft.type.cls.Outputs):
                 self._say(mark, f"the outputs of {draft.spec.uses} have names of their own",
                           f"they are {', '.join(outputs)}")  # fmt: skip
-            elif not name.isidentifier() or _leaves(path):
+            elif not name.isidentifier() or _leaves_project(path):
                 self._say(mark, f"{name}: {path!r} is not a name and a path inside the outputs")
             else:
                 kind: Kind = "folder" if path.endswith("/") else "file"
@@ -534,7 +534,7 @@ class _Builder:
         ]
 
     def _path_source(self, path: str, node: Node) -> PathSource | None:
-        if not path or _leaves(path):
+        if not path or _leaves_project(path):
             self._say(node.mark, f"{path!r} is not a path inside the project",
                       "paths are relative to the pipeline's folder")  # fmt: skip
             return None
@@ -569,7 +569,7 @@ def _label(value: Scalar) -> str:
     return re.sub(r"[^\w.+-]", "_", text)
 
 
-def _leaves(path: str) -> bool:
+def _leaves_project(path: str) -> bool:
     return os.path.isabs(path) or ".." in Path(path).parts or "\0" in path
 
 

@@ -38,8 +38,8 @@ from .credentials import Credentials
 
 __all__ = ["compile_pipeline"]
 
-_ENGINE = ("build", "compiled", "credentials", "expressions", "graph", "installed", "interface", "loader",
-           "modulenames", "overlay", "refusals", "registry", "sdk", "spec", "types", "usercode")  # fmt: skip
+_ENGINE = ("pipeline/*.py", "usercode/*.py", "registry.py", "sdk.py", "types.py")
+"""What of our own code decides what a compiled pipeline is."""
 _RACY_NS = 2_000_000_000
 
 
@@ -89,8 +89,8 @@ def _compile(
     graph, env_names = build(document, path, environ, registry)
     files = {os.path.abspath(f) for f in document.files}
     files |= {str(root / DEFAULT_OVERLAY), str(root / "stages")}
-    own = Path(__file__).parent
-    files |= {str(own / f"{name}.py") for name in _ENGINE}
+    package = Path(__file__).parent.parent
+    files |= {str(file) for pattern in _ENGINE for file in package.glob(pattern)}
     for node in graph.stages.values():
         files.update(f.path for f in (*node.implementation, *node.code))
     files.update(map(str, registry.absent))
@@ -189,39 +189,22 @@ def _graph_to_json(graph: Graph) -> dict[str, Any]:
         "origins": dict(graph.origins),
         "target": dict(graph.target),
         "live": graph.live,
+        "fields": StageNode._fields,
         "sources": [[[f.name, f.path] for f in files] for files in sources],
         "stages": rows,
     }
 
 
 def _node_to_row(node: StageNode, sources: dict[tuple[SourceFile, ...], int]) -> list[Any]:
-    return [
-        node.id,
-        node.base,
-        node.uses,
-        dict(node.matrix),
-        dict(node.params),
-        {name: _source_to_row(source) for name, source in node.inputs.items()},
-        {name: [o.path, o.kind, o.optional] for name, o in node.outputs.items()},
-        node.needs,
-        dict(node.env),
-        node.secrets,
-        node.module,
-        node.class_name,
-        node.stage_dir,
-        sources.setdefault(node.implementation, len(sources)),
-        sources.setdefault(node.code, len(sources)),
-        node.packages,
-        node.facets,
-        node.preload,
-        node.network,
-        node.converges,
-        node.trust,
-        [node.resources.cpu, node.resources.memory_bytes, node.resources.timeout_s],
-        dict(node.target),
-        _mark_to_row(node.mark),
-        node.lineage,
-    ]
+    """Return the fields of a node in their order, which the graph's JSON holds once."""
+    named = node._asdict()
+    named["matrix"], named["params"] = dict(node.matrix), dict(node.params)
+    named["env"], named["target"] = dict(node.env), dict(node.target)
+    named["inputs"] = {name: _source_to_row(source) for name, source in node.inputs.items()}
+    named["implementation"] = sources.setdefault(node.implementation, len(sources))
+    named["code"] = sources.setdefault(node.code, len(sources))
+    named["mark"] = _mark_to_row(node.mark)
+    return list(named.values())
 
 
 def _mark_to_row(mark: Mark | None) -> list[Any] | None:
@@ -236,19 +219,23 @@ def _source_to_row(source: Source) -> list[Any]:
 
 
 def _graph_from_json(value: dict[str, Any]) -> Graph:
+    """Return the graph. Raises ValueError where a node had other fields when this was written."""
+    if tuple(value.pop("fields")) != StageNode._fields:
+        raise ValueError
     sources = [tuple(SourceFile(*f) for f in files) for files in value.pop("sources")]
-    rows = value.pop("stages")
-    return Graph(stages={row[0]: _node_from_row(row, sources) for row in rows}, **value)
+    nodes = [_node_from_row(row, sources) for row in value.pop("stages")]
+    return Graph(stages={node.id: node for node in nodes}, **value)
 
 
 def _node_from_row(row: list[Any], sources: list[tuple[SourceFile, ...]]) -> StageNode:
-    row[5] = {name: _source_from_row(source) for name, source in row[5].items()}
-    row[6] = {name: OutputSpec(*output) for name, output in row[6].items()}
-    row[13], row[14] = sources[row[13]], sources[row[14]]
-    for index in (7, 9, 15, 16, 17):
-        row[index] = tuple(row[index])
-    row[21], row[23] = Resources(*row[21]), Mark(*row[23])
-    return StageNode._make(row)
+    named = dict(zip(StageNode._fields, row, strict=True))
+    named["inputs"] = {name: _source_from_row(source) for name, source in named["inputs"].items()}
+    named["outputs"] = {name: OutputSpec(*output) for name, output in named["outputs"].items()}
+    named["implementation"], named["code"] = sources[named["implementation"]], sources[named["code"]]
+    for name in ("needs", "secrets", "packages", "facets", "preload"):
+        named[name] = tuple(named[name])
+    named["resources"], named["mark"] = Resources(*named["resources"]), Mark(*named["mark"])
+    return StageNode(**named)
 
 
 def _source_from_row(row: list[Any]) -> Source:

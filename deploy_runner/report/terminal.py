@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol, TextIO
 
@@ -14,7 +12,7 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.progress import Progress, TaskID
 
-__all__ = ["LiveReporter", "PlainReporter", "Reporter", "Silent", "choose"]
+__all__ = ["LiveReporter", "PlainReporter", "Reporter", "Silent"]
 
 
 class Reporter(Protocol):
@@ -125,18 +123,3 @@ class LiveReporter(PlainReporter):
         from rich.text import Text
 
         self._live.console.print(Text.from_ansi(line))
-
-
-def choose(
-    graph: Graph, environ: Mapping[str, str], *, stream: TextIO | None = None, log: bool = False
-) -> Reporter:
-    """Return the reporter that fits where the output goes: Actions, a terminal, or a file."""
-    stream = stream or sys.stdout
-    if environ.get("GITHUB_ACTIONS") == "true":
-        from .github import GithubReporter
-
-        return GithubReporter(graph, stream, log=True)
-    terminal = stream.isatty() and environ.get("TERM") != "dumb"
-    color = terminal and not environ.get("NO_COLOR")
-    kind = LiveReporter if terminal and os.name == "posix" else PlainReporter
-    return kind(graph, stream, color=color, log=log)

@@ -17,7 +17,7 @@ from ...store.actions import ActionRecord
 from ...store.cas import Store
 from ...store.locks import Lock
 from ...store.removal import remove_tree
-from ...types import Event, Graph, StageNode, StageResult, State
+from ...types import Event, Graph, RunOptions, StageNode, StageResult, State
 from ..plan import Decision, Outputs, Planner
 from .action import Action, credentials_of, finish, live_environment, request, secrets_of
 from .fork import ForkServer
@@ -53,19 +53,16 @@ class Crew:
         planner: Planner,
         store: Store,
         wanted: tuple[str, ...],
+        options: RunOptions,
         emit: Callable[[Event], None],
         run_folder: Path,
         environ: Mapping[str, str],
         *,
-        cpu: int | None,
-        memory_bytes: int | None,
-        keep_workdirs: bool,
-        require_sandbox: bool,
         early: ForkServer | None,
     ) -> None:
-        if require_sandbox:
+        if options.require_sandbox:
             probe().require()
-        self._require_sandbox = require_sandbox
+        self._options = options
         self._early = early
         self.interrupted = False
         self._graph = graph
@@ -75,9 +72,8 @@ class Crew:
         self._emit = emit
         self._run_folder = run_folder
         self._environ = environ
-        self._cpu = cpu or len(os.sched_getaffinity(0))
-        self._memory = memory_bytes or 0
-        self._keep = keep_workdirs
+        self._cpu = options.cpu or len(os.sched_getaffinity(0))
+        self._memory = options.memory_bytes or 0
         self._waiting: list[_Waiting] = []
         self._running: dict[str, Action] = {}
         self._servers: dict[bool, ForkServer] = {}
@@ -197,7 +193,7 @@ class Crew:
         cloud = self._cloud(action)
         asked = request(
             action, self._graph, self._store, self._planner.environment, self._environ, cloud,
-            run=self._run_folder.name, require_sandbox=self._require_sandbox,
+            run=self._run_folder.name, require_sandbox=self._options.require_sandbox,
         )  # fmt: skip
         read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(write_end, True)
@@ -377,7 +373,7 @@ class Crew:
             place.parent.mkdir(parents=True, exist_ok=True)
             os.rename(result.evidence, place)
             result = result._replace(evidence=str(place))
-        if self._keep:
+        if self._options.keep_workdirs:
             kept = self._run_folder / "workdirs" / action.node.id
             kept.parent.mkdir(parents=True, exist_ok=True)
             action.work.rename(kept)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ...errors import DeployRunnerError
 from ...pipeline.graph import select
 from ...store.cas import Store
-from ...types import Artifact, Event, Graph, StageNode, StageResult
+from ...types import Artifact, Event, Graph, RunOptions, StageNode, StageResult
 from ..plan import Decision, Planner
 
 if TYPE_CHECKING:
@@ -29,16 +29,11 @@ def execute(
     graph: Graph,
     planner: Planner,
     store: Store,
+    options: RunOptions,
     *,
     targets: Sequence[str] | None,
     emit: Callable[[Event], None],
     run_folder: Path,
-    cpu: int | None = None,
-    memory_bytes: int | None = None,
-    fail_fast: bool = False,
-    force: bool = False,
-    keep_workdirs: bool = False,
-    require_sandbox: bool = False,
     environ: Mapping[str, str] = os.environ,
     early: ForkServer | None = None,
 ) -> dict[str, StageResult]:
@@ -46,26 +41,22 @@ def execute(
 
     A stage that fails is in the results, not raised. SIGINT and SIGTERM stop the workers; what
     is not finished is "interrupted". The caller holds the store (`Store.hold`). `early` is a fork
-    server that was started ahead. Raises UsageError for an unknown target, and, if `require_sandbox`,
+    server that was started ahead. Raises UsageError for an unknown target, and, if the sandbox is required,
     where this machine can't confine a stage; StoreError where the store can't be used.
     """
     wanted = select(graph, targets)
     forced = frozenset(
         id_ for id_ in wanted
-        if force and (not targets or id_ in targets or graph.stages[id_].base in targets)
+        if options.force and (not targets or id_ in targets or graph.stages[id_].base in targets)
     )  # fmt: skip
 
     def make_crew() -> Crew:
         from .crew import Crew
 
-        return Crew(
-            graph, planner, store, wanted, emit, run_folder, environ,
-            cpu=cpu, memory_bytes=memory_bytes, keep_workdirs=keep_workdirs,
-            require_sandbox=require_sandbox, early=early,
-        )  # fmt: skip
+        return Crew(graph, planner, store, wanted, options, emit, run_folder, environ, early=early)
 
     store.sweep_tmp()
-    return _Run(graph, planner, wanted, forced, emit, make_crew, fail_fast=fail_fast).go()
+    return _Run(graph, planner, wanted, forced, emit, make_crew, fail_fast=options.fail_fast).go()
 
 
 class _Run:
