@@ -1,0 +1,122 @@
+"""A pipeline's shape, variables, target and stages; what doesn't fit is said and left out."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from ..errors import SpecError
+from ..types import Json, Kind, OutputSpec
+from . import interface
+from .drafts import Draft, Ground
+from .expressions import Scope, Variables, closest, resolve
+from .inputs import leaves_project
+from .loader import plain
+from .spec import STAGE_ID, PipelineSpec, StageSpec, TargetSpec, find_mark, problems_of
+
+__all__ = ["add_draft", "make_scope", "read_structure", "read_target"]
+
+
+def read_structure(ground: Ground) -> PipelineSpec | None:
+    """Validate the whole structure; stages that don't fit are reported and left out."""
+    data = plain(ground.root)
+    assert isinstance(data, dict)
+    stages = data.get("stages")
+    if isinstance(stages, dict):
+        _check_stage_shapes(ground, stages)
+    try:
+        spec = PipelineSpec.model_validate(data)
+    except ValidationError as error:
+        known = PipelineSpec.model_fields
+        ground.problems += problems_of(error, ground.root, "the pipeline", known)
+        # What is wrong is said; without it the rest can still be checked.
+        rest = {k: v for k, v in data.items() if k not in {e["loc"][0] for e in error.errors()}}
+        if isinstance(stages, dict):
+            rest = {"version": 1, "name": "", **rest, "stages": stages}
+        try:
+            spec = PipelineSpec.model_validate(rest)
+        except ValidationError:
+            return None
+    if not spec.stages and not ground.broken:
+        ground.say(ground.root.child_marks("stages"), "the pipeline has no stages")
+    return spec
+
+
+def _check_stage_shapes(ground: Ground, stages: dict[str, Json]) -> None:
+    tree = ground.root.value["stages"]
+    known = {f.alias or n: f for n, f in StageSpec.model_fields.items()}
+    for name in list(stages):
+        node = tree.value[name]
+        if not STAGE_ID.match(name):
+            ground.say(tree.child_marks(name), f"{name!r} can't be a stage's name",
+                      "use letters, digits, _ and -")  # fmt: skip
+        try:
+            StageSpec.model_validate(stages[name])
+        except ValidationError as error:
+            ground.problems += problems_of(error, node, f"stage {name!r}", known)
+            ground.broken.add(name)
+            del stages[name]
+
+
+def make_scope(ground: Ground, spec: PipelineSpec) -> Scope:
+    """Return what references of the whole pipeline may name."""
+    env: dict[str, str] = {}
+    for name, default in spec.env.items():
+        ground.env_names.add(name)
+        value = ground.environ.get(name, default)
+        if value is None:
+            mark = find_mark(ground.root, ("env", name), key=True)
+            ground.say(mark, f"the environment variable {name} is not set", f"export {name}=…")
+        else:
+            env[name] = value
+    scope = Scope(spec.name, lambda path, mark: None, env)
+    scope.variables = Variables(ground.root.value.get("vars"), scope, ground.problems)
+    return scope
+
+
+def read_target(ground: Ground, scope: Scope) -> dict[str, Json]:
+    """Return where pushes go."""
+    node = ground.root.value.get("target")
+    if node is None:
+        return TargetSpec().model_dump(mode="json")
+    data = plain(resolve(node, scope, ground.problems))
+    try:
+        return TargetSpec.model_validate(data).model_dump(mode="json")
+    except ValidationError as error:
+        ground.problems += problems_of(error, node, "the target", TargetSpec.model_fields)
+        return {}
+
+
+def add_draft(ground: Ground, name: str, spec: StageSpec) -> None:
+    """Begin a stage of a known type."""
+    node = ground.root.value["stages"].value[name]
+    mark = find_mark(node, ("uses",))
+    try:
+        found = ground.registry.get(spec.uses)
+        if found is None:
+            names = ground.registry.names()
+            fix = closest(spec.uses, names) or "`deploy-runner stages` lists them"
+            ground.say(mark, f"there is no stage type {spec.uses!r}", fix)
+    except SpecError as error:
+        ground.problems += error.problems
+        found = None
+    if found is None:
+        ground.broken.add(name)
+        return
+    draft = Draft(name, node, spec, found)
+    draft.outputs = _outputs(ground, draft)
+    ground.drafts[name] = draft
+
+
+def _outputs(ground: Ground, draft: Draft) -> dict[str, OutputSpec]:
+    outputs = dict(interface.output_specs(draft.type.cls))
+    for name, path in draft.spec.outputs.items():
+        mark = find_mark(draft.node, ("outputs", name), key=True)
+        if not interface.is_open(draft.type.cls.Outputs):
+            ground.say(mark, f"the outputs of {draft.spec.uses} have names of their own",
+                      f"they are {', '.join(outputs)}")  # fmt: skip
+        elif not name.isidentifier() or leaves_project(path):
+            ground.say(mark, f"{name}: {path!r} is not a name and a path inside the outputs")
+        else:
+            kind: Kind = "folder" if path.endswith("/") else "file"
+            outputs[name] = OutputSpec(path.rstrip("/"), kind)
+    return outputs
