@@ -71,7 +71,7 @@ def test_the_stage_in_ten_lines_runs(page: str, tmp_path: Path) -> None:
         source = source[source.index("    from deploy_runner.sdk") : source.index("The module is imported")]
         source = "\n".join(line[4:] for line in source.replace('\\"', '"').splitlines())
     project = Project(tmp_path / "p")
-    project.write("stages/upper.py", source)
+    project.write("stages/text/upper.py", source)
     project.write("in.txt", "hello")
     project.pipeline('a: {uses: text.upper, inputs: {text: in.txt}, with: {suffix: "!"}}')
     project.run()
