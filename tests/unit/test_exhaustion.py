@@ -16,7 +16,7 @@ EXHAUSTED = """
 import os, resource, sys
 from pathlib import Path
 from deploy_runner.errors import StoreError
-from deploy_runner.record import kept_runs
+from deploy_runner.engine.runs import kept_runs
 from deploy_runner.store.cas import Store
 from deploy_runner.store.gc import collect
 from deploy_runner.store.seal import Seal
