@@ -124,7 +124,7 @@ class Registry:
             if other.is_file() and other.resolve() != file.resolve():
                 if other.read_bytes() == file.read_bytes():
                     continue
-                message = f"the stage type {cls.uses!r} is there already, in {other.name}"
+                message = f"the stage type {cls.uses!r} is there already, in {self._shown(other)}"
                 raise _broken(file, _line_of(cls), message, "give yours another name")
             if known is None:
                 closure = _closure(folder, file, origin)
@@ -133,6 +133,12 @@ class Registry:
                 packages = () if origin == "built-in" else closure.distributions
                 self.absent.update(closure.absent)
                 self._found[cls.uses] = StageType(cls, module, folder, files, origin, packages)
+
+    def _shown(self, file: Path) -> str:
+        """Return a stage file's path in the folder of its kind."""
+        folders = (self._builtin_dir, *([self.project_dir] if self.project_dir else []))
+        found = next((folder for folder in folders if file.is_relative_to(folder)), file.parent)
+        return file.relative_to(found).as_posix()
 
 
 def _closure(folder: Path, file: Path, origin: str) -> Closure:

@@ -229,4 +229,4 @@ def test_a_project_may_not_shadow_a_built_in_stage_type(project: Project) -> Non
     )
     project.write("stages/mine.py", own)
     project.pipeline("a: {uses: run.command, with: {command: 'true'}}")
-    assert "the stage type 'run.command' is there already, in run_command.py" in problems(project)[0]
+    assert "the stage type 'run.command' is there already, in run/command.py" in problems(project)[0]
