@@ -42,6 +42,12 @@ _ENGINE = ("pipeline/*.py", "usercode/*.py", "registry.py", "sdk.py", "types.py"
 """What of our own code decides what a compiled pipeline is."""
 _RACY_NS = 2_000_000_000
 
+_INPUTS, _OUTPUTS, _IMPLEMENTATION, _CODE, _RESOURCES, _MARK = map(
+    StageNode._fields.index, ("inputs", "outputs", "implementation", "code", "resources", "mark")
+)
+_TUPLES = tuple(map(StageNode._fields.index, ("needs", "secrets", "packages", "facets", "preload")))
+"""Where the fields are that JSON has in another form."""
+
 
 def compile_pipeline(
     path: Path,
@@ -228,14 +234,13 @@ def _graph_from_json(value: dict[str, Any]) -> Graph:
 
 
 def _node_from_row(row: list[Any], sources: list[tuple[SourceFile, ...]]) -> StageNode:
-    named = dict(zip(StageNode._fields, row, strict=True))
-    named["inputs"] = {name: _source_from_row(source) for name, source in named["inputs"].items()}
-    named["outputs"] = {name: OutputSpec(*output) for name, output in named["outputs"].items()}
-    named["implementation"], named["code"] = sources[named["implementation"]], sources[named["code"]]
-    for name in ("needs", "secrets", "packages", "facets", "preload"):
-        named[name] = tuple(named[name])
-    named["resources"], named["mark"] = Resources(*named["resources"]), Mark(*named["mark"])
-    return StageNode(**named)
+    row[_INPUTS] = {name: _source_from_row(source) for name, source in row[_INPUTS].items()}
+    row[_OUTPUTS] = {name: OutputSpec(*output) for name, output in row[_OUTPUTS].items()}
+    row[_IMPLEMENTATION], row[_CODE] = sources[row[_IMPLEMENTATION]], sources[row[_CODE]]
+    for index in _TUPLES:
+        row[index] = tuple(row[index])
+    row[_RESOURCES], row[_MARK] = Resources(*row[_RESOURCES]), Mark(*row[_MARK])
+    return StageNode._make(row)
 
 
 def _source_from_row(row: list[Any]) -> Source:
