@@ -157,8 +157,7 @@ def read_or_none(path: str | os.PathLike[str]) -> bytes | None:
     Raises StoreError where this process can't open files any more.
     """
     try:
-        with open(path, "rb", opener=open_regular) as file:
-            return file.read()
+        return _content(path)
     except OSError as error:
         refuse_exhaustion(error, path)
         return None
@@ -167,12 +166,16 @@ def read_or_none(path: str | os.PathLike[str]) -> bytes | None:
 def read_existing(path: str | os.PathLike[str]) -> bytes | None:
     """Return a regular file's content, or None where there is no such. Raises StoreError for one unread."""
     try:
-        with open(path, "rb", opener=open_regular) as file:
-            return file.read()
+        return _content(path)
     except OSError as error:
         if error.errno not in _NO_FILE:
             raise store_error(error, path) from error
         return None
+
+
+def _content(path: str | os.PathLike[str]) -> bytes:
+    with open(path, "rb", opener=open_regular) as file:
+        return file.read()
 
 
 def refuse_exhaustion(error: OSError, path: str | os.PathLike[str]) -> None:

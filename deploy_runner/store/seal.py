@@ -122,9 +122,8 @@ class Seal:
             return None
         if self._writable and not os.access(path, os.R_OK, effective_ids=True):
             raise store_error(PermissionError(13, "its key is another user's"), path)
-        data = read_existing(
-            path
-        )  # What can't be read now must not be replaced: all that it sealed would be lost.
+        # What can't be read now must not be replaced: all that it sealed would be lost.
+        data = read_existing(path)
         return data if data is not None and len(data) == _SECRET_BYTES else None
 
     def _is_guarded(self, path: str) -> bool:

@@ -192,15 +192,18 @@ def explore(source: Source, axes: Mapping[str, Axis], run: Run) -> Variation:
 
 def _first(source: Source, axes: Mapping[str, Axis], run: Run) -> tuple[Sizes, Case]:
     """Run the first case: with few samples, else with all that were given (nodes that edges number)."""
+
+    def case(sizes: Sizes) -> tuple[Sizes, Case]:
+        arrays = source.arrays(sizes, 0)
+        return sizes, Case(source.name(sizes), arrays, run(arrays))
+
     few, given = source.first(axes), source.first(axes, few=False)
     try:
-        arrays = source.arrays(few, 0)
-        return few, Case(source.name(few), arrays, run(arrays))
+        return case(few)
     except StageError:
         if given == few:
             raise
-    arrays = source.arrays(given, 0)
-    return given, Case(source.name(given), arrays, run(arrays))
+    return case(given)
 
 
 def _together(source: Source, axes: Mapping[str, Axis], first: Sizes) -> Iterator[Sizes]:
