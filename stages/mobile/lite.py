@@ -18,12 +18,11 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
-    StageParams,
 )
 
 from ..model import branches, bundles
 from ..model.bundles import Bundle
-from ..model.compare import Model, compare, gate
+from ..model.compare import Model, Tolerances, compare, gate
 from ..torch import torchscript
 from ..torch.trace import trace
 from . import snippets
@@ -42,13 +41,8 @@ class MobileLite(Stage):
     facets = ("arch", "isa")
     extra = "torch"
 
-    class Params(StageParams):
+    class Params(Tolerances):
         """How close the program must be."""
-
-        atol: float | None = Field(
-            None, ge=0, description="absolute tolerance against eager (default: by rounding)"
-        )
-        rtol: float | None = Field(None, ge=0, description="relative tolerance against eager")
 
     class Inputs(StageInputs):
         """The model."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from deploy_runner.sdk import Context, GateError
+from deploy_runner.sdk import Context, Field, GateError, StageParams
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +21,15 @@ _ROUNDING = "its type's rounding explains"
 
 Model = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Runs a model: arrays by input name → arrays by output name."""
+
+
+class Tolerances(StageParams):
+    """How close to eager a conversion must be; without a number, by the rounding of each output's type."""
+
+    atol: float | None = Field(
+        None, ge=0, description="absolute tolerance against eager (default: by rounding)"
+    )
+    rtol: float | None = Field(None, ge=0, description="relative tolerance against eager")
 
 
 @dataclass(slots=True)

@@ -19,13 +19,12 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
-    StageParams,
 )
 
 from ..model import branches, bundles
 from ..model.branches import Branches
 from ..model.bundles import Bundle
-from ..model.compare import compare, gate
+from ..model.compare import Tolerances, compare, gate
 from . import naming, protos
 
 _OPERATOR = re.compile(
@@ -52,17 +51,13 @@ class OnnxExport(Stage):
     facets = ("arch", "isa")
     extra = "onnx"
 
-    class Params(StageParams):
+    class Params(Tolerances):
         """What to export."""
 
         opset: int = Field(20, ge=7, le=26, description="version of the standard operators")
         exporter: Literal["auto", "dynamo", "torchscript"] = Field(
             "auto", description="torch's newer exporter, its older one, or what can do the opset"
         )
-        atol: float | None = Field(
-            None, ge=0, description="absolute tolerance against eager (default: by rounding)"
-        )
-        rtol: float | None = Field(None, ge=0, description="relative tolerance against eager")
 
     class Inputs(StageInputs):
         """The model."""

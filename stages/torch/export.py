@@ -17,13 +17,12 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
-    StageParams,
 )
 
 from ..model import bundles
 from ..model.axes import Axis
 from ..model.bundles import Bundle
-from ..model.compare import Model, compare, gate
+from ..model.compare import Model, Tolerances, compare, gate
 
 _PATHS = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn")
 """What the exporter notes about where a node came from: it differs between two folders."""
@@ -45,13 +44,8 @@ class TorchExport(Stage):
     facets = ("arch",)
     extra = "torch"
 
-    class Params(StageParams):
+    class Params(Tolerances):
         """How close the program must be."""
-
-        atol: float | None = Field(
-            None, ge=0, description="absolute tolerance against eager (default: by rounding)"
-        )
-        rtol: float | None = Field(None, ge=0, description="relative tolerance against eager")
 
     class Inputs(StageInputs):
         """The model."""

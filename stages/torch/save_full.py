@@ -18,14 +18,13 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
-    StageParams,
     module_path,
 )
 
 from ..model import bundles
 from ..model.bundles import Bundle, Case
 from ..model.calls import Binding, bind
-from ..model.compare import compare, gate
+from ..model.compare import Tolerances, compare, gate
 
 _LOADER = '''"""The model, ready to run: `from load_model import load; model = load()`; `model({call})`."""
 
@@ -73,13 +72,8 @@ class TorchSaveFull(Stage):
     facets = ("arch", "isa")
     extra = "torch"
 
-    class Params(StageParams):
+    class Params(Tolerances):
         """How close the module must be."""
-
-        atol: float | None = Field(
-            None, ge=0, description="absolute tolerance against eager (default: by rounding)"
-        )
-        rtol: float | None = Field(None, ge=0, description="relative tolerance against eager")
 
     class Inputs(StageInputs):
         """The model."""

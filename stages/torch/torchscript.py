@@ -18,13 +18,12 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
-    StageParams,
 )
 
 from ..model import bundles
 from ..model.branches import Branches, check
 from ..model.bundles import Bundle
-from ..model.compare import Model, compare, gate
+from ..model.compare import Model, Tolerances, compare, gate
 
 if TYPE_CHECKING:
     import torch
@@ -38,14 +37,10 @@ _WRITERS_OWN = (
 )
 
 
-class Params(StageParams):
+class Params(Tolerances):
     """How close the program must be."""
 
     freeze: bool = Field(False, description="inline the weights and fold batch normalisation")
-    atol: float | None = Field(
-        None, ge=0, description="absolute tolerance against eager (default: by rounding)"
-    )
-    rtol: float | None = Field(None, ge=0, description="relative tolerance against eager")
 
 
 class Inputs(StageInputs):
