@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from deploy_runner.testing import run_stage
-from tests.conftest import ROOT
+from tests.conftest import ROOT, module_of
 from tests.pipeline.test_stages_torch import stage
 
 MODELS = ROOT / "tests" / "models"
@@ -54,7 +53,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 def prepared(name: str, folder: Path, samples: Path | None = None) -> Path:
     """Return the bundle of one of the models of tests/models/axes.py."""
     torch.manual_seed(0)
-    torch.save(getattr(loaded(MODELS / "axes.py"), name)().state_dict(), folder / "c.pt")
+    torch.save(getattr(module_of(MODELS / "axes.py"), name)().state_dict(), folder / "c.pt")
     weights = run_stage(stage("checkpoint.state_dict"), folder / "w", inputs={"checkpoint": folder / "c.pt"})[
         "weights"
     ]
@@ -71,13 +70,3 @@ def prepared(name: str, folder: Path, samples: Path | None = None) -> Path:
 def exported(bundle: Path, folder: Path) -> Path:
     """Return the ONNX artifact of a bundle."""
     return run_stage(stage("onnx.export"), folder / "o", inputs={"model": bundle})["model"]
-
-
-def loaded(path: Path) -> Any:
-    """Return a file of Python as a module."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

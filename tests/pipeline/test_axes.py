@@ -15,7 +15,8 @@ from deploy_runner.errors import StageError
 from deploy_runner.stages.model.bundles import load_bundle
 from deploy_runner.stages.model.fresh_inputs import from_cases, from_samples
 from deploy_runner.testing import StageRun, run_stage
-from tests.axes import EXAMPLES, MODELS, exported, loaded, prepared
+from tests.axes import EXAMPLES, MODELS, exported, prepared
+from tests.conftest import module_of
 from tests.pipeline.test_stages_torch import stage
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -36,7 +37,7 @@ def drawn(name: str, seed: int = 0, **shapes: tuple[int, ...]) -> Arrays:
 def eager(name: str, arrays: Arrays) -> list[np.ndarray[Any, Any]]:
     """Return what the model computes, without a line of ours."""
     torch.manual_seed(0)
-    module = getattr(loaded(MODELS / "axes.py"), name)().eval()
+    module = getattr(module_of(MODELS / "axes.py"), name)().eval()
     with torch.no_grad():
         result = module(*(torch.from_numpy(array) for array in arrays.values()))
     return [tensor.numpy() for tensor in (result if isinstance(result, tuple) else (result,))]

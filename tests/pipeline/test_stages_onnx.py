@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from deploy_runner.errors import GateError, StageError
 from deploy_runner.testing import StageRun, run_stage
-from tests.conftest import DIGITS, ROOT
+from tests.conftest import DIGITS, ROOT, module_of
 from tests.pipeline.test_stages_torch import bundle as bundle_of
 from tests.pipeline.test_stages_torch import line_of, stage
 
@@ -386,7 +386,6 @@ def test_code_that_fails_in_the_container_is_one_sentence(
 def test_the_packages_own_code_answers_every_content_type(
     tmp_path: Path, fp32: Path, bundle: Path, kind: str
 ) -> None:
-    import importlib.util
     import io
 
     from deploy_runner.stages.package import archives
@@ -395,11 +394,7 @@ def test_the_packages_own_code_answers_every_content_type(
         "package"
     ]
     archives.unpack(package, tmp_path / "x")
-    spec = importlib.util.spec_from_file_location("inference", tmp_path / "x/code/inference.py")
-    assert spec is not None
-    assert spec.loader is not None
-    code = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(code)
+    code = module_of(tmp_path / "x/code/inference.py")
     with np.load(HELD) as held:
         sample = held["x"][:2]
     buffer = io.BytesIO()

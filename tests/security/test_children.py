@@ -78,10 +78,10 @@ class Loader(Stage):
 '''
 
 
-@pytest.fixture(params=[*KERNELS.values()], ids=[*KERNELS])
-def target(request: pytest.FixtureRequest) -> Iterator[Attacked]:
+@pytest.fixture
+def target(kernel: Kernel) -> Iterator[Attacked]:
     """A project whose stages have families."""
-    with attacked(request.param) as made:
+    with attacked(kernel) as made:
         made.project.write("stages/family.py", STAGES)
         yield made
 

@@ -18,7 +18,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from deploy_runner.testing import run_stage
-from tests.axes import exported, loaded, prepared
+from tests.axes import exported, prepared
+from tests.conftest import module_of
 from tests.pipeline.test_stages_torch import stage
 from tests.serve.server import Server, ask, client, serving
 
@@ -180,7 +181,7 @@ def test_a_package_for_sagemaker_reads_them_alike(tmp_path: Path) -> None:
 
     with tarfile.open(tmp_path / "r" / "outputs" / "model.tar.gz") as tar:
         tar.extractall(folder, filter="data")
-    code = loaded(folder / "code" / "inference.py")
+    code = module_of(folder / "code" / "inference.py")
     model = code.model_fn(str(folder))
 
     def ask(body: Any, kind: str, accept: str) -> Any:

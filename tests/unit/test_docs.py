@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
@@ -14,7 +13,7 @@ import pytest
 
 from deploy_runner.pipeline.compiled import compile_pipeline
 from deploy_runner.registry import Registry
-from tests.conftest import ROOT, Project
+from tests.conftest import ROOT, Project, module_of
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 BLOCK = re.compile(r"^```([\w-]+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -35,12 +34,7 @@ def pipelines() -> list[pytest.param]:  # type: ignore[valid-type]
 
 
 def test_the_generated_pages_are_current() -> None:
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
-    for name, text in generate.pages().items():
+    for name, text in module_of(ROOT / "docs/generate.py").pages().items():
         assert (ROOT / "docs" / name).read_text() == text, f"make docs ({name})"
 
 
