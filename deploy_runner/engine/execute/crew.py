@@ -22,7 +22,7 @@ from ..plan import Decision, Outputs, Planner
 from .action import Action, credentials_of, finish, live_environment, request, secrets_of
 from .fork import ForkServer
 from .redact import Redactor
-from .sandbox import Confinement
+from .sandbox import NOT_STARTED, Confinement
 from .supervisor import probe
 from .worker import PROGRESS
 
@@ -305,8 +305,7 @@ class Crew:
                 if action.stopping:
                     action.signal(signal.SIGTERM)
             elif answer["event"] == "exited":
-                used, lacks = answer.get("used", ()), answer.get("lacks", ())
-                action.confinement = Confinement(tuple(used), tuple(lacks))
+                action.confinement = Confinement.from_json(answer.get("confinement", NOT_STARTED))
                 self._exited(action, answer["status"], answer.get("error", ""))
 
     def _server_died(self, heavy: bool) -> None:

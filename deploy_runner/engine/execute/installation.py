@@ -39,6 +39,12 @@ def _every_path() -> tuple[str, ...]:
     return tuple(sorted(p for p in found if p and p != "/" and os.path.exists(p)))
 
 
+@cache
+def _real(path: str) -> str:
+    """Return a place without links; those of the system and of Python are found before a worker runs."""
+    return os.path.realpath(path)
+
+
 def _holds_installed(folder: str) -> bool:
     """Say whether packages were installed into a folder of the path; others are read file by file."""
     return any(path.endswith(".dist-info") for path in distributions(folder).values())
@@ -52,7 +58,7 @@ def _engine_paths() -> Iterator[str]:
 def hidden_among(paths: Iterable[str], hide: Iterable[str]) -> list[str]:
     """Return the real places of `hide` that lie in one of the paths, the outermost alone."""
     places = sorted({os.path.realpath(path) for path in hide} - set(SYSTEM))
-    known = tuple(f"{os.path.realpath(path)}/" for path in paths)
+    known = tuple(f"{_real(path)}/" for path in paths)
     found: list[str] = []
     for place in places:
         if f"{place}/".startswith(known) and not place.startswith(tuple(f"{other}/" for other in found)):
@@ -63,7 +69,7 @@ def hidden_among(paths: Iterable[str], hide: Iterable[str]) -> list[str]:
 def inside(hidden: Sequence[str]) -> list[str]:
     """Return what of the interpreter and of installed packages lies inside of hidden folders."""
     found: list[str] = []
-    for path in map(os.path.realpath, _every_path()):
+    for path in map(_real, _every_path()):
         if path in hidden:
             found += _parts(path)
         elif path.startswith(tuple(f"{place}/" for place in hidden)):

@@ -43,6 +43,12 @@ class Confinement(NamedTuple):
         """Say whether anything was confined: a process that never came so far is not."""
         return self != NOT_STARTED
 
+    @classmethod
+    def from_json(cls, value: Sequence[Sequence[str]]) -> Confinement:
+        """Return it from what JSON makes of it."""
+        used, lacks = value
+        return cls(tuple(used), tuple(lacks))
+
     def require(self) -> None:
         """Raise UsageError unless nothing is lacking."""
         if self.lacks:
@@ -57,10 +63,16 @@ NOT_STARTED = Confinement((), ())
 
 def warm_up() -> None:
     """Find out what every worker needs to know, before they are forked."""
-    installation.interpreter_paths()
+    installation.hidden_among(_visible(), ())
+    installation.inside(())
     # Python lists each folder of its path once; a worker may read some files of a folder, not list it.
     importlib.machinery.PathFinder.find_spec("deploy_runner_lists_every_folder")
     landlock.abi()
+
+
+def _visible() -> tuple[str, ...]:
+    """Return the folders of the system and of Python, which every worker sees."""
+    return (*installation.SYSTEM, *installation.interpreter_paths(), sys.executable)
 
 
 def most_processes() -> int:
@@ -92,8 +104,7 @@ class Sandbox:
         with attempt():
             unshare(NEWIPC)
         self._limited = own_processes and _limit_pids()
-        self._system = [*installation.SYSTEM, *installation.interpreter_paths(), sys.executable]
-        self._system += [_RESOLVER] if network else []
+        self._system = [*_visible(), *((_RESOLVER,) if network else ())]
         with attempt():
             self._root = OwnRoot((*self._system, *_DEVICES), own_processes=own_processes)
         with attempt():

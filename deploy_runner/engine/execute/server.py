@@ -146,7 +146,7 @@ class _Server:
                 end_children([*self._workers, *([self._spare.pid] if self._spare else [])])
             end = ended(gone.channel, status)
             self._say({"event": "exited", "action": gone.action, "status": end.status,
-                       "used": end.confinement.used, "lacks": end.confinement.lacks})  # fmt: skip
+                       "confinement": end.confinement})  # fmt: skip
 
     def _kill_all(self) -> None:
         for pid in self._workers:

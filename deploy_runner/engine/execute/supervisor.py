@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from .kernel import NEWPID, attempt, enter_user_namespace, prctl, succeeds, unshare
 from .privileges import SYS_ADMIN, holds
-from .sandbox import Confinement, Sandbox
+from .sandbox import NOT_STARTED, Confinement, Sandbox
 
 __all__ = ["Ended", "end_children", "ended", "fork", "prepare", "probe", "tell"]
 
@@ -77,8 +77,7 @@ def ended(ours: socket.socket, status: int) -> Ended:
     with ours, suppress(OSError):
         while data := ours.recv(_LONGEST_BYTES, socket.MSG_DONTWAIT):
             said |= json.loads(data)
-    used, lacks = said.get("confinement", ((), ()))
-    return Ended(said.get("status", status), Confinement(tuple(used), tuple(lacks)))
+    return Ended(said.get("status", status), Confinement.from_json(said.get("confinement", NOT_STARTED)))
 
 
 def _supervise(channel: socket.socket, work: _Work, *, network: bool) -> int:
@@ -186,8 +185,9 @@ def probe() -> Confinement:
     with open(read_end, "rb") as answer:
         data = answer.read()
     os.waitpid(pid, 0)
-    used, lacks = json.loads(data) if data else ((), ("no process can be made for a worker",))
-    return Confinement(tuple(used), tuple(lacks))
+    if not data:
+        return Confinement((), ("no process can be made for a worker",))
+    return Confinement.from_json(json.loads(data))
 
 
 def _tried() -> Confinement:

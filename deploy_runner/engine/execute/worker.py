@@ -119,8 +119,7 @@ def _confine(request: dict[str, Any], sandbox: Sandbox) -> Confinement:
     if request["memory_bytes"]:
         limit = request["memory_bytes"] + _MEMORY_SLACK_BYTES
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    code = [path for path, _ in request["code"].values()]
-    read = [*code, request["stage_dir"], *request["readable"]]
+    read = _readable(request)
     hide = [request["project"], *request["stores"]]
     confinement = sandbox.close_up(read=read, write=[request["work"]], hide=hide)
     if not sandbox.guards_files:
@@ -134,15 +133,18 @@ def _confine(request: dict[str, Any], sandbox: Sandbox) -> Confinement:
     return confinement
 
 
-def _guard(request: dict[str, Any]) -> ReadGuard:
+def _readable(request: dict[str, Any]) -> list[str]:
+    """Return what of the project, and of the user's code elsewhere, the stage may read."""
     code = [path for path, _ in request["code"].values()]
+    return [*code, request["stage_dir"], *request["readable"]]
+
+
+def _guard(request: dict[str, Any]) -> ReadGuard:
     allowed = [
-        *code,
+        *_readable(request),
         request["work"],
-        request["stage_dir"],
         *installation.interpreter_paths(),
         *installation.inside([os.path.realpath(request["project"])]),
-        *request["readable"],
     ]
     guard = ReadGuard(request["project"], request["user_home"], allowed)
     guard.install()
