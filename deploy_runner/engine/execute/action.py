@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from ...pipeline.credentials import secret_values
 from ...store.actions import ActionRecord
 from ...store.cas import Store
 from ...store.locks import Lock
-from ...types import Graph, Json, PathSource, StageNode, StageResult, State
+from ...types import Event, Graph, Json, PathSource, StageNode, StageResult, State
 from ..keys import KeyEnvironment
 from ..plan import Decision
 from .collect import collect, keep_evidence, read_result
@@ -24,7 +25,9 @@ from .redact import Redactor
 from .sandbox import NOT_STARTED, Confinement
 from .worker import PROGRESS
 
-__all__ = ["Action", "finish", "live_environment", "raise_failure", "request", "secrets_of"]
+__all__ = [
+    "Action", "finish", "live_environment", "progress_event", "raise_failure", "request", "secrets_of",
+]  # fmt: skip
 
 _GIT_S = 10.0
 _PLAIN_ENV = ("PATH", "LANG", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "LD_LIBRARY_PATH")
@@ -80,6 +83,16 @@ class Action:
                 os.killpg(self.pid, number)
             except (ProcessLookupError, PermissionError):
                 return
+
+
+def progress_event(stage: str, line: str) -> Event:
+    """Return what a progress line of a stage says; a fraction that is no number is none."""
+    fraction, _, text = line.removeprefix(PROGRESS).partition("\x1f")
+    try:
+        done = min(1.0, max(0.0, float(fraction)))
+    except ValueError:
+        done = 0.0
+    return Event("stage-progress", time.time(), stage, text, done)
 
 
 def request(

@@ -19,7 +19,7 @@ from ...store.locks import Lock
 from ...store.removal import remove_tree
 from ...types import Event, Graph, RunOptions, StageNode, StageResult, State
 from ..plan import Decision, Outputs, Planner
-from .action import Action, credentials_of, finish, live_environment, request, secrets_of
+from .action import Action, credentials_of, finish, live_environment, progress_event, request, secrets_of
 from .fork import ForkServer
 from .redact import Redactor
 from .sandbox import NOT_STARTED, Confinement
@@ -317,24 +317,23 @@ class Crew:
                 action.signal(signal.SIGKILL)
                 self._exited(action, 0, "the fork server was killed, and its workers with it")
 
-    def _read_log(self, action: Action) -> None:
+    def _read_log(self, action: Action) -> bool:
+        """Pass on what was printed; say whether there may be more."""
         if action.pipe < 0:
-            return  # It was closed by an event of the same round.
+            return False  # It was closed by an event of the same round.
         try:
             data = os.read(action.pipe, 65536)
         except BlockingIOError:
-            return
+            return False
         if not data:
             self._close_pipe(action)
-            return
         for line in action.lines(data):
             self._log(action, line)
+        return bool(data)
 
     def _log(self, action: Action, line: str) -> None:
         if line.startswith(PROGRESS):
-            fraction, _, text = line.removeprefix(PROGRESS).partition("\x1f")
-            event = Event("stage-progress", time.time(), action.node.id, text, _number(fraction))
-            self._emit(event)
+            self._emit(progress_event(action.node.id, line))
             return
         action.log_path.parent.mkdir(parents=True, exist_ok=True)
         with action.log_path.open("a", encoding="utf-8") as file:
@@ -350,15 +349,8 @@ class Crew:
     def _exited(self, action: Action, status: int, error: str) -> None:
         """Collect what a worker made; none of its processes lives any more."""
         seconds = time.monotonic() - action.started_s
-        while action.pipe >= 0:
-            try:
-                data = os.read(action.pipe, 65536)
-            except BlockingIOError:
-                break
-            if not data:
-                break
-            for line in action.lines(data):
-                self._log(action, line)
+        while self._read_log(action):
+            pass
         if action.unfinished:
             for line in action.lines(b"\n"):
                 self._log(action, line)
@@ -404,10 +396,3 @@ class Crew:
 
 def _failed(node: StageNode, decision: Decision, error: DeployRunnerError) -> StageResult:
     return StageResult(node.id, "failed", decision.key, error=str(error), exit_code=error.exit_code)
-
-
-def _number(text: str) -> float:
-    try:
-        return min(1.0, max(0.0, float(text)))
-    except ValueError:
-        return 0.0
