@@ -132,10 +132,6 @@ def cosine(made: Made, module: torch.nn.Module, arrays: Arrays) -> float:
     return min(rows)
 
 
-def not_yet(part: str) -> pytest.MarkDecorator:
-    return pytest.mark.xfail(reason=f"not mended yet: {part}", strict=True)
-
-
 @pytest.fixture
 def brought(tmp_path: Path, request: pytest.FixtureRequest) -> Brought:
     return Brought(tmp_path / "project", request.param)
