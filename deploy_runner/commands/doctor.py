@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from ..registry import load_class
 from ..types import Graph, Json, StageNode
 from ..usercode.advice import how_to_install
 from .options import JsonSwitch, Selection
@@ -91,6 +90,8 @@ def _sandbox() -> Check:
 
 
 def _extras(graph: Graph) -> Iterator[Check]:
+    from ..registry import load_class
+
     needed: dict[str, tuple[str, list[str]]] = {"deploy_runner.engine.execute.server": ("", [])}
     for node in graph.stages.values():
         cls = load_class(node.module, node.class_name, node.stage_dir)
