@@ -243,10 +243,11 @@ def finish(
         if action.stopping == "interrupted":
             return ended._replace(state="interrupted", reason="the run was interrupted"), None
         raise_failure(action, status, result, spawn_error, root=graph.root)
-        outputs = collect(action, store)
+        outputs = collect(action.folder, node.outputs, store, action.redactor)
     except DeployRunnerError as error:
         message = action.redactor.text(str(error))
-        evidence = keep_evidence(action) if isinstance(error, GateError) else ""
+        keep = isinstance(error, GateError) and not node.secrets
+        evidence = keep_evidence(action.folder) if keep else ""
         return ended._replace(error=message, exit_code=error.exit_code, evidence=evidence), None
     state: State = "healed" if decision.state == "heal" else "ran"
     if node.converges and graph.live and result.get("converged"):

@@ -9,17 +9,16 @@ from __future__ import annotations
 import json
 import os
 import stat as stat_module
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...errors import StageError, StoreError
 from ...store.cas import Store
 from ...store.handles import Entry, entry_of, open_file, opened, walk_at
-from ...types import Artifact
-
-if TYPE_CHECKING:
-    from .action import Action
+from ...types import Artifact, OutputSpec
+from .redact import Redactor
 
 __all__ = ["collect", "keep_evidence", "read_result"]
 
@@ -29,25 +28,26 @@ _RESULT_DEPTH = 50
 _RESULT = {"ok": bool, "converged": bool, "figures": dict, "violations": list, "error": dict, "missed": list}
 
 
-def collect(action: Action, store: Store) -> dict[str, Artifact]:
-    """Take the declared outputs into the store, and refuse what was not declared.
+def collect(
+    folder: Path, outputs: Mapping[str, OutputSpec], store: Store, redactor: Redactor
+) -> dict[str, Artifact]:
+    """Take the declared outputs of an action's folder into the store, and refuse what was not declared.
 
     Raises StageError for what isn't as declared, StoreError for what the store can't keep.
     """
-    with opened(str(action.folder)) as folder:
-        with opened("work", folder) as work:
-            os.rename("outputs", "made", src_dir_fd=work, dst_dir_fd=folder)
+    with opened(str(folder)) as here:
+        with opened("work", here) as work:
+            os.rename("outputs", "made", src_dir_fd=work, dst_dir_fd=here)
         try:
-            with opened("made", folder) as made:
-                _refuse_undeclared(action, made)
-                taken = {name: _take(action, store, made, name) for name in action.node.outputs}
+            with opened("made", here) as made:
+                _refuse_undeclared(outputs, made)
+                taken = {name: _take(name, spec, made, store, redactor) for name, spec in outputs.items()}
         except FileNotFoundError as error:
             raise StageError(f"it removed {error.filename}") from error
     return {name: artifact for name, artifact in taken.items() if artifact is not None}
 
 
-def _take(action: Action, store: Store, made: int, name: str) -> Artifact | None:
-    spec = action.node.outputs[name]
+def _take(name: str, spec: OutputSpec, made: int, store: Store, redactor: Redactor) -> Artifact | None:
     parent, _, last = spec.path.rpartition("/")
     try:
         with opened(parent, made) as folder:
@@ -55,7 +55,7 @@ def _take(action: Action, store: Store, made: int, name: str) -> Artifact | None
             kind = _kind(entry)
             if kind != spec.kind:
                 raise StageError(f"its output `{name}` ({spec.path}) is a {kind}, not a {spec.kind}")
-            _refuse_secrets(action, name, entry)
+            _refuse_secrets(redactor, name, entry)
             return store.ingest_at(folder, last)
     except FileNotFoundError:
         if spec.optional:
@@ -70,8 +70,8 @@ def _kind(entry: Entry) -> str:
     return kinds.get(stat_module.S_IFMT(entry.stat.st_mode), "device or pipe")
 
 
-def _refuse_undeclared(action: Action, made: int) -> None:
-    declared = tuple(spec.path for spec in action.node.outputs.values())
+def _refuse_undeclared(outputs: Mapping[str, OutputSpec], made: int) -> None:
+    declared = tuple(spec.path for spec in outputs.values())
     for entry in walk_at(made, skip=declared):
         if entry.path in declared or _kind(entry) == "folder":
             continue
@@ -79,39 +79,36 @@ def _refuse_undeclared(action: Action, made: int) -> None:
         raise StageError(f"it wrote {entry.path}, which is not a declared output", fix=fix)
 
 
-def _refuse_secrets(action: Action, output: str, entry: Entry) -> None:
+def _refuse_secrets(redactor: Redactor, output: str, entry: Entry) -> None:
     """Look for secrets in an output's files, by descriptors of theirs, and in its names."""
-    if not action.redactor:
+    if not redactor:
         return
     if _kind(entry) == "folder":
         with opened(entry.name, entry.folder) as folder:
             for below in walk_at(folder, f"{entry.name}/"):
                 if below.is_file:
-                    _refuse_secrets(action, output, below)
+                    _refuse_secrets(redactor, output, below)
         return
     fd = open_file(entry)
     try:
-        if name := action.redactor.found_in(Path(f"/proc/self/fd/{fd}"), entry.path):
+        if name := redactor.found_in(Path(f"/proc/self/fd/{fd}"), entry.path):
             raise StageError(f"its output `{output}` contains the secret {name}")
     finally:
         os.close(fd)
 
 
-def keep_evidence(action: Action) -> str:
+def keep_evidence(folder: Path) -> str:
     """Return the folder with what a gate wrote before it refused: the report, the worst sample.
 
-    Nothing is kept of a stage with secrets, whose outputs have not been searched, and no large file,
-    link or device.
+    No large file, link or device is kept. Not for a stage with secrets: its outputs have not been searched.
     """
-    if action.node.secrets:
-        return ""
-    with suppress(OSError, StoreError), opened(str(action.folder)) as folder:
-        with opened("work", folder) as work:
-            os.rename("outputs", "made", src_dir_fd=work, dst_dir_fd=folder)
-        with opened("made", folder) as made:
+    with suppress(OSError, StoreError), opened(str(folder)) as here:
+        with opened("work", here) as work:
+            os.rename("outputs", "made", src_dir_fd=work, dst_dir_fd=here)
+        with opened("made", here) as made:
             _drop_unfit(made)
             if os.listdir(made):
-                return str(action.folder / "made")
+                return str(folder / "made")
     return ""
 
 
