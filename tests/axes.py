@@ -43,6 +43,10 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "pooled": {"example": {"x": {"shape": [6, 4]}}, "dynamic": {"x": {0: "time"}}},
     "wave": {"example": {"signal": {"shape": [16, 4]}}, "dynamic": {"signal": {0: "time"}}},
     "mirrored": {"example": {"signal": {"shape": [6, 4]}}, "dynamic": {"signal": {0: "time"}}},
+    "camera": {
+        "example": {"picture": {"shape": [1, 32, 32, 3], "dtype": "uint8", "high": 256}},
+        "dynamic": {"picture": {0: "batch", 1: {"name": "height", "min": 5}, 2: {"name": "width", "min": 5}}},
+    },
     "graph": {
         "example": {"nodes": {"shape": [6, 4]}, "edges": {"shape": [2, 9], "dtype": "int64", "high": 6}},
         "dynamic": {"nodes": {0: "nodes"}, "edges": {1: "edges"}},
@@ -50,14 +54,16 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 }
 
 
-def prepared(name: str, folder: Path, samples: Path | None = None) -> Path:
-    """Return the bundle of one of the models of tests/models/axes.py."""
+def prepared(
+    name: str, folder: Path, samples: Path | None = None, dynamic: dict[str, Any] | None = None
+) -> Path:
+    """Return the bundle of one of the models of tests/models/axes.py, with its axes or those given."""
     torch.manual_seed(0)
     torch.save(getattr(module_of(MODELS / "axes.py"), name)().state_dict(), folder / "c.pt")
     weights = run_stage(stage("checkpoint.state_dict"), folder / "w", inputs={"checkpoint": folder / "c.pt"})[
         "weights"
     ]
-    params = {"factory": f"axes.py:{name}", **EXAMPLES[name]}
+    params = {"factory": f"axes.py:{name}", **EXAMPLES[name]} | ({"dynamic": dynamic} if dynamic else {})
     return run_stage(
         stage("model.prepare"),
         folder / "b",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ _PATHS = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "tor
 
 
 _FIXED = re.compile(r"You marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)")
+_SUGGESTED = re.compile(r"^\s*([a-zA-Z]\w*) = (?:Dim\('\w+'((?:, \w+=\d+)+)\)|(\d+)\*\w+)$", re.MULTILINE)
 
 
 class TorchExport(Stage):
@@ -120,15 +121,21 @@ def refusal(error: Exception) -> StageError:
         return StageError(said, fix="leave it out of model.prepare's `dynamic`, or use onnx.export")
     if "Constraints violated" in text:
         said = f"the model treats some sizes of a dynamic axis otherwise than others{where}"
-        fix = (
-            "say {name, multiple_of, min, max} of it in model.prepare's `dynamic`, leave it out, or use "
-            "torch.script"
-        )
+        found = ", ".join(_suggested(text)) or "{name, multiple_of, min, max} of it"
+        fix = f"say {found} in model.prepare's `dynamic`, leave it out, or use torch.script"
         return StageError(said, fix=fix)
     return StageError(
         f"the model can't be exported: {bundles.first_line(error)}{where}",
         fix="try torch.trace or torch.script",
     )
+
+
+def _suggested(text: str) -> Iterator[str]:
+    """Yield the axes that torch suggests (`h = Dim('h', min=5)`, `h = 8*_h`), as `dynamic` says them."""
+    for name, bounds, step in _SUGGESTED.findall(text.partition("Suggested fixes:")[2]):
+        found = bounds.strip(", ").replace("=", ": ") if bounds else f"multiple_of: {step}" if step else ""
+        if found:
+            yield f"{{name: {name}, {found}}}"
 
 
 def runner(path: Path, bundle: Bundle) -> Model:

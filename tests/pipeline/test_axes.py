@@ -27,7 +27,7 @@ def drawn(name: str, seed: int = 0, **shapes: tuple[int, ...]) -> Arrays:
     generator = np.random.default_rng(seed)
     given = EXAMPLES[name]["example"]
     return {
-        n: generator.integers(0, given[n]["high"], shape)
+        n: generator.integers(0, given[n]["high"], shape, given[n]["dtype"])
         if "high" in given[n]
         else generator.standard_normal(shape, np.float32)
         for n, shape in shapes.items()
@@ -65,6 +65,7 @@ UNSEEN: dict[str, dict[str, tuple[int, ...]]] = {
     "wave": {"signal": (29, 4)},
     "mirrored": {"signal": (29, 4)},
     "graph": {"nodes": (14, 4), "edges": (2, 31)},
+    "camera": {"picture": (3, 41, 6, 3)},
 }
 BATCHES: dict[str, tuple[int | None, ...]] = {
     "speech": (1, 1),
@@ -77,6 +78,7 @@ BATCHES: dict[str, tuple[int | None, ...]] = {
     "wave": (None,),
     "mirrored": (None,),
     "graph": (None, None),
+    "camera": (0,),
 }
 """The axis of the samples in each input: where nothing is called a batch, what stands first is no such."""
 
@@ -99,6 +101,18 @@ def test_what_is_converted_is_right_at_sizes_that_were_never_run(tmp_path: Path,
         assert labels <= {axis["label"] for axis in described["axes"]}
     assert_right(name, run_stage(stage("torch.trace"), tmp_path / "t", inputs={"model": bundle})["model"])
     assert_right(name, exported(bundle, tmp_path))
+
+
+def test_the_sizes_that_torch_export_needs_are_said_and_then_suffice(tmp_path: Path) -> None:
+    plain = prepared("camera", tmp_path, dynamic={"picture": {0: "batch", 1: "height", 2: "width"}})
+    said = r"say \{name: height, min: 5\}, \{name: width, min: 5\} in model.prepare's `dynamic`"
+    with pytest.raises(StageError, match=said):
+        run_stage(stage("torch.export"), tmp_path / "refused", inputs={"model": plain})
+    (tmp_path / "said").mkdir()
+    bundle = prepared("camera", tmp_path / "said")
+    assert_right(
+        "camera", run_stage(stage("torch.export"), tmp_path / "e", inputs={"model": bundle})["model"]
+    )
 
 
 @pytest.mark.parametrize(("name", "fixed"), [("speech", "time"), ("segmenter", None), ("matcher", None)])
