@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -255,11 +256,12 @@ def test_links_lead_where_the_request_came_from(owned: LocalHub) -> None:
     import http.client
 
     as_user(owned, "hf_owner").create_repo("me/model")
-    connection = http.client.HTTPConnection("127.0.0.1", int(owned.url.rpartition(":")[2]))
     body = json.dumps({"objects": [{"oid": "a" * 64, "size": 3}], "transfers": ["basic"]})
     headers = {"Host": "proxy.test:1", "Authorization": "Bearer hf_owner"}
-    connection.request("POST", "/me/model.git/info/lfs/objects/batch", body, headers)
-    (row,) = json.load(connection.getresponse())["objects"]
+    port = int(owned.url.rpartition(":")[2])
+    with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+        connection.request("POST", "/me/model.git/info/lfs/objects/batch", body, headers)
+        (row,) = json.load(connection.getresponse())["objects"]
     assert row["actions"]["upload"]["href"] == f"http://proxy.test:1/_lfs/{'a' * 64}"
 
 
