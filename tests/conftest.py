@@ -77,7 +77,7 @@ class Odd(Stage):
         if how == "kill": os.kill(os.getpid(), 9)
         if how == "exit": os._exit(7)
         if how == "sleep": time.sleep(60)
-        if how == "sleep-child": os.system("sleep 61")
+        if how == "sleep-child": os.system("echo begun; sleep " + params.path)
         if how == "nothing": return
         if how == "extra": (outputs.text.parent / "extra.txt").write_text("x")
         if how == "read":
