@@ -18,7 +18,7 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-__all__ = ["Answer", "Server", "client", "listening", "refusal", "serving"]
+__all__ = ["Answer", "Server", "answer_of", "ask", "client", "listening", "refusal", "serving"]
 
 _JSON = "application/json"
 _STARTED_S = 60
@@ -152,6 +152,11 @@ def ask(
     """Send one request and return its response."""
     data = json.dumps(body).encode() if raw is None and body is not None else raw
     connection.request(method, path, data, {"Content-Type": _JSON, **(headers or {})})
+    return answer_of(connection)
+
+
+def answer_of(connection: http.client.HTTPConnection) -> Answer:
+    """Return the response to the request that was sent last."""
     response = connection.getresponse()
     return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
 
