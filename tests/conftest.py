@@ -17,6 +17,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "examples" / "digits"
+HELD = DIGITS / "heldout.npz"
+CALIBRATION = DIGITS / "calibration.npz"
 
 TEXT_STAGES = '''
 """Stage types on texts, quick enough for every test."""

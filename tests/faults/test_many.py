@@ -14,7 +14,7 @@ import pytest
 
 from deploy_runner.store.cas import Store
 from tests.conftest import Project
-from tests.faults.test_kill import prepare
+from tests.faults.runs import prepare
 
 RUNS = 8
 

@@ -17,9 +17,9 @@ import pytest
 
 from deploy_runner.testing import run_stage
 from tests.aws import TARGET, local_aws, package, smoke
+from tests.bundles import stage
 from tests.conftest import Project
 from tests.faults.proxy import Fault, FaultProxy, Kind, Moment, Request
-from tests.pipeline.test_stages_torch import stage
 
 KINDS: tuple[Kind, ...] = (
     503, 429, 500, "reset", "partial", "commit_then_reset", "truncated", "slow",

@@ -12,8 +12,8 @@ import torch
 
 from deploy_runner.errors import GateError, StageError
 from deploy_runner.testing import StageRun, run_stage
+from tests.bundles import MODELS, bundle, line_of, stage
 from tests.models.make import weights
-from tests.pipeline.test_stages_torch import MODELS, bundle, line_of, stage
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 

@@ -16,12 +16,9 @@ from torch import nn
 
 from deploy_runner.errors import GateError, StageError
 from deploy_runner.testing import StageRun, run_stage
+from tests.bundles import CASES, stage
+from tests.bundles import bundle as bundle_of
 from tests.conftest import DIGITS, ROOT
-from tests.pipeline.test_stages_onnx import bundle, folder
-from tests.pipeline.test_stages_torch import CASES, stage
-from tests.pipeline.test_stages_torch import bundle as bundle_of
-
-__all__ = ["bundle", "folder"]
 
 DATA = DIGITS / "heldout.npz"
 

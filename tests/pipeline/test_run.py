@@ -6,13 +6,13 @@ import json
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
 from tests.conftest import DIGITS, Project
+from tests.waiting import wait_until
 
 
 def test_a_fresh_run_makes_everything_and_a_second_run_nothing(chain: Project) -> None:
@@ -198,9 +198,7 @@ def test_a_timeout_ends_what_a_stage_has_started(project: Project) -> None:
     how = f'{{how: sleep-child, path: "{command.removeprefix("sleep ")}"}}'
     project.pipeline(f"slow: {{uses: text.odd, timeout: 3s, with: {how}}}")
     process = project.start("run", "--json")
-    deadline = time.monotonic() + 60
-    while command not in _command_lines():
-        assert time.monotonic() < deadline, process.communicate()
+    wait_until(lambda: command in _command_lines())
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1, err
     assert json.loads(out.splitlines()[-1])["stages"]["slow"]["error"].startswith("timed out after 3 s")
@@ -301,10 +299,7 @@ def test_ready_stages_run_side_by_side(project: Project) -> None:
     )
     process = project.start("run", "--cpu", "2", "--json")
     logs = project.folder / ".deploy-runner/runs"
-    deadline = time.monotonic() + 60
-    while sum("on" in log.read_text() for log in logs.glob("*/logs/*.log")) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: sum("on" in log.read_text() for log in logs.glob("*/logs/*.log")) == 2)
     process.terminate()
     out, _ = process.communicate(timeout=60)
     assert json.loads(out.splitlines()[-1])["interrupted"] == 2

@@ -16,34 +16,9 @@ from onnx import TensorProto, helper
 
 from deploy_runner.errors import GateError, StageError
 from deploy_runner.testing import StageRun, run_stage
-from tests.conftest import DIGITS, ROOT, module_of
-from tests.pipeline.test_stages_torch import bundle as bundle_of
-from tests.pipeline.test_stages_torch import line_of, stage
-
-HELD = DIGITS / "heldout.npz"
-CALIBRATION = DIGITS / "calibration.npz"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("onnx")
-
-
-@pytest.fixture(scope="module")
-def bundle(folder: Path) -> Path:
-    taken = run_stage(
-        stage("checkpoint.state_dict"), folder / "w", inputs={"checkpoint": DIGITS / "digits.pt"}
-    )
-    params = {"factory": "examples/digits/model.py:build", "example": {"shape": [1, 1, 8, 8]}}
-    inputs = {"weights": taken["weights"], "samples": HELD}
-    return run_stage(stage("model.prepare"), folder / "b", inputs=inputs, params=params, project=ROOT)[
-        "model"
-    ]
-
-
-@pytest.fixture(scope="module")
-def fp32(folder: Path, bundle: Path) -> Path:
-    return run_stage(stage("onnx.export"), folder / "fp32", inputs={"model": bundle})["model"]
+from tests.bundles import bundle as bundle_of
+from tests.bundles import line_of, stage
+from tests.conftest import CALIBRATION, HELD, module_of
 
 
 @pytest.fixture(scope="module")

@@ -19,18 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deploy_runner.errors import GateError, StageError
-from deploy_runner.registry import Registry
-from deploy_runner.sdk import Stage
 from deploy_runner.testing import StageRun, run_stage
-from tests.conftest import DIGITS, ROOT
-from tests.models.make import EXAMPLES
-from tests.models.make import weights as trained
-
-
-def stage(uses: str) -> type[Stage]:
-    found = Registry(ROOT / "tests").get(uses)
-    assert found is not None
-    return found.cls
+from tests.bundles import CASES, MODELS, bundle, line_of, stage
+from tests.conftest import DIGITS
 
 
 def extract(
@@ -236,29 +227,6 @@ def test_an_unknown_key_lists_what_is_there(tmp_path: Path) -> None:
         extract(tmp_path, {"model_state_dict": weights(), "epoch": 1}, params={"key": "ema"})
 
 
-MODELS = (ROOT / "tests/models/models.py").read_text()
-
-
-def line_of(code: str) -> str:
-    """Return where a line of MODELS is, as errors name it."""
-    lines = [number for number, line in enumerate(MODELS.splitlines(), 1) if code in line]
-    return f"models.py:{lines[0]}"
-
-
-def bundle(tmp_path: Path, name: str, **params: Any) -> StageRun:
-    """Make the bundle of one of MODELS, with its trained weights."""
-    project = tmp_path / "project"
-    project.mkdir(parents=True, exist_ok=True)
-    (project / "models.py").write_text(MODELS)
-    made = tmp_path / f"{name}.pt"
-    torch.save({"x": torch.ones(1)} if name == "wrong" else trained(name), made)
-    extracted = run_stage(stage("checkpoint.state_dict"), tmp_path / f"w-{name}", inputs={"checkpoint": made})
-    return run_stage(
-        stage("model.prepare"), tmp_path / f"b-{name}", inputs={"weights": extracted["weights"]},
-        params={"factory": f"models.py:{name}", **(params or EXAMPLES[name])}, project=project,
-    )  # fmt: skip
-
-
 def test_prepare_stores_cases_of_several_sizes_and_the_code(tmp_path: Path) -> None:
     made = bundle(tmp_path, "text", example={"shape": [1, 5], "dtype": "int64", "high": 11},
                   dynamic={"tokens": {"0": "batch", "1": "length"}})["model"]  # fmt: skip
@@ -327,9 +295,6 @@ def test_a_wrong_example_is_one_sentence(
 ) -> None:
     with pytest.raises(StageError, match=said):
         bundle(tmp_path, name, **params)
-
-
-CASES = {name: EXAMPLES[name] for name in ("text", "memory", "two", "tied")}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from deploy_runner.errors import StageError
 from deploy_runner.testing import StageRun, run_stage
-from tests.pipeline.test_stages_torch import stage
+from tests.bundles import stage
 
 MODELS = '''
 import torch

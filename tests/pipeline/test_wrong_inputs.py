@@ -15,9 +15,9 @@ from deploy_runner.errors import StageError
 from deploy_runner.pipeline.interface import input_shapes
 from deploy_runner.registry import Registry
 from deploy_runner.testing import run_stage
+from tests.bundles import bundle
+from tests.bundles import stage as kind
 from tests.conftest import ROOT
-from tests.pipeline.test_stages_torch import bundle
-from tests.pipeline.test_stages_torch import stage as kind
 
 REQUIRED: dict[str, dict[str, Any]] = {
     "model.prepare": {"factory": "models.py:mlp", "example": {"shape": [1, 64]}},

@@ -14,8 +14,8 @@ import pytest
 from deploy_runner.errors import DeployRunnerError
 from deploy_runner.stages.package import archives
 from deploy_runner.testing import run_stage
+from tests.bundles import bundle, stage
 from tests.conftest import ROOT, Project
-from tests.pipeline.test_stages_torch import bundle, stage
 from tests.security.corpus import Place, Sample, samples
 
 SAMPLES = samples()

@@ -6,9 +6,8 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +18,10 @@ import pytest
 from tests.conftest import DIGITS
 from tests.serve import models
 from tests.serve.models import Digits
-from tests.serve.server import Answer, Server, answer_of, ask, client, serving
+from tests.serve.server import Answer, Server, answer_of, ask, client, running, serving, until
 
 FEW = 4
 """Batches in which what has gathered is run, at most: one would do, if all of it came in one read."""
-
-LONG = [[100_000.0, 0.0]]
-"""Rounds of the slow model that take about a second."""
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Ask the server again and again."""
-    for _ in range(20_000):
-        if true():
-            return
-    raise AssertionError("it never came true")
-
-
-@contextmanager
-def running(server: Server, body: Any = LONG) -> Iterator[Future[Answer]]:
-    """Send a long request, and go on when the model runs it."""
-    with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(server.predict, body)
-        until(lambda: server.figures()["serve_running_batches"] == 1)
-        yield answer
-
-
-@pytest.fixture(scope="session")
-def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.slow(tmp_path_factory.mktemp("slow") / "model")
 
 
 @pytest.fixture(scope="module")

@@ -89,6 +89,24 @@ def test_the_path_of_a_built_in_stage_type_is_its_name(tmp_path: Path) -> None:
         assert kind.summary.endswith(".")
 
 
+def imported(file: Path) -> set[str]:
+    """Return the modules that a file imports, and the names that it takes from them as if they were modules."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module or ''}.{alias.name}" for alias in node.names} | {node.module or ""}
+    return found
+
+
+def test_no_module_imports_from_a_test_module() -> None:
+    """What tests share is a fixture of a conftest, or a module without tests."""
+    for file in (f for f in tracked(".py") if f.parts[len(ROOT.parts)] in ("tests", "benchmarks", "docs")):
+        names = {part for name in imported(file) for part in name.split(".")}
+        assert not [name for name in names if name.startswith("test_")], file
+
+
 WRITE = {"write_text", "write_bytes", "touch", "mkstemp", "NamedTemporaryFile", "TemporaryFile", "copy2", "copyfile",
          "copytree", "extractall", "O_CREAT", "O_TRUNC", "O_APPEND"}  # fmt: skip
 
