@@ -218,7 +218,11 @@ def test_a_refused_condition_is_compared_before_it_counts(
             push_endpoint(tmp_path, remote, monkeypatch, proxy.url)
             remote.assert_objects({key: digest})
         else:
-            with pytest.raises(ConflictError if kind != "nothing" else StageError):
+            refused: type[Exception] = StageError
+            said = "AWS refused PutObject: PreconditionFailed"
+            if kind != "nothing":
+                refused, said = ConflictError, f"{key} holds something else"
+            with pytest.raises(refused, match=said):
                 push_endpoint(tmp_path, remote, monkeypatch, proxy.url)
             assert remote.sagemaker.list_models()["Models"] == []
 

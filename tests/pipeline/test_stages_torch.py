@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import pickle
+import re
 import struct
 import zipfile
 from collections import defaultdict
@@ -259,9 +260,8 @@ def test_tied_weights_fit_the_model_again(tmp_path: Path) -> None:
     ],
 )
 def test_the_checklist_refuses_and_names_the_line(tmp_path: Path, name: str, said: str) -> None:
-    with pytest.raises(GateError) as error:
+    with pytest.raises(GateError, match=re.escape(said)):
         bundle(tmp_path, name, example={"shape": [1, 4]})
-    assert said in str(error.value)
 
 
 def test_a_checkpoint_that_does_not_fit_lists_every_difference(tmp_path: Path) -> None:
@@ -271,13 +271,11 @@ def test_a_checkpoint_that_does_not_fit_lists_every_difference(tmp_path: Path) -
     project = tmp_path / "project"
     project.mkdir()
     (project / "models.py").write_text(MODELS)
-    with pytest.raises(StageError) as error:
+    said = ("the checkpoint doesn't fit the model: missing linear.bias; unexpected other; "
+            "shapes differ: linear.weight is (3, 5), the model wants (3, 4)")  # fmt: skip
+    with pytest.raises(StageError, match=rf"\A{re.escape(said)}"):
         run_stage(stage("model.prepare"), tmp_path / "b", inputs={"weights": made["weights"]},
                   params={"factory": "models.py:branch", "example": {"shape": [1, 4]}}, project=project)  # fmt: skip
-    assert error.value.message == (
-        "the checkpoint doesn't fit the model: missing linear.bias; unexpected other; "
-        "shapes differ: linear.weight is (3, 5), the model wants (3, 4)"
-    )
 
 
 @pytest.mark.parametrize(

@@ -344,7 +344,7 @@ def test_unexpected_keys_are_refused_with_the_option_that_drops_them(tmp_path: P
         | {f"aux.{i}.weight": torch.ones(1) for i in range(9)}
         | {"ema": torch.ones(1)}
     )
-    with pytest.raises(StageError) as error:
+    with pytest.raises(StageError, match=r"the model: unexpected aux\.0\.weight, ") as error:
         prepare(tmp_path / "refused", "plain", content)
     assert error.value.fix.endswith("set allow_unexpected: ['aux.*', 'ema']")
     made = prepare(tmp_path / "allowed", "plain", content, allow_unexpected=["aux.*", "ema"])

@@ -75,9 +75,8 @@ def test_a_malicious_file_is_refused_and_nothing_of_it_runs(
     path = sample.make(place)
     before = forget_peak_bytes()
     started = time.process_time()
-    with pytest.raises(DeployRunnerError) as error:
+    with pytest.raises(DeployRunnerError, match=r"\A[^\n]+\Z") as error:
         give(sample, path, tmp_path / "made", weights)
-    assert "\n" not in error.value.message
     assert len(error.value.message) < 500
     assert time.process_time() - started < enough_s, "it cost too much time"
     assert memory_bytes("VmHWM") - before < _BYTES, "it cost too much memory"

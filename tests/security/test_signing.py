@@ -8,7 +8,6 @@ import gzip
 import io
 import json
 import lzma
-import re
 import shutil
 import subprocess
 import sys
@@ -217,13 +216,10 @@ def test_whatever_lies_after_a_packed_copys_end_is_refused(
     for packing, pack in PACKINGS.items():
         for name, data in refusals(packing, whole, more).items():
             (tmp_path / "x").write_bytes(data)
-            with pytest.raises(DeployRunnerError) as caught:
-                print(packing, name, verify(str(tmp_path / "x"), key=str(public), certificates=[]))
             after = "cut" not in name and "without" not in name
-            expected = (
-                "after its end: it is refused" if after else "can't be unpacked|is not a folder or a tar"
-            )
-            assert re.search(expected, str(caught.value)), name
+            said = "after its end: it is refused" if after else "can't be unpacked|is not a folder or a tar"
+            with pytest.raises(DeployRunnerError, match=said):
+                print(packing, name, verify(str(tmp_path / "x"), key=str(public), certificates=[]))
         for data in (whole, least, whole + bytes(1 << 20)):
             (tmp_path / "x").write_bytes(pack(data))
             assert len(verify(str(tmp_path / "x"), key=str(public), certificates=[]).files) == 2
@@ -396,7 +392,7 @@ def test_the_tool_of_openssf_verifies_ours_and_we_verify_its(
     assert done.returncode == 0, done.stderr
     assert sorted(verify(str(other), key=str(public), certificates=[]).files) == ["first.txt", "second.txt"]
     (other / "first.txt").write_text("changed")
-    with pytest.raises(GateError):
+    with pytest.raises(GateError, match="the signature does not hold: .*Hash mismatch for 'first.txt'"):
         verify(str(other), key=str(public), certificates=[])
 
 

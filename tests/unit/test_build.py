@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from deploy_runner.errors import SpecError, UsageError
@@ -11,7 +13,7 @@ from tests.unit.compiling import compile_
 
 
 def problems(project: Project) -> list[str]:
-    with pytest.raises(SpecError) as error:
+    with pytest.raises(SpecError, match=re.escape(str(project.folder))) as error:
         compile_(project)
     return [str(p).removeprefix(f"{project.folder}/") for p in error.value.problems]
 

@@ -107,6 +107,14 @@ def test_no_module_imports_from_a_test_module() -> None:
         assert not [name for name in names if name.startswith("test_")], file
 
 
+def test_every_error_that_a_test_expects_has_its_message_compared() -> None:
+    """The right type for the wrong reason is no success."""
+    for file in (f for f in tracked(".py") if f.is_relative_to(ROOT / "tests")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("raises"):
+                assert {"match"} & {keyword.arg for keyword in node.keywords}, f"{file}:{node.lineno}"
+
+
 WRITE = {"write_text", "write_bytes", "touch", "mkstemp", "NamedTemporaryFile", "TemporaryFile", "copy2", "copyfile",
          "copytree", "extractall", "O_CREAT", "O_TRUNC", "O_APPEND"}  # fmt: skip
 
