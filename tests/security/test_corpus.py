@@ -16,7 +16,8 @@ from deploy_runner.stages.package import archives
 from deploy_runner.testing import run_stage
 from tests.bundles import bundle, stage
 from tests.conftest import ROOT, Project
-from tests.security.corpus import Place, Sample, samples
+from tests.security.corpus import samples
+from tests.security.samples import Place, Sample
 
 SAMPLES = samples()
 SECRET = b"0123456789abcdef the secret outside"
@@ -146,7 +147,7 @@ def test_the_canary_would_sing(place: Place) -> None:
     """The samples are live: read by pickle itself, one of them touches its canary."""
     import pickle
 
-    from tests.security.corpus import reduce_
+    from tests.security.pickles import reduce_
 
     pickle.loads(reduce_("posix", "system", f"touch {place.canary}"))
     assert place.canary.exists()

@@ -115,6 +115,12 @@ def test_every_error_that_a_test_expects_has_its_message_compared() -> None:
                 assert {"match"} & {keyword.arg for keyword in node.keywords}, f"{file}:{node.lineno}"
 
 
+def test_no_file_of_code_is_longer_than_400_lines() -> None:
+    """At 400 lines a file is split by idea, tests as well as what they test."""
+    lengths = {file.relative_to(ROOT): len(file.read_text().splitlines()) for file in tracked(".py")}
+    assert not {file: lines for file, lines in lengths.items() if lines > 400}
+
+
 WRITE = {"write_text", "write_bytes", "touch", "mkstemp", "NamedTemporaryFile", "TemporaryFile", "copy2", "copyfile",
          "copytree", "extractall", "O_CREAT", "O_TRUNC", "O_APPEND"}  # fmt: skip
 
