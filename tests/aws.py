@@ -13,7 +13,7 @@ import pytest
 
 from deploy_runner.local.servers import dry_run
 from deploy_runner.testing import StageRun, run_stage
-from tests.pipeline.test_stages_torch import stage
+from tests.bundles import stage
 
 TARGET: dict[str, Any] = {
     "aws": {

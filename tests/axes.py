@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from deploy_runner.testing import run_stage
+from tests.bundles import stage
 from tests.conftest import ROOT, module_of
-from tests.pipeline.test_stages_torch import stage
 
 MODELS = ROOT / "tests" / "models"
 EXAMPLES: dict[str, dict[str, Any]] = {

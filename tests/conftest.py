@@ -17,6 +17,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "examples" / "digits"
+HELD = DIGITS / "heldout.npz"
+CALIBRATION = DIGITS / "calibration.npz"
 
 TEXT_STAGES = '''
 """Stage types on texts, quick enough for every test."""
@@ -77,7 +79,7 @@ class Odd(Stage):
         if how == "kill": os.kill(os.getpid(), 9)
         if how == "exit": os._exit(7)
         if how == "sleep": time.sleep(60)
-        if how == "sleep-child": os.system("sleep 61")
+        if how == "sleep-child": os.system("echo begun; sleep " + params.path)
         if how == "nothing": return
         if how == "extra": (outputs.text.parent / "extra.txt").write_text("x")
         if how == "read":

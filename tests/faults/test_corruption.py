@@ -13,7 +13,7 @@ import pytest
 from deploy_runner.engine.runs import recorded_runs
 from deploy_runner.store.cas import Store
 from tests.conftest import Project
-from tests.faults.test_kill import orphans, prepare
+from tests.faults.runs import orphans, prepare
 
 OTHERS = ("truncate", "empty", "longer", "delete")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Project
-from tests.faults.test_kill import assert_sound, orphans, prepare
+from tests.faults.runs import assert_sound, orphans, prepare
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 

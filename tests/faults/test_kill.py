@@ -4,33 +4,16 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import signal
 import subprocess
-import time
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
-from deploy_runner.store.cas import Store
 from tests.conftest import Project
-
-STAGES = """
-a: {uses: text.upper, inputs: {text: in.txt}}
-b: {uses: run.command, inputs: {x: "${{ stages.a.outputs.text }}"}, outputs: {o: o, d: d/},
-    with: {command: "seq 20000 > $OUTPUT_O; mkdir $OUTPUT_D; cat $INPUT_X > $OUTPUT_D/x; seq 9 > $OUTPUT_D/y"}}
-c: {uses: text.join, inputs: {texts: {b: "${{ stages.b.outputs.o }}", a: "${{ stages.a.outputs.text }}"}}}
-d: {uses: text.upper, inputs: {text: "${{ stages.c.outputs.text }}"}}
-"""
-"""Commands and Python stages, files and a folder."""
-
-
-def prepare(project: Project) -> dict[str, object]:
-    """Write the pipeline, run it once, return its outputs, and forget everything."""
-    project.pipeline(STAGES)
-    expected = {k: v["outputs"] for k, v in project.run()["stages"].items()}
-    subprocess.run(["rm", "-rf", str(project.folder / ".deploy-runner")], check=True)
-    return expected
+from tests.faults.runs import assert_sound, orphans, prepare
+from tests.waiting import wait_until
 
 
 def kill_at_random(project: Project, count: int, seed: int) -> None:
@@ -54,26 +37,6 @@ def kill_at_random(project: Project, count: int, seed: int) -> None:
             subprocess.run(["rm", "-rf", str(home)], check=True)
 
 
-KEPT = re.compile(
-    r"cas/sha256/[0-9a-f]{2}/[0-9a-f]{62}|actions/[0-9a-f]{2}/[0-9a-f]{62}\.json|locks/[0-9a-f]{64}"
-    r"|runs/[^/]+/(record\.json|report\.html|log\.jsonl|logs/\w+\.log)|(last|compiled)/[0-9a-f]{32}\.json"
-    r"|secret|gc\.lock|counter(\.lock)?|stat\.sqlite(-wal|-shm|-journal)?"
-)
-"""Every file that a store keeps; anything else is an orphan."""
-
-
-def orphans(home: Path) -> list[str]:
-    """Return the files of a store that nothing would ever use or remove."""
-    names = (p.relative_to(home).as_posix() for p in home.rglob("*") if not p.is_dir())
-    return [name for name in names if not KEPT.fullmatch(name)]
-
-
-def assert_sound(home: Path) -> None:
-    if home.exists():
-        report = Store(home).verify_all()
-        assert report.ok, report
-
-
 def test_killed_runs_leave_nothing_damaged_and_the_next_run_goes_on(project: Project) -> None:
     kill_at_random(project, 10, seed=1)
 
@@ -85,20 +48,13 @@ def test_five_hundred_killed_runs_never_need_a_human(project: Project, seed: int
 
 
 def test_no_worker_outlives_a_killed_runner(project: Project) -> None:
-    project.pipeline("slow: {uses: run.command, with: {command: 'sleep 977'}}")
+    command = f"sleep 977.{uuid4().int}"
+    project.pipeline(f"slow: {{uses: run.command, with: {{command: '{command}'}}}}")
     process = project.start("run")
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("> slow"):
-            break
-    deadline = time.monotonic() + 20
-    while not running("sleep 977") and time.monotonic() < deadline:
-        os.sched_yield()
+    wait_until(lambda: running(command))
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    while running("sleep 977") and time.monotonic() < deadline:
-        os.sched_yield()
-    assert not running("sleep 977")
+    wait_until(lambda: not running(command))
 
 
 def running(command: str) -> bool:

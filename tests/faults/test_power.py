@@ -24,7 +24,7 @@ from deploy_runner.store.cas import Store
 from deploy_runner.store.stat import sha256_file
 from tests.conftest import ROOT, Project
 from tests.faults.disk import Disk, File
-from tests.faults.test_kill import orphans, prepare
+from tests.faults.runs import orphans, prepare
 
 FUSE = (
     importlib.util.find_spec("mfusepy") is not None

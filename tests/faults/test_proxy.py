@@ -133,7 +133,7 @@ def test_a_reset_is_one_to_the_client_and_upstream_has_what_it_says(
     echo: str, fault: Any, seen: list[str]
 ) -> None:
     with FaultProxy(echo, [Fault(fault)]) as proxy:
-        with pytest.raises(ConnectionResetError):
+        with pytest.raises(ConnectionResetError, match="Connection reset by peer"):
             ask(proxy, body=b"x" * 1_000_000)
         assert Echo.seen == seen
         (request,) = proxy.requests
@@ -152,7 +152,10 @@ def test_a_status_is_answered_without_upstream(echo: str) -> None:
 
 
 def test_an_answer_is_cut_in_its_middle(echo: str) -> None:
-    with FaultProxy(echo, [Fault("truncated")]) as proxy, pytest.raises(IncompleteRead):
+    with (
+        FaultProxy(echo, [Fault("truncated")]) as proxy,
+        pytest.raises(IncompleteRead, match="more expected"),
+    ):
         ask(proxy)
 
 
@@ -160,7 +163,7 @@ def test_a_slow_answer_comes_after_upstream_has_acted(echo: str) -> None:
     with FaultProxy(echo, [Fault("slow", delay_s=60)]) as proxy:
         connection = HTTPConnection("127.0.0.1", urlsplit(proxy.url).port or 0, timeout=0.3)
         connection.request("POST", "/x", b"abc")
-        with pytest.raises(TimeoutError):
+        with pytest.raises(TimeoutError, match="timed out"):
             connection.getresponse()
         assert Echo.seen == ["/x"]
 

@@ -17,9 +17,9 @@ import pytest
 
 from deploy_runner.testing import run_stage
 from tests.aws import TARGET, local_aws, package, smoke
+from tests.bundles import stage
 from tests.conftest import Project
 from tests.faults.proxy import Fault, FaultProxy, Kind, Moment, Request
-from tests.pipeline.test_stages_torch import stage
 
 KINDS: tuple[Kind, ...] = (
     503, 429, 500, "reset", "partial", "commit_then_reset", "truncated", "slow",
@@ -218,7 +218,11 @@ def test_a_refused_condition_is_compared_before_it_counts(
             push_endpoint(tmp_path, remote, monkeypatch, proxy.url)
             remote.assert_objects({key: digest})
         else:
-            with pytest.raises(ConflictError if kind != "nothing" else StageError):
+            refused: type[Exception] = StageError
+            said = "AWS refused PutObject: PreconditionFailed"
+            if kind != "nothing":
+                refused, said = ConflictError, f"{key} holds something else"
+            with pytest.raises(refused, match=said):
                 push_endpoint(tmp_path, remote, monkeypatch, proxy.url)
             assert remote.sagemaker.list_models()["Models"] == []
 

@@ -16,8 +16,8 @@ from deploy_runner.stages.model.bundles import load_bundle
 from deploy_runner.stages.model.fresh_inputs import from_cases, from_samples
 from deploy_runner.testing import StageRun, run_stage
 from tests.axes import EXAMPLES, MODELS, exported, prepared
+from tests.bundles import stage
 from tests.conftest import module_of
-from tests.pipeline.test_stages_torch import stage
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 

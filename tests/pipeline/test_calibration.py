@@ -13,11 +13,8 @@ from PIL import Image
 
 from deploy_runner.errors import StageError
 from deploy_runner.testing import StageRun, run_stage
-from tests.conftest import ROOT
-from tests.pipeline.test_stages_onnx import CALIBRATION, bundle, folder, fp32
-from tests.pipeline.test_stages_torch import stage
-
-__all__ = ["bundle", "folder", "fp32"]
+from tests.bundles import stage
+from tests.conftest import CALIBRATION, ROOT
 
 
 def quantize(tmp_path: Path, model: Path, calibration: Path | None, **params: Any) -> StageRun:

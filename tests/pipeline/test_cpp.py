@@ -12,11 +12,8 @@ import numpy as np
 import pytest
 
 from deploy_runner.testing import run_stage
-from tests.conftest import ROOT
-from tests.pipeline.test_stages_onnx import CALIBRATION, HELD, bundle, folder, fp32
-from tests.pipeline.test_stages_torch import stage
-
-__all__ = ["bundle", "folder", "fp32"]
+from tests.bundles import stage
+from tests.conftest import CALIBRATION, HELD, ROOT
 
 pytestmark = pytest.mark.slow
 

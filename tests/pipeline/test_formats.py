@@ -20,10 +20,10 @@ import pytest
 import torch
 
 from deploy_runner.registry import Registry
+from tests.bundles import line_of, stage
 from tests.conftest import ROOT, Project
 from tests.models import models
 from tests.models.make import EXAMPLES, batch, weights
-from tests.pipeline.test_stages_torch import line_of, stage
 
 PAGE = ROOT / "docs/formats.md"
 

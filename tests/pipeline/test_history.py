@@ -233,7 +233,7 @@ def test_a_holder_that_was_killed_frees_the_counter(chain: Project) -> None:
     assert holder.stdout is not None
     assert holder.stdout.readline() == b"held\n"
     waiting = chain.start("run", "-q")
-    with pytest.raises(subprocess.TimeoutExpired):
+    with pytest.raises(subprocess.TimeoutExpired, match="timed out after 1 seconds"):
         waiting.wait(1)
     os.killpg(holder.pid, signal.SIGKILL)
     holder.communicate()

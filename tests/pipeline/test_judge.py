@@ -13,10 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deploy_runner.errors import GateError, StageError
 from deploy_runner.testing import StageRun, run_stage
-from tests.pipeline.test_stages_onnx import bundle, folder, fp32
-from tests.pipeline.test_stages_torch import stage
-
-__all__ = ["bundle", "folder", "fp32"]
+from tests.bundles import stage
 
 
 def normal(*shape: int) -> np.ndarray[Any, Any]:

@@ -18,9 +18,9 @@ from deploy_runner.errors import ConflictError, StageError
 from deploy_runner.local.hub import Account, LocalHub
 from deploy_runner.sdk import Context
 from deploy_runner.testing import run_stage
+from tests.bundles import bundle, stage
 from tests.conftest import ROOT
 from tests.pipeline.hub import REPO, TARGET, Pusher, calls, use
-from tests.pipeline.test_stages_torch import bundle, stage
 
 ACCOUNTS = {
     "hf_dry_run": Account("local", "write", ("*",)),

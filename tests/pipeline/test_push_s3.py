@@ -14,7 +14,7 @@ import pytest
 from deploy_runner.errors import ConflictError, GateError, StageError
 from deploy_runner.testing import StageRun, run_stage
 from tests.aws import TARGET, calls, local_aws, package
-from tests.pipeline.test_stages_torch import stage
+from tests.bundles import stage
 
 MIB = 1 << 20
 

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from deploy_runner.errors import ConflictError, GateError, StageError
 from deploy_runner.testing import run_stage
 from tests.aws import TARGET, calls, deploy, local_aws, package, smoke
+from tests.bundles import stage
 from tests.conftest import ROOT
-from tests.pipeline.test_stages_torch import stage
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,6 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
-from tests.pipeline.test_stages_onnx import bundle, folder, fp32
-
-__all__ = ["bundle", "folder", "fp32"]
 
 PROGRAM = """
 import hashlib, json, os, sys, time

@@ -12,12 +12,9 @@ import torch
 
 from deploy_runner.errors import StageError
 from deploy_runner.testing import StageRun, run_stage
+from tests.bundles import CASES, line_of, stage
+from tests.bundles import bundle as bundle_of
 from tests.conftest import DIGITS
-from tests.pipeline.test_stages_onnx import bundle, folder, fp32
-from tests.pipeline.test_stages_torch import CASES, line_of, stage
-from tests.pipeline.test_stages_torch import bundle as bundle_of
-
-__all__ = ["bundle", "folder", "fp32"]
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "memory"])

@@ -9,12 +9,9 @@ import pytest
 
 from deploy_runner.errors import StageError
 from deploy_runner.testing import StageRun, run_stage
-from tests.conftest import DIGITS, ROOT
-from tests.pipeline.test_stages_onnx import CALIBRATION, bundle, folder
-from tests.pipeline.test_stages_torch import CASES, line_of, stage
-from tests.pipeline.test_stages_torch import bundle as bundle_of
-
-__all__ = ["bundle", "folder"]
+from tests.bundles import CASES, line_of, stage
+from tests.bundles import bundle as bundle_of
+from tests.conftest import CALIBRATION, DIGITS, ROOT
 
 
 def lite(tmp_path: Path, model: Path, **inputs: Path) -> StageRun:

@@ -12,11 +12,9 @@ import pytest
 
 from deploy_runner.errors import GateError, StageError
 from deploy_runner.testing import StageRun, run_stage
-from tests.pipeline.test_stages_onnx import CALIBRATION, bundle, folder, fp32
-from tests.pipeline.test_stages_torch import CASES, line_of, stage
-from tests.pipeline.test_stages_torch import bundle as bundle_of
-
-__all__ = ["bundle", "folder", "fp32"]
+from tests.bundles import CASES, line_of, stage
+from tests.bundles import bundle as bundle_of
+from tests.conftest import CALIBRATION
 
 
 def static(tmp_path: Path, model: Path, samples: Path = CALIBRATION, **params: Any) -> StageRun:

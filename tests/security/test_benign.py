@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from deploy_runner.stages.model import bundles, tensor_files
 from deploy_runner.testing import run_stage
+from tests.bundles import stage
 from tests.conftest import Project
-from tests.pipeline.test_stages_torch import stage
 from tests.security.corpus import onnx_model
 
 DTYPES = (

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.security.hostile import KERNELS, NO_NAMESPACES, Attacked, Kernel, attacked, running
-from tests.security.test_lifetimes import wait_until
+from tests.waiting import wait_until
 
 TOKEN = "a-token-of-the-runner"
 

@@ -14,9 +14,10 @@ import pytest
 from deploy_runner.errors import DeployRunnerError
 from deploy_runner.stages.package import archives
 from deploy_runner.testing import run_stage
+from tests.bundles import bundle, stage
 from tests.conftest import ROOT, Project
-from tests.pipeline.test_stages_torch import bundle, stage
-from tests.security.corpus import Place, Sample, samples
+from tests.security.corpus import samples
+from tests.security.samples import Place, Sample
 
 SAMPLES = samples()
 SECRET = b"0123456789abcdef the secret outside"
@@ -75,9 +76,8 @@ def test_a_malicious_file_is_refused_and_nothing_of_it_runs(
     path = sample.make(place)
     before = forget_peak_bytes()
     started = time.process_time()
-    with pytest.raises(DeployRunnerError) as error:
+    with pytest.raises(DeployRunnerError, match=r"\A[^\n]+\Z") as error:
         give(sample, path, tmp_path / "made", weights)
-    assert "\n" not in error.value.message
     assert len(error.value.message) < 500
     assert time.process_time() - started < enough_s, "it cost too much time"
     assert memory_bytes("VmHWM") - before < _BYTES, "it cost too much memory"
@@ -147,7 +147,7 @@ def test_the_canary_would_sing(place: Place) -> None:
     """The samples are live: read by pickle itself, one of them touches its canary."""
     import pickle
 
-    from tests.security.corpus import reduce_
+    from tests.security.pickles import reduce_
 
     pickle.loads(reduce_("posix", "system", f"touch {place.canary}"))
     assert place.canary.exists()

@@ -2,18 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 from tests.conftest import Project
-
-
-def wait_until(true: Callable[[], bool], *, limit_s: float = 60) -> None:
-    """Wait for something to become true."""
-    deadline = time.monotonic() + limit_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+from tests.waiting import wait_until
 
 
 def test_an_input_that_is_altered_after_it_was_hashed_is_not_read(project: Project) -> None:

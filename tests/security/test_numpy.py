@@ -14,7 +14,7 @@ from numpy._core import multiarray
 from deploy_runner.errors import StageError
 from deploy_runner.stages.checkpoint import harmless, reader
 from deploy_runner.testing import run_stage
-from tests.pipeline.test_stages_torch import stage
+from tests.bundles import stage
 
 
 class Call:

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import base64
-import bz2
-import gzip
-import io
 import json
-import lzma
-import re
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,49 +18,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from deploy_runner.commands.signed import verify
-from deploy_runner.errors import DeployRunnerError, GateError, UsageError
+from deploy_runner.errors import GateError, UsageError
 from deploy_runner.local.servers import dry_run
 from tests.conftest import Project
-
-PIPELINE = """
-a: {uses: text.upper, inputs: {text: in.txt}, with: {suffix: "!"}}
-b: {uses: text.upper, inputs: {text: "${{ stages.a.outputs.text }}"}, with: {times: 2}}
-signed:
-  uses: package.sign
-  inputs:
-    artifacts: {first: "${{ stages.a.outputs.text }}", second: "${{ stages.b.outputs.text }}"}
-    reports: {accuracy: accuracy.json}
-  with: {key: "${{ secrets.SIGNING_KEY }}", name: shout, license: Apache-2.0}
-"""
-
-
-def new_key(folder: Path, name: str) -> tuple[str, Path]:
-    """Return a private key as PEM, and the file of its public key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    public = folder / f"{name}.pem"
-    public.write_bytes(
-        key.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-    )
-    return pem(key), public
-
-
-def pem(key: ec.EllipticCurvePrivateKey) -> str:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ).decode()
-
-
-@pytest.fixture
-def signed(project: Project, tmp_path: Path) -> tuple[Project, Path, Path, str]:
-    """A project, its signed folder, the public key and the private one."""
-    private, public = new_key(tmp_path, "public")
-    project.write("accuracy.json", json.dumps({"accuracy": 99.2, "drop": 0.1, "note": "words"}))
-    project.pipeline(PIPELINE)
-    project.run(SIGNING_KEY=private)
-    project.cli("get", "signed", "--to", "out")
-    return project, project.folder / "out", public, private
+from tests.security.keys import PIPELINE, new_key, pem
 
 
 def test_a_signed_folder_verifies_offline_and_says_what_it_was_made_from(
@@ -128,140 +83,6 @@ def test_a_change_upstream_that_keeps_the_bytes_is_signed_anew(
     project.write("stages/texts.py", text + "\n# another version of the same\n")
     assert "what its inputs were made from" not in project.cli("explain", "a", SIGNING_KEY=private).stdout
     assert project.states(SIGNING_KEY=private)["signed"] == "ran"
-
-
-def test_a_packed_copy_and_a_file_address_are_verified(signed: tuple[Project, Path, Path, str]) -> None:
-    project, folder, public, _ = signed
-    for name, top in (("flat.tar.gz", "."), ("deep.tar", "out")):
-        with tarfile.open(project.folder / name, "w:gz" if name.endswith("gz") else "w") as tar:
-            tar.add(folder, arcname=top)
-        for address in (name, f"file://{project.folder}/{name}", f"file://{folder}"):
-            done = project.cli("verify", address, "--key", str(public))
-            assert "verified: 2 files" in done.stdout
-
-
-MEMBERS: dict[str, tuple[str, bytes, str]] = {
-    "a link": ("first.txt", tarfile.SYMTYPE, "/etc/passwd"),
-    "a hard link": ("first.txt", tarfile.LNKTYPE, "out/second.txt"),
-    "a path upwards": ("../first.txt", tarfile.REGTYPE, ""),
-    "an absolute path": ("/tmp/first.txt", tarfile.REGTYPE, ""),
-    "a device": ("null", tarfile.CHRTYPE, ""),
-    "the same name again": ("out/first.txt", tarfile.REGTYPE, ""),
-}
-
-
-@pytest.mark.parametrize(("name", "kind", "target"), MEMBERS.values(), ids=MEMBERS)
-def test_a_packed_copy_with_a_member_that_leads_elsewhere_is_refused(
-    signed: tuple[Project, Path, Path, str], name: str, kind: bytes, target: str
-) -> None:
-    project, folder, public, _ = signed
-    entry = tarfile.TarInfo(name)
-    entry.type, entry.linkname = kind, target
-    with tarfile.open(project.folder / "x.tar", "w") as tar:
-        tar.add(folder, arcname="out")
-        tar.addfile(entry)
-    done = project.cli("verify", "x.tar", "--key", str(public), exits=1)
-    assert done.stderr.count("\n") == 1
-    assert "refused" in done.stderr or "leads out of it" in done.stderr or "can't be unpacked" in done.stderr
-
-
-PACKINGS: dict[str, Callable[[bytes], bytes]] = {
-    "gz": gzip.compress,
-    "bz2": bz2.compress,
-    "xz": lzma.compress,
-    "tar": bytes,
-}
-
-
-def packed(folder: Path) -> tuple[bytes, bytes]:
-    """Return a signed folder as a tar, and another tar with one more file."""
-    tars = io.BytesIO(), io.BytesIO()
-    with tarfile.open(fileobj=tars[0], mode="w") as tar:
-        tar.add(folder, arcname=".")
-    with tarfile.open(fileobj=tars[1], mode="w") as tar:
-        entry = tarfile.TarInfo("evil.bin")
-        entry.size = 4
-        tar.addfile(entry, io.BytesIO(b"evil"))
-    return tars[0].getvalue(), tars[1].getvalue()
-
-
-def refusals(packing: str, whole: bytes, more: bytes) -> dict[str, bytes]:
-    """Return archives that hold more than a tar, or less."""
-    pack = PACKINGS[packing]
-    marker = len(whole.rstrip(b"\0")) // 512 * 512 + 512
-    found = {
-        "a second stream": pack(whole) + pack(more),
-        "another tar inside": pack(whole + more),
-        "another tar right after the end's marker": pack(whole[: marker + 1024] + more),
-        "a header in place of the end": pack(whole[:marker] + b"x" * 512 + more),
-        "trailing bytes": pack(whole) + b"evil",
-        "trailing bytes inside": pack(whole + b"evil"),
-        "a byte far behind": pack(whole + bytes(1 << 20) + b"!"),
-    }
-    if packing != "tar":
-        found |= {
-            "a second stream of nothing": pack(whole) + pack(b""),
-            "a second stream of zeros": pack(whole) + pack(bytes(10240)),
-            "a cut stream": pack(whole)[: -len(pack(whole)) // 2],
-            "a stream without its last byte": pack(whole)[:-1],
-        }
-    return found
-
-
-def test_whatever_lies_after_a_packed_copys_end_is_refused(
-    signed: tuple[Project, Path, Path, str], tmp_path: Path
-) -> None:
-    _, folder, public, _ = signed
-    whole, more = packed(folder)
-    least = whole.rstrip(b"\0") + bytes(-len(whole.rstrip(b"\0")) % 512)
-    for packing, pack in PACKINGS.items():
-        for name, data in refusals(packing, whole, more).items():
-            (tmp_path / "x").write_bytes(data)
-            with pytest.raises(DeployRunnerError) as caught:
-                print(packing, name, verify(str(tmp_path / "x"), key=str(public), certificates=[]))
-            after = "cut" not in name and "without" not in name
-            expected = (
-                "after its end: it is refused" if after else "can't be unpacked|is not a folder or a tar"
-            )
-            assert re.search(expected, str(caught.value)), name
-        for data in (whole, least, whole + bytes(1 << 20)):
-            (tmp_path / "x").write_bytes(pack(data))
-            assert len(verify(str(tmp_path / "x"), key=str(public), certificates=[]).files) == 2
-
-
-TAR = ("czf", "cjf", "cJf", "cf", "-b 1 -cf", "-b 2048 -czf", "--format=gnu -czf", "--format=pax -czf")
-
-
-def test_what_tar_itself_packs_is_verified(signed: tuple[Project, Path, Path, str]) -> None:
-    project, folder, public, _ = signed
-    place = project.folder / "made.tar"
-    for options in TAR:
-        subprocess.run(["tar", *options.split(), place, "-C", folder.parent, folder.name], check=True)
-        assert len(verify(str(place), key=str(public), certificates=[]).files) == 2
-
-
-def test_a_packed_copy_that_names_a_file_twice_is_refused(signed: tuple[Project, Path, Path, str]) -> None:
-    project, folder, public, _ = signed
-    for other in ("./out/first.txt", "out//first.txt", "out", "out/first.txt/"):
-        with tarfile.open(project.folder / "x.tar", "w") as tar:
-            tar.add(folder, arcname="out")
-            tar.addfile(tarfile.TarInfo(other))
-        with pytest.raises(GateError, match="is there twice"):
-            verify(str(project.folder / "x.tar"), key=str(public), certificates=[])
-
-
-def test_a_packed_copy_that_is_a_bomb_or_damaged_is_refused(signed: tuple[Project, Path, Path, str]) -> None:
-    project, folder, public, _ = signed
-    with tarfile.open(project.folder / "bomb.tar.gz", "w:gz") as tar:
-        entry = tarfile.TarInfo("zeros")
-        entry.size = 200 << 20
-        tar.addfile(entry, io.BytesIO(bytes(entry.size)))
-    done = project.cli("verify", "bomb.tar.gz", "--key", str(public), exits=1)
-    assert "unpacks to far more than it is" in done.stderr
-    with tarfile.open(project.folder / "cut.tar.gz", "w:gz") as tar:
-        tar.add(folder, arcname=".")
-    _edit(project.folder / "cut.tar.gz", lambda data: data[: len(data) // 2])
-    assert "error: " in project.cli("verify", "cut.tar.gz", "--key", str(public), exits=1).stderr
 
 
 def test_a_copy_in_a_bucket_and_on_the_hub_is_verified(
@@ -396,7 +217,7 @@ def test_the_tool_of_openssf_verifies_ours_and_we_verify_its(
     assert done.returncode == 0, done.stderr
     assert sorted(verify(str(other), key=str(public), certificates=[]).files) == ["first.txt", "second.txt"]
     (other / "first.txt").write_text("changed")
-    with pytest.raises(GateError):
+    with pytest.raises(GateError, match="the signature does not hold: .*Hash mismatch for 'first.txt'"):
         verify(str(other), key=str(public), certificates=[])
 
 

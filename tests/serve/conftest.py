@@ -56,3 +56,9 @@ def scorer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("scorer")
     with serving(models.scorer(folder / "model"), "--name", "scorer", folder=folder) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that takes as long as it is asked to."""
+    return models.slow(tmp_path_factory.mktemp("slow") / "model")

@@ -10,8 +10,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from deploy_runner.testing import run_stage
+from tests.bundles import stage
 from tests.conftest import DIGITS
-from tests.pipeline.test_stages_torch import stage
 
 __all__ = ["Digits", "digits", "matmul_with_external_data", "other_weights", "scorer", "slow", "tokens"]
 

@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,22 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-__all__ = ["Answer", "Server", "client", "listening", "refusal", "serving"]
+__all__ = [
+    "LONG",
+    "Answer",
+    "Server",
+    "answer_of",
+    "ask",
+    "client",
+    "listening",
+    "refusal",
+    "running",
+    "serving",
+    "until",
+]
+
+LONG = [[100_000.0, 0.0]]
+"""Rounds of the slow model that take about a second."""
 
 _JSON = "application/json"
 _STARTED_S = 60
@@ -152,6 +168,11 @@ def ask(
     """Send one request and return its response."""
     data = json.dumps(body).encode() if raw is None and body is not None else raw
     connection.request(method, path, data, {"Content-Type": _JSON, **(headers or {})})
+    return answer_of(connection)
+
+
+def answer_of(connection: http.client.HTTPConnection) -> Answer:
+    """Return the response to the request that was sent last."""
     response = connection.getresponse()
     return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
 
@@ -198,3 +219,20 @@ def listening(
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         process.stdout.close()
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Ask the server again and again."""
+    for _ in range(20_000):
+        if true():
+            return
+    raise AssertionError("it never came true")
+
+
+@contextmanager
+def running(server: Server, body: Any = LONG) -> Iterator[Future[Answer]]:
+    """Send a long request, and go on when the model runs it."""
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(server.predict, body)
+        until(lambda: server.figures()["serve_running_batches"] == 1)
+        yield answer

@@ -19,8 +19,8 @@ from onnx import TensorProto, helper
 
 from deploy_runner.testing import run_stage
 from tests.axes import exported, prepared
+from tests.bundles import stage
 from tests.conftest import module_of
-from tests.pipeline.test_stages_torch import stage
 from tests.serve.server import Server, ask, client, serving
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +18,10 @@ import pytest
 from tests.conftest import DIGITS
 from tests.serve import models
 from tests.serve.models import Digits
-from tests.serve.server import Answer, Server, ask, client, serving
+from tests.serve.server import Answer, Server, answer_of, ask, client, running, serving, until
 
-LONG = [[100_000.0, 0.0]]
-"""Rounds of the slow model that take about a second."""
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Ask the server again and again."""
-    for _ in range(20_000):
-        if true():
-            return
-    raise AssertionError("it never came true")
-
-
-@contextmanager
-def running(server: Server, body: Any = LONG) -> Iterator[Future[Answer]]:
-    """Send a long request, and go on when the model runs it."""
-    with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(server.predict, body)
-        until(lambda: server.figures()["serve_running_batches"] == 1)
-        yield answer
-
-
-@pytest.fixture(scope="session")
-def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.slow(tmp_path_factory.mktemp("slow") / "model")
+FEW = 4
+"""Batches in which what has gathered is run, at most: one would do, if all of it came in one read."""
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +44,20 @@ def at_once(server: Server, bodies: list[Any], rounds: int = 10) -> list[Answer]
         return list(pool.map(send, bodies))
 
 
+def gathered(server: Server, bodies: list[Any]) -> list[Answer]:
+    """Send each body by a client of its own while the server stands still; let it go on, and return the answers."""
+    with ExitStack() as stack:
+        connections = [stack.enter_context(client(server.url)) for _ in bodies]
+        for connection in connections:
+            assert ask(connection, "GET", "/v2/health/live").status == 200
+        server.signal(signal.SIGSTOP)
+        os.waitpid(server.process.pid, os.WUNTRACED)
+        for connection, body in zip(connections, bodies, strict=True):
+            connection.request("POST", "/predict", json.dumps(body), {"Content-Type": "application/json"})
+        server.signal(signal.SIGCONT)
+        return [answer_of(connection) for connection in connections]
+
+
 def values(answers: list[Answer]) -> np.ndarray[Any, Any]:
     return np.concatenate([np.asarray(next(iter(a.json["outputs"].values())), np.float32) for a in answers])
 
@@ -73,10 +66,10 @@ def test_requests_that_come_together_are_run_together_and_answered_alike(
     digits: Digits, images: Any, tmp_path: Path
 ) -> None:
     with serving(digits.onnx, folder=tmp_path) as server:
-        found = values(at_once(server, [image[None].tolist() for image in images]))
+        found = values(gathered(server, [image[None].tolist() for image in images]))
         figures = server.figures()
-    assert figures["serve_batch_samples_sum"] == 320
-    assert figures["serve_batch_samples_count"] < 320
+    assert figures["serve_batch_samples_sum"] == 32
+    assert figures["serve_batch_samples_count"] <= FEW
     session = onnxruntime.InferenceSession(digits.onnx / "model.onnx")
     np.testing.assert_allclose(found, session.run(None, {"image": images})[0], rtol=1e-4, atol=1e-4)
 
@@ -99,12 +92,12 @@ def test_a_dynamically_quantized_model_is_run_one_request_at_a_time(
 
 def test_a_requests_values_fail_no_other_in_its_batch(tmp_path: Path) -> None:
     with serving(models.tokens(tmp_path / "model"), folder=tmp_path) as server:
-        answers = at_once(server, [[[1, 2, 3]], [[1, 2, 99]]] * 8)
+        answers = gathered(server, [[[1, 2, 3]], [[1, 2, 99]]] * 8)
         figures = server.figures()
     assert [a.status for a in answers] == [200, 422] * 8
-    assert figures["serve_requests_total /predict 200"] == figures["serve_requests_total /predict 422"] == 80
+    assert figures["serve_requests_total /predict 200"] == figures["serve_requests_total /predict 422"] == 8
     assert "indices element out of data bounds, idx=99" in answers[1].problems[0]
-    assert figures["serve_batch_samples_count"] < 160
+    assert figures["serve_batch_samples_count"] <= FEW
 
 
 def test_torchscript_is_batched_too(digits: Digits, images: Any, tmp_path: Path) -> None:
@@ -112,7 +105,8 @@ def test_torchscript_is_batched_too(digits: Digits, images: Any, tmp_path: Path)
 
     options = ("--reference", digits.bundle, "--trust")
     with serving(digits.torchscript, *options, folder=tmp_path) as server:
-        found = values(at_once(server, [image[None].tolist() for image in images], rounds=2))
+        found = values(gathered(server, [image[None].tolist() for image in images]))
+        assert server.figures()["serve_batch_samples_count"] <= FEW
         assert server.ask("GET", "/v2/models/model").json["platform"] == "pytorch_torchscript"
     with torch.inference_mode():
         eager = torch.jit.load(str(digits.torchscript))(torch.from_numpy(images)).numpy()

@@ -20,8 +20,8 @@ import pytest
 from deploy_runner.errors import GateError, StageError
 from deploy_runner.registry import Registry
 from deploy_runner.testing import StageRun, run_stage
+from tests.bundles import stage
 from tests.conftest import ROOT
-from tests.pipeline.test_stages_torch import stage
 from tests.serve import models
 from tests.serve.models import Digits
 from tests.serve.server import listening

@@ -20,8 +20,7 @@ import pytest
 from tests.conftest import Project
 from tests.serve import models
 from tests.serve.models import Digits
-from tests.serve.server import Answer, Server, ask, client, listening, refusal, serving
-from tests.serve.test_batching import LONG, running, slow  # noqa: F401 - slow is a fixture
+from tests.serve.server import LONG, Answer, Server, ask, client, listening, refusal, running, serving
 
 IMAGE = [[0.5] * 64]
 
@@ -118,7 +117,7 @@ def test_an_output_of_a_pipeline_is_served_and_replaced_by_the_next_runs(
 
 
 @pytest.mark.parametrize("kind", ["fastapi", "flask"])
-def test_sigterm_answers_what_runs_and_ends_with_0(slow: Path, tmp_path: Path, kind: str) -> None:  # noqa: F811
+def test_sigterm_answers_what_runs_and_ends_with_0(slow: Path, tmp_path: Path, kind: str) -> None:
     with serving(slow, "--server", kind, "--lame-duck-s", 1, folder=tmp_path) as server:
         with running(server) as answer:
             server.signal(signal.SIGTERM)
@@ -132,7 +131,7 @@ def test_sigterm_answers_what_runs_and_ends_with_0(slow: Path, tmp_path: Path, k
     assert server.events()[-1]["event"] == "stopped"
 
 
-def test_the_second_signal_ends_it_at_once(slow: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_second_signal_ends_it_at_once(slow: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "deploy_runner", "serve", str(slow), "--port", "0", "--json"]
     with listening(command, folder=tmp_path) as server:
         with running(server, [[1e8, 0.0]]) as answer:
@@ -145,7 +144,7 @@ def test_the_second_signal_ends_it_at_once(slow: Path, tmp_path: Path) -> None: 
 
 def test_a_sagemaker_package_is_served(digits: Digits, tmp_path: Path) -> None:
     from deploy_runner.testing import run_stage
-    from tests.pipeline.test_stages_torch import stage
+    from tests.bundles import stage
 
     package = run_stage(stage("package.sagemaker"), tmp_path / "p", inputs={"model": digits.onnx})["package"]
     with serving(package, folder=tmp_path / "s") as server:

@@ -115,9 +115,13 @@ def test_openapi_is_valid_and_has_the_models_shapes(server: Server) -> None:
     schema = body["content"]["application/json"]["schema"]
     image = np.zeros((2, 1, 8, 8))
     jsonschema.validate({"inputs": {"image": image.tolist()}}, schema)
-    refused: list[Any] = [{"inputs": {"image": image[:, 0].tolist()}}, {"inputs": {}}, [[1.0]]]
-    for wrong in refused:
-        with pytest.raises(jsonschema.ValidationError):
+    refused: list[tuple[Any, str]] = [
+        ({"inputs": {"image": image[:, 0].tolist()}}, "0.0 is not of type 'array'"),
+        ({"inputs": {}}, "'image' is a required property"),
+        ([[1.0]], "1.0 is not of type 'array'"),
+    ]
+    for wrong, said in refused:
+        with pytest.raises(jsonschema.ValidationError, match=said):
             jsonschema.validate(wrong, schema)
 
 

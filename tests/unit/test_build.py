@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from deploy_runner.errors import SpecError, UsageError
-from deploy_runner.pipeline.compiled import compile_pipeline
-from deploy_runner.types import Graph, PathSource, RefSource
+from deploy_runner.types import PathSource, RefSource
 from tests.conftest import Project
-
-
-def compile_(project: Project, **kwargs: object) -> Graph:
-    return compile_pipeline(project.folder / "pipeline.yaml", **kwargs)  # type: ignore[arg-type]
+from tests.unit.compiling import compile_
 
 
 def problems(project: Project) -> list[str]:
-    with pytest.raises(SpecError) as error:
+    with pytest.raises(SpecError, match=re.escape(str(project.folder))) as error:
         compile_(project)
     return [str(p).removeprefix(f"{project.folder}/") for p in error.value.problems]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from deploy_runner.errors import UsageError
 from deploy_runner.pipeline.graph import find_cycle, select, topological_order
 from tests.conftest import Project
-from tests.unit.test_build import compile_
+from tests.unit.compiling import compile_
 
 
 @pytest.mark.parametrize(

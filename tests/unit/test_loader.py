@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -60,9 +61,8 @@ def test_the_core_schema_is_read(text: str, value: object) -> None:
     ],
 )
 def test_what_it_refuses_has_a_place_and_a_reason(text: str, said: str) -> None:
-    with pytest.raises(SpecError) as error:
+    with pytest.raises(SpecError, match=rf"\A{re.escape(said)}"):
         load_yaml(text, "p.yaml")
-    assert str(error.value).startswith(said)
 
 
 def test_bombs_are_refused_at_once() -> None:
@@ -73,8 +73,13 @@ def test_bombs_are_refused_at_once() -> None:
     ]
     nested = "a: " + "[" * 20_000
     started = time.process_time()
-    for text in ("\n".join(lines), "\n".join(merges), nested):
-        with pytest.raises(SpecError):
+    bombs = [
+        ("\n".join(lines), "the aliases expand to more than 100000 values"),
+        ("\n".join(merges), "the aliases expand to more than 100000 values"),
+        (nested, "nested deeper than 64 levels"),
+    ]
+    for text, said in bombs:
+        with pytest.raises(SpecError, match=said):
             load_yaml(text, "p.yaml")
     # CPU time, not a clock: a bomb that is expanded takes minutes.
     assert time.process_time() - started < 20
@@ -83,9 +88,8 @@ def test_bombs_are_refused_at_once() -> None:
 def test_bytes_that_are_not_utf8_have_a_place(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     path.write_bytes(b"a: 1\nb: \xff")
-    with pytest.raises(SpecError) as error:
+    with pytest.raises(SpecError, match=r"\Ap\.yaml:2:4: byte 0xff is not UTF-8\Z"):
         read_text(path, "p.yaml")
-    assert str(error.value) == "p.yaml:2:4: byte 0xff is not UTF-8"
 
 
 def test_a_missing_file_and_a_folder_are_usage_errors(tmp_path: Path) -> None:

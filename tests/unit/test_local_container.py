@@ -20,7 +20,7 @@ import pytest
 
 from deploy_runner.testing import run_stage
 from tests.aws import INFERENCE, package
-from tests.pipeline.test_stages_torch import stage
+from tests.bundles import stage
 
 TOGETHER = """
 def model_fn(model_dir):

@@ -111,16 +111,16 @@ def test_deleting_files_and_repositories(api: Any) -> None:
     api.create_commit("me/model", [CommitOperationDelete("d/", is_folder=True)], commit_message="two")
     assert api.list_repo_files("me/model") == ["a"]
     api.delete_repo("me/model")
-    with pytest.raises(RepositoryNotFoundError):
+    with pytest.raises(RepositoryNotFoundError, match="Repository Not Found for url: .*/models/me/model"):
         api.repo_info("me/model")
 
 
 def test_what_is_missing_has_the_hubs_error(api: Any, tmp_path: Path) -> None:
     from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 
-    with pytest.raises(EntryNotFoundError):
+    with pytest.raises(EntryNotFoundError, match="nope does not exist in main"):
         api.hf_hub_download("me/model", "nope", local_dir=tmp_path)
-    with pytest.raises(RevisionNotFoundError):
+    with pytest.raises(RevisionNotFoundError, match="Revision Not Found for url: .*/revision/nope"):
         api.repo_info("me/model", revision="nope")
 
 
@@ -216,7 +216,7 @@ def test_a_token_may_do_what_its_account_may(owned: LocalHub) -> None:
     assert reader.repo_info("me/secret").private
     with pytest.raises(HfHubHTTPError, match="you must use a write token"):
         reader.create_commit("me/secret", [add("a", b"1")], commit_message="one")
-    with pytest.raises(RepositoryNotFoundError):
+    with pytest.raises(RepositoryNotFoundError, match="Repository Not Found for url: .*/models/me/secret"):
         other.repo_info("me/secret")
     with pytest.raises(HfHubHTTPError, match="You don't have the rights"):
         other.create_repo("me/more")

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -88,26 +89,101 @@ def test_the_path_of_a_built_in_stage_type_is_its_name(tmp_path: Path) -> None:
         assert kind.summary.endswith(".")
 
 
-def test_our_own_files_are_written_in_one_place_only() -> None:
-    """Logs that only grow, what is private to a worker or a container, and unpacked copies are named here.
+def imported(file: Path) -> set[str]:
+    """Return the modules that a file imports, and the names that it takes from them as if they were modules."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module or ''}.{alias.name}" for alias in node.names} | {node.module or ""}
+    return found
 
-    So is what isn't on a disk: pipes, and files of the kernel by which a worker is confined.
-    """
-    allowed = {"store/files.py", "store/cas.py", "store/locks.py", "local/hub_uploads.py", "local/servers.py",
-               "local/aws_endpoints.py", "engine/runs.py", "engine/fetch.py", "commands/running.py",
-               "commands/scaffold.py", "engine/execute/ask.py", "engine/execute/crew.py",
-               "engine/execute/worker.py", "engine/execute/families.py", "engine/execute/kernel.py",
-               "engine/execute/root.py", "engine/execute/sandbox.py"}  # fmt: skip
-    writes = re.compile(r"""write_text\(|write_bytes\(|open\([^)]*["'][wax]b?["']|O_CREAT""")
-    package = ROOT / "deploy_runner"
-    found = {
-        str(f.relative_to(package))
-        for f in package.rglob("*.py")
-        if f.relative_to(package).parts[0] != "server"  # It runs where there is no store.
-        and writes.search(f.read_text())
-        and f.name not in ("testing.py", "sdk.py")
+
+def test_no_module_imports_from_a_test_module() -> None:
+    """What tests share is a fixture of a conftest, or a module without tests."""
+    for file in (f for f in tracked(".py") if f.parts[len(ROOT.parts)] in ("tests", "benchmarks", "docs")):
+        names = {part for name in imported(file) for part in name.split(".")}
+        assert not [name for name in names if name.startswith("test_")], file
+
+
+def test_every_error_that_a_test_expects_has_its_message_compared() -> None:
+    """The right type for the wrong reason is no success."""
+    for file in (f for f in tracked(".py") if f.is_relative_to(ROOT / "tests")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("raises"):
+                assert {"match"} & {keyword.arg for keyword in node.keywords}, f"{file}:{node.lineno}"
+
+
+def test_no_file_of_code_is_longer_than_400_lines() -> None:
+    """At 400 lines a file is split by idea, tests as well as what they test."""
+    lengths = {file.relative_to(ROOT): len(file.read_text().splitlines()) for file in tracked(".py")}
+    assert not {file: lines for file, lines in lengths.items() if lines > 400}
+
+
+WRITE = {"write_text", "write_bytes", "touch", "mkstemp", "NamedTemporaryFile", "TemporaryFile", "copy2", "copyfile",
+         "copytree", "extractall", "O_CREAT", "O_TRUNC", "O_APPEND"}  # fmt: skip
+
+
+def writes(node: ast.AST) -> bool:
+    """Say whether an expression names or calls what makes or changes a file."""
+    if isinstance(node, ast.Attribute):
+        return node.attr in WRITE or ast.unparse(node) in ("shutil.copy", "shutil.move", "sqlite3.connect")
+    if not isinstance(node, ast.Call) or ast.unparse(node.func).split(".")[-1] not in ("open", "fdopen"):
+        return False
+    arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
+    modes = [a.value for a in arguments if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+    if any(re.fullmatch(r"[rbt]*[wax+][bt+]*", mode) for mode in modes):
+        return True
+    return bool(re.search(r"\bO_(WRONLY|RDWR)\b", ast.unparse(node)))
+
+
+def writers(tree: ast.AST, name: str = "") -> Iterator[str]:
+    """Yield the functions that write, by their qualified names."""
+    for node in ast.iter_child_nodes(tree):
+        defines = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+        inner = f"{name}.{node.name}".lstrip(".") if defines else name  # type: ignore[attr-defined]
+        if writes(node):
+            yield inner
+        yield from writers(node, inner)
+
+
+def test_our_own_files_are_written_in_one_place_only() -> None:
+    """Whoever else writes a file has a reason here, and has it no longer when it is gone."""
+    reasons = {
+        "cli.py main": "standard output goes nowhere when its reader has gone",
+        "commands/scaffold.py Init.__call__": "the user's checkpoint is copied beside the new pipeline",
+        "commands/running.py run_and_show": "the job summary of GitHub is appended to",
+        "engine/execute/ask.py _answered": "a pipe",
+        "engine/execute/crew.py Crew._log": "a log that only grows",
+        "engine/execute/families.py _Posted.detach": "a file of the kernel",
+        "engine/execute/fork.py ForkServer.spawn": "memory of the kernel",
+        "engine/execute/kernel.py enter_user_namespace": "a file of the kernel",
+        "engine/execute/root.py OwnRoot._mount_point": "an empty file in a worker's own root",
+        "engine/execute/sandbox.py _limit_pids": "a file of the kernel",
+        "engine/execute/worker.py run": "a worker's answer to the process that waits for it",
+        "engine/fetch.py _extract": "an unpacked copy, before the store takes it",
+        "engine/runs.py Recorder._open_log": "a log that only grows",
+        "local/aws_endpoints.py Container.__init__": "private to a container of a dry run",
+        "local/hub_uploads.py UploadHandler._lfs_complete": "private to the Hub of a dry run",
+        "local/hub_uploads.py UploadHandler._lfs_put": "private to the Hub of a dry run",
+        "local/servers.py _process": "the log of a dry run's server",
+        "store/cas.py Store._put_bytes": "an object: synced and renamed as store/files.py does, by descriptors",
+        "store/files.py _create": "the one place",
+        "store/files.py copy_private": "a copy for a worker, which is no file of ours",
+        "store/locks.py Lock.__init__": "a lock's empty file",
+        "store/locks.py Lock._open": "a lock's empty file",
+        "store/stat.py StatMemo._connect": "SQLite writes its own",
     }
-    assert found <= allowed
+    package = ROOT / "deploy_runner"
+    files = {f.relative_to(package).as_posix(): f for f in package.rglob("*.py")}
+    found = {
+        f"{name} {function}"
+        for name, file in files.items()
+        if not name.startswith(("server/", "stages/"))  # They run where there is no store.
+        for function in writers(ast.parse(file.read_text()))
+    }
+    assert found == set(reasons)
 
 
 def test_no_file_of_the_project_holds_a_path_of_one_machine() -> None:
