@@ -105,6 +105,14 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert target.startswith("http") or (page.parent / target).exists(), target
 
 
+def test_the_map_names_every_room_and_only_files_that_exist() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    names = re.findall(r"`([\w/]+(?:\.py|/))`", text)
+    assert [n for n in names if not (ROOT / "deploy_runner" / n).exists()] == []
+    rooms = {p.name + "/" * p.is_dir() for p in (ROOT / "deploy_runner").iterdir() if p.name != "__pycache__"}
+    assert rooms - {"__init__.py", "py.typed"} <= set(names)
+
+
 def commands() -> list[str]:
     text = "\n".join(t for k, t in BLOCK.findall((ROOT / "README.md").read_text()) if k == "console")
     return [line.removeprefix("$ ") for line in text.splitlines() if line.startswith("$ ")]
