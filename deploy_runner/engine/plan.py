@@ -116,7 +116,7 @@ class Planner:
         if record is None:
             return Decision("miss", *known, self._store.records.problem(key), None, lineage)
         reason = self._unsound(record)
-        if reason:
+        if reason:  # A miss in effect; told apart, so that the run says that the store was damaged.
             return Decision("heal", *known, reason, record, lineage)
         return Decision("hit", *known, "", record, lineage)
 
