@@ -1,11 +1,13 @@
-"""The verbs as functions: load, plan, run, explain.
+"""The commands `plan`, `run` and `explain` as functions.
 
-import deploy_runner
+The package `deploy_runner` exports `load`, `plan`, `run`, `explain` and `Pipeline`:
 
-pipeline = deploy_runner.load("pipeline.yaml", sets=["vars.opset=20"])
-print(deploy_runner.plan(pipeline).actions)
-record = deploy_runner.run(pipeline, ["onnx"])
-print(record.stages["onnx"]["figures"])
+    import deploy_runner
+
+    pipeline = deploy_runner.load("pipeline.yaml", sets=["vars.opset=20"])
+    print(deploy_runner.plan(pipeline).actions)
+    record = deploy_runner.run(pipeline, ["onnx"])
+    print(record.stages["onnx"]["figures"])
 """
 
 from __future__ import annotations
@@ -37,9 +39,10 @@ _PICTURE_BYTES = 2 * 1024 * 1024
 
 
 class Pipeline:
-    """A compiled pipeline (`graph`) with the store, below `home`, that keeps its artifacts.
+    """A compiled pipeline and the store that keeps its artifacts.
 
-    Runs belong to its `files`.
+    `graph` holds the stages, `home` is the store's folder, `files` identifies the pipeline in the run
+    history, `environ` is the environment that it was compiled with.
     """
 
     def __init__(self, graph: Graph, home: Path, files: Files, environ: Mapping[str, str]) -> None:
@@ -50,13 +53,13 @@ class Pipeline:
 
     @cached_property
     def store(self) -> Store:
-        """Return the store; opening it makes its folder."""
+        """The store; the first access creates its folder."""
         from .store.cas import Store
 
         return Store(self.home, protected=protected_home(self.home, self.environ))
 
     def planner(self) -> Planner:
-        """Return a new planner, which reads every input afresh."""
+        """Return a new planner, which reads every input again."""
         from .engine.plan import Planner
 
         return Planner(self.graph, self.store, self.files, self.environ)
@@ -65,13 +68,13 @@ class Pipeline:
 def home_of(pipeline: Path, environ: Mapping[str, str]) -> Path:
     """Return the store's folder: `DEPLOY_RUNNER_HOME`, or `.deploy-runner` beside the YAML.
 
-    For a pull request on GitHub it is that one's own folder inside.
+    A pull request on GitHub gets a folder of its own inside it.
     """
     return own_home(configured_home(pipeline.absolute().parent, environ), environ)
 
 
 def place_of(pipeline: str, config: Sequence[str]) -> tuple[Path, Files]:
-    """Return the store of a pipeline, and what its runs are known by, without reading it."""
+    """Return a pipeline's store folder and the files that identify its runs, without reading the pipeline."""
     path = Path(pipeline)
     home = home_of(path, os.environ)
     return home, identity(path, [Path(overlay) for overlay in config], home)
@@ -87,9 +90,9 @@ def load(
 ) -> Pipeline:
     """Read and check a pipeline with its overlays (`config`) and `--set` expressions (`sets`).
 
-    Raises SpecError with every problem of the file, or UsageError where there is no such file.
-    Nothing is written where the pipeline is refused. `on_compile` is called where the compiled form
-    is not in the store, before the work of compiling begins.
+    Raises SpecError with every problem of the file, or UsageError if the file does not exist. An
+    invalid pipeline writes nothing. `on_compile` is called before compilation starts; it is not called
+    if the compiled pipeline is in the store.
     """
     environ = os.environ if environ is None else environ
     path = Path(pipeline)
@@ -107,7 +110,7 @@ def plan(pipeline: Pipeline, stages: Sequence[str] = ()) -> Plan:
 
 
 def explain(pipeline: Pipeline, stage: str) -> Explanation:
-    """Return why `stage` would be a hit or a miss, component by component."""
+    """Return why `stage` would be a cache hit or a miss, with every changed component of its key."""
     return pipeline.planner().explain(stage)
 
 
@@ -119,12 +122,12 @@ def run(
     on_event: Callable[[Event], None] | None = None,
     early: ForkServer | None = None,
 ) -> RunRecord:
-    """Make what `stages` (all, if empty) need and lack; return the run's record.
+    """Run every stage that is out of date among `stages` and their dependencies; return the run's record.
 
-    A stage that fails is in the record, not raised; `record.exit_code` says how the run ended.
-    `on_event` sees every event in order; `early` is a fork server that was started ahead. Raises
-    UsageError for an unknown stage, and, if the sandbox is required, where a stage would have to run less
-    than fully confined; StoreError where the store can't be written.
+    Without `stages` the whole pipeline is run. A stage's failure is recorded, not raised: see
+    `record.exit_code`. `on_event` receives every event in order; `early` is a fork server that was started
+    in advance. Raises UsageError for an unknown stage or, with `require_sandbox`, on a machine that can't
+    confine a stage fully, and StoreError if the store can't be written.
     """
     from .engine.execute.loop import execute
 

@@ -1,15 +1,15 @@
-"""The one tree of errors, and the one place where their sentences are made.
+"""The errors that users read, with their exit codes.
 
     DeployRunnerError            exit 1   base: message, fix
     ├── SpecError                exit 2   every Problem of a pipeline, gathered
     ├── UsageError               exit 2   a wrong command line or argument
-    ├── StageError               exit 1   a stage could not make its outputs
-    │   └── GateError            exit 1   a check refused what a stage made
-    ├── ConflictError            exit 3   a remote holds something else under our name
+    ├── StageError               exit 1   a stage could not produce its outputs
+    │   └── GateError            exit 1   a check rejected a stage's result
+    ├── ConflictError            exit 3   the remote has different content under this name
     └── StoreError               exit 1   the store cannot be read or written
 
-Every class keeps its data in attributes and survives pickling, because workers send errors
-across processes.
+Every class keeps its data in attributes and can be pickled, because workers send errors to another
+process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong in a pipeline file: what, where, and how to mend it."""
+    """One error in a pipeline file: what is wrong, where, and how to fix it."""
 
     message: str
     file: str = ""
@@ -40,7 +40,7 @@ class Problem(NamedTuple):
 
     @property
     def where(self) -> str:
-        """Return `file:line:column`, as far as it is known."""
+        """`file:line:column`, without the parts that are unknown."""
         return ":".join(str(part) for part in (self.file, self.line, self.column) if part)
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ class Problem(NamedTuple):
 
 
 class DeployRunnerError(Exception):
-    """The base of all errors that a user can read. `fix` says what to do, in one sentence."""
+    """The base class of all errors for users. `fix` says in one sentence what to do."""
 
     exit_code = 1
 
@@ -67,7 +67,7 @@ class DeployRunnerError(Exception):
 
 
 class SpecError(DeployRunnerError):
-    """All problems of a pipeline file at once, in the order of the file."""
+    """Every problem of a pipeline, in the order of the file."""
 
     exit_code = 2
 
@@ -84,7 +84,7 @@ class UsageError(DeployRunnerError):
 
 
 class StageError(DeployRunnerError):
-    """A stage could not make its outputs. `stage` is filled in by the executor."""
+    """A stage could not produce its outputs. The executor sets `stage`."""
 
     def __init__(self, message: str, *, fix: str = "", stage: str = "") -> None:
         super().__init__(message, fix=fix)
@@ -92,17 +92,17 @@ class StageError(DeployRunnerError):
 
 
 class GateError(StageError):
-    """A check refused what a stage made; the measured figures are in the run record."""
+    """A check rejected a stage's result; the measured figures are in the run record."""
 
 
 class ConflictError(DeployRunnerError):
-    """A remote holds something else under the name that we would publish."""
+    """The remote already has different content under the name to be published."""
 
     exit_code = 3
 
 
 class StoreError(DeployRunnerError):
-    """The store cannot be read or written: a full or read-only disk, a missing right."""
+    """The store cannot be read or written: the disk is full or read-only, or permission is missing."""
 
 
 def _rebuild(

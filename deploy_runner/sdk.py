@@ -72,8 +72,16 @@ class CodeReference:
 
 
 File = Annotated[Path, PathKind("file")]
+"""The type of an input or output that is a file."""
+
 Folder = Annotated[Path, PathKind("folder")]
+"""The type of an input or output that is a folder."""
+
 Code = Annotated[str, CodeReference()]
+"""The type of a parameter that names a function or class of the project, as `path/to/file.py:name`.
+
+Pass its value to `ctx.load`. The file and every local module that it imports are part of the action key.
+"""
 
 
 class StageParams(BaseModel):
@@ -116,35 +124,45 @@ def Output(path: str, description: str = "") -> Any:  # noqa: N802 - it reads as
 
 @dataclass(slots=True)
 class Context:
-    """What a running stage may know and say.
-
-    `workdir` is private scratch space that is deleted afterwards. `threads` is the number of
-    CPU cores granted. `target` is the chosen target's mapping (empty unless the stage declares
-    `network`), `secrets` the declared secrets by name. `code_files` are the project's files that
-    the stage's `Code` parameters need, by their path relative to the project. `lineage` says of each
-    stage before this one what it was made from (empty unless the stage declares `lineage`).
-    `digests` holds the SHA-256 of each file input by its name (`package`, `models/fp32`). `packages` are
-    the versions of the installed packages that the stage and its `Code` depend on. `run` is the
-    id of the run and `commit` that of the project's Git; both are empty unless the target is live.
-    """
+    """What a running stage knows about its run, and how it reports progress and results."""
 
     stage: str
+    """The stage's id in the pipeline, e.g. `int8[minmax]`."""
     workdir: Path
+    """A private folder for temporary files, deleted when the stage has ended."""
     seed: int = 0
+    """A seed derived from the action key; the generators of Python, numpy and torch are set to it."""
     threads: int = 1
+    """The number of CPU cores granted by `resources: {cpu: N}`."""
     trust: bool = False
+    """True if the pipeline sets `trust: true`: code inside an input may be executed."""
     matrix: Mapping[str, Scalar] = field(default_factory=dict)
+    """The values of this instance of a matrix stage, by name."""
     env: Mapping[str, str] = field(default_factory=dict)
+    """The environment variables that the stage declares in the pipeline, by name."""
     target: Mapping[str, Json] = field(default_factory=dict)
+    """The pipeline's `target:` mapping; empty unless the stage type sets `network`."""
     secrets: Mapping[str, str] = field(default_factory=dict)
+    """The values of the secrets that the stage's parameters refer to, by name."""
     code_files: Mapping[str, Path] = field(default_factory=dict)
+    """The project files that the `Code` parameters need, by path relative to the project."""
     lineage: Mapping[str, Any] = field(default_factory=dict)
+    """For each upstream stage by id: its key's pre-image, its `sources` and what it `made`.
+
+    Empty unless the stage type sets `lineage`.
+    """
     digests: Mapping[str, str] = field(default_factory=dict)
+    """The SHA-256 of each file input by flat name, e.g. `package` or `models/fp32`."""
     packages: Mapping[str, str] = field(default_factory=dict)
+    """The installed versions of the packages that the stage type and its `Code` parameters depend on."""
     run: str = ""
+    """The run's id; empty unless the target is live."""
     commit: str = ""
+    """The Git commit of the project; empty unless the target is live and the stage type sets `converges`."""
     figures: dict[str, Json] = field(default_factory=dict)
+    """The values recorded by `figure`."""
     converged: bool = False
+    """Set to True by a push that found the remote up to date and changed nothing."""
     _load: Callable[[str], Any] | None = None
     _log: Callable[[str], None] = print
     _progress: Callable[[float, str], None] = lambda fraction, message: None
@@ -154,7 +172,7 @@ class Context:
         self._log(message)
 
     def progress(self, fraction: float, message: str = "") -> None:
-        """Say how much of the stage is done, from 0 to 1."""
+        """Report how much of the stage is done, from 0 to 1."""
         self._progress(fraction, message)
 
     def figure(self, name: str, value: Json) -> None:
@@ -164,7 +182,7 @@ class Context:
     def load(self, code: str) -> Any:
         """Return the object that a `Code` parameter names.
 
-        Raises StageError where the file, or the name in it, does not exist.
+        Raises StageError if the file does not exist or does not define the name.
         """
         if self._load is None:
             raise StageError(f"this stage has no project to load {code!r} from")
@@ -172,28 +190,35 @@ class Context:
 
 
 class Stage:
-    """The base of every stage type; see the module's docstring.
+    """The base class of every stage type.
 
-    A push also defines `status`, and may define `rollback` and `promote`: what the verbs of these
-    names call, with the live target.
-
-    `packages` are the distributions whose versions enter the action key. `preload` are the
-    modules that the fork server imports before the stage is forked. `facets` are platform facts
-    that the outputs depend on: "arch", "isa". `network` gives the worker the network, the target
-    and its credentials; `services` are what a dry run must start for it: "aws", "hub".
-    `converges` marks a push: against a live target it always runs. `lineage` gives the stage all that
-    its inputs were made from, and makes its key depend on it.
+    A subclass defines `uses`, the nested models `Params`, `Inputs` and `Outputs`, and `run`. A push also
+    defines `status`, and may define `rollback` and `promote`, which the commands of the same names call
+    with a live target.
     """
 
     uses: ClassVar[str]
+    """The type's name in a pipeline and its path in `stages/`: `text.upper` is `text/upper.py`."""
     packages: ClassVar[tuple[str, ...]] = ()
+    """Distributions whose installed versions are part of the action key."""
     preload: ClassVar[tuple[str, ...]] = ()
+    """Modules that the fork server imports once, before it forks the stage's worker."""
     facets: ClassVar[tuple[str, ...]] = ()
+    """Properties of the machine that the outputs depend on and that are therefore part of the action key.
+
+    "arch" is the processor architecture as `uname -m` prints it, "isa" the vector instructions by
+    which numerical kernels are chosen (AVX-512, VNNI, …).
+    """
     extra: ClassVar[str] = ""
+    """The extra of deploy-runner that installs what the stage imports, e.g. "onnx"."""
     network: ClassVar[bool] = False
+    """True gives the worker network access, the target, and with a live target the credentials."""
     services: ClassVar[tuple[str, ...]] = ()
+    """The local servers that a dry run starts for the stage: "aws", "hub"."""
     converges: ClassVar[bool] = False
+    """True marks a push: with a live target it runs every time and is never a cache hit."""
     lineage: ClassVar[bool] = False
+    """True gives the stage the provenance of all its inputs, and makes it part of the action key."""
 
     class Params(StageParams):
         """No parameters."""
@@ -205,17 +230,17 @@ class Stage:
         """No outputs."""
 
     def run(self, ctx: Context, params: Any, inputs: Any, outputs: Any) -> None:
-        """Make the outputs from the inputs, or raise StageError or GateError."""
+        """Write the outputs; raise StageError if that is impossible, GateError if a check fails."""
         raise StageError(f"stage type {self.uses!r} defines no run()")
 
     def status(self, ctx: Context, params: Any, inputs: Any) -> list[Finding]:
-        """Return what the remote has, each beside what the pipeline says; change nothing."""
-        raise StageError(f"stage type {self.uses!r} can't tell its status")
+        """Return the remote's state, each fact with the value the pipeline wants; change nothing."""
+        raise StageError(f"stage type {self.uses!r} has no status")
 
     def rollback(self, ctx: Context, params: Any, to: str) -> str:
-        """Bring back what was deployed before, or the digest that begins with `to`; say what is there."""
+        """Restore the previous deployment, or the one whose digest begins with `to`; describe the result."""
         raise StageError(f"stage type {self.uses!r} can't be rolled back")
 
     def promote(self, ctx: Context, params: Any, inputs: Any, status: str) -> str:
-        """Set the approval status of what this pipeline has registered; say of what."""
+        """Set the approval status of the registered version; describe what was changed."""
         raise StageError(f"stage type {self.uses!r} has nothing to promote")

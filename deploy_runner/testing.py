@@ -1,4 +1,4 @@
-"""Run one stage type in this process, without a pipeline: for the tests of stage authors."""
+"""Run one stage type in the current process, without a pipeline, to test it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["StageRun", "run_stage"]
 
 @dataclass(frozen=True, slots=True)
 class StageRun:
-    """What a stage made: its outputs by name, its figures, and its context."""
+    """The results of one stage: the paths of its outputs by name, its figures and its context."""
 
     outputs: Mapping[str, Path]
     figures: Mapping[str, Any]
@@ -48,10 +48,11 @@ def run_stage(
     project: Path | None = None,
     **context: Any,
 ) -> StageRun:
-    """Validate `params` and `inputs` as a pipeline would, run the stage, return what it made.
+    """Validate `params` and `inputs` as a pipeline does, run the stage and return its results.
 
-    `folder` receives the outputs and the scratch space; `project` is the root that `Code`
-    parameters are relative to; further keywords go to the Context (trust, target, secrets…).
+    Outputs and temporary files are written below `folder`. `outputs` names the outputs of a type that lets
+    the pipeline name them. `project` is the folder that `Code` parameters are relative to. Further keyword
+    arguments are attributes of the Context: `trust`, `target`, `secrets`, …
     """
     made, scratch = folder / "outputs", folder / "scratch"
     made.mkdir(parents=True, exist_ok=True)

@@ -46,7 +46,7 @@ class Mark(NamedTuple):
 
 
 class Artifact(NamedTuple):
-    """A file or a folder by its content.
+    """A file or a folder, identified by its content.
 
     `digest` is the SHA-256 (64 hex digits) of a file's bytes or of a folder's manifest;
     `size` is in bytes (of a folder: the sum over its files).
@@ -93,7 +93,7 @@ class SourceFile(NamedTuple):
 
 
 class Resources(NamedTuple):
-    """What a stage may use: CPU cores, memory in bytes, time in seconds (0: no limit)."""
+    """A stage's limits: CPU cores, memory in bytes, time in seconds; 0 is no limit."""
 
     cpu: int = 1
     memory_bytes: int = 0
@@ -164,10 +164,12 @@ State = Literal["ran", "hit", "healed", "converged", "failed", "skipped", "inter
 
 
 class RunOptions(NamedTuple):
-    """How a run is to be done: `cpu` cores (all, if None) and memory in bytes (any amount, if None) to use.
+    """The options of a run.
 
-    `fail_fast` stops at the first failure; `force` runs the named stages even on a hit; `keep_workdirs`
-    keeps the workdir of each stage that ran; `require_sandbox` runs nothing that can't be confined fully.
+    `cpu` is the number of cores to use (default: all) and `memory_bytes` the memory (default: no limit).
+    `fail_fast` stops at the first failure; `force` runs the named stages even on a cache hit;
+    `keep_workdirs` keeps the working folder of each stage that ran; `require_sandbox` refuses to run on a
+    machine that can't confine stages fully.
     """
 
     cpu: int | None = None
@@ -179,10 +181,11 @@ class RunOptions(NamedTuple):
 
 
 class StageResult(NamedTuple):
-    """How one stage ended in a run. `reason` says why it ran, was skipped, or failed.
+    """The result of one stage in a run.
 
-    `evidence` is the folder with what a stage had written that refused its input by a gate. `sandbox`
-    says what its worker was confined by, `lacks` what it was not kept from.
+    `reason` says why it ran or was skipped, `error` why it failed. `evidence` is the folder with the files
+    that a failed gate left for inspection, `workdir` the kept working folder. `sandbox` names the
+    protections that confined the worker, `lacks` the accesses that they did not prevent.
     """
 
     id: str
@@ -201,7 +204,7 @@ class StageResult(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """One fact about a remote."""
+    """One fact about a remote: the value the pipeline wants, and the one found."""
 
     what: str
     wanted: str
@@ -209,7 +212,7 @@ class Finding(NamedTuple):
 
     @property
     def in_sync(self) -> bool:
-        """Say whether what is found is what is wanted."""
+        """True if the value found is the value wanted."""
         return self.found == self.wanted
 
     def __str__(self) -> str:
@@ -217,7 +220,7 @@ class Finding(NamedTuple):
 
 
 class Event(NamedTuple):
-    """Something that happened in a run, in the order it happened.
+    """Something that happened in a run.
 
     `kind`: "run-started", "stage-started", "stage-log" (text), "stage-progress" (text,
     fraction), "stage-finished" (result), "run-finished". `time_s` is seconds since the epoch.

@@ -150,7 +150,7 @@ def preimage(
 
 
 class Change(NamedTuple):
-    """One component of a key that is not what it was: `component` is its dotted name."""
+    """One changed component of an action key: `component` is its dotted name."""
 
     component: str
     old: Json

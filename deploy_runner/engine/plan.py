@@ -41,7 +41,7 @@ class Decision(NamedTuple):
 
 
 class Action(NamedTuple):
-    """One line of a plan; `state` "waits" means that an input isn't made yet."""
+    """One stage of a plan; the state "waits" means that an input doesn't exist yet."""
 
     stage: str
     state: Verdict | Literal["waits"]
@@ -50,15 +50,15 @@ class Action(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a run would do, in order."""
+    """What a run would do, in order of execution."""
 
     actions: tuple[Action, ...]
 
 
 class Explanation(NamedTuple):
-    """Why a stage is what it is, with every component that differs from the last run.
+    """Why a stage is a hit or a miss, with every component that differs from the last run.
 
-    `decision` is None where a stage that it needs is not up to date.
+    `decision` is None if a stage upstream is out of date.
     """
 
     stage: str
@@ -69,7 +69,7 @@ class Explanation(NamedTuple):
 
     @property
     def why(self) -> str:
-        """Return in one line why the stage is no hit."""
+        """The reason in one line."""
         if self.decision is None:
             return self.reason.removeprefix("for ")
         return "; ".join(map(str, self.changes)) or self.reason
@@ -116,7 +116,7 @@ class Planner:
         if record is None:
             return Decision("miss", *known, self._store.records.problem(key), None, lineage)
         reason = self._unsound(record)
-        if reason:
+        if reason:  # A miss in effect; told apart, so that the run says that the store was damaged.
             return Decision("heal", *known, reason, record, lineage)
         return Decision("hit", *known, "", record, lineage)
 

@@ -47,47 +47,47 @@ class RunRecord(NamedTuple):
 
     @property
     def id(self) -> str:
-        """Return the run's id, which begins with its number."""
+        """The run's id, which begins with its number."""
         return str(self.data["id"])
 
     @property
     def number(self) -> int:
-        """Return the run's number, by which the runs of a store are ordered."""
+        """The run's number; the runs of a store are ordered by it."""
         return number_of(self.id)
 
     @property
     def files(self) -> Files:
-        """Return which pipeline the run is of."""
+        """The files that identify the pipeline: its YAML and its overlays."""
         files = self.data["files"]
         assert isinstance(files, list)
         return tuple(map(str, files))
 
     @property
     def stages(self) -> dict[str, dict[str, Json]]:
-        """Return the stages' entries by stage id."""
+        """The entries of the stages by stage id."""
         stages = self.data["stages"]
         assert isinstance(stages, dict)
         return stages  # type: ignore[return-value]
 
     def artifacts(self, stage: str) -> dict[str, Artifact]:
-        """Return what a stage made in this run, or found made, by output."""
+        """Return a stage's artifacts by output name, whether it ran or was a cache hit."""
         entries = self.stages[stage].get("artifacts")
         return {n: _artifact(e) for n, e in entries.items()} if isinstance(entries, dict) else {}
 
     @property
     def exit_code(self) -> int:
-        """Return the exit code that the run ended with."""
+        """The exit code of the run."""
         code = self.data.get("exit_code", 0)
         return code if isinstance(code, int) else 1
 
     @property
     def unconfined(self) -> list[str]:
-        """Return what stages of this run were not kept from, in words."""
+        """The accesses that the sandbox of this run's stages did not prevent, in words."""
         lacks = self.data.get("unconfined", [])
         return [str(lack) for lack in lacks] if isinstance(lacks, list) else []
 
     def summary(self) -> dict[str, Json]:
-        """Return what `run --json` prints last: the counts and the map of stages."""
+        """Return what `run --json` prints: the number of stages in each state, and their entries."""
         return {"run": self.id, **{k: self.data[k] for k in COUNTED}, "stages": self.data["stages"]}
 
 

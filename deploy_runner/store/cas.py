@@ -80,6 +80,9 @@ class VerifyReport(NamedTuple):
 class Store:
     """The store in one folder, `home`; several processes may use it at once.
 
+    A lost or damaged object is healed by running the stage again that made it: outputs are reproducible,
+    so that gives the same bytes, and no second copy of gigabytes is kept for repairs only.
+
     What it lacks is looked for in the `protected` store, of which nothing is ever changed.
     """
 
@@ -142,7 +145,7 @@ class Store:
         if check_size and state[0] != size:
             return "damaged"
         known = self.memo.lookup(path, state)
-        if known is None:
+        if known is None:  # The file has changed since it was last hashed, by damage or by being placed anew.
             try:
                 known = sha256_file(path)
             except OSError as error:
@@ -248,6 +251,9 @@ class Store:
                 os.unlink(entry.name, dir_fd=entry.folder)
             else:
                 os.fchmod(fd, 0o444)
+                # Data, then name, then (by the caller, once every object is placed) the action record:
+                # in this order a loss of power leaves an object without a record, which is garbage, and
+                # not a record without its object, which would have to be healed.
                 os.fsync(fd)
                 self._place(entry.name, digest, folder=entry.folder, file=fd)
         finally:
@@ -264,8 +270,10 @@ class Store:
         except IsADirectoryError:
             clear_the_way(target)
             os.rename(name, target, src_dir_fd=folder)
+        # A rename goes by name: what was hashed is the descriptor, and the name may have been given to
+        # another file in between. Only the very file, or another run's equal object, may stay.
         if not os.path.samestat(os.lstat(target), os.fstat(file)) and not _sound(target, digest):
-            os.unlink(target)  # Not another run's equal object either.
+            os.unlink(target)
             raise StoreError(f"output {name} was replaced while it was taken")
         fsync_folder(shard)
 

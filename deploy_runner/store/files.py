@@ -77,6 +77,8 @@ def _write(
             while view:
                 view = view[os.write(fd, view) :]
             if durable:
+                # Before the rename: a disk may write the new name before the data, and a loss of power
+                # between the two would leave an empty file under a name that promises content.
                 os.fsync(fd)
             place(temporary, name)
         except BaseException:
@@ -85,6 +87,7 @@ def _write(
         finally:
             os.close(fd)
         if durable:
+            # After it: a rename is a change of the folder, and is not on the disk until that is synced.
             fsync_folder(folder)
     except OSError as error:
         raise store_error(error, name) from error

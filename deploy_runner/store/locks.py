@@ -1,4 +1,10 @@
-"""Locks that the kernel frees when their holder dies: flock(2), one file per lock."""
+"""Locks that the kernel frees when their holder ends: flock(2), one file per lock.
+
+They are not leases. A lease that expires needs a clock, a renewal during a conversion of hours, and a
+duration that is too short for a stopped process or too long after a killed one. The kernel knows when the
+last descriptor is closed, so a waiter goes on as soon as the holder is gone and never before. The price is
+that a store's locks hold on one machine (and on file systems that implement flock).
+"""
 
 from __future__ import annotations
 

@@ -237,10 +237,10 @@ def install(files: Mapping[str, Path], digests: Mapping[str, str], entry_dir: st
 
 
 def load(code: str, files: Mapping[str, Path], digests: Mapping[str, str] | None = None) -> Any:
-    """Import a code reference's file out of `files` and return the object it names.
+    """Import the file of a code reference `path/to/file.py:name` from `files` and return the object.
 
-    `digests` are the SHA-256 that the files had when the action key was made: another content
-    is refused. Raises StageError where the file or the name does not exist.
+    `digests` are the SHA-256 of the files when the action key was computed; a file that has changed since
+    is refused. Raises StageError if the file or the name does not exist.
     """
     path, name = split(code)
     if path not in files:

@@ -29,7 +29,11 @@ def module_name(path: str) -> str:
 
 
 def module_path(path: str) -> str:
-    """Return where a file has to lie for plain Python to import it by its `module_name`; data lies beside."""
+    """Return the relative path at which plain Python imports a project file under its module's name.
+
+    It is the path itself unless that contains something that is not an identifier. Data files are placed
+    beside the modules of their folder.
+    """
     folder, _, name = path.rpartition("/")
     if path.endswith(".py"):
         return module_name(path).replace(".", "/") + ".py"

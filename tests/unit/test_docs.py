@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import re
 import shutil
@@ -13,6 +15,7 @@ import pytest
 
 from deploy_runner.pipeline.compiled import compile_pipeline
 from deploy_runner.registry import Registry
+from deploy_runner.sdk import Context, Stage
 from tests.conftest import ROOT, Project, module_of
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -81,10 +84,33 @@ def test_every_stage_type_and_verb_is_documented() -> None:
                 assert field.description, f"{kind.cls.uses}: {name}"
 
 
+@pytest.mark.parametrize("module", ["sdk", "testing", "api", "errors"])
+def test_the_reference_has_every_public_name(module: str) -> None:
+    names = importlib.import_module(f"deploy_runner.{module}").__all__
+    headings = re.findall(r"^### (.+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+    assert sorted(names) == sorted(set(names) & set(headings))
+
+
+@pytest.mark.parametrize("cls", [Stage, Context])
+def test_the_reference_describes_what_a_stage_declares_and_is_given(cls: type[object]) -> None:
+    page = (ROOT / "docs/api.md").read_text()
+    for name in inspect.get_annotations(cls):
+        if not name.startswith("_"):
+            assert re.search(rf"^- `{name}: .*`\n  \S", page, re.MULTILINE), name
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+def test_the_map_names_every_room_and_only_files_that_exist() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    names = re.findall(r"`([\w/]+(?:\.py|/))`", text)
+    assert [n for n in names if not (ROOT / "deploy_runner" / n).exists()] == []
+    rooms = {p.name + "/" * p.is_dir() for p in (ROOT / "deploy_runner").iterdir() if p.name != "__pycache__"}
+    assert rooms - {"__init__.py", "py.typed"} <= set(names)
 
 
 def commands() -> list[str]:

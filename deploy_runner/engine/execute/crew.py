@@ -158,7 +158,7 @@ class Crew:
         return cpu <= self._cpu and (not self._memory or memory <= self._memory)
 
     def _start(self, waiting: _Waiting) -> None:
-        """Begin an action whose lock is held, unless another run has made it meanwhile."""
+        """Begin an action whose lock is held, unless another run has done it since the decision was taken."""
         node, decision = waiting.node, waiting.decision
         if decision.state != "miss" or self._store.records.get(decision.key) is not None:
             decision = self._planner.decide(node, waiting.upstream)

@@ -1,10 +1,15 @@
 """The fork server: a process that has imported what workers need, and forks them.
 
-It only imports and never computes: a fork after a computation of torch may hang for ever. It
-talks over one socket: each message is JSON, with a worker's request and log pipe as
-descriptors, which are handed on unread, so that no worker inherits another one's secrets; answers
-go back in the same way. When the socket closes, because the runner has ended in whatever way, every
-worker is killed.
+Importing torch takes about a second, and a forked child has it at once. But the server only imports
+and never computes: torch's first operation on several threads starts a pool of OpenMP threads, and
+fork(2) copies the pool's locks and counters without its threads, so the child's next operation waits
+for ever for threads that don't exist. For the same reason workers are not forked by the runner's own
+process: whoever calls `deploy_runner.run` may have computed something in it.
+
+The server talks over one socket. Each message is JSON, with a worker's request and log pipe as
+descriptors, which are passed on unread: a request holds secrets, and whatever the server had read would
+be in the memory of every worker that it forks later. Answers go back in the same way. When the socket
+closes, however the runner has ended, every worker is killed.
 """
 
 from __future__ import annotations
@@ -34,7 +39,7 @@ def main(fd: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     prepare()
     warm_up()
-    gc.freeze()
+    gc.freeze()  # A collection in a worker would write to, and so copy, every page that it shares with us.
     _Server(socket.socket(fileno=fd)).serve()
 
 
