@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ..engine.fetch import local_folder
 from ..errors import GateError, UsageError
+from ..store.stat import sha256_file
 
 __all__ = ["Verified", "verify"]
 
@@ -52,7 +52,7 @@ def _verify_folder(folder: Path, key: str | None, certificates: Sequence[str]) -
     if SIGNATURE not in files:
         raise GateError(f"{SIGNATURE} is missing: the folder is not signed")
     _check_signature(folder, key, certificates)
-    found = {n: _sha256(p) for n, p in files.items() if n not in (SIGNATURE, PROVENANCE, MATERIALS)}
+    found = {n: sha256_file(p) for n, p in files.items() if n not in (SIGNATURE, PROVENANCE, MATERIALS)}
     if MATERIALS in files:
         _check_materials(folder)
     if PROVENANCE not in files:  # It was never there: without it the signature would not hold.
@@ -79,11 +79,6 @@ def _files(folder: Path) -> dict[str, Path]:
                 raise GateError(f"{path.relative_to(folder)} is a link or no regular file")
         files |= {(Path(place) / n).relative_to(folder).as_posix(): Path(place) / n for n in names}
     return files
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_signature(folder: Path, key: str | None, certificates: Sequence[str]) -> None:

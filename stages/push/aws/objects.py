@@ -56,12 +56,6 @@ def target(ctx: Context) -> dict[str, Any]:
     return dict(found) if isinstance(found, dict) else {}
 
 
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file, streamed."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @dataclass(slots=True)
 class Upload:
     """A file on its way to `s3://bucket/key`; `digest` is its SHA-256, `size` in bytes."""
