@@ -34,7 +34,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .errors import ConflictError, GateError, StageError
+from .errors import ConflictError, GateError, StageError, closest
 from .store.stat import sha256_file
 from .types import Finding, Json, Kind, Scalar
 from .usercode.loading import load as load_code
@@ -55,6 +55,7 @@ __all__ = [
     "StageInputs",
     "StageOutputs",
     "StageParams",
+    "closest",
     "load_code",
     "module_path",
     "sha256_file",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..api import place_of
 from ..engine.runs import RunRecord, kept_runs, pin_run, read_record
-from ..errors import DeployRunnerError, UsageError
+from ..errors import DeployRunnerError, UsageError, closest
 from ..types import Event, Json, RunOptions, StageResult
 
 if TYPE_CHECKING:
@@ -293,10 +293,8 @@ def stages(args: argparse.Namespace) -> int:
     if args.type:
         found = [d for d in described if d["uses"] == args.type]
         if not found:
-            from difflib import get_close_matches
-
-            close = get_close_matches(args.type, [str(d["uses"]) for d in described], n=1)
-            fix = f"did you mean {close[0]!r}?" if close else "`deploy-runner stages` lists them"
+            known = (str(d["uses"]) for d in described)
+            fix = closest(args.type, known) or "`deploy-runner stages` lists them"
             raise UsageError(f"there is no stage type {args.type!r}", fix=fix)
         described = found
     if args.json:

@@ -21,6 +21,7 @@ from deploy_runner.sdk import (
     StageInputs,
     StageOutputs,
     StageParams,
+    closest,
 )
 
 from ..model import bundles, loading, state_dicts
@@ -188,7 +189,7 @@ class _Trainer:
         kind = getattr(torch.optim, name, None)
         if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
             known = [n for n, v in vars(torch.optim).items() if isinstance(v, type)]
-            raise StageError(f"torch.optim has no optimizer {name!r}", fix=bundles.closest_name(name, known))
+            raise StageError(f"torch.optim has no optimizer {name!r}", fix=closest(name, known))
         return kind(module.parameters())  # type: ignore[call-arg]
 
     def resume(self, checkpoint: Mapping[str, Any]) -> _Session:

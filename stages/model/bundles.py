@@ -27,7 +27,6 @@ from deploy_runner.sdk import StageError, load_code
 from . import loading, tensor_files
 from .axes import Axis, rows
 from .calls import adapted, call
-from .wording import closest_name as closest_name
 from .wording import first_line as first_line
 from .wording import user_line as user_line
 

@@ -14,6 +14,7 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
+    closest,
 )
 
 from ..model import bundles, calibration, fresh_inputs, judging
@@ -86,7 +87,7 @@ class TorchQuantizeStatic(Stage):
         for name in (*params.exclude, *(n for group in params.fuse or [] for n in group)):
             if name not in known:
                 raise StageError(f"the model has no module {name!r}",
-                                 fix=bundles.closest_name(name, list(known)))  # fmt: skip
+                                 fix=closest(name, known))  # fmt: skip
         with quantizing.quiet():
             groups = _sequences(module, params.exclude) if params.fuse is None else params.fuse
             module = _fused(module, groups)
