@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from .convert import FORMATS
+
 __all__ = ["DEFAULT", "build_parser"]
 
 DEFAULT = "pipeline.yaml"
-_FORMATS = (
-    "safetensors", "full", "torchscript", "script", "pt2", "onnx", "fp16", "int8", "ptl", "pte", "sagemaker",
-)  # fmt: skip
 _BY_ID = "by its number or the start of its id"
 
 
@@ -194,7 +193,7 @@ def _add_project(verbs: _Verbs) -> None:
     convert = _verb(verbs, "convert", "convert a checkpoint at once, by a pipeline made on the fly")
     convert.add_argument("checkpoint", help="the trained checkpoint")
     required = {
-        "--to": ("onnx,int8,ptl", f"any of {', '.join(_FORMATS)}"),
+        "--to": ("onnx,int8,ptl", f"any of {', '.join(FORMATS)}"),
         "--factory": ("FILE.py:NAME", "what builds your nn.Module"),
         "--shape": ("1,3,224,224", "the shape of one example input"),
     }

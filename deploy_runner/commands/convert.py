@@ -1,4 +1,7 @@
-"""`convert`: a pipeline made on the fly, from a checkpoint to the formats that are named."""
+"""`convert`: a pipeline made on the fly, from a checkpoint to the formats that are named.
+
+Every verb imports this module, for the names of the formats: what only `convert` needs is imported inside.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from ..store.files import write_atomic
-from ..usercode.loading import split
 
 __all__ = ["FORMATS", "write_pipeline"]
 
@@ -46,6 +47,9 @@ def write_pipeline(
     something is missing, or `path` holds a pipeline that somebody wrote.
     """
     import yaml
+
+    from ..store.files import write_atomic
+    from ..usercode.loading import split
 
     for name in formats:
         if name not in FORMATS:
