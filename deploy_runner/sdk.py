@@ -35,6 +35,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from .errors import ConflictError, GateError, StageError, closest
+from .server.reasons import first_line
 from .store.stat import sha256_file
 from .types import Finding, Json, Kind, Scalar
 from .usercode.loading import load as load_code
@@ -56,6 +57,7 @@ __all__ = [
     "StageOutputs",
     "StageParams",
     "closest",
+    "first_line",
     "load_code",
     "module_path",
     "sha256_file",

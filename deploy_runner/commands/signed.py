@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ..engine.fetch import local_folder
 from ..errors import GateError, UsageError
+from ..server.reasons import first_line, reason
 from ..store.stat import sha256_file
 
 __all__ = ["Verified", "verify"]
@@ -97,11 +98,11 @@ def _check_signature(folder: Path, key: str | None, certificates: Sequence[str])
         else:
             config.use_certificate_verifier(certificate_chain=list(certificates))
     except Exception as error:
-        raise UsageError(f"{key or certificates[0]} can't be used: {_first_line(error)}") from None
+        raise UsageError(f"{key or certificates[0]} can't be used: {first_line(error)}") from None
     try:
         config.verify(folder, folder / SIGNATURE)
     except Exception as error:
-        said = _first_line(error) or "it was made by another key"
+        said = reason(error) or "it was made by another key"
         raise GateError(f"the signature does not hold: {said}") from None
 
 
@@ -136,7 +137,3 @@ def _check_materials(folder: Path) -> None:
     text = (folder / MATERIALS).read_text("utf-8", errors="replace")
     if JsonStrictValidator(SchemaVersion.V1_6).validate_str(text):
         raise GateError(f"{MATERIALS} is not valid CycloneDX 1.6")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

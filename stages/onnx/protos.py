@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from deploy_runner.sdk import StageError, closest
+from deploy_runner.sdk import StageError, closest, first_line
 
-from ..model.bundles import first_line
 from ..model.compare import Model
 
 if TYPE_CHECKING:

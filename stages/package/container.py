@@ -25,6 +25,7 @@ from deploy_runner.sdk import (
     StageInputs,
     StageOutputs,
     StageParams,
+    first_line,
     sha256_file,
 )
 
@@ -202,7 +203,7 @@ def _try(
         try:
             found = trial.answers([str(folder / "model"), *arguments], bodies)
         except Exception as error:
-            said = bundles.first_line(error)
+            said = first_line(error)
             raise StageError(f"the container would not serve: {said}") from error
     if not cases:
         return

@@ -17,10 +17,10 @@ from deploy_runner.sdk import (
     StageInputs,
     StageOutputs,
     StageParams,
+    first_line,
     sha256_file,
 )
 
-from ..model import bundles
 from . import provenance
 
 SIGNATURE, PROVENANCE, MATERIALS = "model.sig", "provenance.json", "sbom.cdx.json"
@@ -115,7 +115,7 @@ def _sign(ctx: Context, key: str, inputs: PackageSign.Inputs, folder: Path) -> N
             )
         config.sign(folder, folder / SIGNATURE)
     except Exception as error:
-        said = f"the artifacts can't be signed: {bundles.first_line(error)}"
+        said = f"the artifacts can't be signed: {first_line(error)}"
         raise StageError(said, fix="is the key a P-256 private key (PEM), the certificate its own?") from None
     finally:
         private.unlink()

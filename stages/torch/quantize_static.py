@@ -15,6 +15,7 @@ from deploy_runner.sdk import (
     StageInputs,
     StageOutputs,
     closest,
+    first_line,
 )
 
 from ..model import bundles, calibration, fresh_inputs, judging
@@ -165,7 +166,7 @@ def _fused(module: nn.Module, groups: list[list[str]]) -> nn.Module:
     try:
         return fuse_modules(module, groups) if groups else module
     except (NotImplementedError, AssertionError, AttributeError) as error:
-        raise StageError(f"the modules can't be fused: {bundles.first_line(error)}",
+        raise StageError(f"the modules can't be fused: {first_line(error)}",
                          fix="name others: `fuse: []` fuses none") from error  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from deploy_runner.sdk import ConflictError, Context, StageError
+from deploy_runner.sdk import ConflictError, Context, StageError, first_line
 
 from ..backoff import ATTEMPTS, Backoff
 from ..transcript import Transcript
@@ -352,4 +352,4 @@ def _plain_error(error: Exception) -> StageError:
         said = error.response.get("Error", {})
         what = f"{error.operation_name}: {said.get('Code', '')}: {said.get('Message', '')}"
         return StageError(f"AWS refused {what}")
-    return StageError(f"the push failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+    return StageError(f"the push failed: {type(error).__name__}: {first_line(error)}")

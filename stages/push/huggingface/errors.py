@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from deploy_runner.sdk import ConflictError, StageError
-
-from ...model.bundles import first_line
+from deploy_runner.sdk import ConflictError, StageError, first_line
 
 _QUOTA = re.compile(r"quota|storage limit|payment required|exceeded", re.IGNORECASE)
 _TOKEN_FIX = "export HF_TOKEN=… with write access"
