@@ -281,7 +281,7 @@ def _doctor(args: argparse.Namespace) -> int:
     from .commands.doctor import examine
 
     pipeline, _ = _load(args)
-    checks = examine(pipeline.graph, os.environ)
+    checks = examine(pipeline)
     if args.json:
         _print_json([check.as_dict() for check in checks])
     else:

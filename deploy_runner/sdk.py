@@ -180,7 +180,7 @@ class Stage:
     """The base of every stage type; see the module's docstring.
 
     A push also defines `status`, and may define `rollback` and `promote`: what the verbs of these
-    names call, with the live target.
+    names call, with the live target; `doctor` calls `credentials`.
 
     `packages` are the distributions whose versions enter the action key. `preload` are the
     modules that the fork server imports before the stage is forked. `facets` are platform facts
@@ -216,6 +216,13 @@ class Stage:
     def status(self, ctx: Context, params: Any, inputs: Any) -> list[Finding]:
         """Return what the remote has, each beside what the pipeline says; change nothing."""
         raise StageError(f"stage type {self.uses!r} can't tell its status")
+
+    def credentials(self, ctx: Context, params: Any) -> str:
+        """Say what a push to the target would authenticate by; ask nothing of the remote.
+
+        Raises StageError where it lacks that. Nothing is said by a stage that needs none.
+        """
+        return ""
 
     def rollback(self, ctx: Context, params: Any, to: str) -> str:
         """Bring back what was deployed before, or the digest that begins with `to`; say what is there."""

@@ -80,6 +80,11 @@ class PushS3(Stage):
         ctx.figure("uri", release.uri)
         transcript.write(outputs.transcript, uri=release.uri, files=release.files)
 
+    def credentials(self, ctx: Context, params: Params) -> str:
+        """Say which AWS credentials are found, and for which region."""
+        with objects.plainly():
+            return objects.credentials(ctx)
+
     def status(self, ctx: Context, params: Params, inputs: Inputs) -> list[Finding]:
         """Compare the objects and the pointer with what the pipeline says."""
         with objects.plainly():

@@ -82,6 +82,11 @@ class PushTransform(Stage):
         ctx.figure("files", len(job.uploads))
         transcript.write(outputs.transcript, job=name, model=job.model.name)
 
+    def credentials(self, ctx: Context, params: Params) -> str:
+        """Say which AWS credentials are found, and for which region."""
+        with objects.plainly():
+            return objects.credentials(ctx)
+
     def status(self, ctx: Context, params: Params, inputs: Inputs) -> list[Finding]:
         """Say how the job is."""
         with objects.plainly():

@@ -81,6 +81,8 @@ def _answer(stage: Stage, asked: dict[str, str], ctx: Context, params: Any, inpu
     match asked["verb"]:
         case "status":
             return stage.status(ctx, params, inputs)
+        case "credentials":
+            return stage.credentials(ctx, params)
         case "rollback":
             return stage.rollback(ctx, params, asked["to"])
         case _:

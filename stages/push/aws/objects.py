@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from deploy_runner.sdk import ConflictError, Context, StageError, first_line
 
-from ..backoff import ATTEMPTS, Backoff
+from ..backoff import ASKED, ATTEMPTS, Backoff
 from ..transcript import Transcript
 
 if TYPE_CHECKING:
@@ -48,6 +48,12 @@ def boto_session(ctx: Context, *, attempts: int = ATTEMPTS) -> Any:
         raise StageError("no AWS credentials are found", fix="export AWS_PROFILE=…, or use OIDC in CI")
     Backoff(attempts=attempts, log=ctx.log).follow(session)
     return session
+
+
+def credentials(ctx: Context) -> str:
+    """Say where boto3 has found credentials, and for which region. Raises StageError for a lack."""
+    session = boto_session(ctx, attempts=ASKED)
+    return f"found for AWS ({session.get_credentials().method}), region {session.region_name}"
 
 
 def target(ctx: Context) -> dict[str, Any]:
@@ -352,4 +358,4 @@ def _plain_error(error: Exception) -> StageError:
         said = error.response.get("Error", {})
         what = f"{error.operation_name}: {said.get('Code', '')}: {said.get('Message', '')}"
         return StageError(f"AWS refused {what}")
-    return StageError(f"the push failed: {type(error).__name__}: {first_line(error)}")
+    return StageError(f"AWS can't be used: {type(error).__name__}: {first_line(error)}")
