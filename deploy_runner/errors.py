@@ -14,7 +14,7 @@ process.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "StageError",
     "StoreError",
     "UsageError",
+    "closest",
 ]
 
 
@@ -103,6 +104,14 @@ class ConflictError(DeployRunnerError):
 
 class StoreError(DeployRunnerError):
     """The store cannot be read or written: the disk is full or read-only, or permission is missing."""
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Return the fix "did you mean 'x'?" for the nearest known spelling, or nothing."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else ""
 
 
 def _rebuild(

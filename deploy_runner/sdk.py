@@ -34,7 +34,9 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .errors import ConflictError, GateError, StageError
+from .errors import ConflictError, GateError, StageError, closest
+from .server.reasons import first_line
+from .store.stat import sha256_file
 from .types import Finding, Json, Kind, Scalar
 from .usercode.loading import load as load_code
 from .usercode.module_names import module_path
@@ -54,8 +56,11 @@ __all__ = [
     "StageInputs",
     "StageOutputs",
     "StageParams",
+    "closest",
+    "first_line",
     "load_code",
     "module_path",
+    "sha256_file",
 ]
 
 
@@ -194,7 +199,7 @@ class Stage:
 
     A subclass defines `uses`, the nested models `Params`, `Inputs` and `Outputs`, and `run`. A push also
     defines `status`, and may define `rollback` and `promote`, which the commands of the same names call
-    with a live target.
+    with a live target, and `credentials`, which `doctor` calls.
     """
 
     uses: ClassVar[str]
@@ -236,6 +241,13 @@ class Stage:
     def status(self, ctx: Context, params: Any, inputs: Any) -> list[Finding]:
         """Return the remote's state, each fact with the value the pipeline wants; change nothing."""
         raise StageError(f"stage type {self.uses!r} has no status")
+
+    def credentials(self, ctx: Context, params: Any) -> str:
+        """Say what a push to the target would authenticate by; ask nothing of the remote.
+
+        Raises StageError where it lacks that. Nothing is said by a stage that needs none.
+        """
+        return ""
 
     def rollback(self, ctx: Context, params: Any, to: str) -> str:
         """Restore the previous deployment, or the one whose digest begins with `to`; describe the result."""

@@ -34,7 +34,7 @@ def _digests(inputs: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(given, Mapping):
             found |= _digests(given, f"{name}/")
         elif isinstance(given, Path) and given.is_file():
-            found[prefix + name] = sha256_file(str(given))
+            found[prefix + name] = sha256_file(given)
     return found
 
 

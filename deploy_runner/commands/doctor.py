@@ -10,18 +10,21 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from ..errors import DeployRunnerError
 from ..types import Graph, Json, StageNode
 from ..usercode.advice import how_to_install
+from . import live
 from .options import JsonSwitch, Selection
+
+if TYPE_CHECKING:
+    from ..api import Pipeline
 
 __all__ = ["Check", "Doctor"]
 
 _IMPORT_S = 300
 _FREE_BYTES = 2 * 1024**3
-_AWS_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE",
-                  "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class Doctor(NamedTuple):
 
     def __call__(self) -> int:
         """Print every check; exit 2 where one says that something is missing."""
-        checks = _examine(self.selection.load().graph, os.environ)
+        checks = _examine(self.selection.load())
         if self.json:
             print(json.dumps([check.as_dict() for check in checks], ensure_ascii=False))
         else:
@@ -59,15 +62,16 @@ class Doctor(NamedTuple):
         return 0 if all(check.ok for check in checks) else 2
 
 
-def _examine(graph: Graph, environ: Mapping[str, str]) -> list[Check]:
+def _examine(pipeline: Pipeline) -> list[Check]:
     """Return every check for this pipeline and target, the passed ones too."""
+    graph = pipeline.graph
     return [
         _python(),
         _disk(Path(graph.root)),
         _sandbox(),
         *_extras(graph),
-        *_secrets(graph, environ),
-        *_credentials(graph, environ),
+        *_secrets(graph, pipeline.environ),
+        *_credentials(pipeline),
     ]
 
 
@@ -173,18 +177,16 @@ def _secrets(graph: Graph, environ: Mapping[str, str]) -> Iterator[Check]:
             )
 
 
-def _credentials(graph: Graph, environ: Mapping[str, str]) -> Iterator[Check]:
-    pushes = [n for n in graph.stages.values() if n.network and n.converges]
-    if not pushes:
-        return
-    if not graph.live:
+def _credentials(pipeline: Pipeline) -> Iterator[Check]:
+    """Ask one push of each type, as a run would, what it authenticates by."""
+    pushes = {node.uses: node.id for node in pipeline.graph.stages.values() if node.converges}
+    if pushes and not pipeline.graph.live:
         yield Check("credentials", True, "none needed: the target is a dry run")
         return
-    if any(not n.uses.endswith(".hub") for n in pushes):
-        known = os.path.join(environ.get("HOME", ""), ".aws/credentials")
-        found = any(v in environ for v in _AWS_VARIABLES) or os.path.exists(known)
-        yield Check("AWS credentials", found, "found" if found else "none found",
-                    "export AWS_PROFILE=…, or use OIDC in CI")  # fmt: skip
-    if any(n.uses.endswith(".hub") for n in pushes):
-        found = "HF_TOKEN" in environ
-        yield Check("Hub token", found, "set" if found else "HF_TOKEN is not set", "export HF_TOKEN=…")
+    for uses, id_ in pushes.items():
+        try:
+            found = live.credentials(pipeline, id_)
+        except DeployRunnerError as error:
+            yield Check(f"credentials of {uses}", False, error.message, error.fix)
+        else:
+            yield Check(f"credentials of {uses}", True, found or "none needed")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..api import Pipeline
     from ..engine.plan import Decision
 
-__all__ = ["Promote", "Rollback", "Status", "promote", "rollback", "status"]
+__all__ = ["Promote", "Rollback", "Status", "credentials", "promote", "rollback", "status"]
 
 Log = Callable[[str], None]
 
@@ -115,6 +115,13 @@ def status(
             rows = _ask(pipeline, node, decision, {"verb": "status"}, log)
             found[node.id] = [Finding(*row) for row in rows]
     return found
+
+
+def credentials(pipeline: Pipeline, stage: str) -> str:
+    """Return what `stage` would authenticate by, as its worker finds it. Raises what it raises for a lack."""
+    (node,) = _pushes(pipeline.graph, [stage])
+    with pipeline.store.hold():
+        return str(_ask(pipeline, node, None, {"verb": "credentials"}, _silent))
 
 
 def rollback(pipeline: Pipeline, stage: str, to: str = "", *, log: Log = _silent) -> str:

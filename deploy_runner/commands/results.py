@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from ..api import explain, place_of
 from ..engine.runs import RunRecord, read_record, recorded_runs
-from ..errors import UsageError
+from ..errors import UsageError, closest
 from ..types import Artifact, Json
 from .options import JsonSwitch, Option, Selection
 
@@ -138,10 +138,7 @@ def _run_with(home: Path, files: tuple[str, ...], name: str, run: str) -> RunRec
 
 
 def _unknown(name: str, known: Iterable[str], where: str) -> UsageError:
-    from difflib import get_close_matches
-
-    close = get_close_matches(name, list(known), n=1)
-    fix = f"did you mean {close[0]!r}?" if close else "`deploy-runner plan` lists them"
+    fix = closest(name, known) or "`deploy-runner plan` lists them"
     return UsageError(f"{where} no stage {name!r}", fix=fix)
 
 

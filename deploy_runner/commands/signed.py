@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -12,6 +11,8 @@ from typing import Annotated, Any, NamedTuple
 
 from ..engine.fetch import local_folder
 from ..errors import GateError, UsageError
+from ..server.reasons import first_line, reason
+from ..store.stat import sha256_file
 from .options import Argument, JsonSwitch, Option
 
 __all__ = ["Verified", "Verify", "verify"]
@@ -80,7 +81,7 @@ def _verify_folder(folder: Path, key: str | None, certificates: Sequence[str]) -
     if SIGNATURE not in files:
         raise GateError(f"{SIGNATURE} is missing: the folder is not signed")
     _check_signature(folder, key, certificates)
-    found = {n: _sha256(p) for n, p in files.items() if n not in (SIGNATURE, PROVENANCE, MATERIALS)}
+    found = {n: sha256_file(p) for n, p in files.items() if n not in (SIGNATURE, PROVENANCE, MATERIALS)}
     if MATERIALS in files:
         _check_materials(folder)
     if PROVENANCE not in files:  # It was never there: without it the signature would not hold.
@@ -109,11 +110,6 @@ def _files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _check_signature(folder: Path, key: str | None, certificates: Sequence[str]) -> None:
     try:
         from model_signing import hashing, verifying
@@ -130,11 +126,11 @@ def _check_signature(folder: Path, key: str | None, certificates: Sequence[str])
         else:
             config.use_certificate_verifier(certificate_chain=list(certificates))
     except Exception as error:
-        raise UsageError(f"{key or certificates[0]} can't be used: {_first_line(error)}") from None
+        raise UsageError(f"{key or certificates[0]} can't be used: {first_line(error)}") from None
     try:
         config.verify(folder, folder / SIGNATURE)
     except Exception as error:
-        said = _first_line(error) or "it was made by another key"
+        said = reason(error) or "it was made by another key"
         raise GateError(f"the signature does not hold: {said}") from None
 
 
@@ -169,7 +165,3 @@ def _check_materials(folder: Path) -> None:
     text = (folder / MATERIALS).read_text("utf-8", errors="replace")
     if JsonStrictValidator(SchemaVersion.V1_6).validate_str(text):
         raise GateError(f"{MATERIALS} is not valid CycloneDX 1.6")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

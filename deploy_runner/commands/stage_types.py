@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-from ..errors import UsageError
+from ..errors import UsageError, closest
 from .options import Argument, JsonSwitch
 
 __all__ = ["Schema", "Stages"]
@@ -26,10 +26,8 @@ class Stages(NamedTuple):
         if self.type:
             found = [d for d in described if d["uses"] == self.type]
             if not found:
-                from difflib import get_close_matches
-
-                close = get_close_matches(self.type, [str(d["uses"]) for d in described], n=1)
-                fix = f"did you mean {close[0]!r}?" if close else "`deploy-runner stages` lists them"
+                known = (str(d["uses"]) for d in described)
+                fix = closest(self.type, known) or "`deploy-runner stages` lists them"
                 raise UsageError(f"there is no stage type {self.type!r}", fix=fix)
             described = found
         if self.json:

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from ..store.stat import sha256_file
 from .hub_http import route
 from .hub_pulls import PullHandler
 from .hub_rules import wants_lfs
@@ -83,8 +84,7 @@ class UploadHandler(PullHandler):
         try:
             with incoming.open("wb") as file:
                 self._body_to(file)
-            with incoming.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = sha256_file(incoming)
             if part:
                 incoming.replace(incoming.with_name(name))
             else:

@@ -9,13 +9,13 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from ..errors import Problem, SpecError
+from ..errors import Problem, SpecError, closest
 from ..registry import Registry
 from ..types import Graph, Json, Resources, Scalar, SourceFile, StageNode
 from ..usercode import loading
 from . import interface
 from .drafts import Draft, Ground
-from .expressions import Scope, Variables, closest, resolve, secret_name
+from .expressions import Scope, Variables, resolve, secret_name
 from .graph import find_cycle, topological_order
 from .inputs import find_inputs
 from .loader import Node, plain
@@ -145,7 +145,7 @@ def _env(ground: Ground, draft: Draft, scope: Scope) -> dict[str, str]:
         if name not in ground.env_names:
             mark = find_mark(draft.node, ("env", index))
             ground.say(mark, f"{name} is not declared under the pipeline's `env:`",
-                      closest(name, list(scope.env)) or f"env: {{{name}: null}}")  # fmt: skip
+                      closest(name, scope.env) or f"env: {{{name}: null}}")  # fmt: skip
     return {name: scope.env[name] for name in draft.spec.env if name in scope.env}
 
 
@@ -157,7 +157,7 @@ def _needs(ground: Ground, draft: Draft) -> tuple[str, ...]:
             ids += found.instances
         elif name not in ground.broken:
             mark = find_mark(draft.node, ("needs", index))
-            ground.say(mark, f"there is no stage {name!r}", closest(name, list(ground.drafts)))
+            ground.say(mark, f"there is no stage {name!r}", closest(name, ground.drafts))
     return tuple(ids)
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any, Literal
 
-from ..errors import Problem
+from ..errors import Problem, closest
 from ..types import Json, Mark
 from .credentials import is_credential
 from .loader import Node, plain
 
-__all__ = ["OutputRef", "Scope", "Variables", "closest", "parse_output", "resolve", "secret_name"]
+__all__ = ["OutputRef", "Scope", "Variables", "parse_output", "resolve", "secret_name"]
 
 _REFERENCE = re.compile(r"\$\{\{\s*(.*?)\s*\}\}", re.DOTALL)
 _OUTPUT = re.compile(
@@ -52,12 +51,6 @@ class _Refused(Exception):
     def __init__(self, message: str, fix: str = "") -> None:
         super().__init__(message)
         self.fix = fix
-
-
-def closest(name: str, known: Iterator[str] | list[str]) -> str:
-    """Return "did you mean 'x'?" for the nearest known spelling, or nothing."""
-    near = get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"did you mean {near[0]!r}?" if near else ""
 
 
 def parse_output(text: str) -> OutputRef | None:
@@ -125,7 +118,7 @@ def _value(expression: str, scope: Scope, mark: Mark, *, whole: bool) -> Json:
     root, _, rest = expression.partition(".")
     if root not in _ROOTS or not rest:
         known = "one of stages, vars, env, secrets, matrix and pipeline"
-        raise _Refused(f"${{{{ {expression} }}}} does not begin with {known}", closest(root, list(_ROOTS)))
+        raise _Refused(f"${{{{ {expression} }}}} does not begin with {known}", closest(root, _ROOTS))
     if root == "vars":
         return scope.variables(rest, mark)
     if root == "pipeline":
@@ -146,7 +139,7 @@ def _member(root: Literal["env", "matrix"] | str, name: str, known: Mapping[str,
                 f"{name} is a credential, which `env` would write down", f"${{{{ secrets.{name} }}}}"
             )
         where = "declare it under `env:`" if root == "env" else "declare it under `matrix:`"
-        raise _Refused(f"there is no {root}.{name} here", closest(name, list(known)) or where)
+        raise _Refused(f"there is no {root}.{name} here", closest(name, known) or where)
     return known[name]
 
 
@@ -181,7 +174,7 @@ class Variables:
         first, *rest = path.split(".")
         members = self._node.value if self._node is not None else {}
         if first not in members:
-            raise _Refused(f"there is no vars.{first}", closest(first, list(members)))
+            raise _Refused(f"there is no vars.{first}", closest(first, members))
         value = self._resolved(first, members[first])
         for name in rest:
             if not isinstance(value, dict) or name not in value:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ..errors import UsageError
+from ..errors import UsageError, closest
 from ..types import Graph
 
 __all__ = ["find_cycle", "select", "topological_order"]
@@ -80,9 +80,6 @@ def select(graph: Graph, targets: Iterable[str] | None) -> tuple[str, ...]:
 
 
 def _unknown(target: str, graph: Graph) -> UsageError:
-    from difflib import get_close_matches
-
     names = list(dict.fromkeys([n.base for n in graph.stages.values()] + list(graph.stages)))
-    close = get_close_matches(target, names, n=1)
-    fix = f"did you mean {close[0]!r}?" if close else f"the stages are {', '.join(names[:12])}"
+    fix = closest(target, names) or f"the stages are {', '.join(names[:12])}"
     return UsageError(f"{graph.pipeline} has no stage {target!r}", fix=fix)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..errors import closest
 from ..types import Kind, PathSource, RefSource, Scalar, Source
 from . import interface
 from .drafts import Draft, Ground
-from .expressions import OutputRef, Scope, closest, parse_output, resolve
+from .expressions import OutputRef, Scope, parse_output, resolve
 from .loader import Node
 from .refusals import stores_file
 
@@ -28,7 +29,7 @@ def find_inputs(ground: Ground, draft: Draft, matrix: dict[str, Scalar], scope: 
     for name, value in node.value.items():
         shape = shapes.get(name)
         if shape is None and not interface.is_open(draft.type.cls.Inputs):
-            fix = closest(name, list(shapes)) or f"it has {', '.join(shapes) or 'none'}"
+            fix = closest(name, shapes) or f"it has {', '.join(shapes) or 'none'}"
             what = f"stage {draft.name!r} ({draft.spec.uses})"
             ground.say(node.child_marks(name), f"{what} has no input {name!r}", fix)
             continue
@@ -108,12 +109,12 @@ def _referenced(
     draft = ground.drafts.get(ref.stage)
     if draft is None:
         if ref.stage not in ground.broken:
-            fix = closest(ref.stage, list(ground.drafts))
+            fix = closest(ref.stage, ground.drafts)
             ground.say(node.mark, f"there is no stage {ref.stage!r}", fix)
         return []
     spec = draft.outputs.get(ref.output)
     if spec is None:
-        fix = closest(ref.output, list(draft.outputs)) or f"it has {', '.join(draft.outputs)}"
+        fix = closest(ref.output, draft.outputs) or f"it has {', '.join(draft.outputs)}"
         ground.say(node.mark, f"stage {ref.stage!r} has no output {ref.output!r}", fix)
         return []
     ids = _matching(ground, draft, ref, node, matrix)

@@ -9,9 +9,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from ..errors import Problem
+from ..errors import Problem, closest
 from ..types import Json, Mark
-from .expressions import closest
 from .loader import Node
 
 __all__ = [

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from ..errors import SpecError
+from ..errors import SpecError, closest
 from ..types import Json, Kind, OutputSpec
 from . import interface
 from .drafts import Draft, Ground
-from .expressions import Scope, Variables, closest, resolve
+from .expressions import Scope, Variables, resolve
 from .inputs import leaves_project
 from .loader import plain
 from .spec import STAGE_ID, PipelineSpec, StageSpec, TargetSpec, find_mark, problems_of

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from .ports import DATATYPES, Arrays, Port, Ports, with_batches
-from .problems import UnfitArtifact, first_line
+from .problems import UnfitArtifact
+from .reasons import first_line
 
 __all__ = ["Artifact", "Case", "find", "fingerprint"]
 

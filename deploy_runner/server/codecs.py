@@ -18,7 +18,8 @@ import numpy as np
 import orjson
 
 from .ports import Arrays, Ports, as_array, samples_first
-from .problems import BadRequest, Invalid, Problem, TooLarge, Unknown, Unreadable, first_line
+from .problems import BadRequest, Invalid, Problem, TooLarge, Unknown, Unreadable
+from .reasons import first_line
 
 __all__ = [
     "CSV",

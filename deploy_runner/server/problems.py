@@ -32,7 +32,6 @@ __all__ = [
     "UnfitArtifact",
     "Unknown",
     "Unreadable",
-    "first_line",
 ]
 
 
@@ -115,8 +114,3 @@ class UnfitArtifact(Exception):
 
     def __init__(self, message: str, *, fix: str = "") -> None:
         super().__init__(f"{message} ({fix})" if fix else message)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, or its class."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -11,7 +11,8 @@ import numpy as np
 
 from .artifact import Artifact
 from .ports import DATATYPES, Arrays, Port, Ports, with_batches
-from .problems import Invalid, ModelError, Problem, UnfitArtifact, first_line
+from .problems import Invalid, ModelError, Problem, UnfitArtifact
+from .reasons import first_line
 
 __all__ = ["Program", "open_program"]
 
@@ -122,8 +123,7 @@ class _TorchScript:
         except IndexError as error:
             raise Invalid(_refusal(error)) from None
         except RuntimeError as error:
-            said = str(error).strip().rpartition("\n")[2] or first_line(error)
-            raise ModelError(Problem(("model",), f"the model failed: {said}")) from error
+            raise ModelError(Problem(("model",), f"the model failed: {first_line(error)}")) from error
         leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         if len(leaves) != len(self.outputs):
             said = f"the model gave {len(leaves)} tensors, {len(self.outputs)} are described"

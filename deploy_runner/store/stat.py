@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from hashlib import blake2b, file_digest
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .files import open_regular
@@ -31,7 +32,7 @@ _SCHEMA = """CREATE TABLE IF NOT EXISTS memo (
 ) WITHOUT ROWID"""
 
 
-def sha256_file(path: str | int) -> str:
+def sha256_file(path: str | Path | int) -> str:
     """Return the SHA-256 of a regular file, or of an open one from its position on, streamed.
 
     Raises OSError, for a pipe's path too.

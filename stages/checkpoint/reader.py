@@ -18,7 +18,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from deploy_runner.sdk import StageError
+from deploy_runner.sdk import StageError, first_line
 
 from . import harmless
 
@@ -173,7 +173,7 @@ def _read_pickle(path: Path, form: Format, *, trust: bool) -> Any:
     except pickle.UnpicklingError as error:
         raise _refused(path, form, str(error)) from None
     except Exception as error:  # A damaged file takes torch anywhere.
-        said = _ANSI.sub("", str(error)).strip().partition("\n")[0] or type(error).__name__
+        said = first_line(_ANSI.sub("", str(error))) or type(error).__name__
         raise StageError(f"the checkpoint can't be read, it is truncated or damaged: {said}",
                          fix="copy it again from where it was trained") from None  # fmt: skip
 

@@ -21,10 +21,13 @@ from deploy_runner.sdk import (
     StageInputs,
     StageOutputs,
     StageParams,
+    closest,
+    first_line,
 )
 
 from ..model import bundles, loading, state_dicts
 from ..model.calls import call, in_order
+from ..model.wording import user_line
 from . import reader
 
 if TYPE_CHECKING:
@@ -188,7 +191,7 @@ class _Trainer:
         kind = getattr(torch.optim, name, None)
         if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
             known = [n for n, v in vars(torch.optim).items() if isinstance(v, type)]
-            raise StageError(f"torch.optim has no optimizer {name!r}", fix=bundles.closest_name(name, known))
+            raise StageError(f"torch.optim has no optimizer {name!r}", fix=closest(name, known))
         return kind(module.parameters())  # type: ignore[call-arg]
 
     def resume(self, checkpoint: Mapping[str, Any]) -> _Session:
@@ -207,7 +210,7 @@ class _Trainer:
         try:
             optimizer.load_state_dict(state["optimizer_state_dict"])
         except (ValueError, KeyError, RuntimeError) as error:
-            said = f"the checkpoint's optimizer doesn't fit: {bundles.first_line(error)}"
+            said = f"the checkpoint's optimizer doesn't fit: {first_line(error)}"
             raise StageError(said, fix="is it the same optimizer, with the same groups?") from error
         torch.manual_seed(self._ctx.seed)
         if isinstance(checkpoint["rng_state"], torch.Tensor):
@@ -252,8 +255,8 @@ class _Session:
                 loss = self.loss(_call(self.module, inputs), labels)
                 loss.backward()
             except Exception as error:
-                where = bundles.user_line(error)
-                raise StageError(f"step {step} fails: {bundles.first_line(error)}{where}",
+                where = user_line(error)
+                raise StageError(f"step {step} fails: {first_line(error)}{where}",
                                  fix="do the data and the loss fit the model?") from error  # fmt: skip
             self.optimizer.step()
             losses.append(float(loss.detach()))

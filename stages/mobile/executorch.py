@@ -22,6 +22,7 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
+    first_line,
 )
 
 from ..model import bundles, calibration, fresh_inputs, judging
@@ -236,7 +237,7 @@ def _lower(program: Any, backend: str) -> tuple[bytes, str]:
         if missing := _MISSING.search(str(error)):
             said = f"the operator {missing.group(1)} has no kernel in ExecuTorch"
             raise StageError(said, fix="replace it in the model, or use mobile.lite") from error
-        raise StageError(f"ExecuTorch can't lower the model: {bundles.first_line(error)}",
+        raise StageError(f"ExecuTorch can't lower the model: {first_line(error)}",
                          fix="try `backend: portable`, or mobile.lite") from error  # fmt: skip
     if backend == "xnnpack" and not any("executorch_call_delegate" in call for call in calls):
         raise GateError("XNNPACK took no operator of the model: it would run about 100 times slower")
@@ -259,7 +260,7 @@ def runner(path: Path, bundle: Bundle) -> Model:
             result = method.execute(bundles.tensors(arrays, bundle.input_names))
         except RuntimeError as error:
             shapes = {name: tuple(array.shape) for name, array in arrays.items()}
-            said = f"ExecuTorch can't run inputs of shape {shapes}: {bundles.first_line(error)}"
+            said = f"ExecuTorch can't run inputs of shape {shapes}: {first_line(error)}"
             raise StageError(said, fix="try `backend: portable`, or mobile.lite") from error
         outputs = result[len(result) - len(bundle.output_names) :]  # What the model writes into comes first.
         return {n: bundles.to_array(t).copy() for n, t in zip(bundle.output_names, outputs, strict=True)}

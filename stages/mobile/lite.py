@@ -18,6 +18,7 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
+    first_line,
 )
 
 from ..model import branches, bundles
@@ -103,9 +104,7 @@ def runner(path: Path, bundle: Bundle) -> Model:
         with torchscript.quiet():
             module = _load_for_lite_interpreter(str(path))
     except RuntimeError as error:
-        raise StageError(
-            f"the lite interpreter can't load the program: {bundles.first_line(error)}"
-        ) from error
+        raise StageError(f"the lite interpreter can't load the program: {first_line(error)}") from error
 
     def run(arrays: Mapping[str, Any]) -> dict[str, Any]:
         with torch.no_grad():

@@ -22,14 +22,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from deploy_runner.sdk import StageError, load_code
+from deploy_runner.sdk import StageError, first_line, load_code
 
 from . import loading, tensor_files
 from .axes import Axis, rows
 from .calls import adapted, call
-from .wording import closest_name as closest_name
-from .wording import first_line as first_line
-from .wording import user_line as user_line
+from .wording import user_line
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
-from deploy_runner.sdk import Code, Context, Field, StageError, StageParams
+from deploy_runner.sdk import Code, Context, Field, StageError, StageParams, first_line
 
 from .axes import axis_of, batch_label, rows, without
-from .bundles import Bundle, array_header, first_line, open_arrays, user_line
+from .bundles import Bundle, array_header, open_arrays
+from .wording import user_line
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from inspect import Parameter
 from typing import TYPE_CHECKING, Any
 
-from deploy_runner.sdk import StageError
+from deploy_runner.sdk import StageError, closest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,14 +55,12 @@ def in_order(module: nn.Module, names: Sequence[str]) -> list[str]:
 
     Raises StageError for a name that forward() has no place for.
     """
-    from .wording import closest_name
-
     known = arguments(module)
     others = [name for name in names if name not in known]
     kinds = {p.kind for p in _parameters(module)}
     if others and not kinds & {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD}:
         raise StageError(f"forward() has no argument {others[0]!r}, it has {', '.join(known) or 'none'}",
-                         fix=closest_name(others[0], known))  # fmt: skip
+                         fix=closest(others[0], known))  # fmt: skip
     if Parameter.VAR_KEYWORD not in kinds and others != sorted(others):  # Keys of a mapping have no order.
         raise StageError(f"forward() takes {', '.join(others)} by position alone, in an order that names "
                          "don't say", fix="name them so that they sort: input_0, input_1")  # fmt: skip

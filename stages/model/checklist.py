@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from deploy_runner.sdk import GateError, StageError
+from deploy_runner.sdk import GateError, StageError, first_line
 
 from . import bundles
 from .axes import rows
@@ -15,6 +15,7 @@ from .bundles import Case, Port
 from .calls import call
 from .compare import both_finite, largest
 from .precision import eps_of
+from .wording import user_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,8 +81,8 @@ class Eager:
             raise
         except Exception as error:
             shapes = ", ".join(f"{n} {tuple(a.shape)}" for n, a in arrays.items())
-            where = bundles.user_line(error)
-            said = f"the model refuses the example {shapes}: {bundles.first_line(error)}{where}"
+            where = user_line(error)
+            said = f"the model refuses the example {shapes}: {first_line(error)}{where}"
             raise StageError(said, fix=_TYPES if "dtype" in str(error) else _SHAPES) from error
         flat = bundles.flatten_outputs(result, self.names)
         self.dtypes = self.dtypes or {n: str(t.dtype).removeprefix("torch.") for n, t in flat.items()}

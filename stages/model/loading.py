@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from deploy_runner.sdk import StageError
+from deploy_runner.sdk import StageError, first_line
 
 from . import ties
 from .state_dicts import StateDict, refitted
-from .wording import first_line, user_line
+from .wording import user_line
 
 if TYPE_CHECKING:
     import torch

@@ -1,12 +1,6 @@
-"""Say in one line what an error of the user's code or file says, and where it is."""
+"""Say where in the user's code an error is."""
 
 from __future__ import annotations
-
-import re
-from collections.abc import Sequence
-
-_FOLDERS = re.compile(r"(?<![\w./:])/(?:[^/\s'\"]+/)+(?=[^/\s])")
-"""The folders of an absolute path: a worker's are of no use to anybody."""
 
 
 def user_line(error: BaseException) -> str:
@@ -18,17 +12,3 @@ def user_line(error: BaseException) -> str:
 
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(("/", "<"))]
     return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, or its class; of paths the last part only."""
-    said = str(error).strip().partition("\n")[0] or type(error).__name__
-    return _FOLDERS.sub("", said)
-
-
-def closest_name(name: str, known: Sequence[str]) -> str:
-    """Return "did you mean 'x'?" for the nearest known spelling, or nothing."""
-    from difflib import get_close_matches
-
-    near = get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else ""

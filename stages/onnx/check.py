@@ -17,9 +17,9 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
+    first_line,
 )
 
-from ..model.bundles import first_line
 from . import protos
 from .external import check_external_data
 

@@ -19,12 +19,14 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
+    first_line,
 )
 
 from ..model import branches, bundles
 from ..model.branches import Branches
 from ..model.bundles import Bundle
 from ..model.compare import Tolerances, compare, gate
+from ..model.wording import user_line
 from . import naming, protos
 
 _OPERATOR = re.compile(
@@ -231,7 +233,7 @@ def _refusal(way: str, error: Exception, bundle: Bundle) -> StageError:
         cause = cause.__cause__ or cause.__context__
     text = "\n".join(texts)
     lines = _LINE.findall(text)
-    where = f" at {lines[-1][0]}:{lines[-1][1]}" if lines else bundles.user_line(error)
+    where = f" at {lines[-1][0]}:{lines[-1][1]}" if lines else user_line(error)
     if "data-dependent" in text.lower() or "GuardOnDataDependent" in text:
         said = f"the model's control flow depends on its data{where}, which the {way} exporter can't keep"
         return StageError(said, fix="use torch.cond")
@@ -245,7 +247,7 @@ def _refusal(way: str, error: Exception, bundle: Bundle) -> StageError:
         return StageError(f"the operator {operator.group(1)} has no ONNX equivalent{where}",
                           fix="replace it in the model, or keep this model as TorchScript")  # fmt: skip
     said = next(
-        (bundles.first_line(Exception(t)) for t in reversed(texts) if t.strip()),
+        (first_line(text) for text in reversed(texts) if text.strip()),
         type(error).__name__,
     )
     return StageError(f"the {way} exporter refuses the model{where}: {said[:300]}",

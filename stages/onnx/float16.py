@@ -14,6 +14,7 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
+    first_line,
 )
 
 from ..model import bundles, fresh_inputs, judging
@@ -69,7 +70,7 @@ class OnnxFloat16(Stage):
                 model, keep_io_types=params.keep_io, node_block_list=params.exclude, disable_shape_infer=True
             )
         except Exception as error:
-            raise StageError(f"the model can't be converted: {bundles.first_line(error)}") from error
+            raise StageError(f"the model can't be converted: {first_line(error)}") from error
         protos.save_proto(halved, outputs.model)
         run = protos.runner(outputs.model, threads=ctx.threads)
         kinds = {slot.name: slot.type for slot in protos.session(outputs.model, threads=1).get_inputs()}

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from deploy_runner.sdk import Context, Field, StageError, StageParams
+from deploy_runner.sdk import Context, Field, StageError, StageParams, first_line
 
-from ..model.bundles import first_line
 from . import protos
 
 if TYPE_CHECKING:

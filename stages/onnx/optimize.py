@@ -16,6 +16,7 @@ from deploy_runner.sdk import (
     StageInputs,
     StageOutputs,
     StageParams,
+    first_line,
 )
 
 from ..model import bundles
@@ -85,5 +86,5 @@ def _optimise(source: Path, target: Path) -> Path:
     try:
         onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise StageError(f"onnxruntime can't load the model: {bundles.first_line(error)}") from error
+        raise StageError(f"onnxruntime can't load the model: {first_line(error)}") from error
     return target

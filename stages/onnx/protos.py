@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from deploy_runner.sdk import StageError
+from deploy_runner.sdk import StageError, closest, first_line
 
-from ..model.bundles import closest_name, first_line
 from ..model.compare import Model
 
 if TYPE_CHECKING:
@@ -167,7 +166,7 @@ def refuse_unknown_nodes(model: onnx.ModelProto, excluded: list[str]) -> None:
     for name in excluded:
         if name not in names:
             raise StageError(f"exclude: the model has no node {name!r}, it has {', '.join(names[:8])}, …",
-                             fix=closest_name(name, names))  # fmt: skip
+                             fix=closest(name, names))  # fmt: skip
 
 
 _QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger",

@@ -16,6 +16,7 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
+    first_line,
 )
 
 from ..model import bundles, fresh_inputs, judging
@@ -101,7 +102,7 @@ def _quantize(
             **params.options(per_channel=params.per_channel is not False),
         )
     except Exception as error:
-        raise StageError(f"the model can't be quantized: {bundles.first_line(error)}") from error
+        raise StageError(f"the model can't be quantized: {first_line(error)}") from error
     return protos.load_proto(made)
 
 

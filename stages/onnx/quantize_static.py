@@ -17,10 +17,10 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
+    first_line,
 )
 
 from ..model import bundles, calibration, fresh_inputs, judging
-from ..model.bundles import first_line
 from ..model.calibration import Method, Samples, Source
 from . import int8, protos
 

@@ -19,10 +19,10 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
+    first_line,
 )
 
 from ..model import calibration, fresh_inputs, plot
-from ..model.bundles import first_line
 from . import int8, protos
 
 _SHOWN = 30

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import mmap
@@ -26,6 +25,8 @@ from deploy_runner.sdk import (
     StageInputs,
     StageOutputs,
     StageParams,
+    first_line,
+    sha256_file,
 )
 
 from ..model import bundles
@@ -135,8 +136,7 @@ def _write_texts(
     lines = params.requirements
     if lines is None:
         lines = image.requirements(image.roots(params.server, described["format"]))
-    with (folder / "model" / described["file"]).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_file(folder / "model" / described["file"])
     _write(folder / "requirements.txt", "".join(f"{line}\n" for line in lines))
     dockerfile = image.dockerfile(params.name, params.base_image, params.user, params.server, arguments)
     _write(folder / "Dockerfile", dockerfile)
@@ -203,7 +203,7 @@ def _try(
         try:
             found = trial.answers([str(folder / "model"), *arguments], bodies)
         except Exception as error:
-            said = bundles.first_line(error)
+            said = first_line(error)
             raise StageError(f"the container would not serve: {said}") from error
     if not cases:
         return

@@ -23,6 +23,7 @@ from deploy_runner.sdk import (
     StageInputs,
     StageOutputs,
     StageParams,
+    first_line,
 )
 
 from ..model import bundles
@@ -111,7 +112,7 @@ def _told(when: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        said = f"code/inference.py fails when it {when}: {type(error).__name__}: {bundles.first_line(error)}"
+        said = f"code/inference.py fails when it {when}: {type(error).__name__}: {first_line(error)}"
         raise StageError(said, fix="the container would fail alike") from error
 
 

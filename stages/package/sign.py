@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -18,9 +17,10 @@ from deploy_runner.sdk import (
     StageInputs,
     StageOutputs,
     StageParams,
+    first_line,
+    sha256_file,
 )
 
-from ..model import bundles
 from . import provenance
 
 SIGNATURE, PROVENANCE, MATERIALS = "model.sig", "provenance.json", "sbom.cdx.json"
@@ -64,7 +64,7 @@ class PackageSign(Stage):
         folder.mkdir(exist_ok=True)
         for name, path in inputs.artifacts.items():
             _copy(name, path, folder)
-        subjects = {p.relative_to(folder).as_posix(): _sha256(p) for p in _files(folder)}
+        subjects = {p.relative_to(folder).as_posix(): sha256_file(p) for p in _files(folder)}
         if not subjects:
             raise StageError("there is nothing to sign: the artifacts hold no file")
         statement = provenance.statement(subjects, ctx.lineage)
@@ -77,7 +77,7 @@ class PackageSign(Stage):
         _sign(ctx, params.key, inputs, folder)
         ctx.figure("files", len(subjects))
         ctx.figure("bytes", sum(p.stat().st_size for p in _files(folder)))
-        ctx.figure("provenance_sha256", _sha256(folder / PROVENANCE))
+        ctx.figure("provenance_sha256", sha256_file(folder / PROVENANCE))
 
 
 def _copy(name: str, path: Path, folder: Path) -> None:
@@ -95,11 +95,6 @@ def _copy(name: str, path: Path, folder: Path) -> None:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sign(ctx: Context, key: str, inputs: PackageSign.Inputs, folder: Path) -> None:
@@ -120,7 +115,7 @@ def _sign(ctx: Context, key: str, inputs: PackageSign.Inputs, folder: Path) -> N
             )
         config.sign(folder, folder / SIGNATURE)
     except Exception as error:
-        said = f"the artifacts can't be signed: {bundles.first_line(error)}"
+        said = f"the artifacts can't be signed: {first_line(error)}"
         raise StageError(said, fix="is the key a P-256 private key (PEM), the certificate its own?") from None
     finally:
         private.unlink()

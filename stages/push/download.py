@@ -1,4 +1,4 @@
-"""Download a folder or file of a remote: python -m deploy_runner.stages._download ADDRESS TARGET.
+"""Download a folder or file of a remote: python -m deploy_runner.stages.push.download ADDRESS TARGET.
 
 `deploy-runner verify` runs it in a process of its own, and checks what has arrived. The path of what
 was downloaded is printed; what went wrong is one line of standard error.
@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from deploy_runner.sdk import StageError
+from deploy_runner.sdk import StageError, first_line
 
 _EXTRAS = {"s3": "sagemaker", "hf": "hub"}
 
@@ -76,7 +76,7 @@ def main(address: str, target: str) -> int:
     except StageError as error:
         said = error.message
     except Exception as error:
-        said = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
+        said = f"{type(error).__name__}: {first_line(error)}"
     else:
         return 0
     print(said, file=sys.stderr)  # noqa: T201

@@ -25,7 +25,7 @@ from ..model import bundles
 from .backoff import Backoff
 from .huggingface import layout, rollback, status
 from .huggingface.card import Card, read_reports
-from .huggingface.client import hub_client
+from .huggingface.client import hub_client, require_token
 from .huggingface.commit import Place, Push, ensure_branch, ensure_repo, ensure_tag
 from .huggingface.content import MANIFEST, Wanted, describe, manifest
 from .huggingface.errors import one_sentence
@@ -110,6 +110,12 @@ class PushHub(Stage):
         digests = {path: file.sha256 for path, file in files.items()}
         transcript.write(outputs.transcript, repo=repo, revision=place.revision, files=digests)
 
+    def credentials(self, ctx: Context, params: Params) -> str:
+        """Say that a token of the Hub is found."""
+        with one_sentence(params.repo):
+            require_token()
+        return "a token of the Hub is found"
+
     def status(self, ctx: Context, params: Params, inputs: Inputs) -> list[Finding]:
         """Compare the branch, the tag and the visibility with what is wanted."""
         with _hub(ctx, params, Backoff(log=ctx.log)) as (api, repo):
@@ -127,12 +133,10 @@ class PushHub(Stage):
 @contextmanager
 def _hub(ctx: Context, params: PushHub.Params, backoff: Backoff) -> Iterator[tuple[Any, str]]:
     """Yield the client and the repository's full name. Raises one sentence, whatever goes wrong."""
-    from huggingface_hub import get_token
     from huggingface_hub.utils import validate_repo_id
 
     with one_sentence(params.repo), hub_client(ctx, backoff) as api:
-        if get_token() is None:
-            raise StageError("no token of the Hub is found", fix="export HF_TOKEN=… with write access")
+        require_token()
         hub = ctx.target.get("hub")
         namespace = hub.get("namespace") if isinstance(hub, dict) else None
         repo = params.repo

@@ -20,6 +20,7 @@ from deploy_runner.sdk import (
     StageInputs,
     StageOutputs,
     StageParams,
+    sha256_file,
 )
 
 from ..package.smoke import JSON_TYPE
@@ -79,6 +80,11 @@ class PushS3(Stage):
         ctx.figure("uri", release.uri)
         transcript.write(outputs.transcript, uri=release.uri, files=release.files)
 
+    def credentials(self, ctx: Context, params: Params) -> str:
+        """Say which AWS credentials are found, and for which region."""
+        with objects.plainly():
+            return objects.credentials(ctx)
+
     def status(self, ctx: Context, params: Params, inputs: Inputs) -> list[Finding]:
         """Compare the objects and the pointer with what the pipeline says."""
         with objects.plainly():
@@ -113,14 +119,14 @@ class _Release:
         self._s3, self._bucket, self._prefix = session.client("s3"), _bucket(params, ctx), params.prefix
         self._paths = {params.name or artifact.name: artifact} if artifact.is_file() else _members(artifact)
         known = ctx.digests.get("artifact")
-        self.files = {name: known or objects.file_digest(path) for name, path in self._paths.items()}
+        self.files = {name: known or sha256_file(path) for name, path in self._paths.items()}
         listed = {
             name: {"sha256": digest, "bytes": self._paths[name].stat().st_size}
             for name, digest in self.files.items()
         }
         text = ctx.workdir / _MANIFEST
         text.write_text(json.dumps({"files": listed}, indent=2, sort_keys=True) + "\n", "utf-8")
-        self.digest = objects.file_digest(text)
+        self.digest = sha256_file(text)
         self.uri = f"s3://{self._bucket}/{params.prefix}/{self.digest}"
         self.manifest = self._object(_MANIFEST, text, self.digest, JSON_TYPE)
         self.pointer = _Pointer(self._s3, self._bucket, params.prefix)

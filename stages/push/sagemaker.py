@@ -153,6 +153,11 @@ class PushSagemaker(Stage):
             outputs.transcript, package=push.upload.uri, sha256=push.upload.digest, **names
         )  # fmt: skip
 
+    def credentials(self, ctx: Context, params: Params) -> str:
+        """Say which AWS credentials are found, and for which region."""
+        with objects.plainly():
+            return objects.credentials(ctx)
+
     def status(self, ctx: Context, params: Params, inputs: Inputs) -> list[Finding]:
         """Compare object, registry and endpoint with what the pipeline says."""
         with objects.plainly():

@@ -18,6 +18,7 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
+    sha256_file,
 )
 
 from ..package.smoke import JSON_TYPE
@@ -81,6 +82,11 @@ class PushTransform(Stage):
         ctx.figure("files", len(job.uploads))
         transcript.write(outputs.transcript, job=name, model=job.model.name)
 
+    def credentials(self, ctx: Context, params: Params) -> str:
+        """Say which AWS credentials are found, and for which region."""
+        with objects.plainly():
+            return objects.credentials(ctx)
+
     def status(self, ctx: Context, params: Params, inputs: Inputs) -> list[Finding]:
         """Say how the job is."""
         with objects.plainly():
@@ -108,7 +114,7 @@ class _Job:
             ctx, self._session, transcript, params, owner=params.job,
             url=self._package.uri, digest=self._package.digest,
         )  # fmt: skip
-        digests = {path.name: objects.file_digest(path) for path in _files(inputs.data)}
+        digests = {path.name: sha256_file(path) for path in _files(inputs.data)}
         place = named(f"{params.prefix}/{params.job}/data", digests)
         self.uploads = [
             objects.Upload(

@@ -17,12 +17,14 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
+    first_line,
 )
 
 from ..model import bundles
 from ..model.axes import Axis
 from ..model.bundles import Bundle
 from ..model.compare import Model, Tolerances, compare, gate
+from ..model.wording import user_line
 
 _PATHS = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn")
 """What the exporter notes about where a node came from: it differs between two folders."""
@@ -111,7 +113,7 @@ def dimension(axis: Axis, most: int | None = None) -> Any:
 
 def refusal(error: Exception) -> StageError:
     """Say why torch.export refuses a model, with the user's line and the way out."""
-    where = bundles.user_line(error)
+    where = user_line(error)
     text = f"{type(error).__name__} {error}"
     if "data-dependent" in text.lower() or "GuardOnDataDependent" in text:
         fix = "use torch.cond there, or torch.script for this model"
@@ -125,7 +127,7 @@ def refusal(error: Exception) -> StageError:
         fix = f"say {found} in model.prepare's `dynamic`, leave it out, or use torch.script"
         return StageError(said, fix=fix)
     return StageError(
-        f"the model can't be exported: {bundles.first_line(error)}{where}",
+        f"the model can't be exported: {first_line(error)}{where}",
         fix="try torch.trace or torch.script",
     )
 
@@ -145,7 +147,7 @@ def runner(path: Path, bundle: Bundle) -> Model:
     try:
         module = torch.export.load(path).module()
     except Exception as error:
-        raise StageError(f"{path.name} is not an exported program: {bundles.first_line(error)}",
+        raise StageError(f"{path.name} is not an exported program: {first_line(error)}",
                          fix="give it the output `model` of torch.export") from error  # fmt: skip
 
     def run(arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,7 +156,7 @@ def runner(path: Path, bundle: Bundle) -> Model:
                 result = module(*bundles.tensors(arrays, bundle.input_names))
         except Exception as error:
             shapes = {name: tuple(array.shape) for name, array in arrays.items()}
-            said = f"the program can't run inputs of shape {shapes}: {bundles.first_line(error)}"
+            said = f"the program can't run inputs of shape {shapes}: {first_line(error)}"
             raise StageError(said, fix="say the `min` and `max` that it takes in `dynamic`") from error
         return bundles.named_arrays(result, bundle.output_names)
 

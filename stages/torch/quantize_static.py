@@ -14,6 +14,8 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
+    closest,
+    first_line,
 )
 
 from ..model import bundles, calibration, fresh_inputs, judging
@@ -86,7 +88,7 @@ class TorchQuantizeStatic(Stage):
         for name in (*params.exclude, *(n for group in params.fuse or [] for n in group)):
             if name not in known:
                 raise StageError(f"the model has no module {name!r}",
-                                 fix=bundles.closest_name(name, list(known)))  # fmt: skip
+                                 fix=closest(name, known))  # fmt: skip
         with quantizing.quiet():
             groups = _sequences(module, params.exclude) if params.fuse is None else params.fuse
             module = _fused(module, groups)
@@ -164,7 +166,7 @@ def _fused(module: nn.Module, groups: list[list[str]]) -> nn.Module:
     try:
         return fuse_modules(module, groups) if groups else module
     except (NotImplementedError, AssertionError, AttributeError) as error:
-        raise StageError(f"the modules can't be fused: {bundles.first_line(error)}",
+        raise StageError(f"the modules can't be fused: {first_line(error)}",
                          fix="name others: `fuse: []` fuses none") from error  # fmt: skip
 
 

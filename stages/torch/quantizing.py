@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deploy_runner.sdk import Context, GateError, StageError
+from deploy_runner.sdk import Context, GateError, StageError, first_line
 
-from ..model import branches, bundles, fresh_inputs, judging
+from ..model import branches, fresh_inputs, judging
 from ..model.bundles import Bundle, Case
 from ..model.compare import compare
 from ..model.judging import Floors
+from ..model.wording import user_line
 from . import torchscript
 
 _EXACT = {"atol": 1e-6, "rtol": 1e-6}
@@ -102,12 +103,12 @@ def _program(quantized: Any, bundle: Bundle, cases: list[Case]) -> Any:
         if compare(cases, run, **_EXACT).excess <= 0:
             return program
     except (RuntimeError, GateError) as error:
-        if str(error).startswith("Tracer cannot infer type"):  # The tensors are printed before the reason.
-            said = f"the quantized model can't be traced: {str(error).rpartition(chr(10) + ':')[2]}"
+        if str(error).startswith("Tracer cannot infer type"):
+            said = f"the quantized model can't be traced: {first_line(error)}"
     try:
         return torch.jit.script(quantized)
     except Exception as error:
-        raise StageError(f"{said}, and it can't be scripted: {bundles.first_line(error)}",
+        raise StageError(f"{said}, and it can't be scripted: {first_line(error)}",
                          fix="use onnx.quantize_static or onnx.quantize_dynamic") from error  # fmt: skip
 
 
@@ -115,10 +116,10 @@ def _refusal(error: Exception) -> StageError:
     """Name the operator that has no kernel for quantized tensors."""
     found = re.search(r"Could not run '([\w:.]+)'", str(error))
     if found is None:
-        where = bundles.user_line(error)
-        return StageError(f"the quantized model can't run: {bundles.first_line(error)}{where}",
+        where = user_line(error)
+        return StageError(f"the quantized model can't run: {first_line(error)}{where}",
                           fix="leave the modules around it out: `exclude`")  # fmt: skip
     return StageError(
-        f"the operator {found.group(1)} has no int8 form in torch{bundles.user_line(error)}",
+        f"the operator {found.group(1)} has no int8 form in torch{user_line(error)}",
         fix="leave the modules around it out with `exclude`, or use onnx.quantize_static",
     )

@@ -18,6 +18,7 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
+    first_line,
     module_path,
 )
 
@@ -99,7 +100,7 @@ class TorchSaveFull(Stage):
             ) as file:  # To a name, the name would be in the bytes.
                 torch.save(module, file)
         except Exception as error:
-            said = f"the module can't be pickled: {bundles.first_line(error)}"
+            said = f"the module can't be pickled: {first_line(error)}"
             raise StageError(said, fix="define its classes at the top level of a file") from error
         _copy_code(inputs.model / "code", outputs.model / "code")
         parent = PurePosixPath(module_path(bundle.factory.rpartition(":")[0])).parent

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deploy_runner.sdk import Context, Stage, StageError
+from deploy_runner.sdk import Context, Stage, StageError, first_line
 
 from ..model import branches, bundles
 from . import scripted, torchscript
@@ -56,8 +56,7 @@ def _refusal(error: Exception) -> StageError:
     """Name what the compiler can't do, and the user's line it points at."""
     import re
 
-    text = str(error).strip()
-    found = re.search(r'File "([^"/][^"]*)", line (\d+)', text)
+    found = re.search(r'File "([^"/][^"]*)", line (\d+)', str(error))
     where = f" at {found.group(1)}:{found.group(2)}" if found else ""
-    said = text.partition("\n")[0]
-    return StageError(f"the model can't be compiled{where}: {said}", fix="try torch.trace or torch.export")
+    said = f"the model can't be compiled{where}: {first_line(error)}"
+    return StageError(said, fix="try torch.trace or torch.export")

@@ -18,6 +18,7 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
+    first_line,
 )
 
 from ..model import bundles
@@ -98,7 +99,7 @@ def load(path: Path) -> torch.jit.ScriptModule:
         with quiet():
             return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-any-return]
     except RuntimeError as error:
-        said = f"{path.name} is not a TorchScript program: {bundles.first_line(error)}"
+        said = f"{path.name} is not a TorchScript program: {first_line(error)}"
         raise StageError(said, fix="give it the output of torch.trace or torch.script") from error
 
 

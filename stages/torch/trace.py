@@ -6,10 +6,11 @@ import itertools
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from deploy_runner.sdk import Context, Stage, StageError
+from deploy_runner.sdk import Context, Stage, StageError, first_line
 
 from ..model import branches, bundles
 from ..model.bundles import Bundle
+from ..model.wording import user_line
 from . import torchscript
 
 if TYPE_CHECKING:
@@ -68,11 +69,8 @@ def trace(bundle: Bundle) -> torch.jit.ScriptModule:
         except torch.jit.TracingCheckError as error:
             raise _depends(bundle, caught) from error
         except RuntimeError as error:
-            where = bundles.user_line(error)
-            said = bundles.first_line(error)
-            if said.startswith("Tracer cannot infer type"):  # The tensors are printed before the reason.
-                said = str(error).rpartition("\n:")[2]
-            raise StageError(f"the model can't be traced: {said}{where}",
+            where = user_line(error)
+            raise StageError(f"the model can't be traced: {first_line(error)}{where}",
                              fix="try torch.script or torch.export") from error  # fmt: skip
     _refuse_other_results(bundle, module, program, caught)
     return program

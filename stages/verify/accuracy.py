@@ -22,11 +22,13 @@ from deploy_runner.sdk import (
     StageInputs,
     StageOutputs,
     StageParams,
+    first_line,
 )
 
 from ..model import bundles
 from ..model.calibration import Slot, samples_of_output, slots_of_bundle, slots_of_onnx
 from ..model.compare import Model
+from ..model.wording import user_line
 from ..onnx import protos
 from . import runtime
 
@@ -170,7 +172,7 @@ def _measured(metric: Callable[..., Any], outputs: Any, labels: Any) -> float:
         score = float(metric(outputs, labels))
     except Exception as error:
         said = f"the metric fails on outputs {outputs.shape} and labels {labels.shape}"
-        raise StageError(f"{said}: {bundles.first_line(error)}{bundles.user_line(error)}",
+        raise StageError(f"{said}: {first_line(error)}{user_line(error)}",
                          fix="does it fit the first output, and return a number?") from error  # fmt: skip
     if not math.isfinite(score):
         raise StageError(f"the metric gives {score}", fix="it must return a number from 0 to 1")

@@ -166,11 +166,10 @@ def test_a_live_target_needs_credentials(project: Project) -> None:
         "role_arn: r, image_uri: i}}",
         head="target: {name: production, live: true, aws: {region: eu-central-1}}\n",
     )
-    assert "FAIL AWS credentials: none found" in project.cli("doctor", exits=2, HOME="/nonexistent").stdout
-    error = project.run(exits=1, HOME="/nonexistent", AWS_EC2_METADATA_DISABLED="true")["stages"]["push"][
-        "error"
-    ]
+    nowhere = {"HOME": "/nonexistent", "AWS_EC2_METADATA_DISABLED": "true"}
+    error = project.run(exits=1, **nowhere)["stages"]["push"]["error"]
     assert error == "no AWS credentials are found (export AWS_PROFILE=…, or use OIDC in CI)"
+    assert f"FAIL credentials of push.sagemaker: {error}" in project.cli("doctor", exits=2, **nowhere).stdout
 
 
 def test_json_errors_and_progress_stay_apart(chain: Project) -> None:

@@ -143,3 +143,48 @@ def test_without_a_remote_a_plan_says_so_and_a_secret_is_not_told(live: Project)
     assert "AWS can't be reached" in done.stderr
     assert "canary-of-a-secret-key" not in done.stdout + done.stderr
     assert "the remote can't be read: AWS can't be reached" in live.cli("plan", *LIVE, **broken).stdout
+
+
+NOBODY = {
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+    "HF_ENDPOINT": "http://127.0.0.1:9",
+}
+KEYS = "aws_access_key_id = x\naws_secret_access_key = y\n"
+NO_KEYS, NO_TOKEN = "no AWS credentials are found", "no token of the Hub is found"
+
+
+@pytest.mark.parametrize(
+    ("uses", "file", "env", "lacks"),
+    [
+        pytest.param("s3", "", {}, NO_KEYS, id="no keys"),
+        pytest.param("s3", "", {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"}, "", id="keys"),
+        pytest.param("s3", "", {"AWS_PROFILE": "other"}, "The config profile (other) could not be found", id="profile"),
+        pytest.param("s3", ".aws/credentials", {}, "", id="credentials at their place"),
+        pytest.param("s3", ".aws/config", {}, "", id="config at its place"),
+        pytest.param("s3", "keys", {"AWS_SHARED_CREDENTIALS_FILE": "{home}/keys"}, "", id="credentials elsewhere"),
+        pytest.param("hub", "", {}, NO_TOKEN, id="no token"),
+        pytest.param("hub", "", {"HUGGING_FACE_HUB_TOKEN": "hf_x"}, "", id="token by its old name"),
+        pytest.param("hub", ".cache/huggingface/token", {}, "", id="token at its place"),
+    ],
+)  # fmt: skip
+def test_doctor_finds_the_credentials_that_a_push_finds(
+    tmp_path: Path, uses: str, file: str, env: dict[str, str], lacks: str
+) -> None:
+    project, home = Project(tmp_path / "project"), tmp_path / "home"
+    project.write("a.txt", "x")
+    stage = {
+        "s3": "{uses: push.s3, inputs: {artifact: a.txt}, with: {prefix: p, bucket: b}}",
+        "hub": "{uses: push.hub, inputs: {files: {a.txt: a.txt}}, with: {repo: o/n}}",
+    }[uses]
+    project.pipeline(
+        f"push: {stage}", head="target: {name: production, live: true, aws: {region: us-east-1}}\n"
+    )
+    if file:
+        project.write(f"../home/{file}", f"[default]\n{KEYS}" if uses == "s3" else "hf_x")
+    given = {**NOBODY, "HOME": str(home), **{n: v.format(home=home) for n, v in env.items()}}
+    assert (lacks or "can't be reached") in project.cli("status", exits=1, **given).stderr
+    said = project.cli("doctor", exits=2 if lacks else 0, **given).stdout
+    (line,) = [line for line in said.splitlines() if f"credentials of push.{uses}: " in line]
+    assert line.startswith("FAIL" if lacks else "ok")
+    assert lacks in line

@@ -12,6 +12,7 @@ import boto3
 import pytest
 
 from deploy_runner.errors import ConflictError, GateError, StageError
+from deploy_runner.sdk import sha256_file
 from deploy_runner.testing import StageRun, run_stage
 from tests.aws import TARGET, calls, local_aws, package
 from tests.bundles import stage
@@ -106,7 +107,7 @@ def test_a_large_file_goes_in_parts_and_a_killed_upload_is_continued(tmp_path: P
     path.write_bytes(bytes(range(256)) * (40 * MIB // 256))
     client = s3()
     client.create_bucket(Bucket="dry-run-models")
-    upload = objects.Upload(client, "dry-run-models", "w", path, objects.file_digest(path))
+    upload = objects.Upload(client, "dry-run-models", "w", path, sha256_file(path))
     begun = client.create_multipart_upload(**upload.place, **upload.described)
     parts = list(upload.parts())
     assert [len(part) for part in parts] == [16 * MIB, 16 * MIB, 8 * MIB]

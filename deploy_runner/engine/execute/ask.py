@@ -1,4 +1,4 @@
-"""Ask a push about its live remote, or have it changed back: `status`, `rollback`, `promote`.
+"""Ask a push about its live remote, or have it changed back: `status`, `credentials`, `rollback`, `promote`.
 
 The stage's method runs in a process of its own, with its inputs, the target and the credentials, as
 in a run; what it prints is passed on without secrets.

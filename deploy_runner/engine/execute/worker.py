@@ -21,6 +21,7 @@ from typing import Any
 from ...errors import DeployRunnerError
 from ...registry import load_class
 from ...sdk import Context, Stage
+from ...server.reasons import reason
 from ...store.copies import copy_path, copy_pieces
 from ...types import Artifact
 from ...usercode.advice import missing_module
@@ -80,6 +81,8 @@ def _answer(stage: Stage, asked: dict[str, str], ctx: Context, params: Any, inpu
     match asked["verb"]:
         case "status":
             return stage.status(ctx, params, inputs)
+        case "credentials":
+            return stage.credentials(ctx, params)
         case "rollback":
             return stage.rollback(ctx, params, asked["to"])
         case _:
@@ -243,7 +246,7 @@ def _described(error: BaseException, request: dict[str, Any]) -> dict[str, str]:
     if isinstance(error, DeployRunnerError):
         return {"class": type(error).__name__, "message": error.message, "fix": error.fix}
     where = _user_frame(error, request)
-    said = str(error).strip().partition("\n")[0]
+    said = reason(error)
     kind = "StageError"
     fix = "see the stage's log for the traceback"
     if isinstance(error, ModuleNotFoundError):

@@ -6,7 +6,7 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from deploy_runner.sdk import GateError
+from deploy_runner.sdk import GateError, first_line
 
 from ...package.smoke import JSON_TYPE, Invoke
 from . import objects
@@ -60,7 +60,7 @@ def by_file(session: Any, endpoint: str, *, inbox: str, wait_s: float) -> Invoke
 
 def _refused(error: Any) -> GateError:
     status = error.response.get("OriginalStatusCode", "")
-    said = str(error.response.get("OriginalMessage", error)).partition("\n")[0]
+    said = first_line(error.response.get("OriginalMessage") or error)
     return GateError(f"the container answers {status}: {said}".replace(" :", ":"))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from deploy_runner.sdk import Context, Finding, StageError
+from deploy_runner.sdk import Context, Finding, StageError, sha256_file
 
 from ...package.smoke import JSON_TYPE
 from ..transcript import Transcript
@@ -110,7 +110,7 @@ class Registration:
             return None
         path = self._ctx.workdir / "metrics.json"
         path.write_text(json.dumps(self._reports, sort_keys=True), "utf-8")
-        digest = objects.file_digest(path)
+        digest = sha256_file(path)
         key = f"{self._upload.key.rpartition('/')[0]}/metrics-{digest[:16]}.json"
         upload = objects.Upload(
             self._upload.s3, self._upload.bucket, key, path, digest, content_type=JSON_TYPE

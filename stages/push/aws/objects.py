@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from deploy_runner.sdk import ConflictError, Context, StageError
+from deploy_runner.sdk import ConflictError, Context, StageError, first_line
 
-from ..backoff import ATTEMPTS, Backoff
+from ..backoff import ASKED, ATTEMPTS, Backoff
 from ..transcript import Transcript
 
 if TYPE_CHECKING:
@@ -50,16 +50,16 @@ def boto_session(ctx: Context, *, attempts: int = ATTEMPTS) -> Any:
     return session
 
 
+def credentials(ctx: Context) -> str:
+    """Say where boto3 has found credentials, and for which region. Raises StageError for a lack."""
+    session = boto_session(ctx, attempts=ASKED)
+    return f"found for AWS ({session.get_credentials().method}), region {session.region_name}"
+
+
 def target(ctx: Context) -> dict[str, Any]:
     """Return the target's `aws:`."""
     found = ctx.target.get("aws")
     return dict(found) if isinstance(found, dict) else {}
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file, streamed."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(slots=True)
@@ -358,4 +358,4 @@ def _plain_error(error: Exception) -> StageError:
         said = error.response.get("Error", {})
         what = f"{error.operation_name}: {said.get('Code', '')}: {said.get('Message', '')}"
         return StageError(f"AWS refused {what}")
-    return StageError(f"the push failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+    return StageError(f"AWS can't be used: {type(error).__name__}: {first_line(error)}")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from deploy_runner.sdk import Context, StageError
 
 from ..backoff import Backoff, transient_status
+from .errors import TOKEN_FIX
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -40,6 +41,14 @@ class UnansweredError(Exception):
     def __init__(self, what: str, retry_after: str | None) -> None:
         super().__init__(what)
         self.retry_after = retry_after
+
+
+def require_token() -> None:
+    """Raise StageError where there is no token."""
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise StageError("no token of the Hub is found", fix=TOKEN_FIX)
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from deploy_runner.sdk import sha256_file
+
 MANIFEST = "deploy-runner.json"
 _VERSION = 1
 
@@ -45,15 +47,9 @@ class Decision:
 def describe(files: Mapping[str, Path], known: Mapping[Path, str]) -> dict[str, Wanted]:
     """Return files with size and digest; `known` holds the digests that were computed already."""
     return {
-        name: Wanted(path, path.stat().st_size, known.get(path) or file_digest(path))
+        name: Wanted(path, path.stat().st_size, known.get(path) or sha256_file(path))
         for name, path in sorted(files.items())
     }
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file, streamed."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def manifest(files: Mapping[str, Wanted]) -> bytes:

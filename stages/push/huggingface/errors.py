@@ -7,12 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from deploy_runner.sdk import ConflictError, StageError
-
-from ...model.bundles import first_line
+from deploy_runner.sdk import ConflictError, StageError, first_line
 
 _QUOTA = re.compile(r"quota|storage limit|payment required|exceeded", re.IGNORECASE)
-_TOKEN_FIX = "export HF_TOKEN=… with write access"
+TOKEN_FIX = "export HF_TOKEN=… with write access"
 
 
 @contextmanager
@@ -36,7 +34,7 @@ def plain_error(error: Exception, repo: str) -> StageError | ConflictError:
     if isinstance(error, HfHubHTTPError):
         return _http_error(error, repo)
     if isinstance(error, LocalTokenNotFoundError):
-        return StageError("no token of the Hub is found", fix=_TOKEN_FIX)
+        return StageError("no token of the Hub is found", fix=TOKEN_FIX)
     if isinstance(error, HFValidationError):
         return StageError(f"the Hub can't have a repository {repo[:120]!r}: {first_line(error)}")
     said = " ".join(line.lstrip("- ") for line in str(error).splitlines() if line.strip())
@@ -75,11 +73,11 @@ def _http_error(error: Any, repo: str) -> StageError | ConflictError:
     if isinstance(error, (GatedRepoError, DisabledRepoError)):
         return StageError(f"{repo} can't be used with this token: {said}")
     if status == 401 and not (isinstance(error, RepositoryNotFoundError) and "not found" in said.lower()):
-        return StageError(f"the Hub doesn't accept this token: {said}", fix=_TOKEN_FIX)
+        return StageError(f"the Hub doesn't accept this token: {said}", fix=TOKEN_FIX)
     if isinstance(error, RepositoryNotFoundError):
         return StageError(f"{repo} isn't there, or is private and this token may not read it")
     if status == 403:
-        return StageError(f"this token may not write to {repo}: {said}", fix=_TOKEN_FIX)
+        return StageError(f"this token may not write to {repo}: {said}", fix=TOKEN_FIX)
     if status in (409, 412):
         return ConflictError(f"the Hub has a conflict about {repo}: {said}", fix="run again")
     return StageError(f"the Hub answers {status} about {repo}: {said}")
