@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import importlib
 import importlib.util
 import os
 import shutil
@@ -24,6 +23,7 @@ from typing import Annotated, Any, NamedTuple, Self
 
 from ..engine.runs import recorded_runs
 from ..errors import DeployRunnerError, UsageError
+from ..server.options import OPTIONS, add_options
 from .options import DEFAULT_PIPELINE, Selection
 from .results import RUN_INSTEAD, find_output
 
@@ -52,12 +52,12 @@ class ServerOptions(NamedTuple):
     @classmethod
     def declare(cls, parser: argparse.ArgumentParser, help: str) -> None:  # noqa: A002
         """Add what the server declares."""
-        _server_options().add_options(parser)
+        add_options(parser)
 
     @classmethod
     def take(cls, values: Mapping[str, Any]) -> Self:
         """Return those of the values that are the server's and given."""
-        return cls({o.name: values[o.name] for o in _server_options().OPTIONS if o.name in values})
+        return cls({o.name: values[o.name] for o in OPTIONS if o.name in values})
 
 
 class Serve(NamedTuple):
@@ -88,10 +88,6 @@ class Serve(NamedTuple):
         selection = self.selection._replace(words=(*(pipeline or (DEFAULT_PIPELINE,)), name))
         with TemporaryDirectory(prefix="deploy-runner-serve-") as folder:
             return _Supervisor(selection, self.run, given, Path(folder)).run()
-
-
-def _server_options() -> Any:
-    return importlib.import_module(f"{SERVER}.options")
 
 
 def _require_packages(server: str) -> None:
