@@ -17,7 +17,6 @@ import inspect
 import json
 import os
 import sys
-import tarfile
 import tempfile
 import threading
 import traceback
@@ -25,6 +24,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from ..server.archives import unpack
 
 __all__ = ["main"]
 
@@ -128,21 +129,6 @@ def _handler(handlers: Handlers) -> type[http.server.BaseHTTPRequestHandler]:
             return
 
     return Handler
-
-
-def unpack(package: Path, folder: Path) -> None:
-    """Unpack plain files and folders. Raises tarfile.TarError for anything else, and names that leave."""
-    with tarfile.open(package, "r:gz") as archive:
-        for member in archive:
-            if not (member.isfile() or member.isdir()) or _leaves_folder(member.name):
-                raise tarfile.TarError(
-                    f"the member {member.name!r} is a link, a device, or leaves the folder"
-                )
-            archive.extract(member, folder, set_attrs=False, filter="data")
-
-
-def _leaves_folder(name: str) -> bool:
-    return name.startswith("/") or ".." in Path(name).parts
 
 
 def start(package: Path, folder: Path, environ: Mapping[str, str]) -> http.server.ThreadingHTTPServer:

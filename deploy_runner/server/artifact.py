@@ -7,7 +7,6 @@ import json
 import mmap
 import os
 import stat
-import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from . import archives
 from .ports import DATATYPES, Arrays, Port, Ports, with_batches
 from .problems import UnfitArtifact
 from .reasons import first_line
@@ -23,10 +23,6 @@ __all__ = ["Artifact", "Case", "find", "fingerprint"]
 
 _ONNX, _TORCHSCRIPT = "onnx", "torchscript"
 _NOT_DATA = ("model.json", "cases.npz")
-_CHUNK_BYTES = 1 << 20
-_MOST_COMPRESSED = 200
-"""An archive that unpacks to more than this many times its size is taken for a bomb."""
-_SURE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +73,10 @@ def _find(path: Path, scratch: Callable[[], Path], reference: Path | None, trust
         raise UnfitArtifact(f"{path} does not exist")
     if path.is_file() and path.name.endswith((".tar.gz", ".tgz")):
         folder = scratch()
-        _unpack(path, folder)
+        try:
+            archives.unpack(path, folder)
+        except archives.BadArchive as error:
+            raise UnfitArtifact(str(error)) from None
         path = folder
     described: Mapping[str, Any] = {}
     if path.is_dir():
@@ -211,37 +210,6 @@ def _cases(path: Path) -> tuple[Case, ...]:
     except (ValueError, OSError, EOFError) as error:
         raise UnfitArtifact(f"{path.name} can't be read: {first_line(error)}") from None
     return tuple(grouped.values())
-
-
-def _unpack(archive: Path, target: Path) -> None:
-    """Extract regular files and folders, and refuse links, devices, names that leave, and bombs."""
-    left = max(_SURE_BYTES, _MOST_COMPRESSED * archive.stat().st_size)
-    try:
-        with tarfile.open(archive, "r:gz") as tar:
-            for member in tar:
-                parts = Path(member.name).parts
-                if member.name.startswith("/") or ".." in parts or not (member.isfile() or member.isdir()):
-                    raise UnfitArtifact(
-                        f"the archive's member {member.name!r} is a link, a device, or leaves it"
-                    )
-                left -= member.size
-                if left < 0:
-                    raise UnfitArtifact(f"{archive.name} unpacks to more than it can hold")
-                _extract(tar, member, target.joinpath(*parts))
-    except (tarfile.TarError, EOFError, ValueError, OSError) as error:
-        raise UnfitArtifact(f"{archive.name} is not a sound .tar.gz: {first_line(error)}") from None
-
-
-def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, place: Path) -> None:
-    if member.isdir():
-        place.mkdir(parents=True, exist_ok=True)
-        return
-    place.parent.mkdir(parents=True, exist_ok=True)
-    source = tar.extractfile(member)
-    assert source is not None
-    with source, place.open("xb") as file:
-        while chunk := source.read(_CHUNK_BYTES):
-            file.write(chunk)
 
 
 def fingerprint(path: Path) -> tuple[object, ...]:

@@ -14,10 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from deploy_runner.sdk import StageError
-
 _LEVEL = 2
-_CHUNK_BYTES = 1 << 20
 
 
 class _Hashing(io.RawIOBase):
@@ -70,28 +67,3 @@ def _entry(name: str, mode: int, kind: bytes) -> tarfile.TarInfo:
     entry.uname = entry.gname = ""
     entry.mtime = 0
     return entry
-
-
-def unpack(archive: Path, target: Path) -> None:
-    """Extract regular files and folders into a new folder, and refuse everything else.
-
-    tarfile's own "data" filter can be escaped on older Pythons (CVE-2025-4517), so nothing of it
-    is relied on: no links, no devices, no absolute names, no `..`.
-    """
-    target.mkdir(parents=True)
-    with tarfile.open(archive, "r:gz") as tar:
-        for member in tar:
-            parts = Path(member.name).parts
-            if member.name.startswith("/") or ".." in parts or not (member.isfile() or member.isdir()):
-                raise StageError(f"the archive's member {member.name!r} is refused: a link, a device, "
-                                 "or a path that leaves it")  # fmt: skip
-            place = target.joinpath(*parts)
-            if member.isdir():
-                place.mkdir(parents=True, exist_ok=True)
-                continue
-            place.parent.mkdir(parents=True, exist_ok=True)
-            source = tar.extractfile(member)
-            assert source is not None
-            with source, place.open("xb") as file:
-                while chunk := source.read(_CHUNK_BYTES):
-                    file.write(chunk)

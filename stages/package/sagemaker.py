@@ -26,6 +26,7 @@ from deploy_runner.sdk import (
     first_line,
 )
 
+from ...server.archives import BadArchive, unpack
 from ..model import bundles
 from ..model.answers import answering
 from ..model.compare import compare, gate
@@ -126,7 +127,10 @@ def _run_as_container(
     from ..verify import runtime
 
     folder = ctx.workdir / "container"
-    archives.unpack(outputs.package, folder)
+    try:
+        unpack(outputs.package, folder)
+    except BadArchive as error:
+        raise StageError(str(error)) from None
     spec = importlib.util.spec_from_file_location("inference", folder / "code" / "inference.py")
     assert spec is not None
     assert spec.loader is not None

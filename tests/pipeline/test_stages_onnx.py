@@ -362,12 +362,12 @@ def test_the_packages_own_code_answers_every_content_type(
 ) -> None:
     import io
 
-    from deploy_runner.stages.package import archives
+    from deploy_runner.server.archives import unpack
 
     package = run_stage(stage("package.sagemaker"), tmp_path, inputs={"model": fp32, "reference": bundle})[
         "package"
     ]
-    archives.unpack(package, tmp_path / "x")
+    unpack(package, tmp_path / "x")
     code = module_of(tmp_path / "x/code/inference.py")
     with np.load(HELD) as held:
         sample = held["x"][:2]

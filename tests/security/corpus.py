@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -308,6 +309,8 @@ def _archives() -> Iterator[Sample]:
         "block device": lambda p: [_entry("disk", tarfile.BLKTYPE)],
         "fifo": lambda p: [_entry("pipe", tarfile.FIFOTYPE)],
     }
+    yield Sample("tar-a_bomb", "archive", lambda p: _tar_of_zeros(p, tarfile.REGTYPE))
+    yield Sample("tar-a_header_without_end", "archive", lambda p: _tar_of_zeros(p, tarfile.XHDTYPE))
     for name, entries in members.items():
 
         def make(place: Place, e: Any = entries) -> Path:
@@ -317,6 +320,18 @@ def _archives() -> Iterator[Sample]:
             return place.folder / "model.tar.gz"
 
         yield Sample(f"tar-{name.replace(' ', '_')}", "archive", make)
+
+
+def _tar_of_zeros(place: Place, kind: bytes) -> Path:
+    """Write a member, or its extended header, of 1 GB."""
+    entry = _entry("zeros", kind)
+    entry.size = 1 << 30
+    path = place.folder / "model.tar.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(entry.tobuf())
+        for _ in range(1024):
+            file.write(bytes(1 << 20))
+    return path
 
 
 def _entry(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy_runner.errors import DeployRunnerError
-from deploy_runner.stages.package import archives
+from deploy_runner.errors import DeployRunnerError, GateError
+from deploy_runner.server.archives import BadArchive, unpack
 from deploy_runner.testing import run_stage
 from tests.bundles import bundle, stage
 from tests.conftest import ROOT, Project
@@ -58,7 +58,10 @@ def give(sample: Sample, path: Path, made: Path, weights: Path) -> None:
     elif sample.kind == "onnx":
         run_stage(stage("onnx.check"), made, inputs={"model": path})
     elif sample.kind == "archive":
-        archives.unpack(path, made / "unpacked")
+        try:
+            unpack(path, made / "unpacked")
+        except BadArchive as error:
+            raise GateError(str(error)) from None
     else:
         params = {"factory": "models.py:mlp", "example": {"shape": [1, 64]}}
         inputs = {"weights": weights, "samples": path}

@@ -162,7 +162,6 @@ def test_our_own_files_are_written_in_one_place_only() -> None:
         "engine/execute/root.py OwnRoot._mount_point": "an empty file in a worker's own root",
         "engine/execute/sandbox.py _limit_pids": "a file of the kernel",
         "engine/execute/worker.py run": "a worker's answer to the process that waits for it",
-        "engine/fetch.py _extract": "an unpacked copy, before the store takes it",
         "engine/runs.py Recorder._open_log": "a log that only grows",
         "local/aws_endpoints.py Container.__init__": "private to a container of a dry run",
         "local/hub_uploads.py UploadHandler._lfs_complete": "private to the Hub of a dry run",

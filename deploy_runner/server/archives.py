@@ -1,0 +1,159 @@
+"""Unpack a tar archive that anybody may have made, packed by gzip, bzip2 or xz, or not at all.
+
+tarfile's own filters can be escaped on older Pythons (CVE-2025-4517), so nothing of them is relied on.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+from typing import IO, Any
+
+from .reasons import first_line
+
+__all__ = ["BadArchive", "is_archive", "unpack"]
+
+_CHUNK_BYTES = 1 << 20
+_PACKED_BYTES = 1 << 13
+"""Unpacked, so many bytes of bzip2, the densest, are 160 MiB at most."""
+_MOST_MEMBERS = 100_000
+_SURE_BYTES, _MOST_TIMES = 64 << 20, 100
+"""What unpacks to more than both is taken for a bomb."""
+_HEADER_BYTES = 1 << 20
+_LONG_HEADERS = (
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)  # fmt: skip
+_BLOCK_BYTES = tarfile.BLOCKSIZE
+
+
+class BadArchive(Exception):
+    """An archive is damaged, or holds what it has no business to hold; the message is a sentence."""
+
+
+def is_archive(path: Path) -> bool:
+    """Say whether a file seems to be a tar archive, by its first bytes."""
+    with path.open("rb") as file:
+        return _unpacker(file) is not None or tarfile.is_tarfile(path)
+
+
+def unpack(archive: Path, target: Path) -> None:
+    """Extract regular files and folders into a folder, which is made, and refuse everything else.
+
+    Raises BadArchive for links, devices, names that leave the folder or come twice, for bombs, and for
+    anything after the archive's end, which another reader may take for more files of it.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    room = max(_SURE_BYTES, archive.stat().st_size * _MOST_TIMES)
+    damages: tuple[type[Exception], ...] = (tarfile.TarError, EOFError, OSError, ValueError, *_damages())
+    try:
+        with archive.open("rb") as file:
+            content = _Content(archive.name, file, 2 * room)  # Headers are in it, too.
+            with tarfile.open(fileobj=content, mode="r|", tarinfo=_Member) as tar:  # type: ignore[call-overload]
+                for count, member in enumerate(tar):
+                    room -= member.size
+                    if room < 0 or count >= _MOST_MEMBERS:
+                        raise BadArchive(f"{archive.name} unpacks to far more than it is: it is refused")
+                    _extract(tar, member, target)
+                content.refuse_more(tar.offset)
+    except damages as error:
+        raise BadArchive(f"{archive.name} can't be unpacked: {first_line(error)}") from None
+
+
+class _Member(tarfile.TarInfo):
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        """Read a header. Raises ValueError for one whose continuation would fill the memory."""
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in _LONG_HEADERS and member.size > _HEADER_BYTES:
+            raise ValueError(f"a header has {member.size} bytes")
+        return member
+
+
+class _Content:
+    """What an archive unpacks to, as tarfile reads a stream: no more than `room` bytes of it."""
+
+    def __init__(self, name: str, file: IO[bytes], room: int) -> None:
+        self._name, self._file, self._room = name, file, room
+        self._unpacker = _unpacker(file)
+        self._position = 0
+        self._last = b""
+
+    def read(self, size: int = 0) -> bytes:
+        """Return what comes next, however much that is; nothing at the end."""
+        data = b""
+        while not data:
+            packed = self._file.read(_PACKED_BYTES)
+            if not packed:
+                if self._unpacker is not None and not self._unpacker.eof:
+                    raise EOFError("it ends too early")
+                return b""
+            data = packed if self._unpacker is None else self._unpacked(packed)
+        self._position += len(data)
+        if self._position > self._room:
+            raise BadArchive(f"{self._name} unpacks to far more than it is: it is refused")
+        self._last = self._last[-_BLOCK_BYTES:] + data
+        return data
+
+    def _unpacked(self, packed: bytes) -> bytes:
+        data: bytes = self._unpacker.decompress(packed)
+        if self._unpacker.eof and (self._unpacker.unused_data or self._file.read(1)):
+            raise BadArchive(f"{self._name} has something packed after its end: it is refused")
+        return data
+
+    def refuse_more(self, end: int) -> None:
+        """Read the rest, from the block at `end` that tarfile has read last: zeros, as tar(1) writes them."""
+        rest = self._last[end - self._position + len(self._last) :]
+        while not rest.strip(b"\0"):
+            rest = self.read()
+            if not rest:
+                return
+        raise BadArchive(f"{self._name} goes on after its end: it is refused")
+
+
+def _unpacker(file: IO[bytes]) -> Any:
+    """Return what unpacks one stream and says where it ends; None for what isn't packed."""
+    start = file.read(6)
+    file.seek(0)
+    if start.startswith(b"\x1f\x8b"):
+        import zlib
+
+        return zlib.decompressobj(zlib.MAX_WBITS | 16)
+    if start.startswith(b"BZh"):
+        import bz2
+
+        return bz2.BZ2Decompressor()
+    if start == b"\xfd7zXZ\0":
+        import lzma
+
+        return lzma.LZMADecompressor()
+    return None
+
+
+def _damages() -> tuple[type[Exception], ...]:
+    """Return what the unpackers raise for damaged data; a Python may lack lzma."""
+    import zlib
+
+    try:
+        from lzma import LZMAError
+    except ImportError:
+        return (zlib.error,)
+    return (zlib.error, LZMAError)
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    parts = Path(member.name).parts
+    if member.name.startswith("/") or ".." in parts or not (member.isreg() or member.isdir()):
+        raise BadArchive(f"the archive's member {member.name!r} is a link, a device or leads out of it")
+    place = target.joinpath(*parts)
+    if place.exists() and not (member.isdir() and place.is_dir()):
+        raise BadArchive(f"the archive's member {member.name!r} is there twice: it is refused")
+    if member.isdir():
+        place.mkdir(parents=True, exist_ok=True)
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    source = tar.extractfile(member)
+    assert source is not None
+    with source, place.open("xb") as file:
+        while chunk := source.read(_CHUNK_BYTES):
+            file.write(chunk)
