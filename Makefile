@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 BROWSER = $$({ command -v chromium && command -v chromedriver; } >/dev/null || { echo --ignore=tests/browser; \
 	echo "tests/browser is left out: apt-get install chromium chromium-driver" >&2; })
 
-.PHONY: run test test-all test-faults check docs formats bench bench-serving soak clean
+.PHONY: run test test-all test-faults coverage check docs formats bench bench-serving soak clean
 
 run: $(VENV)/.run
 	$(BIN)/python -m deploy_runner run pipeline.yaml
@@ -22,6 +22,10 @@ test-all: $(VENV)/.dev
 
 test-faults: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m faults
+
+# Slower than `make test`; limits of time that a test sets may be exceeded.
+coverage: $(VENV)/.dev
+	$(BIN)/python -m tests.coverage -n 2 -m "not slow and not faults" $(BROWSER)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -59,4 +63,4 @@ $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.run
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .deploy-runner build *.egg-info
+	rm -rf $(VENV) .deploy-runner .coverage build *.egg-info
