@@ -15,7 +15,7 @@ from .loader import Node, plain
 
 __all__ = ["OutputRef", "Scope", "Variables", "closest", "parse_output", "resolve", "secret_name"]
 
-_REFERENCE = re.compile(r"\$\{\{\s*(.*?)\s*\}\}", re.DOTALL)
+_REFERENCE = re.compile(r"\$\{\{\s*((?:(?!\}\}).)*?)\s*\}\}", re.DOTALL)
 _OUTPUT = re.compile(
     r"stages\.(?P<stage>[A-Za-z_][\w-]*)(?P<instance>\[[^\]]*\])?\.outputs\.(?P<output>[\w-]+)\Z"
 )
