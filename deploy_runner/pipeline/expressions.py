@@ -206,9 +206,5 @@ class Variables:
         """Return every variable, resolved."""
         members = self._node.value if self._node is not None else {}
         for name, node in members.items():
-            try:
-                self._resolved(name, node)
-            except _Refused as error:
-                mark = node.mark
-                self._problems.append(Problem(str(error), mark.file, mark.line, mark.column, error.fix))
+            self._resolved(name, node)
         return dict(self._done)
