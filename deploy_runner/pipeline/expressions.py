@@ -14,7 +14,7 @@ from .loader import Node, plain
 
 __all__ = ["OutputRef", "Scope", "Variables", "parse_output", "resolve", "secret_name"]
 
-_REFERENCE = re.compile(r"\$\{\{\s*(.*?)\s*\}\}", re.DOTALL)
+_REFERENCE = re.compile(r"\$\{\{\s*((?:(?!\}\}).)*?)\s*\}\}", re.DOTALL)
 _OUTPUT = re.compile(
     r"stages\.(?P<stage>[A-Za-z_][\w-]*)(?P<instance>\[[^\]]*\])?\.outputs\.(?P<output>[\w-]+)\Z"
 )
@@ -199,9 +199,5 @@ class Variables:
         """Return every variable, resolved."""
         members = self._node.value if self._node is not None else {}
         for name, node in members.items():
-            try:
-                self._resolved(name, node)
-            except _Refused as error:
-                mark = node.mark
-                self._problems.append(Problem(str(error), mark.file, mark.line, mark.column, error.fix))
+            self._resolved(name, node)
         return dict(self._done)

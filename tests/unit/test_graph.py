@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 import pytest
@@ -60,6 +61,19 @@ def test_a_target_may_be_a_stage_or_an_instance(project: Project) -> None:
     graph = compile_(project)
     assert select(graph, ["b"]) == ("a", "b[x]", "b[y]")
     assert select(graph, ["b[y]"]) == ("a", "b[y]")
-    assert select(graph, None) == ("a", "b[x]", "b[y]", "c")
-    with pytest.raises(UsageError, match=r"no stage 'b\[z\]' \(did you mean"):
-        select(graph, ["b[z]"])
+    assert select(graph, ["b[y]", "c"]) == ("a", "b[y]", "c")
+    assert select(graph, ["c", "a"]) == ("a", "c")
+    for everything in (None, []):
+        assert select(graph, everything) == ("a", "b[x]", "b[y]", "c")
+
+
+def test_an_unknown_target_is_refused_with_the_nearest_name_or_the_first_twelve(project: Project) -> None:
+    stages = [f"stage{i}" for i in range(13)]
+    project.pipeline("\n".join(f"{name}: {{uses: text.upper, inputs: {{text: in.txt}}}}" for name in stages))
+    graph = compile_(project)
+    said = re.escape(f"{graph.pipeline} has no stage 'stage99' (did you mean 'stage9'?)")
+    with pytest.raises(UsageError, match=rf"\A{said}\Z"):
+        select(graph, ["stage1", "stage99"])
+    said = re.escape(f"{graph.pipeline} has no stage '?' (the stages are {', '.join(stages[:12])})")
+    with pytest.raises(UsageError, match=rf"\A{said}\Z"):
+        select(graph, ["?"])

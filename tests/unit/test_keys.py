@@ -4,19 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import platform
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deploy_runner import errors
-from deploy_runner.engine.keys import KeyEnvironment, action_key, canonical, differences, preimage
-from deploy_runner.types import Artifact, Mark, OutputSpec, PathSource, Resources, SourceFile, StageNode
+from deploy_runner.engine.keys import (
+    Change,
+    KeyEnvironment,
+    action_key,
+    canonical,
+    differences,
+    preimage,
+    suffix_of,
+)
+from deploy_runner.types import (
+    Artifact,
+    Mark,
+    OutputSpec,
+    PathSource,
+    RefSource,
+    Resources,
+    SourceFile,
+    StageNode,
+)
 from deploy_runner.usercode.installed import normal
 
 
 def test_the_canonical_form_does_not_depend_on_order() -> None:
     assert canonical({"b": 1, "a": "é"}) == '{"a":"é","b":1}'.encode()
     assert canonical({"a": "é", "b": 1}) == canonical({"b": 1, "a": "é"})
+    assert canonical("\ud800") == b'"\xed\xa0\x80"'
     with pytest.raises(ValueError, match="JSON compliant"):
         canonical(float("nan"))
 
@@ -116,19 +138,141 @@ def test_a_component_that_is_added_to_a_stage_is_put_in_the_key_or_named_here() 
     assert set(StageNode._fields) == counted | left_out
 
 
-def test_differences_are_sentences() -> None:
-    old = {"params": {"opset": 17, "n": {"a": 1}}, "packages": {"onnxruntime": "1.31.0"}, "inputs": {"text": [1]},
-           "implementation": {"x.py": "1"}, "code": {"m.py": "1"}}  # fmt: skip
-    new = {"params": {"opset": 18, "n": {"a": 2}}, "packages": {"onnxruntime": "1.32.0"}, "inputs": {"text": [2]},
-           "implementation": {"x.py": "2"}, "code": {"m.py": "2"}, "trust": True}  # fmt: skip
-    assert [str(change) for change in differences(old, new, NODE)] == [  # type: ignore[arg-type]
-        "`with.opset` 17 → 18",
-        "`with.n.a` 1 → 2",
-        "onnxruntime 1.31.0 → 1.32.0",
-        "the input `text`: in.txt changed",
-        "the stage's code x.py changed",
-        "code m.py changed",
-        "trust none → true",
+@pytest.mark.parametrize(
+    ("path", "suffix"),
+    [
+        ("in.txt", ".txt"),
+        ("a.b/data", ""),
+        ("a.b/c.d/x.npz", ".npz"),
+        ("x.tar.gz", ".tar.gz"),
+        ("a.b/x.y.tar.gz", ".tar.gz"),
+        ("x.tar.bz2", ".bz2"),
+        ("d/.hidden", ""),
+        ("x.y", ".y"),
+        ("folder", ""),
+    ],
+)
+def test_a_staged_file_keeps_its_suffix(path: str, suffix: str) -> None:
+    node = NODE._replace(inputs={"own": PathSource(path), "made": RefSource("b", "text")})
+    producer = NODE._replace(id="b", outputs={"text": OutputSpec(path, "file")})
+    assert suffix_of(node, "own", {}) == suffix
+    assert suffix_of(node, "made", {"b": producer}) == suffix
+
+
+def test_each_set_of_files_is_read_once() -> None:
+    asked: list[str] = []
+
+    def digest(path: str) -> str:
+        asked.append(path)
+        return path.upper()
+
+    machine = KeyEnvironment(digest)
+    files, others = (SourceFile("x.py", "a/x.py"), SourceFile("y.py", "y.py")), (SourceFile("z.py", "z.py"),)
+    for _ in range(2):
+        assert machine.digests(files) == {"x.py": "A/X.PY", "y.py": "Y.PY"}
+        assert machine.digests(others) == {"z.py": "Z.PY"}
+    assert asked == ["a/x.py", "y.py", "z.py"]
+
+
+def test_a_package_counts_by_the_version_that_would_be_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, name in (("first", "a_b-1.0"), ("second", "a_b-2.0"), ("second", "other-3.0")):
+        metadata = tmp_path / folder / f"{name}.dist-info" / "METADATA"
+        metadata.parent.mkdir(parents=True)
+        metadata.write_text(f"Metadata-Version: 2.1\nName: x\nVersion: {name.rpartition('-')[2]}\n")
+    monkeypatch.syspath_prepend(tmp_path / "second")
+    monkeypatch.syspath_prepend(tmp_path / "first")
+    monkeypatch.syspath_prepend(tmp_path)  # The folder of a script, which does not count.
+    machine = KeyEnvironment(str)
+    names = ("A.b", "a-b", "other", "pytest", "no-such-package")
+    found = {
+        "A.b": "1.0",
+        "a-b": "1.0",
+        "other": "3.0",
+        "pytest": pytest.__version__,
+        "no-such-package": "absent",
+    }
+    for _ in range(2):
+        assert {name: machine.version(name) for name in names} == found
+
+
+def test_the_facets_are_those_of_this_machine() -> None:
+    machine = KeyEnvironment(str)
+    cpu = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    of_kernels = ["avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve"]
+    has = [flag for flag in of_kernels if re.search(rf"^(flags|Features).*\b{flag}\b", cpu, re.MULTILINE)]
+    for _ in range(2):
+        assert machine.facet("arch") == platform.machine()
+        assert machine.facet("isa") == (",".join(has) or "baseline")
+
+
+LINKED = NODE._replace(inputs={"text": NODE.inputs["text"], "made": RefSource("b", "out")})
+
+
+@pytest.mark.parametrize(
+    ("part", "old", "new", "component", "sentence"),
+    [
+        ("params", {"opset": 17}, {"opset": 18}, "opset", "`with.opset` 17 → 18"),
+        ("params", {"same": 0, "n": {"b": 0, "a": 1}}, {"same": 0, "n": {"b": 0, "a": 2}}, "n.a", "`with.n.a` 1 → 2"),
+        ("params", {"n": {"a": 1}}, {"n": [1]}, "n", '`with.n` {"a": 1} → [1]'),
+        ("params", {"n": [1]}, {"n": {"a": 1}}, "n", '`with.n` [1] → {"a": 1}'),
+        ("params", {"t": {"$secret": "A"}}, {"t": {"$secret": "B"}}, "t", '`with.t` {"$secret": "A"} → {"$secret": "B"}'),
+        ("params", {"s": "é"}, {}, "s", '`with.s` "é" → none'),
+        ("params", {}, {"s": "x" * 58}, "s", f'`with.s` none → "{"x" * 58}"'),
+        ("params", {}, {"s": "x" * 59}, "s", f'`with.s` none → "{"x" * 56}…'),
+        ("inputs", {"text": [1]}, {"text": [2]}, "text", "the input `text`: in.txt changed"),
+        ("inputs", {"made": [1]}, {"made": [2]}, "made", "the input `made`: the output `out` of stage b changed"),
+        ("inputs", {"gone": [1]}, {"gone": [2]}, "gone", "the input `gone` changed"),
+        ("inputs", {}, {"text": [2]}, "text", "the input `text` was added"),
+        ("inputs", {"text": [1]}, {}, "text", "the input `text` was removed"),
+        ("implementation", {"x.py": "1"}, {"x.py": "2"}, "x.py", "the stage's code x.py changed"),
+        ("implementation", {}, {"x.py": "2"}, "x.py", "the stage's code x.py was added"),
+        ("code", {"x.py": "1"}, {"x.py": "2"}, "x.py", "code x.py changed"),
+        ("code", {"x.py": "1"}, None, "x.py", "code x.py is not used any more"),
+        ("packages", {"onnx": "1"}, {"onnx": "2"}, "onnx", "onnx 1 → 2"),
+        ("packages", {"onnx": "1"}, None, "onnx", "onnx 1 → unused"),
+        ("packages", None, {"onnx": "2"}, "onnx", "onnx unknown → 2"),
+        ("env", {"LEVEL": "3"}, {"LEVEL": "4"}, "LEVEL", 'the variable LEVEL "3" → "4"'),
+        ("facets", {"isa": "avx2"}, {"isa": "sve"}, "isa", 'the platform\'s isa "avx2" → "sve"'),
+        ("target", {"name": "local"}, {"name": "live"}, "name", 'the target\'s name "local" → "live"'),
+        ("outputs", {"o": ["a", "file"]}, {"o": ["b", "file"]}, "o", 'the output o ["a", "file"] → ["b", "file"]'),
+        ("uses", "text.upper", "text.lower", "", 'the stage type "text.upper" → "text.lower"'),
+        ("trust", None, True, "", "trust none → true"),
+        ("lineage", "1", "2", "", "what its inputs were made from changed"),
+        ("schema", 1, 2, "", "deploy-runner's own meaning of a key changed"),
+    ],
+)  # fmt: skip
+def test_a_difference_is_a_sentence(part: str, old: Any, new: Any, component: str, sentence: str) -> None:
+    """What is equal before and after says nothing."""
+    before = (
+        {"alike": [1], part: old, "zone": {"a": 1}} if old is not None else {"alike": [1], "zone": {"a": 1}}
+    )
+    after = (
+        {"alike": [1], part: new, "zone": {"a": 1}} if new is not None else {"alike": [1], "zone": {"a": 1}}
+    )
+    (change,) = differences(before, after, LINKED)
+    assert str(change) == change.sentence == sentence
+    assert change.component == (f"{part}.{component}" if component else part)
+
+
+def test_a_difference_holds_both_values() -> None:
+    old, new = {"params": {"n": {"a": 1}}, "schema": 1}, {"params": {"n": {"a": 2}}, "schema": 2, "trust": True}
+    assert differences(old, new, NODE) == [
+        Change("params.n.a", 1, 2, "`with.n.a` 1 → 2"),
+        Change("schema", 1, 2, "deploy-runner's own meaning of a key changed"),
+        Change("trust", None, True, "trust none → true"),
+    ]
+
+
+def test_every_difference_is_said_in_the_order_of_the_parts() -> None:
+    old = {"params": {"opset": 17, "n": {"a": 1}, "same": 1}, "code": {"m.py": "1"}}
+    new = {"params": {"same": 1, "n": {"a": 2}, "opset": 18}, "code": {"m.py": "2"}, "trust": True}
+    assert [change.component for change in differences(old, new, NODE)] == [
+        "params.opset",
+        "params.n.a",
+        "code.m.py",
+        "trust",
     ]
 
 

@@ -17,14 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy_runner.errors import StoreError
-from deploy_runner.store.actions import ActionRecord, LastKeys, Records
+from deploy_runner.store.actions import ActionRecord
 from deploy_runner.store.cas import Store
 from deploy_runner.store.files import write_atomic
 from deploy_runner.store.gc import collect
 from deploy_runner.store.locks import Lock
 from deploy_runner.store.seal import Seal
 from deploy_runner.store.stat import StatMemo
-from deploy_runner.types import Artifact
 
 
 @pytest.fixture
@@ -186,55 +185,6 @@ def test_a_flipped_bit_in_the_memo_is_no_wrong_digest(tmp_path: Path) -> None:
         database.write_bytes(bytes(data))
         assert StatMemo(str(database), lambda: b"k" * 32).lookup(str(path), state) in (None, "ab" * 32)
         database.unlink(missing_ok=True)
-
-
-def record(key: str = "k" * 64) -> ActionRecord:
-    outputs = {"o": Artifact("d" * 64, "file", 3)}
-    return ActionRecord(key, "a.b", outputs, {"f": 1.5}, {"uses": "a.b"}, 0.1)
-
-
-def test_a_record_comes_back_only_if_every_bit_is_right(tmp_path: Path) -> None:
-    records = Records(tmp_path)
-    records.put(record())
-    assert records.get("k" * 64) == record()
-    (path,) = (tmp_path / "actions").rglob("*.json")
-    data = path.read_bytes()
-    for position in range(len(data)):
-        flipped = bytearray(data)
-        flipped[position] ^= 1 << position % 8
-        path.write_bytes(bytes(flipped))
-        assert records.get("k" * 64) is None
-        assert "damaged" in records.problem("k" * 64)
-
-
-def test_a_record_under_another_key_or_of_another_store_is_refused(tmp_path: Path) -> None:
-    ours, theirs = Records(tmp_path / "ours"), Records(tmp_path / "theirs")
-    theirs.put(record())
-    (source,) = (tmp_path / "theirs/actions").rglob("*.json")
-    for key in ("k" * 64, "j" * 64):
-        target = tmp_path / "ours/actions" / key[:2] / f"{key[2:]}.json"
-        target.parent.mkdir(parents=True)
-        target.write_bytes(source.read_bytes())
-        assert ours.get(key) is None
-    assert theirs.get("k" * 64) is not None
-
-
-def test_a_shared_key_lets_two_stores_trust_each_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DEPLOY_RUNNER_CACHE_KEY", "shared")
-    Records(tmp_path).put(record())
-    assert Records(tmp_path).get("k" * 64) == record()
-    monkeypatch.setenv("DEPLOY_RUNNER_CACHE_KEY", "other")
-    assert Records(tmp_path).get("k" * 64) is None
-
-
-def test_last_keys_survive_garbage(tmp_path: Path) -> None:
-    LastKeys(tmp_path, "p").update({"a": "1"})
-    assert LastKeys(tmp_path, "p").read() == {"a": "1"}
-    (file,) = (tmp_path / "last").iterdir()
-    file.write_bytes(b"\xff")
-    assert LastKeys(tmp_path, "p").read() == {}
 
 
 def _hold(path: str, ready: str) -> None:

@@ -1,0 +1,430 @@
+"""Objects by the digest of their content: what goes in, what comes out, what is found to be wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from deploy_runner.errors import StoreError
+from deploy_runner.store.actions import ActionRecord
+from deploy_runner.store.cas import Store, VerifyReport
+from deploy_runner.store.folders import Member
+from deploy_runner.store.locks import Lock
+from deploy_runner.types import Artifact
+
+
+def digest(data: bytes) -> str:
+    return sha256(data).hexdigest()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "home")
+
+
+def file(store: Store, data: bytes = b"weights", name: str = "made") -> Path:
+    path = store.new_tmp() / name
+    path.write_bytes(data)
+    return path
+
+
+def folder(store: Store, name: str = "folder") -> Path:
+    """Two files, one of them executable, one of them deep, and an empty folder."""
+    path = store.new_tmp() / name
+    (path / "sub/empty").mkdir(parents=True)
+    (path / "run.sh").write_bytes(b"#!")
+    (path / "run.sh").chmod(0o755)
+    (path / "sub/data").write_bytes(b"data")
+    return path
+
+
+MEMBERS = [Member("run.sh", digest(b"#!"), 2, True), Member("sub/data", digest(b"data"), 4, False)]
+
+
+def spoil(path: Path, data: bytes) -> None:
+    path.chmod(0o644)
+    path.write_bytes(data)
+
+
+def test_a_file_is_moved_to_the_place_that_its_digest_names(store: Store) -> None:
+    made = file(store)
+    artifact = store.ingest(made)
+    assert artifact == Artifact(digest(b"weights"), "file", 7)
+    assert not made.exists()
+    path = store.home / "cas/sha256" / artifact.digest[:2] / artifact.digest[2:]
+    assert store.object_path(artifact.digest) == path
+    assert path.read_bytes() == b"weights"
+    assert path.stat().st_mode & 0o777 == 0o444
+    assert list(store.objects()) == [(artifact.digest, str(path))]
+    assert store.state(artifact) == "present"
+    assert store.pieces(artifact) == [(str(path), "", 0o644, artifact.digest)]
+
+
+def test_a_folder_is_its_files_and_a_list_of_them(store: Store) -> None:
+    artifact = store.ingest(folder(store))
+    assert artifact.kind == "folder"
+    assert artifact.size == 6
+    assert store.members(artifact) == MEMBERS
+    listed = store.object_path(artifact.digest).read_bytes()
+    assert digest(listed) == artifact.digest
+    assert json.loads(listed) == [
+        {"path": m.path, "digest": m.digest, "size": m.size, "x": m.executable} for m in MEMBERS
+    ]
+    assert store.object_path(artifact.digest).stat().st_mode & 0o777 == 0o444
+    assert {found for found, _ in store.objects()} == {artifact.digest, *(m.digest for m in MEMBERS)}
+    assert store.pieces(artifact) == [
+        (str(store.object_path(MEMBERS[0].digest)), "run.sh", 0o755, MEMBERS[0].digest),
+        (str(store.object_path(MEMBERS[1].digest)), "sub/data", 0o644, MEMBERS[1].digest),
+    ]
+    assert store.state(artifact) == "present"
+    assert not [path for path in store.new_tmp().rglob("*") if path.is_file()]
+
+
+def test_a_copy_is_private_and_has_its_files_modes(store: Store, tmp_path: Path) -> None:
+    store.materialise(store.ingest(folder(store)), tmp_path / "folder")
+    store.materialise(store.ingest(file(store)), tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b"weights"
+    assert (tmp_path / "folder/sub/data").read_bytes() == b"data"
+    for name, mode in (("file", 0o644), ("folder/run.sh", 0o755), ("folder/sub/data", 0o644)):
+        assert (tmp_path / name).stat().st_mode & 0o777 == mode
+        (tmp_path / name).write_bytes(b"changed")
+    assert store.verify_all().ok
+
+
+def test_an_empty_folder_is_a_folder(store: Store, tmp_path: Path) -> None:
+    (store.new_tmp() / "empty").mkdir()
+    artifact = store.ingest(store.new_tmp() / "empty")
+    assert (artifact.kind, artifact.size, store.members(artifact)) == ("folder", 0, [])
+    store.materialise(artifact, tmp_path / "copy")
+    assert list((tmp_path / "copy").iterdir()) == []
+
+
+def test_what_is_there_already_is_kept_and_what_came_again_is_gone(store: Store) -> None:
+    artifact = store.ingest(file(store))
+    inode = store.object_path(artifact.digest).stat().st_ino
+    again = file(store, name="again")
+    assert store.ingest(again) == artifact
+    assert not again.exists()
+    assert store.object_path(artifact.digest).stat().st_ino == inode
+    listed = store.ingest(folder(store))
+    inode = store.object_path(listed.digest).stat().st_ino
+    assert store.ingest(folder(store, "again")) == listed
+    assert store.object_path(listed.digest).stat().st_ino == inode
+
+
+@pytest.mark.parametrize("damage", ["longer", "flipped", "link", "folder", "full folder"])
+def test_what_is_damaged_is_seen_and_replaced(store: Store, tmp_path: Path, damage: str) -> None:
+    artifact = store.ingest(file(store))
+    path = store.object_path(artifact.digest)
+    if damage in ("longer", "flipped"):
+        spoil(path, b"weights!" if damage == "longer" else b"weightz")
+    else:
+        path.unlink()
+        if damage == "link":
+            (tmp_path / "same").write_bytes(b"weights")
+            path.symlink_to(tmp_path / "same")
+        else:
+            path.mkdir()
+            if damage == "full folder":
+                (path / "x").touch()
+    assert store.state(artifact) == "damaged"
+    with pytest.raises(StoreError, match=rf"\Aobject {artifact.digest} is lost or damaged \(run again\)\Z"):
+        store.materialise(artifact, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+    assert store.ingest(file(store)) == artifact
+    assert store.state(artifact) == "present"
+    assert path.is_file()
+    assert not path.is_symlink()
+
+
+def test_an_artifact_of_another_size_is_not_this_one(store: Store) -> None:
+    artifact = store.ingest(file(store))
+    assert store.state(artifact._replace(size=8)) == "damaged"
+    assert store.state(Artifact("0" * 64, "file", 7)) == "missing"
+
+
+def test_a_folder_is_as_sound_as_the_worst_of_its_files(store: Store) -> None:
+    artifact = store.ingest(folder(store))
+    for member in MEMBERS:
+        path = store.object_path(member.digest)
+        data = path.read_bytes()
+        spoil(path, data + b"!")
+        assert store.state(artifact) == "damaged"
+        path.unlink()
+        assert store.state(artifact) == "missing"
+        path.write_bytes(data)
+        assert store.state(artifact) == "present"
+
+
+def test_a_folder_whose_list_is_lost_can_not_be_read(store: Store) -> None:
+    artifact = store.ingest(folder(store))
+    path = store.object_path(artifact.digest)
+    said = rf"\Athe manifest of folder {artifact.digest} is lost or damaged \(run again: it is healed by re-making it\)\Z"
+    spoil(path, path.read_bytes().replace(b"run.sh", b"run.py"))
+    assert store.state(artifact) == "damaged"
+    with pytest.raises(StoreError, match=said):
+        store.members(artifact)
+    path.unlink()
+    assert store.state(artifact) == "missing"
+    with pytest.raises(StoreError, match=said):
+        store.pieces(artifact)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_what_can_not_be_kept_is_refused_by_name(store: Store, tmp_path: Path, deep: bool) -> None:
+    (tmp_path / "outside").write_text("x")
+    base = store.new_tmp() / "made" if deep else store.new_tmp()
+    base.mkdir(exist_ok=True)
+    name = "x"
+    path, taken = base / name, base if deep else base / name
+    path.symlink_to(tmp_path / "outside")
+    with pytest.raises(StoreError, match=rf"\Aoutput {name} is a symbolic link \(write a copy instead\)\Z"):
+        store.ingest(taken)
+    path.unlink()
+    os.link(tmp_path / "outside", path)
+    with pytest.raises(StoreError, match=rf"\Aoutput {name} is a hard link \(write a copy instead\)\Z"):
+        store.ingest(taken)
+    path.unlink()
+    (base / "a\nb").touch()
+    with pytest.raises(StoreError, match=re.escape(r"'a\nb' has a name that can't be kept")):
+        store.ingest(base if deep else base / "a\nb")
+    assert list(store.objects()) == []
+
+
+def test_what_is_not_there_can_not_be_taken(store: Store) -> None:
+    with pytest.raises(StoreError, match=r"\Anone: No such file or directory\Z"):
+        store.ingest(store.new_tmp() / "none")
+
+
+def test_a_files_digest_is_taken_without_storing_it(store: Store, tmp_path: Path) -> None:
+    root = str(tmp_path)
+    (tmp_path / "data").write_bytes(b"data")
+    (tmp_path / "folder/sub").mkdir(parents=True)
+    (tmp_path / "folder/run.sh").write_bytes(b"#!")
+    (tmp_path / "folder/run.sh").chmod(0o755)
+    (tmp_path / "folder/sub/data").write_bytes(b"data")
+    assert store.digest_path(f"{root}/data", root) == Artifact(digest(b"data"), "file", 4)
+    found = store.digest_path(f"{root}/folder", root)
+    assert list(store.objects()) == []
+    assert found == store.ingest(folder(store))
+    (tmp_path / "folder/run.sh").chmod(0o644)
+    assert store.digest_path(f"{root}/folder", root) != found
+
+
+def test_a_path_that_is_no_input_is_refused(store: Store, tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    root.mkdir()
+    with pytest.raises(FileNotFoundError, match="No such file"):
+        store.digest_path(f"{root}/none", str(root))
+    os.mkfifo(root / "pipe")
+    with pytest.raises(StoreError, match=rf"\A{root}/pipe is neither a file nor a folder\Z"):
+        store.digest_path(f"{root}/pipe", str(root))
+    (root / "out").symlink_to("/etc/passwd")
+    with pytest.raises(StoreError, match="out leads out of the project"):
+        store.digest_path(f"{root}/out", str(root))
+    inside = Store(root / ".deploy-runner")
+    name = f"{root}/.deploy-runner/secret"
+    inside.records.seal.secret()
+    with pytest.raises(StoreError, match=rf"\A{name} is of the store, which is never an input\Z"):
+        inside.digest_path(name, str(root))
+    beside = Store(tmp_path / "beside", protected=root / ".deploy-runner")
+    with pytest.raises(StoreError, match="is of the store, which is never an input"):
+        beside.digest_path(name, str(root))
+
+
+def test_what_a_store_lacks_is_read_from_the_protected_one(tmp_path: Path) -> None:
+    protected = Store(tmp_path / "protected")
+    artifact = protected.ingest(file(protected))
+    protected.close()
+    before = sorted(protected.home.rglob("*"))
+    store = Store(tmp_path / "own", protected=protected.home)
+    assert store.homes == [str(tmp_path / "own"), str(tmp_path / "protected")]
+    assert protected.homes == [str(tmp_path / "protected")]
+    assert store.object_path(artifact.digest) == protected.object_path(artifact.digest)
+    assert store.state(artifact) == "present"
+    assert store.pieces(artifact)[0][0] == str(protected.object_path(artifact.digest))
+    made = file(store)
+    assert store.ingest(made) == artifact
+    assert not made.exists()
+    assert list(store.objects()) == []
+    assert store.object_path("0" * 64) == tmp_path / "own/cas/sha256/00" / ("0" * 62)
+    path = protected.object_path(artifact.digest)
+    spoil(path, b"weightz")
+    assert store.ingest(file(store)) == artifact
+    assert store.object_path(artifact.digest) == tmp_path / "own/cas/sha256" / path.parent.name / path.name
+    assert store.state(artifact) == "present"
+    assert path.read_bytes() == b"weightz"
+    assert [p for p in sorted(protected.home.rglob("*")) if "stat.sqlite" not in p.name] == [
+        p for p in before if "stat.sqlite" not in p.name
+    ]
+
+
+def test_what_stands_where_the_stores_folders_belong_gives_way(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "home/cas").symlink_to(tmp_path / "elsewhere")
+    store = Store(tmp_path / "home")
+    artifact = store.ingest(file(store))
+    shard = store.object_path(artifact.digest).parent
+    other = store.ingest(file(store, b"other"))
+    assert not list((tmp_path / "elsewhere").iterdir())
+    store.object_path(other.digest).unlink()
+    store.object_path(other.digest).parent.rmdir()
+    store.object_path(other.digest).parent.symlink_to(tmp_path / "elsewhere")
+    assert store.ingest(file(store, b"other")) == other
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert store.state(other) == "present"
+    assert shard.is_dir()
+
+
+# Living together
+
+
+def test_a_process_has_one_temporary_folder_until_it_closes(store: Store) -> None:
+    first = store.new_tmp()
+    assert first == store.new_tmp()
+    assert first.parent == store.home / "tmp"
+    assert first.name.startswith(f"{os.getpid()}-")
+    assert first.stat().st_mode & 0o777 == 0o700
+    assert not Lock(f"{first}.lock").try_acquire()
+    (first / "x").touch()
+    store.close()
+    assert list((store.home / "tmp").iterdir()) == []
+    second = store.new_tmp()
+    assert second != first
+    assert second.is_dir()
+    store.close()
+    store.close()
+
+
+def test_a_temporary_folder_that_can_not_be_made_leaves_no_lock(store: Store) -> None:
+    (store.home / "tmp").mkdir()
+    os.symlink("nowhere/at/all", store.home / "tmp" / "x")
+    assert Store(store.home).new_tmp().is_dir()
+
+
+def test_what_ended_processes_left_is_swept_and_nothing_else(store: Store) -> None:
+    own, other = store.new_tmp(), Store(store.home)
+    theirs = other.new_tmp()
+    for name in ("1-dead", "2-dead"):
+        (own.parent / name).mkdir()
+        (own.parent / name / "x").touch()
+        (own.parent / f"{name}.lock").touch()
+    (own.parent / "3-lonely.lock").touch()
+    (own.parent / "record.json.new").touch()
+    written = Lock(str(own.parent / "other.json.new"))
+    assert written.try_acquire()
+    assert store.sweep_tmp() == 4
+    assert {path.name for path in own.parent.iterdir()} == {
+        own.name,
+        f"{own.name}.lock",
+        theirs.name,
+        f"{theirs.name}.lock",
+        "other.json.new",
+    }
+    assert store.sweep_tmp() == 0
+    written.release()
+    assert store.sweep_tmp() == 1
+    other.close()
+    assert Store(store.home / "none").sweep_tmp() == 0
+
+
+def test_an_action_is_made_under_its_own_lock(store: Store) -> None:
+    lock = store.lock("k" * 64)
+    assert lock.path == str(store.home / "locks" / ("k" * 64))
+    assert lock.try_acquire()
+    assert not store.lock("k" * 64).try_acquire()
+    assert store.lock("j" * 64).try_acquire()
+
+
+def collector(home: Path) -> Lock:
+    return Lock(str(home / "gc.lock"))
+
+
+def test_nothing_is_collected_while_a_run_holds_the_store(store: Store) -> None:
+    with store.hold():
+        with Store(store.home).hold():
+            assert not collector(store.home).try_acquire()
+        assert not collector(store.home).try_acquire()
+        store.new_tmp()
+    assert collector(store.home).try_acquire()
+    assert list((store.home / "tmp").iterdir()) == []
+
+
+def test_nothing_is_collected_from_the_protected_store_either(tmp_path: Path) -> None:
+    protected = tmp_path / "protected"
+    store = Store(tmp_path / "own", protected=protected)
+    with store.hold():
+        assert not (protected / "gc.lock").exists()
+    protected.mkdir()
+    (protected / "gc.lock").touch()
+    with store.hold():
+        assert not collector(protected).try_acquire()
+        with Lock(str(protected / "gc.lock"), shared=True) as another:
+            assert another.held
+    assert collector(protected).try_acquire()
+
+
+def test_what_was_hashed_is_written_down_on_closing(store: Store) -> None:
+    artifact = store.ingest(file(store))
+    assert store.state(artifact) == "present"
+    store.close()
+    assert (store.home / "stat.sqlite").exists()
+
+
+# Verifying
+
+
+def test_a_sound_store_is_said_to_be(store: Store) -> None:
+    store.ingest(folder(store))
+    artifact = store.ingest(file(store))
+    store.records.put(ActionRecord("k" * 64, "a.b", {"o": artifact}, {}, {}))
+    (store.home / "cas/sha256/stray").mkdir()
+    (store.home / "cas/sha256/stray" / ("0" * 62)).touch()
+    (store.object_path(artifact.digest).parent / "short").touch()
+    total = sum(path.stat().st_size for path in (store.home / "cas").rglob("*") if path.is_file())
+    report = store.verify_all()
+    assert report == VerifyReport(4, total, (), 1, ())
+    assert report.ok
+    assert str(report) == f"4 objects ({total} bytes) and 1 action records: all sound"
+    assert report.as_dict() == {
+        "ok": True,
+        "objects": 4,
+        "bytes": total,
+        "damaged": [],
+        "records": 1,
+        "refused_records": [],
+    }
+
+
+def test_what_is_damaged_is_removed_and_said(store: Store, tmp_path: Path) -> None:
+    sound, flipped, linked = (store.ingest(file(store, data)) for data in (b"one", b"two", b"three"))
+    spoil(store.object_path(flipped.digest), b"TWO")
+    (tmp_path / "three").write_bytes(b"three")
+    store.object_path(linked.digest).unlink()
+    store.object_path(linked.digest).symlink_to(tmp_path / "three")
+    for key in ("k" * 64, "j" * 64):
+        store.records.put(ActionRecord(key, "a.b", {}, {}, {}))
+    (store.home / "actions/kk" / f"{'k' * 62}.json").write_bytes(b"x")
+    report = store.verify_all()
+    assert sorted(report.damaged) == sorted([flipped.digest, linked.digest])
+    assert (report.objects, report.records, report.refused_records) == (3, 2, ("k" * 64,))
+    assert not report.ok
+    assert not VerifyReport(0, 0, ("x",), 0, ()).ok
+    assert not VerifyReport(0, 0, (), 0, ("x",)).ok
+    assert str(report).splitlines() == [
+        f"3 objects ({report.bytes} bytes) and 2 action records: removed what was damaged, the next run makes it again",
+        *(f"  object {found}" for found in report.damaged),
+        f"  action record {'k' * 64}",
+    ]
+    assert report.as_dict()["damaged"] == list(report.damaged)
+    assert report.as_dict()["refused_records"] == ["k" * 64]
+    assert [found for found, _ in store.objects()] == [sound.digest]
+    assert (tmp_path / "three").read_bytes() == b"three"
+    assert list(store.records.keys()) == ["j" * 64]
+    assert store.verify_all().ok
