@@ -6,13 +6,11 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import os
 import pickle
 import struct
-import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,6 +21,7 @@ import numpy as np
 import torch
 from onnx import TensorProto, helper
 
+from tests.security.archives import archives
 from tests.security.pickles import odd_pickles, pickles, reduce_
 from tests.security.samples import Place, Sample, write
 
@@ -293,53 +292,6 @@ def _arrays() -> Iterator[Sample]:
     yield Sample("arrays-cut", "arrays", lambda p: write(p, "a.npz", b"PK\x03\x04" + bytes(60)))
 
 
-def _archives() -> Iterator[Sample]:
-    """Members that `tarfile` would write outside of the folder, or that are no files."""
-    members: dict[str, Callable[[Place], list[tarfile.TarInfo]]] = {
-        "above": lambda p: [_entry("../canary")],
-        "above inside": lambda p: [_entry("a/../../canary")],
-        "absolute": lambda p: [_entry(str(p.canary))],
-        "symlink out": lambda p: [
-            _entry("link", tarfile.SYMTYPE, str(p.canary.parent)),
-            _entry("link/canary"),
-        ],
-        "hard link out": lambda p: [_entry("link", tarfile.LNKTYPE, str(p.secret))],
-        "symlink inside": lambda p: [_entry("a", tarfile.SYMTYPE, "b")],
-        "device": lambda p: [_entry("zero", tarfile.CHRTYPE)],
-        "block device": lambda p: [_entry("disk", tarfile.BLKTYPE)],
-        "fifo": lambda p: [_entry("pipe", tarfile.FIFOTYPE)],
-    }
-    yield Sample("tar-a_bomb", "archive", lambda p: _tar_of_zeros(p, tarfile.REGTYPE))
-    yield Sample("tar-a_header_without_end", "archive", lambda p: _tar_of_zeros(p, tarfile.XHDTYPE))
-    for name, entries in members.items():
-
-        def make(place: Place, e: Any = entries) -> Path:
-            with tarfile.open(place.folder / "model.tar.gz", "w:gz") as tar:
-                for entry in e(place):
-                    tar.addfile(entry)
-            return place.folder / "model.tar.gz"
-
-        yield Sample(f"tar-{name.replace(' ', '_')}", "archive", make)
-
-
-def _tar_of_zeros(place: Place, kind: bytes) -> Path:
-    """Write a member, or its extended header, of 1 GB."""
-    entry = _entry("zeros", kind)
-    entry.size = 1 << 30
-    path = place.folder / "model.tar.gz"
-    with gzip.open(path, "wb", compresslevel=1) as file:
-        file.write(entry.tobuf())
-        for _ in range(1024):
-            file.write(bytes(1 << 20))
-    return path
-
-
-def _entry(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
-    entry = tarfile.TarInfo(name)
-    entry.type, entry.linkname = kind, target
-    return entry
-
-
 def _yaml() -> Iterator[Sample]:
     head = "version: 1\nname: x\nstages:\n  a: {uses: text.upper, inputs: {text: in.txt}}\n"
     merge = "\n".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}" for i in range(1, 12))
@@ -403,7 +355,7 @@ def samples() -> list[Sample]:
         _programs,
         _onnx_models,
         _arrays,
-        _archives,
+        archives,
         _yaml,
     )
     return [sample for group in groups for sample in group()]

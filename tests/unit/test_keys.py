@@ -257,7 +257,10 @@ def test_a_difference_is_a_sentence(part: str, old: Any, new: Any, component: st
 
 
 def test_a_difference_holds_both_values() -> None:
-    old, new = {"params": {"n": {"a": 1}}, "schema": 1}, {"params": {"n": {"a": 2}}, "schema": 2, "trust": True}
+    old, new = (
+        {"params": {"n": {"a": 1}}, "schema": 1},
+        {"params": {"n": {"a": 2}}, "schema": 2, "trust": True},
+    )
     assert differences(old, new, NODE) == [
         Change("params.n.a", 1, 2, "`with.n.a` 1 → 2"),
         Change("schema", 1, 2, "deploy-runner's own meaning of a key changed"),
