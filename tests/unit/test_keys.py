@@ -257,7 +257,10 @@ def test_a_difference_is_a_sentence(part: str, old: Any, new: Any, component: st
 
 
 def test_a_difference_holds_both_values() -> None:
-    old, new = {"params": {"n": {"a": 1}}, "schema": 1}, {"params": {"n": {"a": 2}}, "schema": 2, "trust": True}
+    old, new = (
+        {"params": {"n": {"a": 1}}, "schema": 1},
+        {"params": {"n": {"a": 2}}, "schema": 2, "trust": True},
+    )
     assert differences(old, new, NODE) == [
         Change("params.n.a", 1, 2, "`with.n.a` 1 → 2"),
         Change("schema", 1, 2, "deploy-runner's own meaning of a key changed"),
@@ -266,8 +269,12 @@ def test_a_difference_holds_both_values() -> None:
 
 
 def test_every_difference_is_said_in_the_order_of_the_parts() -> None:
-    old = {"params": {"opset": 17, "n": {"a": 1}, "same": 1}, "code": {"m.py": "1"}}
-    new = {"params": {"same": 1, "n": {"a": 2}, "opset": 18}, "code": {"m.py": "2"}, "trust": True}
+    old: dict[str, Any] = {"params": {"opset": 17, "n": {"a": 1}, "same": 1}, "code": {"m.py": "1"}}
+    new: dict[str, Any] = {
+        "params": {"same": 1, "n": {"a": 2}, "opset": 18},
+        "code": {"m.py": "2"},
+        "trust": True,
+    }
     assert [change.component for change in differences(old, new, NODE)] == [
         "params.opset",
         "params.n.a",
