@@ -8,7 +8,7 @@ import pytest
 
 from deploy_runner.testing import run_stage
 from tests.bundles import stage
-from tests.conftest import DIGITS, HELD, ROOT
+from tests.conftest import CALIBRATION, DIGITS, HELD, ROOT
 
 
 @pytest.fixture(scope="module")
@@ -34,3 +34,10 @@ def bundle(folder: Path) -> Path:
 def fp32(folder: Path, bundle: Path) -> Path:
     """The digits as ONNX."""
     return run_stage(stage("onnx.export"), folder / "fp32", inputs={"model": bundle})["model"]
+
+
+@pytest.fixture(scope="module")
+def int8(folder: Path, fp32: Path) -> Path:
+    """The digits as calibrated int8."""
+    inputs = {"model": fp32, "calibration": CALIBRATION}
+    return run_stage(stage("onnx.quantize_static"), folder / "int8", inputs=inputs)["model"]

@@ -1,10 +1,9 @@
-"""onnx.*, verify.*, select and package.sagemaker on the digits example."""
+"""onnx.* on the digits example."""
 
 from __future__ import annotations
 
 import json
 import os
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from deploy_runner.errors import GateError, StageError
+from deploy_runner.errors import StageError
 from deploy_runner.testing import StageRun, run_stage
 from tests.bundles import bundle as bundle_of
 from tests.bundles import line_of, stage
-from tests.conftest import CALIBRATION, HELD, module_of
-
-
-@pytest.fixture(scope="module")
-def int8(folder: Path, fp32: Path) -> Path:
-    return quantize(folder / "int8", fp32)["model"]
+from tests.conftest import CALIBRATION
 
 
 def quantize(folder: Path, model: Path, **params: Any) -> StageRun:
@@ -203,191 +197,6 @@ def test_a_truncated_onnx_file_is_refused(tmp_path: Path, fp32: Path) -> None:
     (tmp_path / "m.onnx").write_bytes((fp32 / "model.onnx").read_bytes()[:-500])
     with pytest.raises(StageError, match="truncated or damaged"):
         run_stage(stage("onnx.check"), tmp_path / "run", inputs={"model": tmp_path / "m.onnx"})
-
-
-def parity(tmp_path: Path, candidate: Path, bundle: Path, **params: Any) -> StageRun:
-    return run_stage(
-        stage("verify.parity"), tmp_path, inputs={"candidate": candidate, "reference": bundle}, params=params
-    )
-
-
-def test_parity_holds_for_fp32_and_is_refused_for_int8_by_name(
-    tmp_path: Path, fp32: Path, int8: Path, bundle: Path
-) -> None:
-    held = parity(tmp_path / "a", fp32, bundle, atol=1e-5, rtol=1e-5)
-    assert held.figures["samples"] == 65
-    with np.load(held["worst"]) as worst:
-        difference = np.abs(worst["actual/output"] - worst["expected/output"])
-        assert worst["in/image"].shape == (1, 1, 8, 8)
-        assert 0 < difference.max() <= held.figures["max_abs"]
-    with pytest.raises(
-        GateError,
-        match=r"verify.parity: the outputs differ by up to .*; worst at samples64, output 'output', sample \d+",
-    ):
-        parity(tmp_path / "b", int8, bundle, atol=1e-5, rtol=1e-5)
-    assert parity(tmp_path / "c", int8, bundle, min_argmax_agreement=0.9).figures["argmax_agreement"] > 0.9
-    with pytest.raises(GateError, match="the cosine similarity falls to"):
-        parity(tmp_path / "d", int8, bundle, min_cosine=1.0)
-
-
-def test_accuracy_is_measured_against_the_reference(tmp_path: Path, int8: Path, bundle: Path) -> None:
-    inputs = {"candidate": int8, "data": HELD, "reference": bundle}
-    report = json.loads(run_stage(stage("verify.accuracy"), tmp_path, inputs=inputs)["report"].read_text())
-    assert report["reference_accuracy"] > 97
-    assert report["drop"] <= 0.5
-    with pytest.raises(GateError, match=r"the accuracy is 9\d\.\d\d %, below 100 %"):
-        run_stage(stage("verify.accuracy"), tmp_path / "b", inputs=inputs, params={"min_accuracy": 100.0})
-
-
-def test_accuracy_takes_a_metric_of_ones_own(tmp_path: Path, fp32: Path) -> None:
-    (tmp_path / "metric.py").write_text("def always(outputs, labels):\n    return 0.5\n")
-    made = run_stage(stage("verify.accuracy"), tmp_path, inputs={"candidate": fp32, "data": rename(tmp_path)},
-                     params={"metric": "metric.py:always"}, project=tmp_path)  # fmt: skip
-    assert made.figures["accuracy"] == 50.0
-
-
-def rename(tmp_path: Path) -> Path:
-    with np.load(HELD) as held:
-        np.savez(tmp_path / "named.npz", image=held["x"], y=held["y"])
-    return tmp_path / "named.npz"
-
-
-def test_latency_and_size_are_gates_too(tmp_path: Path, fp32: Path, int8: Path, bundle: Path) -> None:
-    inputs = {"candidate": int8, "reference": bundle}
-    made = run_stage(stage("verify.latency"), tmp_path / "l", inputs=inputs, params={"rounds": 20})
-    assert made.figures["latency_ratio"] > 0
-    assert made.figures["p95_ratio"] > 0
-    report = json.loads(made["report"].read_text())
-    assert report["p95_ratio"] == pytest.approx(
-        report["p95_us"]["candidate"] / report["p95_us"]["reference"], rel=0.1
-    )
-    with pytest.raises(GateError, match="the slowest twentieth takes"):
-        run_stage(
-            stage("verify.latency"),
-            tmp_path / "p",
-            inputs=inputs,
-            params={"rounds": 5, "max_p95_ratio": 1e-6},
-        )
-    with pytest.raises(GateError, match="times as long as the original"):
-        run_stage(
-            stage("verify.latency"), tmp_path / "m", inputs=inputs, params={"rounds": 5, "max_ratio": 1e-6}
-        )
-    sized = {"candidate": int8, "reference": fp32}
-    assert (
-        run_stage(stage("verify.size"), tmp_path / "s", inputs=sized, params={"min_smaller": 3.0}).figures[
-            "smaller"
-        ]
-        > 3
-    )
-    with pytest.raises(GateError, match="allowed are 1000"):
-        run_stage(stage("verify.size"), tmp_path / "t", inputs=sized, params={"max_bytes": 1000})
-
-
-def report(path: Path, drop: float) -> Path:
-    path.write_text(json.dumps({"accuracy": 99.0 - drop, "drop": drop}))
-    return path
-
-
-def test_select_takes_the_best_within_the_limit(tmp_path: Path, fp32: Path, int8: Path, bundle: Path) -> None:
-    inputs = {
-        "candidates": {"a": fp32, "b": int8},
-        "accuracy": {"a": report(tmp_path / "a", 0.0), "b": report(tmp_path / "b", 0.7)},
-        "reference": bundle,
-    }
-    strict = run_stage(stage("select"), tmp_path / "s", inputs=inputs, params={"objective": "size"})
-    assert strict.figures["chosen"] == "a"
-    loose = run_stage(
-        stage("select"), tmp_path / "l", inputs=inputs, params={"objective": "size", "max_drop": 1.0}
-    )
-    assert loose.figures["chosen"] == "b"
-    assert "loss of accuracy (points)" in loose["plot"].read_text()
-    assert (loose["model"] / "model.onnx").read_bytes() == (int8 / "model.onnx").read_bytes()
-    inputs["accuracy"] = {"a": report(tmp_path / "a", 2.0), "b": report(tmp_path / "b", 3.0)}
-    with pytest.raises(GateError, match=r"no candidate fits: a loses 2\.00 points; b loses 3\.00 points"):
-        run_stage(stage("select"), tmp_path / "n", inputs=inputs)
-
-
-def test_a_package_is_reproducible_and_has_the_containers_layout(
-    tmp_path: Path, int8: Path, bundle: Path
-) -> None:
-    made = []
-    for name in ("one", "two"):
-        before = os.umask(0o077 if name == "two" else 0o022)
-        inputs = {"model": int8, "reference": bundle}
-        made.append(
-            run_stage(stage("package.sagemaker"), tmp_path / name, inputs=inputs)["package"].read_bytes()
-        )
-        os.umask(before)
-    assert made[0] == made[1]
-    with tarfile.open(tmp_path / "one/outputs/model.tar.gz") as tar:
-        members = {m.name: m for m in tar}
-    assert sorted(members) == [
-        "code",
-        "code/inference.py",
-        "code/requirements.txt",
-        "model.json",
-        "model.onnx",
-    ]
-    assert {(m.uid, m.gid, m.uname, m.mtime) for m in members.values()} == {(0, 0, "", 0)}
-
-
-def test_a_package_that_the_container_would_reject_fails(tmp_path: Path, int8: Path, bundle: Path) -> None:
-    code = tmp_path / "inference.py"
-    code.write_text("def model_fn(model_dir):\n    return None\n")
-    inputs = {"model": int8, "reference": bundle, "code": code}
-    with pytest.raises(StageError, match=r"code/inference.py defines no input_fn, which the container calls"):
-        run_stage(stage("package.sagemaker"), tmp_path / "p", inputs=inputs)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("def model_fn(:\n", "fails when it is imported: SyntaxError"),
-        ("def model_fn(d): return open(d + '/x')\ninput_fn = predict_fn = output_fn = model_fn", "fails when it calls model_fn: FileNotFoundError"),
-        ("def model_fn(d): pass\ndef input_fn(b, k): return 1 / 0\npredict_fn = output_fn = model_fn", "fails when it answers a request: ZeroDivisionError"),
-    ],
-)  # fmt: skip
-def test_code_that_fails_in_the_container_is_one_sentence(
-    tmp_path: Path, int8: Path, bundle: Path, text: str, said: str
-) -> None:
-    (tmp_path / "inference.py").write_text(text)
-    inputs = {"model": int8, "reference": bundle, "code": tmp_path / "inference.py"}
-    with pytest.raises(StageError, match=said):
-        run_stage(stage("package.sagemaker"), tmp_path / "p", inputs=inputs)
-
-
-@pytest.mark.parametrize("kind", ["application/json", "text/csv", "application/x-npy"])
-def test_the_packages_own_code_answers_every_content_type(
-    tmp_path: Path, fp32: Path, bundle: Path, kind: str
-) -> None:
-    import io
-
-    from deploy_runner.server.archives import unpack
-
-    package = run_stage(stage("package.sagemaker"), tmp_path, inputs={"model": fp32, "reference": bundle})[
-        "package"
-    ]
-    unpack(package, tmp_path / "x")
-    code = module_of(tmp_path / "x/code/inference.py")
-    with np.load(HELD) as held:
-        sample = held["x"][:2]
-    buffer = io.BytesIO()
-    np.save(buffer, sample)
-    csv = "\n".join(",".join(map(str, row)) for row in sample.reshape(2, -1))
-    bodies = {
-        "application/json": json.dumps(sample.tolist()),
-        "text/csv": csv,
-        "application/x-npy": buffer.getvalue(),
-    }
-    model = code.model_fn(str(tmp_path / "x"))
-    found = code.predict_fn(code.input_fn(bodies[kind], kind), model)["output"]
-    expected = np.load(io.BytesIO(code.output_fn({"output": found}, "application/x-npy")))
-    assert found.shape == (2, 10)
-    assert np.allclose(found, expected)
-    with pytest.raises(ValueError, match="is not supported"):
-        code.input_fn(b"", "image/png")
-    with pytest.raises(ValueError, match="neither 'inputs' by name nor 'instances'"):
-        code.input_fn('{"x": 1}', "application/json")
 
 
 def test_torch_is_the_pinned_version() -> None:

@@ -83,7 +83,7 @@ class Operation:
     http: Mapping[str, str] = field(default_factory=lambda: {"method": "PUT"})
 
 
-class Http(AWSResponse):
+class Http(AWSResponse):  # type: ignore[misc]
     """An answer that has been read."""
 
     def __init__(self, status: int, headers: Mapping[str, str] | None = None, content: bytes = b"") -> None:

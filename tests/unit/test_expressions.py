@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 
-from deploy_runner.errors import Problem
+from deploy_runner.errors import Problem, closest
 from deploy_runner.pipeline.expressions import (
     OutputRef,
     Scope,
     Variables,
-    closest,
     parse_output,
     resolve,
     secret_name,

@@ -54,7 +54,8 @@ class Bench:
 
     def make(self, *names: str, text: Mapping[str, str] | None = None) -> dict[str, Decision]:
         """Run stages: put what they would make, and the records."""
-        planner, made, decisions = self.planner(), {}, {}
+        planner, decisions = self.planner(), {}
+        made: dict[str, Mapping[str, Artifact]] = {}
         for name in names or tuple(self.nodes):
             decisions[name] = decision = planner.decide(self.nodes[name], made)
             path = self.store.new_tmp() / name
