@@ -198,7 +198,7 @@ def _export(bundle: Bundle, module: Any, case: Case, largest: Mapping[str, int])
                 dynamic_shapes=shapes if dims else None,
             )
     except Exception as error:
-        raise refusal(error) from error
+        raise refusal(error, largest.values()) from error
 
 
 def _quantized(

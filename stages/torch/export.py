@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ _PATHS = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "tor
 
 _FIXED = re.compile(r"You marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)")
 _SUGGESTED = re.compile(r"^\s*([a-zA-Z]\w*) = (?:Dim\('\w+'((?:, \w+=\d+)+)\)|(\d+)\*\w+)$", re.MULTILINE)
+_LIMIT = re.compile(r"(min|max)=(\d+)")
 
 
 class TorchExport(Stage):
@@ -111,8 +112,11 @@ def dimension(axis: Axis, most: int | None = None) -> Any:
     return torch.export.Dim(name, **bounds) if step == 1 else step * torch.export.Dim(f"_{name}", **bounds)
 
 
-def refusal(error: Exception) -> StageError:
-    """Say why torch.export refuses a model, with the user's line and the way out."""
+def refusal(error: Exception, chosen: Collection[int] = ()) -> StageError:
+    """Say why torch.export refuses a model, with the user's line and the way out.
+
+    `chosen` are largest sizes that the stage has set by itself: they are no limits of the model.
+    """
     where = user_line(error)
     text = f"{type(error).__name__} {error}"
     if "data-dependent" in text.lower() or "GuardOnDataDependent" in text:
@@ -123,7 +127,7 @@ def refusal(error: Exception) -> StageError:
         return StageError(said, fix="leave it out of model.prepare's `dynamic`, or use onnx.export")
     if "Constraints violated" in text:
         said = f"the model treats some sizes of a dynamic axis otherwise than others{where}"
-        found = ", ".join(_suggested(text)) or "{name, multiple_of, min, max} of it"
+        found = ", ".join(_suggested(text, chosen)) or "{name, multiple_of, min, max} of it"
         fix = f"say {found} in model.prepare's `dynamic`, leave it out, or use torch.script"
         return StageError(said, fix=fix)
     return StageError(
@@ -132,12 +136,15 @@ def refusal(error: Exception) -> StageError:
     )
 
 
-def _suggested(text: str) -> Iterator[str]:
+def _suggested(text: str, chosen: Collection[int]) -> Iterator[str]:
     """Yield the axes that torch suggests (`h = Dim('h', min=5)`, `h = 8*_h`), as `dynamic` says them."""
     for name, bounds, step in _SUGGESTED.findall(text.partition("Suggested fixes:")[2]):
-        found = bounds.strip(", ").replace("=", ": ") if bounds else f"multiple_of: {step}" if step else ""
+        limits = [
+            (what, size) for what, size in _LIMIT.findall(bounds) if what == "min" or int(size) not in chosen
+        ]
+        found = [("multiple_of", step)] if step else limits
         if found:
-            yield f"{{name: {name}, {found}}}"
+            yield f"{{name: {name}, {', '.join(f'{what}: {size}' for what, size in found)}}}"
 
 
 def runner(path: Path, bundle: Bundle) -> Model:
