@@ -1,7 +1,7 @@
 """Talk to the Hugging Face Hub through its real client, with our policy of tries.
 
 The client tries most calls six times with fixed delays and without a timeout, and commits once. Here
-every call is tried by `_backoff`, but for commits: whether one that got no answer has happened is for
+every call is tried by `backoff`, but for commits: whether one that got no answer has happened is for
 the caller to find out, or it might happen twice.
 """
 
@@ -12,11 +12,13 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deploy_runner.sdk import Context, StageError
 
 from ..backoff import Backoff, transient_status
+from ..converging import Service
 from .errors import TOKEN_FIX
 
 if TYPE_CHECKING:
@@ -33,6 +35,14 @@ _BY_THE_WAY = "/api/agent-harnesses"
 _COMMIT = re.compile(r"/api/[^/]+/.+/commit/")
 _RATE_LIMIT = re.compile(r'"\w+"\s*;\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)')
 """`r` requests are left for `t` seconds: draft-ietf-httpapi-ratelimit-headers, which the Hub sends."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hub(Service):
+    """The Hub by its client's API, and the repository's full name."""
+
+    api: Any
+    repo: str
 
 
 class UnansweredError(Exception):
