@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -276,10 +275,8 @@ def again(call: Callable[[], _T]) -> _T:
         try:
             return call()
         except (HTTPClientError, IncompleteReadError) as error:
-            delay = backoff.delay(tried, type(error).__name__)
-            if delay is None:
+            if not backoff.wait(tried, type(error).__name__):
                 raise
-            time.sleep(delay)
     raise AssertionError
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -113,10 +112,8 @@ def _patient(base: type[Any], backoff: Backoff, endpoint: str) -> type[Any]:
                 if request.method == "POST" and _COMMIT.search(request.url.path):
                     raise UnansweredError(what, after)
                 refused = "ConnectError" in what and not self.answered and tried >= _FIRST_CONTACT_TRIES
-                delay = None if refused else backoff.delay(tried, _named(request, what), after)
-                if delay is None:
+                if refused or not backoff.wait(tried, _named(request, what), after):
                     raise _given_up(endpoint, what, tried, after)
-                time.sleep(delay)
 
     return PatientClient
 

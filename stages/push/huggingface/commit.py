@@ -6,7 +6,6 @@ somebody else was quicker: a commit of ours that has happened is then found, not
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -114,11 +113,9 @@ class Commit:
         return Place(made.pr_revision or place.revision, made.oid)
 
     def _wait(self, tried: int, error: UnansweredError) -> None:
-        delay = self.hub.backoff.delay(tried, f"the commit got no answer ({error})", error.retry_after)
-        if delay is None:
+        if not self.hub.backoff.wait(tried, f"the commit got no answer ({error})", error.retry_after):
             raise StageError(f"the Hub doesn't answer to the commit: {error}; given up after {tried} tries",
                              fix="run again: a commit that has happened is found") from error  # fmt: skip
-        time.sleep(delay)
 
     def _again(self, tried: int, error: Exception) -> None:
         if tried >= _TRIES:
