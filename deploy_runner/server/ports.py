@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from .labels import names_samples
 from .problems import Invalid, Problem
 
 __all__ = [
@@ -40,9 +40,6 @@ _LARGEST_SQUARED = {
     "float32": float(np.finfo(np.float32).max) ** 2,
     "float64": math.inf,
 }
-
-_BATCH = re.compile(r"(?i)(n|b|bs|bsz|.*batch.*|n_?samples|samples)")
-"""What an axis of samples is called, where a model names its axes. Fully matched."""
 
 _TAKES = {"f": "fiu", "i": "iu", "u": "iu", "b": "b"}
 _KINDS = {"f": "floats", "i": "whole numbers", "u": "whole numbers", "b": "booleans", "U": "texts",
@@ -110,7 +107,7 @@ def with_batches(inputs: Ports, outputs: Ports) -> tuple[Ports, Ports]:
 
     Where that has no name, it is the first axis of each, if it may have any size.
     """
-    labels = [label for port in inputs for label in port.axes if _BATCH.fullmatch(label)]
+    labels = [label for port in inputs for label in port.axes if names_samples(label)]
     first = inputs[0].axes[0] if inputs and inputs[0].axes else ""
     batch = min(labels, key=lambda label: "batch" not in label.lower(), default=first)
 

@@ -7,7 +7,6 @@ computes for a sample doesn't depend on the others (model.prepare tries it).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -15,8 +14,7 @@ from typing import Any
 
 from deploy_runner.sdk import StageError
 
-_BATCH = re.compile(r"(?i)(n|b|bs|bsz|.*batch.*|n_?samples|samples)")
-"""What a batch is called. Fully matched."""
+from ...server.labels import names_samples
 
 _FACTORS = (1, 2, 3, 4, 8, 16, 32)
 """By what an output's size is sought to be a label's, times or divided."""
@@ -73,7 +71,7 @@ def batch_label(dynamic: Sequence[Mapping[int, str]]) -> tuple[str | None, bool]
     Else it is what stands on axis 0 of the first input, to be tried; None where nothing does.
     """
     labels = [label for axes in dynamic for _, label in sorted(axes.items())]
-    named = [label for label in labels if _BATCH.fullmatch(label)]
+    named = [label for label in labels if names_samples(label)]
     if named:
         return min(named, key=lambda label: "batch" not in label.lower()), True
     return (dynamic[0].get(0) if dynamic else None), False

@@ -85,7 +85,7 @@ class Parity:
         """
         import numpy as np
 
-        a, b = _reals(actual), _reals(expected)
+        a, b = reals(actual), reals(expected)
         finite = _samples_first(both_finite(where, b, a), batch)
         a, b = _samples_first(a, batch), _samples_first(b, batch)
         a, b = np.where(finite, a, 0.0), np.where(finite, b, 0.0)
@@ -177,7 +177,7 @@ def largest(array: np.ndarray[Any, Any]) -> float:
     """Return the largest absolute value among the finite ones, 0 where there is none."""
     import numpy as np
 
-    values = np.abs(_reals(array))
+    values = np.abs(reals(array))
     return float(values[np.isfinite(values)].max(initial=0.0))
 
 
@@ -224,7 +224,7 @@ def _allowed(
     return lambda values: (atol or 0.0) + (rtol or 0.0) * abs(values), atol or 0.0
 
 
-def _reals(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def reals(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return the values as float64; of complex ones the parts, on one more axis."""
     import numpy as np
 

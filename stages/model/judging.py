@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from deploy_runner.sdk import Context, Field, GateError, StageParams
 
 from .bundles import Case
-from .compare import Model
+from .compare import Model, reals
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,7 +64,7 @@ class Score:
             self.rows += expected.size
             self.agreed += int((expected == actual).sum())
             return
-        a, b = _reals(actual), _reals(expected)
+        a, b = reals(actual), reals(expected)
         finite = np.isfinite(b)
         if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(a[finite]).all():
             self.mismatch = "is infinite or not a number where the original's is not"
@@ -176,11 +176,3 @@ def _refusal(floors: Floors, kind: str, name: str, score: Score) -> str:
         return (f"on {kind}, the largest value of output {name!r} is at the same place in "
                 f"{score.agreement:.1%} of the samples, less than {floors.min_agreement:.1%}")  # fmt: skip
     return ""
-
-
-def _reals(array: Array) -> Array:
-    import numpy as np
-
-    if array.dtype.kind == "c":
-        array = np.stack([array.real, array.imag], axis=-1)
-    return array.astype(np.float64)

@@ -60,6 +60,14 @@ class Backoff:
         self._log(f"{what}; try {tried + 1} in {delay:.1f} s")
         return delay
 
+    def wait(self, tried: int, what: str, retry_after: str | None = None) -> bool:
+        """Sleep until the next try; say False, at once, where it is to be given up."""
+        delay = self.delay(tried, what, retry_after)
+        if delay is None:
+            return False
+        time.sleep(delay)
+        return True
+
     def follow(self, session: Any) -> None:
         """Make every client of a boto3 session retry by this policy and no other."""
         for service in _AWS_SERVICES:

@@ -13,20 +13,18 @@ from deploy_runner.sdk import (
     File,
     Finding,
     Folder,
-    Output,
-    Stage,
     StageError,
     StageInputs,
-    StageOutputs,
     StageParams,
 )
 
 from ..model import bundles
 from .backoff import Backoff
+from .converging import Push
 from .huggingface import layout, rollback, status
 from .huggingface.card import Card, read_reports
-from .huggingface.client import hub_client, require_token
-from .huggingface.commit import Place, Push, ensure_branch, ensure_repo, ensure_tag
+from .huggingface.client import Hub, hub_client, require_token
+from .huggingface.commit import Commit, ensure_branch, ensure_repo, ensure_tag
 from .huggingface.content import MANIFEST, Wanted, describe, manifest
 from .huggingface.errors import one_sentence
 from .transcript import Transcript
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
 _CARD = "README.md"
 
 
-class PushHub(Stage):
+class PushHub(Push):
     """Make one atomic commit on the Hub with all files, and read it back.
 
     Files that are there already don't travel; where all of them are, nothing is committed. The commit
@@ -47,9 +45,7 @@ class PushHub(Stage):
     uses = "push.hub"
     packages = ("huggingface_hub",)
     extra = "hub"
-    network = True
     services = ("hub",)
-    converges = True
     lineage = True
 
     class Params(StageParams):
@@ -83,32 +79,44 @@ class PushHub(Stage):
             None, description="further files by their path; a README.md replaces the card"
         )
 
-    class Outputs(StageOutputs):
-        """The transcript."""
+    @contextmanager
+    def service(self, ctx: Context, params: Params, backoff: Backoff) -> Iterator[Hub]:
+        """Yield the Hub, with the repository's full name."""
+        from huggingface_hub.utils import validate_repo_id
 
-        transcript: File = Output("transcript.json", "every file, its digest, and the call")
+        with one_sentence(params.repo), hub_client(ctx, backoff) as api:
+            require_token()
+            hub = ctx.target.get("hub")
+            namespace = hub.get("namespace") if isinstance(hub, dict) else None
+            repo = params.repo
+            if "/" not in repo:
+                repo = f"{namespace or api.whoami(cache=True)['name']}/{repo}"
+            validate_repo_id(repo)
+            with one_sentence(repo):
+                yield Hub(ctx=ctx, backoff=backoff, transcript=Transcript(), api=api, repo=repo)
 
-    def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
+    def converge(self, hub: Hub, params: Params, inputs: Inputs, outputs: Any) -> dict[str, Any]:
         """Lay out, compare, commit what differs, read back."""
         if params.pull_request and params.tag:
             raise StageError("a pull request has no commit on the branch yet, so it can't be tagged",
                              fix="leave out `tag` or `pull_request`")  # fmt: skip
-        transcript, backoff = Transcript(), Backoff(log=ctx.log)
-        with _hub(ctx, params, backoff) as (api, repo):
-            files = _files(ctx, params, inputs, repo)
-            ensure_repo(api, repo, transcript, private=params.private)
-            ensure_branch(api, repo, params.revision, transcript)
-            push = Push(
-                api, repo, params.revision, files, params.message, _description(ctx), backoff, transcript,
-                ctx.log, as_pull=params.pull_request, overwrite=params.overwrite,
-            )  # fmt: skip
-            place = push.converge()
-            if params.tag:
-                ensure_tag(push, params.tag, place)
-        ctx.converged = not transcript.changed
-        _report(ctx, push, place)
+        files = _files(hub.ctx, params, inputs, hub.repo)
+        ensure_repo(hub, private=params.private)
+        ensure_branch(hub, params.revision)
+        commit = Commit(
+            hub, params.revision, files, params.message, _description(hub.ctx),
+            as_pull=params.pull_request, overwrite=params.overwrite,
+        )  # fmt: skip
+        place = commit.converge()
+        if params.tag:
+            ensure_tag(commit, params.tag, place)
+        hub.ctx.figure("repo", hub.repo)
+        hub.ctx.figure("revision", place.revision)
+        hub.ctx.figure("commit", place.sha)
+        hub.ctx.figure("digest", files[MANIFEST].sha256)
+        hub.ctx.figure("files", len(files))
         digests = {path: file.sha256 for path, file in files.items()}
-        transcript.write(outputs.transcript, repo=repo, revision=place.revision, files=digests)
+        return {"repo": hub.repo, "revision": place.revision, "files": digests}
 
     def credentials(self, ctx: Context, params: Params) -> str:
         """Say that a token of the Hub is found."""
@@ -116,35 +124,15 @@ class PushHub(Stage):
             require_token()
         return "a token of the Hub is found"
 
-    def status(self, ctx: Context, params: Params, inputs: Inputs) -> list[Finding]:
+    def findings(self, hub: Hub, params: Params, inputs: Inputs) -> list[Finding]:
         """Compare the branch, the tag and the visibility with what is wanted."""
-        with _hub(ctx, params, Backoff(log=ctx.log)) as (api, repo):
-            files = _files(ctx, params, inputs, repo)
-            asked = status.Asked(repo, params.revision, params.tag, params.private, params.message)
-            return status.findings(api, asked, files)
+        files = _files(hub.ctx, params, inputs, hub.repo)
+        asked = status.Asked(hub.repo, params.revision, params.tag, params.private, params.message)
+        return status.findings(hub.api, asked, files)
 
-    def rollback(self, ctx: Context, params: Params, to: str) -> str:
+    def restore(self, hub: Hub, params: Params, to: str) -> str:
         """Bring the branch back to what was pushed before, by a new commit."""
-        backoff = Backoff(log=ctx.log)
-        with _hub(ctx, params, backoff) as (api, repo):
-            return rollback.roll_back(api, repo, params.revision, to, _description(ctx))
-
-
-@contextmanager
-def _hub(ctx: Context, params: PushHub.Params, backoff: Backoff) -> Iterator[tuple[Any, str]]:
-    """Yield the client and the repository's full name. Raises one sentence, whatever goes wrong."""
-    from huggingface_hub.utils import validate_repo_id
-
-    with one_sentence(params.repo), hub_client(ctx, backoff) as api:
-        require_token()
-        hub = ctx.target.get("hub")
-        namespace = hub.get("namespace") if isinstance(hub, dict) else None
-        repo = params.repo
-        if "/" not in repo:
-            repo = f"{namespace or api.whoami(cache=True)['name']}/{repo}"
-        validate_repo_id(repo)
-        with one_sentence(repo):
-            yield api, repo
+        return rollback.roll_back(hub.api, hub.repo, params.revision, to, _description(hub.ctx))
 
 
 def _files(ctx: Context, params: PushHub.Params, inputs: PushHub.Inputs, repo: str) -> dict[str, Wanted]:
@@ -192,12 +180,3 @@ def _description(ctx: Context) -> str:
     """Return the commit's description: which stage, run and commit of the source it comes from."""
     rows = {"Stage": ctx.stage, "Run": ctx.run, "Source-Commit": ctx.commit}
     return "\n".join(f"{name}: {value}" for name, value in rows.items() if value)
-
-
-def _report(ctx: Context, push: Push, place: Place) -> None:
-    ctx.figure("repo", push.repo)
-    ctx.figure("revision", place.revision)
-    ctx.figure("commit", place.sha)
-    ctx.figure("digest", push.files[MANIFEST].sha256)
-    ctx.figure("files", len(push.files))
-    ctx.figure("calls", push.transcript.calls)

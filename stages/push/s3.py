@@ -9,24 +9,19 @@ from typing import Any
 
 from deploy_runner.sdk import (
     ConflictError,
-    Context,
     Field,
     File,
     Finding,
     Folder,
-    Output,
-    Stage,
     StageError,
     StageInputs,
-    StageOutputs,
     StageParams,
     sha256_file,
 )
 
 from ..package.smoke import JSON_TYPE
 from .aws import objects
-from .backoff import ASKED, ATTEMPTS
-from .transcript import Transcript
+from .aws.client import Aws, AwsPush
 
 _MOVES = 3
 """How often the pointer is read and moved again where somebody else has moved it meanwhile."""
@@ -34,7 +29,7 @@ _MANIFEST = "manifest.json"
 _POINTER = "latest.json"
 
 
-class PushS3(Stage):
+class PushS3(AwsPush):
     """Put a file or a folder at `s3://bucket/prefix/DIGEST/`, once, and move the pointer to it last.
 
     Each object is written on condition that none is there; then the manifest, which lists them with
@@ -43,10 +38,6 @@ class PushS3(Stage):
 
     uses = "push.s3"
     packages = ("boto3", "moto")
-    extra = "sagemaker"
-    network = True
-    services = ("aws",)
-    converges = True
 
     class Params(StageParams):
         """Where to; the bucket that is left out comes from the target's `aws:`."""
@@ -62,94 +53,70 @@ class PushS3(Stage):
 
         artifact: File | Folder = Field(description="what to upload")
 
-    class Outputs(StageOutputs):
-        """The transcript."""
-
-        transcript: File = Output("transcript.json", "every object and call")
-
-    def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
+    def converge(self, aws: Aws, params: Params, inputs: Inputs, outputs: Any) -> dict[str, Any]:
         """Objects first, then the manifest, the pointer last; then read back."""
-        transcript = Transcript()
-        with objects.plainly():
-            release = _Release(ctx, params, inputs.artifact)
-            release.upload(transcript)
-            release.point(transcript)
-        ctx.converged = not transcript.changed
-        ctx.figure("calls", transcript.calls)
-        ctx.figure("digest", release.digest)
-        ctx.figure("uri", release.uri)
-        transcript.write(outputs.transcript, uri=release.uri, files=release.files)
+        release = _Release(aws, params, inputs.artifact)
+        release.upload()
+        release.point()
+        aws.ctx.figure("digest", release.digest)
+        aws.ctx.figure("uri", release.uri)
+        return {"uri": release.uri, "files": release.files}
 
-    def credentials(self, ctx: Context, params: Params) -> str:
-        """Say which AWS credentials are found, and for which region."""
-        with objects.plainly():
-            return objects.credentials(ctx)
-
-    def status(self, ctx: Context, params: Params, inputs: Inputs) -> list[Finding]:
+    def findings(self, aws: Aws, params: Params, inputs: Inputs) -> list[Finding]:
         """Compare the objects and the pointer with what the pipeline says."""
-        with objects.plainly():
-            release = _Release(ctx, params, inputs.artifact, attempts=ASKED)
-            there = objects.is_there(release.manifest)
-            found = release.pointer.read()[0].get("digest", "not there")
-            return [
-                Finding("objects", release.uri, release.uri if there else "not there"),
-                Finding("pointer", release.digest, str(found)),
-            ]
+        release = _Release(aws, params, inputs.artifact)
+        there = objects.is_there(release.manifest)
+        found = release.pointer.read()[0].get("digest", "not there")
+        return [
+            Finding("objects", release.uri, release.uri if there else "not there"),
+            Finding("pointer", release.digest, str(found)),
+        ]
 
-    def rollback(self, ctx: Context, params: Params, to: str) -> str:
+    def restore(self, aws: Aws, params: Params, to: str) -> str:
         """Point to what was pointed to before, or to the digest that begins with `to`."""
-        with objects.plainly():
-            pointer = _Pointer(objects.boto_session(ctx).client("s3"), _bucket(params, ctx), params.prefix)
-            return pointer.roll_back(to)
+        return _pointer(aws, params).roll_back(to)
 
 
-def _bucket(params: PushS3.Params, ctx: Context) -> str:
-    bucket = params.bucket or objects.target(ctx).get("bucket")
-    if not bucket:
-        raise StageError("bucket is not set", fix="set with.bucket, or target.aws.bucket")
-    return str(bucket)
+def _pointer(aws: Aws, params: PushS3.Params) -> _Pointer:
+    return _Pointer(aws.session.client("s3"), aws.setting(params, "bucket"), params.prefix)
 
 
 class _Release:
     """An artifact as objects: `files` are its SHA-256 by path, `digest` is that of the manifest."""
 
-    def __init__(self, ctx: Context, params: PushS3.Params, artifact: Path, attempts: int = ATTEMPTS) -> None:
-        session = objects.boto_session(ctx, attempts=attempts)
-        self._ctx, self._region = ctx, session.region_name
-        self._s3, self._bucket, self._prefix = session.client("s3"), _bucket(params, ctx), params.prefix
+    def __init__(self, aws: Aws, params: PushS3.Params, artifact: Path) -> None:
+        self._aws, self.pointer = aws, _pointer(aws, params)
         self._paths = {params.name or artifact.name: artifact} if artifact.is_file() else _members(artifact)
-        known = ctx.digests.get("artifact")
+        known = aws.ctx.digests.get("artifact")
         self.files = {name: known or sha256_file(path) for name, path in self._paths.items()}
         listed = {
             name: {"sha256": digest, "bytes": self._paths[name].stat().st_size}
             for name, digest in self.files.items()
         }
-        text = ctx.workdir / _MANIFEST
+        text = aws.ctx.workdir / _MANIFEST
         text.write_text(json.dumps({"files": listed}, indent=2, sort_keys=True) + "\n", "utf-8")
         self.digest = sha256_file(text)
-        self.uri = f"s3://{self._bucket}/{params.prefix}/{self.digest}"
+        self.uri = f"s3://{self.pointer.bucket}/{params.prefix}/{self.digest}"
         self.manifest = self._object(_MANIFEST, text, self.digest, JSON_TYPE)
-        self.pointer = _Pointer(self._s3, self._bucket, params.prefix)
 
     def _object(self, name: str, path: Path, digest: str, kind: str) -> objects.Upload:
-        key = f"{self._prefix}/{self.digest}/{name}"
+        to, key = self.pointer, f"{self.pointer.prefix}/{self.digest}/{name}"
         return objects.Upload(
-            self._s3, self._bucket, key, path, digest, content_type=kind, progress=self._ctx.progress
+            to.s3, to.bucket, key, path, digest, content_type=kind, progress=self._aws.ctx.progress
         )  # fmt: skip
 
-    def upload(self, transcript: Transcript) -> None:
-        create = bool(objects.target(self._ctx).get("create_bucket"))
-        objects.ensure_bucket(self.manifest, self._region, transcript, create=create)
+    def upload(self) -> None:
+        objects.ensure_bucket(self._aws, self.manifest)
         for name, path in self._paths.items():
             upload = self._object(name, path, self.files[name], "application/octet-stream")
-            if objects.put_once(upload, transcript):
+            if objects.put_once(upload, self._aws.transcript):
                 objects.read_back(upload)
-        objects.put_once(self.manifest, transcript)
+        objects.put_once(self.manifest, self._aws.transcript)
 
-    def point(self, transcript: Transcript) -> None:
+    def point(self) -> None:
         if self.pointer.move(self.digest):
-            uri = f"s3://{self._bucket}/{self.pointer.key}"
-            transcript.add("s3:PutObject", pointer=uri, digest=self.digest)
+            uri = f"s3://{self.pointer.bucket}/{self.pointer.key}"
+            self._aws.transcript.add("s3:PutObject", pointer=uri, digest=self.digest)
 
 
 def _members(folder: Path) -> dict[str, Path]:

@@ -12,21 +12,18 @@ from deploy_runner.sdk import (
     Field,
     File,
     Finding,
-    Output,
-    Stage,
     StageError,
     StageInputs,
-    StageOutputs,
     StageParams,
 )
 
 from ..package import smoke
 from .aws import invoking, objects
+from .aws.client import Aws, AwsPush
 from .aws.endpoint import Deployment
 from .aws.model_registry import Registration
 from .aws.packed_model import ModelParams, PackedModel, package_upload, put_package
-from .backoff import ASKED, ATTEMPTS
-from .transcript import Transcript
+from .backoff import Backoff
 
 _WAIT_S = 3600.0
 
@@ -88,7 +85,7 @@ class Registry(StageParams):
     )
 
 
-class PushSagemaker(Stage):
+class PushSagemaker(AwsPush):
     """Upload a package to S3, and converge model, endpoint config and endpoint to it.
 
     The names of the model and of the config hold the digest of what they are made of: what is
@@ -97,11 +94,6 @@ class PushSagemaker(Stage):
     """
 
     uses = "push.sagemaker"
-    packages = ("boto3", "sagemaker-core", "moto")
-    extra = "sagemaker"
-    network = True
-    services = ("aws",)
-    converges = True
 
     class Params(ModelParams):
         """What to deploy; what is left out comes from the target's `aws:`."""
@@ -133,91 +125,60 @@ class PushSagemaker(Stage):
         smoke: File | None = Field(None, description="its smoke.npz: the endpoint is tested with it")
         reports: dict[str, File] | None = Field(None, description="verify reports, for the registry")
 
-    class Outputs(StageOutputs):
-        """The transcript."""
-
-        transcript: File = Output("transcript.json", "every object, name and call")
-
-    def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
+    def converge(self, aws: Aws, params: Params, inputs: Inputs, outputs: Any) -> dict[str, Any]:
         """Objects first, then what names them, the endpoint last; then read all back."""
-        transcript = Transcript()
-        with objects.plainly():
-            push = _Push(ctx, params, inputs, transcript)
-            names = push.converge()
-        ctx.converged = not transcript.changed
-        ctx.figure("calls", transcript.calls)
-        ctx.figure("package_sha256", push.upload.digest)
+        release = _Release(aws, params, inputs)
+        names = release.converge()
+        aws.ctx.figure("package_sha256", release.upload.digest)
         for name, value in names.items():
-            ctx.figure(name, value)
-        transcript.write(
-            outputs.transcript, package=push.upload.uri, sha256=push.upload.digest, **names
-        )  # fmt: skip
+            aws.ctx.figure(name, value)
+        return {"package": release.upload.uri, "sha256": release.upload.digest, **names}
 
-    def credentials(self, ctx: Context, params: Params) -> str:
-        """Say which AWS credentials are found, and for which region."""
-        with objects.plainly():
-            return objects.credentials(ctx)
-
-    def status(self, ctx: Context, params: Params, inputs: Inputs) -> list[Finding]:
+    def findings(self, aws: Aws, params: Params, inputs: Inputs) -> list[Finding]:
         """Compare object, registry and endpoint with what the pipeline says."""
-        with objects.plainly():
-            push = _Push(ctx, params, inputs, Transcript(), attempts=ASKED)
-            there = objects.is_there(push.upload)
-            found = [Finding("object", push.upload.uri, push.upload.uri if there else "not there")]
-            found += push.registration.findings() if push.registration else []
-            return found + push.deployment.findings()
+        release = _Release(aws, params, inputs)
+        there = objects.is_there(release.upload)
+        found = [Finding("object", release.upload.uri, release.upload.uri if there else "not there")]
+        found += release.registration.findings() if release.registration else []
+        return found + release.deployment.findings()
 
-    def rollback(self, ctx: Context, params: Params, to: str) -> str:
+    def restore(self, aws: Aws, params: Params, to: str) -> str:
         """Serve what was served before, or the newest package whose digest begins with `to`."""
-        with objects.plainly():
-            session, transcript = objects.boto_session(ctx), Transcript()
-            unnamed = PackedModel(ctx, session, transcript, params, owner=params.endpoint, url="", digest="")
-            return _deployment(ctx, params, session, transcript, unnamed).roll_back(to)
+        unnamed = PackedModel(aws, params, owner=params.endpoint, url="", digest="")
+        return _deployment(aws, params, unnamed).roll_back(to)
 
     def promote(self, ctx: Context, params: Params, inputs: Inputs, status: str) -> str:
         """Set the approval status of the package's version in the registry."""
-        with objects.plainly():
-            registration = _Push(ctx, params, inputs, Transcript()).registration
+        with self.service(ctx, params, Backoff(log=ctx.log)) as aws:
+            registration = _Release(aws, params, inputs).registration
             if registration is None:
                 raise StageError(f"{ctx.stage} registers nothing", fix="set with.registry: {group: …}")
             return registration.promote(status)
 
 
-class _Push:
+class _Release:
     """One package on its way: its upload, its registration and its deployment."""
 
-    def __init__(
-        self,
-        ctx: Context,
-        params: PushSagemaker.Params,
-        inputs: PushSagemaker.Inputs,
-        transcript: Transcript,
-        *,
-        attempts: int = ATTEMPTS,
-    ) -> None:
-        self._ctx, self._params, self._smoke = ctx, params, inputs.smoke
-        self._transcript = transcript
-        self._session = objects.boto_session(ctx, attempts=attempts)
-        self.upload = package_upload(ctx, self._session, params, inputs.package, owner=params.endpoint)
+    def __init__(self, aws: Aws, params: PushSagemaker.Params, inputs: PushSagemaker.Inputs) -> None:
+        self._aws, self._params, self._smoke = aws, params, inputs.smoke
+        self.upload = package_upload(aws, params, inputs.package, owner=params.endpoint)
         self.registration = self._registration(inputs.reports or {})
         self.model = PackedModel(
-            ctx, self._session, transcript, params, owner=params.endpoint,
-            url=self.upload.uri, digest=self.upload.digest,
-        )  # fmt: skip
-        self.deployment = _deployment(ctx, params, self._session, transcript, self.model)
+            aws, params, owner=params.endpoint, url=self.upload.uri, digest=self.upload.digest
+        )
+        self.deployment = _deployment(aws, params, self.model)
 
     def _registration(self, reports: dict[str, Path]) -> Registration | None:
         if self._params.registry is None:
             return None
         return Registration(
-            self._ctx, self._session, self._transcript, group=self._params.registry.group,
-            approval=self._params.registry.approval, upload=self.upload,
-            image=self._params.chosen(self._ctx, "image_uri"), reports=reports,
+            self._aws, group=self._params.registry.group, approval=self._params.registry.approval,
+            upload=self.upload, image=self._aws.setting(self._params, "image_uri"), reports=reports,
         )  # fmt: skip
 
     def converge(self) -> dict[str, str]:
         """Make what is missing, move the endpoint, wait, test; return the names."""
-        put_package(self._ctx, self._session, self.upload, self._transcript)
+        put_package(self._aws, self.upload)
         names = {}
         if self.registration is not None:
             names["model_package"] = self.registration.register()
@@ -231,23 +192,20 @@ class _Push:
 
     def _test(self) -> None:
         assert self._smoke is not None
-        params, name = self._params, self._params.endpoint
+        params, name, session = self._params, self._params.endpoint, self._aws.session
         if params.asynchronous:
-            inbox = f"{_async_output(params, self._ctx)}/smoke"
-            invoke = invoking.by_file(self._session, name, inbox=inbox, wait_s=_WAIT_S)
+            inbox = f"{_async_output(self._aws, params)}/smoke"
+            invoke = invoking.by_file(session, name, inbox=inbox, wait_s=_WAIT_S)
         else:
-            invoke = invoking.by_request(self._session, name)
+            invoke = invoking.by_request(session, name)
         samples = smoke.smoke_test(invoke, self._smoke, atol=params.atol, rtol=params.rtol)
-        self._ctx.figure("smoke_samples", samples)
+        self._aws.ctx.figure("smoke_samples", samples)
 
 
-def _deployment(
-    ctx: Context, params: PushSagemaker.Params, session: Any, transcript: Transcript, model: PackedModel
-) -> Deployment:
+def _deployment(aws: Aws, params: PushSagemaker.Params, model: PackedModel) -> Deployment:
     return Deployment(
-        ctx, session, transcript, model, endpoint=params.endpoint,
-        variant=_variant(params), config=_config(params, ctx), update=params.update.arguments(),
-        adopt=params.adopt, wait_s=_WAIT_S,
+        aws, model, endpoint=params.endpoint, variant=_variant(params), config=_config(aws, params),
+        update=params.update.arguments(), adopt=params.adopt, wait_s=_WAIT_S,
     )  # fmt: skip
 
 
@@ -259,17 +217,17 @@ def _variant(params: PushSagemaker.Params) -> dict[str, Any]:
     return {"ServerlessConfig": {"MemorySizeInMB": size.memory_mb, "MaxConcurrency": size.max_concurrency}}
 
 
-def _config(params: PushSagemaker.Params, ctx: Context) -> dict[str, Any]:
+def _config(aws: Aws, params: PushSagemaker.Params) -> dict[str, Any]:
     """Return the further arguments of the endpoint config."""
     if params.asynchronous is None:
         return {}
-    config: dict[str, Any] = {"OutputConfig": {"S3OutputPath": _async_output(params, ctx)}}
+    config: dict[str, Any] = {"OutputConfig": {"S3OutputPath": _async_output(aws, params)}}
     if most := params.asynchronous.max_concurrency:
         config["ClientConfig"] = {"MaxConcurrentInvocationsPerInstance": most}
     return {"AsyncInferenceConfig": config}
 
 
-def _async_output(params: PushSagemaker.Params, ctx: Context) -> str:
+def _async_output(aws: Aws, params: PushSagemaker.Params) -> str:
     assert params.asynchronous is not None
-    bucket = params.chosen(ctx, "bucket")
+    bucket = aws.setting(params, "bucket")
     return params.asynchronous.output or f"s3://{bucket}/{params.prefix}/{params.endpoint}/async"

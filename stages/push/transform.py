@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 from deploy_runner.sdk import (
-    Context,
     Field,
     File,
     Finding,
     Folder,
     GateError,
     Output,
-    Stage,
     StageError,
     StageInputs,
-    StageOutputs,
     sha256_file,
 )
 
 from ..package.smoke import JSON_TYPE
 from .aws import objects
+from .aws.client import Aws, AwsPush
 from .aws.packed_model import ModelParams, PackedModel, named, or_none, package_upload, put_package
-from .backoff import ASKED, ATTEMPTS
-from .transcript import Transcript
+from .aws.waiting import show, waiting
 
 _JOBS = 5
 """How many jobs of one name may have failed: AWS keeps the names of jobs for ever."""
-_POLL_S = (0.1, 15.0)
-_USUAL_S = 600.0
 _WAIT_S = 24 * 3600.0
 
 
-class PushTransform(Stage):
+class PushTransform(AwsPush):
     """Run a batch transform job over the files of a folder, and bring back the answers.
 
     Its name holds the digests of the model and of the data: a job that is there already is waited for, not
@@ -42,11 +36,6 @@ class PushTransform(Stage):
     """
 
     uses = "push.transform"
-    packages = ("boto3", "sagemaker-core", "moto")
-    extra = "sagemaker"
-    network = True
-    services = ("aws",)
-    converges = True
 
     class Params(ModelParams):
         """The job; what is left out comes from the target's `aws:`."""
@@ -63,57 +52,37 @@ class PushTransform(Stage):
         package: File = Field(description="model.tar.gz of package.sagemaker")
         data: Folder = Field(description="files of which each is one request")
 
-    class Outputs(StageOutputs):
+    class Outputs(AwsPush.Outputs):
         """The answers."""
 
         answers: Folder = Output("answers", "NAME.out for each file")
-        transcript: File = Output("transcript.json", "every object, name and call")
 
-    def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
+    def converge(self, aws: Aws, params: Params, inputs: Inputs, outputs: Outputs) -> dict[str, Any]:
         """Objects first, then the model, then the job; wait, and download."""
-        transcript = Transcript()
-        with objects.plainly():
-            job = _Job(ctx, params, inputs, transcript)
-            name = job.converge()
-            job.download(name, outputs.answers)
-        ctx.converged = not transcript.changed
-        ctx.figure("calls", transcript.calls)
-        ctx.figure("job", name)
-        ctx.figure("files", len(job.uploads))
-        transcript.write(outputs.transcript, job=name, model=job.model.name)
+        job = _Job(aws, params, inputs)
+        name = job.converge()
+        job.download(name, outputs.answers)
+        aws.ctx.figure("job", name)
+        aws.ctx.figure("files", len(job.uploads))
+        return {"job": name, "model": job.model.name}
 
-    def credentials(self, ctx: Context, params: Params) -> str:
-        """Say which AWS credentials are found, and for which region."""
-        with objects.plainly():
-            return objects.credentials(ctx)
-
-    def status(self, ctx: Context, params: Params, inputs: Inputs) -> list[Finding]:
+    def findings(self, aws: Aws, params: Params, inputs: Inputs) -> list[Finding]:
         """Say how the job is."""
-        with objects.plainly():
-            name, found = _Job(ctx, params, inputs, Transcript(), attempts=ASKED).current()
-            state = "not there" if found is None else str(found["TransformJobStatus"])
-            return [Finding(f"transform job {name}", "Completed", state)]
+        name, found = _Job(aws, params, inputs).current()
+        state = "not there" if found is None else str(found["TransformJobStatus"])
+        return [Finding(f"transform job {name}", "Completed", state)]
 
 
 class _Job:
     """The job over the uploads, which are the data's files."""
 
-    def __init__(
-        self,
-        ctx: Context,
-        params: PushTransform.Params,
-        inputs: PushTransform.Inputs,
-        transcript: Transcript,
-        attempts: int = ATTEMPTS,
-    ) -> None:
-        self._ctx, self._params, self._transcript = ctx, params, transcript
-        self._session = objects.boto_session(ctx, attempts=attempts)
-        self._client = self._session.client("sagemaker")
-        self._package = package_upload(ctx, self._session, params, inputs.package, owner=params.job)
+    def __init__(self, aws: Aws, params: PushTransform.Params, inputs: PushTransform.Inputs) -> None:
+        self._aws, self._params = aws, params
+        self._client = aws.session.client("sagemaker")
+        self._package = package_upload(aws, params, inputs.package, owner=params.job)
         self.model = PackedModel(
-            ctx, self._session, transcript, params, owner=params.job,
-            url=self._package.uri, digest=self._package.digest,
-        )  # fmt: skip
+            aws, params, owner=params.job, url=self._package.uri, digest=self._package.digest
+        )
         digests = {path.name: sha256_file(path) for path in _files(inputs.data)}
         place = named(f"{params.prefix}/{params.job}/data", digests)
         self.uploads = [
@@ -130,9 +99,9 @@ class _Job:
 
     def converge(self) -> str:
         """Make what is missing, run the job, wait for it; return its name."""
-        put_package(self._ctx, self._session, self._package, self._transcript)
+        put_package(self._aws, self._package)
         for upload in self.uploads:
-            objects.put_once(upload, self._transcript)
+            objects.put_once(upload, self._aws.transcript)
         self.model.make()
         name, found = self.current()
         if found is None:
@@ -167,25 +136,22 @@ class _Job:
             },
             Tags=self.model.aws_tags,
         ), "must be unique")  # fmt: skip
-        self._transcript.add("sagemaker:CreateTransformJob", name=name)
+        self._aws.transcript.add("sagemaker:CreateTransformJob", name=name)
 
     def _target(self, name: str) -> str:
         return f"s3://{self._package.bucket}/{self._params.prefix}/{self._params.job}/answers/{name}"
 
     def _wait(self, name: str) -> None:
-        begun, pause = time.monotonic(), _POLL_S[0]
-        while (found := self._describe(name)) is not None:
-            took = time.monotonic() - begun
+        for took in waiting(_WAIT_S):
+            found = self._describe(name)
+            if found is None:
+                raise StageError(f"the job {name} is gone")
             if found["TransformJobStatus"] == "Completed":
                 return
             if found["TransformJobStatus"] in ("Failed", "Stopped"):
                 raise GateError(f"the job {name} has failed: {found.get('FailureReason', 'it was stopped')}")
-            if took > _WAIT_S:
-                raise StageError(f"the job {name} still runs after {took:.0f} s", fix="run again to go on")
-            self._ctx.progress(min(0.99, took / _USUAL_S), f"{name}: {found['TransformJobStatus']}")
-            time.sleep(pause)
-            pause = min(_POLL_S[1], pause * 1.5)
-        raise StageError(f"the job {name} is gone")
+            show(self._aws.ctx, name, found["TransformJobStatus"], took)
+        raise StageError(f"the job {name} still runs after {_WAIT_S:.0f} s", fix="run again to go on")
 
     def download(self, name: str, folder: Path) -> None:
         """Bring back the answer to each file. Raises GateError where one is missing."""

@@ -6,19 +6,16 @@ The endpoint is the pointer: it is moved last, smoke-tested, and moved back wher
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from deploy_runner.sdk import ConflictError, Context, Finding, GateError, StageError
+from deploy_runner.sdk import ConflictError, Finding, GateError, StageError
 
-from ..transcript import Transcript
 from . import objects
+from .client import Aws
 from .packed_model import GONE, TAG, PackedModel, named, or_none
+from .waiting import show, waiting
 
-_POLL_S = (0.1, 15.0)
-_USUAL_S = 600.0
-"""About how long an endpoint takes, for the progress."""
 _VARIANT = "main"
 _UNSETTLED = ("Creating", "Updating", "SystemUpdating", "RollingBack")
 
@@ -33,9 +30,7 @@ class Deployment:
 
     def __init__(
         self,
-        ctx: Context,
-        session: Any,
-        transcript: Transcript,
+        aws: Aws,
         model: PackedModel,
         *,
         endpoint: str,
@@ -45,10 +40,8 @@ class Deployment:
         adopt: bool,
         wait_s: float,
     ) -> None:
-        self._ctx = ctx
-        self._where = {"session": session, "region": session.region_name}
-        self._client = session.client("sagemaker")
-        self._transcript = transcript
+        self._aws, self._ctx, self._transcript = aws, aws.ctx, aws.transcript
+        self._client = aws.session.client("sagemaker")
         self._model = model
         self._variant = dict(variant)
         self._config = dict(config)
@@ -114,7 +107,7 @@ class Deployment:
     def _describe(self) -> Any:
         from sagemaker.core.resources import Endpoint
 
-        return or_none(lambda: Endpoint.get(endpoint_name=self.endpoint, **self._where))
+        return or_none(lambda: Endpoint.get(endpoint_name=self.endpoint, **self._aws.where))
 
     def _settled(self) -> str | None:
         """Return the config that the endpoint serves, once nothing is under way; None without one.
@@ -134,22 +127,15 @@ class Deployment:
 
     def _wait(self) -> Any:
         """Wait until the endpoint has settled, with progress; return it, or None if there is none."""
-        begun = time.monotonic()
-        pause = _POLL_S[0]
-        while True:
+        for took in waiting(self._wait_s):
             found = self._describe()
             if found is None or found.endpoint_status not in _UNSETTLED:
                 return found
-            took = time.monotonic() - begun
-            status = f"{self.endpoint}: {found.endpoint_status}, {took:.0f} s"
-            self._ctx.progress(min(0.99, took / _USUAL_S), status)
-            if took > self._wait_s:
-                raise StageError(
-                    f"the endpoint {self.endpoint} is still {found.endpoint_status} after {took:.0f} s",
-                    fix="run again: it goes on waiting where it stopped",
-                )
-            time.sleep(pause)
-            pause = min(_POLL_S[1], pause * 1.5)
+            show(self._ctx, self.endpoint, found.endpoint_status, took)
+        raise StageError(
+            f"the endpoint {self.endpoint} is still {found.endpoint_status} after {self._wait_s:.0f} s",
+            fix="run again: it goes on waiting where it stopped",
+        )
 
     def _create(self) -> None:
         named = {"EndpointName": self.endpoint, "EndpointConfigName": self.config_name}
@@ -192,11 +178,10 @@ class Deployment:
     def _delete(self) -> None:
         objects.unless(lambda: self._client.delete_endpoint(EndpointName=self.endpoint), GONE)
         self._transcript.add("sagemaker:DeleteEndpoint", name=self.endpoint)
-        begun = time.monotonic()
-        while self._describe() is not None:
-            if time.monotonic() - begun > self._wait_s:
-                raise StageError(f"the endpoint {self.endpoint} can't be removed")
-            time.sleep(_POLL_S[0])
+        for _ in waiting(self._wait_s):
+            if self._describe() is None:
+                return
+        raise StageError(f"the endpoint {self.endpoint} can't be removed")
 
     def _arn(self) -> str:
         return str(self._client.describe_endpoint(EndpointName=self.endpoint)["EndpointArn"])

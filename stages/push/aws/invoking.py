@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -10,8 +9,7 @@ from deploy_runner.sdk import GateError, first_line
 
 from ...package.smoke import JSON_TYPE, Invoke
 from . import objects
-
-_POLL_S = 0.2
+from .waiting import waiting
 
 
 def by_request(session: Any, endpoint: str) -> Invoke:
@@ -45,14 +43,12 @@ def by_file(session: Any, endpoint: str, *, inbox: str, wait_s: float) -> Invoke
         given = client.invoke_endpoint_async(
             EndpointName=endpoint, InputLocation=source, ContentType=JSON_TYPE, Accept=JSON_TYPE
         )
-        until = time.monotonic() + wait_s
-        while time.monotonic() < until:
+        for _ in waiting(wait_s):
             if (answer := _read(s3, given["OutputLocation"])) is not None:
                 return answer
             if (failure := _read(s3, given.get("FailureLocation", ""))) is not None:
                 said = failure[:200].decode("utf-8", "replace")
                 raise GateError(f"the container fails: {said}")
-            time.sleep(_POLL_S)
         raise GateError(f"{endpoint} has put no answer at {given['OutputLocation']} after {wait_s:.0f} s")
 
     return invoke

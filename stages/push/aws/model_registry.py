@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from deploy_runner.sdk import Context, Finding, StageError, sha256_file
+from deploy_runner.sdk import Finding, StageError, sha256_file
 
 from ...package.smoke import JSON_TYPE
-from ..transcript import Transcript
 from . import objects
+from .client import Aws
 
 _DIGEST = "deploy-runner-digest"
 _MOST_PROPERTIES = 40
@@ -23,9 +23,7 @@ class Registration:
 
     def __init__(
         self,
-        ctx: Context,
-        session: Any,
-        transcript: Transcript,
+        aws: Aws,
         *,
         group: str,
         approval: str,
@@ -33,9 +31,9 @@ class Registration:
         image: str,
         reports: Mapping[str, Path],
     ) -> None:
-        self._ctx = ctx
-        self._client = session.client("sagemaker")
-        self._transcript = transcript
+        self._ctx = aws.ctx
+        self._client = aws.session.client("sagemaker")
+        self._transcript = aws.transcript
         self._group = group
         self._approval = approval
         self._upload = upload

@@ -10,18 +10,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from deploy_runner.sdk import ConflictError, Context, StageError, first_line
+from deploy_runner.sdk import ConflictError, StageError
 
-from ..backoff import ASKED, ATTEMPTS, Backoff
+from ..backoff import Backoff
 from ..transcript import Transcript
+from .client import Aws, target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,34 +31,6 @@ _PART_BYTES = 16 << 20
 _MOST_PARTS = 10_000
 """S3's own limit: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html"""
 _THREADS = 3
-
-
-def boto_session(ctx: Context, *, attempts: int = ATTEMPTS) -> Any:
-    """Return a boto3 session for the target, whose clients retry by our policy.
-
-    Raises StageError where there is no region or no credentials.
-    """
-    import boto3
-
-    session = boto3.Session(region_name=target(ctx).get("region"))
-    if session.region_name is None:
-        raise StageError("no AWS region is set", fix="set target.aws.region, or export AWS_REGION")
-    if session.get_credentials() is None:
-        raise StageError("no AWS credentials are found", fix="export AWS_PROFILE=…, or use OIDC in CI")
-    Backoff(attempts=attempts, log=ctx.log).follow(session)
-    return session
-
-
-def credentials(ctx: Context) -> str:
-    """Say where boto3 has found credentials, and for which region. Raises StageError for a lack."""
-    session = boto_session(ctx, attempts=ASKED)
-    return f"found for AWS ({session.get_credentials().method}), region {session.region_name}"
-
-
-def target(ctx: Context) -> dict[str, Any]:
-    """Return the target's `aws:`."""
-    found = ctx.target.get("aws")
-    return dict(found) if isinstance(found, dict) else {}
 
 
 @dataclass(slots=True)
@@ -273,23 +244,23 @@ def _abort_all(upload: Upload) -> None:
                 raise
 
 
-def ensure_bucket(upload: Upload, region: str, transcript: Transcript, *, create: bool) -> None:
+def ensure_bucket(aws: Aws, upload: Upload) -> None:
     """Make sure of a bucket. Raises StageError where there is none and it may not be made."""
     from botocore.exceptions import ClientError
 
-    s3, bucket = upload.s3, upload.bucket
+    s3, bucket, region = upload.s3, upload.bucket, aws.session.region_name
     try:
         s3.head_bucket(Bucket=bucket)
     except ClientError as error:
         if http_status(error) == 403:
             raise StageError(f"the bucket {bucket} may not be read with these credentials") from error
-        if not create:
+        if not target(aws.ctx).get("create_bucket"):
             raise StageError(f"there is no bucket {bucket}",
                              fix="make it, or set target.aws.create_bucket: true") from error  # fmt: skip
         place = {"CreateBucketConfiguration": {"LocationConstraint": region}}
         arguments = {} if region == "us-east-1" else place
         unless(lambda: s3.create_bucket(Bucket=bucket, **arguments), "BucketAlreadyOwnedByYou")
-        transcript.add("s3:CreateBucket", bucket=bucket)
+        aws.transcript.add("s3:CreateBucket", bucket=bucket)
 
 
 def again(call: Callable[[], _T]) -> _T:
@@ -304,10 +275,8 @@ def again(call: Callable[[], _T]) -> _T:
         try:
             return call()
         except (HTTPClientError, IncompleteReadError) as error:
-            delay = backoff.delay(tried, type(error).__name__)
-            if delay is None:
+            if not backoff.wait(tried, type(error).__name__):
                 raise
-            time.sleep(delay)
     raise AssertionError
 
 
@@ -333,29 +302,3 @@ def unless(call: Callable[[], Any], *harmless: str) -> None:
     except ClientError as error:
         if not any(words in str(error) for words in harmless):
             raise
-
-
-@contextmanager
-def plainly() -> Iterator[None]:
-    """Turn whatever a client of AWS raises into one sentence."""
-    try:
-        yield
-    except (ConflictError, StageError):
-        raise
-    except Exception as error:
-        raise _plain_error(error) from error
-
-
-def _plain_error(error: Exception) -> StageError:
-    """Return the sentence for whatever a client of AWS raises."""
-    from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
-
-    if isinstance(error, NoCredentialsError):
-        return StageError("no AWS credentials are found", fix="export AWS_PROFILE=…, or use OIDC in CI")
-    if isinstance(error, EndpointConnectionError):
-        return StageError(f"AWS can't be reached: {error}", fix="run again: what has arrived is kept")
-    if isinstance(error, ClientError):
-        said = error.response.get("Error", {})
-        what = f"{error.operation_name}: {said.get('Code', '')}: {said.get('Message', '')}"
-        return StageError(f"AWS refused {what}")
-    return StageError(f"AWS can't be used: {type(error).__name__}: {first_line(error)}")

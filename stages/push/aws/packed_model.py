@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from deploy_runner.sdk import ConflictError, Context, Field, StageError, StageParams
+from deploy_runner.sdk import ConflictError, Field, StageParams
 
-from ..transcript import Transcript
 from . import objects
+from .client import Aws
 
 TAG = "deploy-runner"
 GONE = "Could not find"
@@ -26,38 +26,21 @@ class ModelParams(StageParams):
     image_uri: str | None = Field(None, description="the inference container")
     environment: dict[str, str] = Field(default={}, description="variables of the container")
 
-    def chosen(self, ctx: Context, name: str) -> str:
-        """Return bucket, role or image, from here or else from the target. Raises StageError for none."""
-        value = getattr(self, name) or objects.target(ctx).get(name)
-        if not value:
-            raise StageError(f"{name} is not set", fix=f"set with.{name}, or target.aws.{name}")
-        return str(value)
-
 
 class PackedModel:
     """The model whose package is at `url` (an `s3://` address) and has the SHA-256 `digest`."""
 
-    def __init__(
-        self,
-        ctx: Context,
-        session: Any,
-        transcript: Transcript,
-        params: ModelParams,
-        *,
-        owner: str,
-        url: str,
-        digest: str,
-    ) -> None:
-        self._where = {"session": session, "region": session.region_name}
-        self._transcript = transcript
+    def __init__(self, aws: Aws, params: ModelParams, *, owner: str, url: str, digest: str) -> None:
+        self._aws = aws
         self.url = url
         self.digest = digest
-        self._role = params.chosen(ctx, "role_arn")
-        self.image = params.chosen(ctx, "image_uri")
+        self._role = aws.setting(params, "role_arn")
+        self.image = aws.setting(params, "image_uri")
         self._environment = {
             "SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_SUBMIT_DIRECTORY": url, **params.environment
         }  # fmt: skip
         self.name = named(owner, "model", url, self.image, self._role, self._environment)
+        ctx = aws.ctx
         origin = {"digest": digest, "stage": ctx.stage, "run": ctx.run, "commit": ctx.commit}
         self.tags = {f"{TAG}:{name}": value for name, value in origin.items() if value}
 
@@ -75,7 +58,7 @@ class PackedModel:
         from sagemaker.core.shapes import ContainerDefinition, Tag
 
         def get() -> Any:
-            return Model.get(model_name=self.name, **self._where)
+            return Model.get(model_name=self.name, **self._aws.where)
 
         found = or_none(get)
         if found is None:
@@ -85,8 +68,8 @@ class PackedModel:
             tags = [Tag(key=key, value=value) for key, value in self.tags.items()]
             objects.unless(lambda: Model.create(
                 model_name=self.name, primary_container=container, execution_role_arn=self._role,
-                tags=tags, **self._where), "already exist")  # fmt: skip
-            self._transcript.add("sagemaker:CreateModel", name=self.name)
+                tags=tags, **self._aws.where), "already exist")  # fmt: skip
+            self._aws.transcript.add("sagemaker:CreateModel", name=self.name)
             found = get()
         served = found.primary_container.model_data_url
         if served != self.url:
@@ -111,19 +94,16 @@ def or_none(get: Callable[[], Any]) -> Any:
         return None
 
 
-def package_upload(
-    ctx: Context, session: Any, params: ModelParams, package: Path, *, owner: str
-) -> objects.Upload:
+def package_upload(aws: Aws, params: ModelParams, package: Path, *, owner: str) -> objects.Upload:
     """Return the upload of a package, by a key that holds its digest."""
-    digest = ctx.digests["package"]
+    digest = aws.ctx.digests["package"]
     key = f"{params.prefix}/{owner}/{digest}/model.tar.gz"
-    bucket = params.chosen(ctx, "bucket")
-    return objects.Upload(session.client("s3"), bucket, key, package, digest, progress=ctx.progress)
+    bucket, s3 = aws.setting(params, "bucket"), aws.session.client("s3")
+    return objects.Upload(s3, bucket, key, package, digest, progress=aws.ctx.progress)
 
 
-def put_package(ctx: Context, session: Any, upload: objects.Upload, transcript: Transcript) -> None:
+def put_package(aws: Aws, upload: objects.Upload) -> None:
     """Upload the package, once, and read it back where it is new."""
-    create = bool(objects.target(ctx).get("create_bucket"))
-    objects.ensure_bucket(upload, session.region_name, transcript, create=create)
-    if objects.put_once(upload, transcript):
+    objects.ensure_bucket(aws, upload)
+    if objects.put_once(upload, aws.transcript):
         objects.read_back(upload)

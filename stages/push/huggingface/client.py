@@ -1,7 +1,7 @@
 """Talk to the Hugging Face Hub through its real client, with our policy of tries.
 
 The client tries most calls six times with fixed delays and without a timeout, and commits once. Here
-every call is tried by `_backoff`, but for commits: whether one that got no answer has happened is for
+every call is tried by `backoff`, but for commits: whether one that got no answer has happened is for
 the caller to find out, or it might happen twice.
 """
 
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deploy_runner.sdk import Context, StageError
 
 from ..backoff import Backoff, transient_status
+from ..converging import Service
 from .errors import TOKEN_FIX
 
 if TYPE_CHECKING:
@@ -33,6 +34,14 @@ _BY_THE_WAY = "/api/agent-harnesses"
 _COMMIT = re.compile(r"/api/[^/]+/.+/commit/")
 _RATE_LIMIT = re.compile(r'"\w+"\s*;\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)')
 """`r` requests are left for `t` seconds: draft-ietf-httpapi-ratelimit-headers, which the Hub sends."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hub(Service):
+    """The Hub by its client's API, and the repository's full name."""
+
+    api: Any
+    repo: str
 
 
 class UnansweredError(Exception):
@@ -103,10 +112,8 @@ def _patient(base: type[Any], backoff: Backoff, endpoint: str) -> type[Any]:
                 if request.method == "POST" and _COMMIT.search(request.url.path):
                     raise UnansweredError(what, after)
                 refused = "ConnectError" in what and not self.answered and tried >= _FIRST_CONTACT_TRIES
-                delay = None if refused else backoff.delay(tried, _named(request, what), after)
-                if delay is None:
+                if refused or not backoff.wait(tried, _named(request, what), after):
                     raise _given_up(endpoint, what, tried, after)
-                time.sleep(delay)
 
     return PatientClient
 

@@ -6,16 +6,13 @@ somebody else was quicker: a commit of ours that has happened is then found, not
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from deploy_runner.sdk import ConflictError, StageError
 
-from ..backoff import Backoff
-from ..transcript import Transcript
-from .client import UnansweredError
+from .client import Hub, UnansweredError
 from .content import MANIFEST, Decision, Revision, Wanted, decide
 from .errors import root, status_of
 
@@ -33,18 +30,14 @@ class Place(NamedTuple):
 
 
 @dataclass(slots=True)
-class Push:
-    """One push: of `files` by path to `repo`. `title` and `description` are those of the commit."""
+class Commit:
+    """One commit at most, of `files` by path; `title` and `description` are its own."""
 
-    api: Any
-    repo: str
+    hub: Hub
     revision: str
     files: Mapping[str, Wanted]
     title: str
     description: str
-    backoff: Backoff
-    transcript: Transcript
-    log: Any
     as_pull: bool = False
     overwrite: bool = False
     _first: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -57,7 +50,7 @@ class Push:
         pending: Decision | None = None
         for tried in range(1, 1_000_000):
             place = self._place()
-            there = Revision(self.api, self.repo, place.sha)
+            there = Revision(self.hub.api, self.hub.repo, place.sha)
             decision = decide(there, self.files)
             if decision.empty:
                 if pending is not None:
@@ -79,12 +72,12 @@ class Push:
         raise AssertionError
 
     def _place(self) -> Place:
-        head = Place(self.revision, self.api.repo_info(self.repo, revision=self.revision).sha)
-        if not self.as_pull or decide(Revision(self.api, self.repo, head.sha), self.files).empty:
+        head = Place(self.revision, self.hub.api.repo_info(self.hub.repo, revision=self.revision).sha)
+        if not self.as_pull or decide(Revision(self.hub.api, self.hub.repo, head.sha), self.files).empty:
             return head
-        pulls = own_pulls(self.api, self.repo, self.title)
+        pulls = own_pulls(self.hub.api, self.hub.repo, self.title)
         for pull in pulls:
-            there = Revision(self.api, self.repo, pull.sha)
+            there = Revision(self.hub.api, self.hub.repo, pull.sha)
             if decide(there, self.files).empty:
                 return pull
         return pulls[-1] if pulls else head._replace(opens_pull=True)
@@ -94,11 +87,11 @@ class Push:
         before = self._first.setdefault(place.revision, {p: there.identity(p) for p in self.files})
         moved = [path for path in decision.add if there.identity(path) != before[path]]
         if moved:
-            raise ConflictError(f"somebody else has changed {_some(moved)} of {self.repo} during the push",
-                                fix="look at it, and run again")  # fmt: skip
+            said = f"somebody else has changed {_some(moved)} of {self.hub.repo} during the push"
+            raise ConflictError(said, fix="look at it, and run again")
         if decision.foreign and not (self.overwrite or place.opens_pull):
             raise ConflictError(
-                f"{_some(decision.foreign)} of {self.repo}@{place.revision} was put there or changed by "
+                f"{_some(decision.foreign)} of {self.hub.repo}@{place.revision} was put there or changed by "
                 "somebody else",
                 fix="set `pull_request: true` to propose ours, or `overwrite: true` to replace it",
             )
@@ -112,36 +105,34 @@ class Push:
             operation.upload_info.sha256 = bytes.fromhex(self.files[path].sha256)
             operations.append(operation)
         sizes = sum(self.files[path].size for path in decision.add)
-        self.log(f"{self.repo}@{place.revision}: {len(decision.add)} files differ, {sizes} bytes")
-        made = self.api.create_commit(
-            self.repo, operations, commit_message=self.title, commit_description=self.description,
+        self.hub.ctx.log(f"{self.hub.repo}@{place.revision}: {len(decision.add)} files differ, {sizes} bytes")
+        made = self.hub.api.create_commit(
+            self.hub.repo, operations, commit_message=self.title, commit_description=self.description,
             revision=place.revision, parent_commit=place.sha, create_pr=place.opens_pull,
         )  # fmt: skip
         return Place(made.pr_revision or place.revision, made.oid)
 
     def _wait(self, tried: int, error: UnansweredError) -> None:
-        delay = self.backoff.delay(tried, f"the commit got no answer ({error})", error.retry_after)
-        if delay is None:
+        if not self.hub.backoff.wait(tried, f"the commit got no answer ({error})", error.retry_after):
             raise StageError(f"the Hub doesn't answer to the commit: {error}; given up after {tried} tries",
                              fix="run again: a commit that has happened is found") from error  # fmt: skip
-        time.sleep(delay)
 
     def _again(self, tried: int, error: Exception) -> None:
         if tried >= _TRIES:
-            raise ConflictError(f"{self.repo}@{self.revision} is being changed by somebody else",
+            raise ConflictError(f"{self.hub.repo}@{self.revision} is being changed by somebody else",
                                 fix="run again") from error  # fmt: skip
-        self.log(f"{self.repo}@{self.revision} has changed since it was read; reading again")
+        self.hub.ctx.log(f"{self.hub.repo}@{self.revision} has changed since it was read; reading again")
 
     def _checked(self, made: Place) -> Place:
-        left = decide(Revision(self.api, self.repo, made.sha), self.files)
+        left = decide(Revision(self.hub.api, self.hub.repo, made.sha), self.files)
         if not left.empty:
-            raise StageError(f"{_some(left.add)} of {self.repo} was read back with another digest")
+            raise StageError(f"{_some(left.add)} of {self.hub.repo} was read back with another digest")
         return made
 
     def _note(self, decision: Decision, place: Place) -> None:
         files = {path: self.files[path].sha256 for path in decision.add}
         kind = "hub:create_pull_request" if place.revision.startswith("refs/pr/") else "hub:create_commit"
-        self.transcript.add(kind, repo=self.repo, revision=place.revision, message=self.title,
+        self.hub.transcript.add(kind, repo=self.hub.repo, revision=place.revision, message=self.title,
                             files=files, deleted=list(decision.delete))  # fmt: skip
 
 
@@ -159,33 +150,33 @@ def own_pulls(api: Any, repo: str, title: str) -> list[Place]:
     ]
 
 
-def ensure_repo(api: Any, repo: str, transcript: Transcript, *, private: bool) -> None:
+def ensure_repo(hub: Hub, *, private: bool) -> None:
     """Make sure of a repository. Raises ConflictError where it is public and mustn't be."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     for _ in range(_TRIES):
         try:
-            found = api.repo_info(repo)
+            found = hub.api.repo_info(hub.repo)
         except RepositoryNotFoundError as error:
             if status_of(error) != 404 and "not found" not in str(error.server_message).lower():
                 raise
         else:
             if private and not found.private:
-                raise ConflictError(f"{repo} is there, and is public",
+                raise ConflictError(f"{hub.repo} is there, and is public",
                                     fix="make it private on the Hub, or set `private: false`")  # fmt: skip
             return
-        if _create_repo(api, repo, private=private):
-            transcript.add("hub:create_repo", repo=repo, private=private)
-    raise StageError(f"{repo} is there, but this token may not read it",
+        if _create_repo(hub, private=private):
+            hub.transcript.add("hub:create_repo", repo=hub.repo, private=private)
+    raise StageError(f"{hub.repo} is there, but this token may not read it",
                      fix="use a token with the right to it, or another name")  # fmt: skip
 
 
-def _create_repo(api: Any, repo: str, *, private: bool) -> bool:
+def _create_repo(hub: Hub, *, private: bool) -> bool:
     """Make a repository; False where the Hub says that there is one."""
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        api.create_repo(repo, private=private)
+        hub.api.create_repo(hub.repo, private=private)
     except HfHubHTTPError as error:
         if status_of(error) not in (409, 412):
             raise
@@ -193,40 +184,41 @@ def _create_repo(api: Any, repo: str, *, private: bool) -> bool:
     return True
 
 
-def ensure_branch(api: Any, repo: str, branch: str, transcript: Transcript) -> None:
+def ensure_branch(hub: Hub, branch: str) -> None:
     """Make sure of a branch, which begins at the head of main. Raises StageError for a tag."""
     for tried in range(1, _TRIES + 1):
-        refs = api.list_repo_refs(repo)
+        refs = hub.api.list_repo_refs(hub.repo)
         if branch in [ref.name for ref in refs.branches]:
             return
         if branch in [ref.name for ref in refs.tags]:
-            raise StageError(f"{branch} is a tag of {repo}, and commits go to branches",
+            raise StageError(f"{branch} is a tag of {hub.repo}, and commits go to branches",
                              fix="set `revision` to a branch, and `tag` to the tag")  # fmt: skip
         try:
-            api.create_branch(repo, branch=branch)
+            hub.api.create_branch(hub.repo, branch=branch)
         except Exception as error:
             if status_of(error) not in (409, 412) or tried == _TRIES:
                 raise
         else:
-            transcript.add("hub:create_branch", repo=repo, branch=branch)
+            hub.transcript.add("hub:create_branch", repo=hub.repo, branch=branch)
 
 
-def ensure_tag(push: Push, tag: str, place: Place) -> None:
+def ensure_tag(commit: Commit, tag: str, place: Place) -> None:
     """Set a tag on a commit of ours. Raises ConflictError where it is on something else."""
+    hub = commit.hub
     for tried in range(1, _TRIES + 1):
-        known = {ref.name: ref.target_commit for ref in push.api.list_repo_refs(push.repo).tags}
+        known = {ref.name: ref.target_commit for ref in hub.api.list_repo_refs(hub.repo).tags}
         if tag in known:
-            if not decide(Revision(push.api, push.repo, known[tag]), push.files).empty:
-                raise ConflictError(f"the tag {tag} of {push.repo} is on another content",
+            if not decide(Revision(hub.api, hub.repo, known[tag]), commit.files).empty:
+                raise ConflictError(f"the tag {tag} of {hub.repo} is on another content",
                                     fix="use another tag")  # fmt: skip
             return
         try:
-            push.api.create_tag(push.repo, tag=tag, revision=place.sha)
+            hub.api.create_tag(hub.repo, tag=tag, revision=place.sha)
         except Exception as error:
             if status_of(error) not in (409, 412) or tried == _TRIES:
                 raise
         else:
-            push.transcript.add("hub:create_tag", repo=push.repo, tag=tag)
+            hub.transcript.add("hub:create_tag", repo=hub.repo, tag=tag)
 
 
 def _some(paths: Sequence[str], limit: int = 3) -> str:

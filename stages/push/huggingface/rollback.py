@@ -9,6 +9,7 @@ from deploy_runner.sdk import ConflictError, StageError
 
 from .client import UnansweredError
 from .content import MANIFEST, Revision
+from .errors import status_of
 
 _TRIES = 3
 _SHOWN = 12
@@ -37,7 +38,7 @@ def roll_back(api: Any, repo: str, revision: str, to: str, description: str) -> 
         except UnansweredError:
             continue
         except Exception as error:
-            if getattr(getattr(error, "response", None), "status_code", 0) != 412 or tried == _TRIES:
+            if status_of(error) != 412 or tried == _TRIES:
                 raise
         else:
             return f"{shown} is there again, as commit {made[:_SHOWN]}"

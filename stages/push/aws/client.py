@@ -1,0 +1,99 @@
+"""Reach AWS by boto3, with our policy of tries, and say in one sentence what its clients raise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from deploy_runner.sdk import ConflictError, Context, StageError, StageParams, first_line
+
+from ..backoff import Backoff
+from ..converging import Push, Service
+from ..transcript import Transcript
+
+_NO_CREDENTIALS = "no AWS credentials are found"
+_CREDENTIALS_FIX = "export AWS_PROFILE=…, or use OIDC in CI"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aws(Service):
+    """AWS, as a boto3 session of the target's region."""
+
+    session: Any
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """Return what sagemaker-core's calls take."""
+        return {"session": self.session, "region": self.session.region_name}
+
+    def setting(self, params: StageParams, name: str) -> str:
+        """Return a parameter, or what the target has in its place. Raises StageError for none."""
+        value = getattr(params, name) or target(self.ctx).get(name)
+        if not value:
+            raise StageError(f"{name} is not set", fix=f"set with.{name}, or target.aws.{name}")
+        return str(value)
+
+
+class AwsPush(Push):
+    """The base of pushes to AWS."""
+
+    packages: ClassVar[tuple[str, ...]] = ("boto3", "sagemaker-core", "moto")
+    extra = "sagemaker"
+    services = ("aws",)
+
+    @contextmanager
+    def service(self, ctx: Context, params: Any, backoff: Backoff) -> Iterator[Aws]:
+        """Yield AWS."""
+        with _plainly():
+            session = _session(ctx)
+            backoff.follow(session)
+            yield Aws(ctx=ctx, backoff=backoff, transcript=Transcript(), session=session)
+
+    def credentials(self, ctx: Context, params: Any) -> str:
+        """Say where boto3 has found credentials, and for which region."""
+        with _plainly():
+            session = _session(ctx)
+            return f"found for AWS ({session.get_credentials().method}), region {session.region_name}"
+
+
+def target(ctx: Context) -> dict[str, Any]:
+    """Return the target's `aws:`."""
+    found = ctx.target.get("aws")
+    return dict(found) if isinstance(found, dict) else {}
+
+
+def _session(ctx: Context) -> Any:
+    import boto3
+
+    session = boto3.Session(region_name=target(ctx).get("region"))
+    if session.region_name is None:
+        raise StageError("no AWS region is set", fix="set target.aws.region, or export AWS_REGION")
+    if session.get_credentials() is None:
+        raise StageError(_NO_CREDENTIALS, fix=_CREDENTIALS_FIX)
+    return session
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    try:
+        yield
+    except (ConflictError, StageError):
+        raise
+    except Exception as error:
+        raise _plain_error(error) from error
+
+
+def _plain_error(error: Exception) -> StageError:
+    from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
+
+    if isinstance(error, NoCredentialsError):
+        return StageError(_NO_CREDENTIALS, fix=_CREDENTIALS_FIX)
+    if isinstance(error, EndpointConnectionError):
+        return StageError(f"AWS can't be reached: {error}", fix="run again: what has arrived is kept")
+    if isinstance(error, ClientError):
+        said = error.response.get("Error", {})
+        what = f"{error.operation_name}: {said.get('Code', '')}: {said.get('Message', '')}"
+        return StageError(f"AWS refused {what}")
+    return StageError(f"AWS can't be used: {type(error).__name__}: {first_line(error)}")
