@@ -57,11 +57,11 @@ class CheckpointResumeCheck(Stage):
             None, description="a class of torch.optim, e.g. AdamW; its settings are in the checkpoint"
         )
         make_optimizer: Code | None = Field(
-            None, description="function(model) that returns the optimizer, where a name is not enough"
+            None, description="function(model) that returns the optimizer, instead of `optimizer`"
         )
         loss: Loss = Field("cross_entropy", description="a loss of torch.nn.functional")
         loss_function: Code | None = Field(
-            None, description="function(outputs, labels) that returns the loss, instead"
+            None, description="function(outputs, labels) that returns the loss, instead of `loss`"
         )
         steps: int = Field(10, ge=2, description="optimisation steps; half of them after the interruption")
         batch_size: int = Field(32, ge=1, description="samples in a step")
@@ -98,7 +98,9 @@ class CheckpointResumeCheck(Stage):
         straight = trainer.resume(start)
         expected = straight.train(0, params.steps)
         if not start["optimizer_state_dict"].get("state") and any(straight.optimizer.state.values()):
-            raise GateError("the checkpoint's optimizer holds no state: was it saved before its first step?")
+            raise GateError(
+                "the checkpoint's optimizer has no state: it was probably saved before the first step"
+            )
         interrupted = trainer.resume(start)
         found = interrupted.train(0, half)
         found += trainer.resume(interrupted.saved_and_loaded()).train(half, params.steps)
@@ -125,18 +127,18 @@ def _refuse(params: CheckpointResumeCheck.Params, report: Mapping[str, Any]) -> 
     for step, (straight, interrupted) in enumerate(pairs):
         if straight != interrupted:
             raise GateError(f"the loss of step {step} is {interrupted!r} after resuming, {straight!r} "
-                            "without an interruption: some state is not in a checkpoint")  # fmt: skip
+                            "without an interruption: some state is missing in the checkpoint")  # fmt: skip
     first, recorded = report["losses"][0], report["recorded_loss"]
     if first >= report["untrained_loss"]:
         raise GateError(f"the first loss is {first:.4g}, not below the {report['untrained_loss']:.4g} of an "
-                        "untrained model: training would start anew")  # fmt: skip
+                        "untrained model: training would start from scratch")  # fmt: skip
     if params.max_jump is None:
         return
     if recorded is None:
         raise StageError("max_jump needs the checkpoint's `loss`, which it doesn't have")
     if first > params.max_jump * recorded:
         raise GateError(f"the first loss is {first:.4g}, the checkpoint's was {recorded:.4g}: "
-                        f"allowed is a factor of {params.max_jump:g}")  # fmt: skip
+                        f"the limit is a factor of {params.max_jump:g}")  # fmt: skip
 
 
 def _optimizer_state(content: Any) -> dict[str, Any]:
@@ -156,11 +158,11 @@ class _Trainer:
         from torch.nn import functional
 
         if (params.optimizer is None) == (params.make_optimizer is None):
-            raise StageError("name the optimizer: either `optimizer` or `make_optimizer`",
+            raise StageError("set either `optimizer` or `make_optimizer`",
                              fix="e.g. optimizer: AdamW")  # fmt: skip
         if "y" not in arrays or len(arrays) < 2 or not len(arrays["y"]):
             raise StageError(
-                "the data wants inputs and labels `y`", fix="save it as np.savez(path, x=…, y=…)"
+                "the data must contain inputs and labels `y`", fix="save it as np.savez(path, x=…, y=…)"
             )
         self._ctx, self._params = ctx, params
         self._labels = torch.from_numpy(arrays.pop("y"))
@@ -207,8 +209,8 @@ class _Trainer:
         try:
             optimizer.load_state_dict(state["optimizer_state_dict"])
         except (ValueError, KeyError, RuntimeError) as error:
-            said = f"the checkpoint's optimizer doesn't fit: {bundles.first_line(error)}"
-            raise StageError(said, fix="is it the same optimizer, with the same groups?") from error
+            said = f"the checkpoint's optimizer doesn't match: {bundles.first_line(error)}"
+            raise StageError(said, fix="use the same optimizer with the same parameter groups") from error
         torch.manual_seed(self._ctx.seed)
         if isinstance(checkpoint["rng_state"], torch.Tensor):
             torch.set_rng_state(checkpoint["rng_state"])
@@ -254,7 +256,7 @@ class _Session:
             except Exception as error:
                 where = bundles.user_line(error)
                 raise StageError(f"step {step} fails: {bundles.first_line(error)}{where}",
-                                 fix="do the data and the loss fit the model?") from error  # fmt: skip
+                                 fix="check that data and loss match the model") from error  # fmt: skip
             self.optimizer.step()
             losses.append(float(loss.detach()))
         return losses

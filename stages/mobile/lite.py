@@ -84,7 +84,7 @@ def _optimized(program: Any) -> tuple[Any, str]:
             return optimize_for_mobile(program), "optimize_for_mobile"
         # A loaded program is frozen already where its maker asked for it, and refuses a second time.
         frozen = torch.jit.freeze(program) if hasattr(program, "training") else program
-    return frozen, "frozen only: this torch has no XNNPACK"
+    return frozen, "only frozen: this build of torch has no XNNPACK"
 
 
 def _save(program: Any, path: Path) -> None:

@@ -83,8 +83,8 @@ def unpack(archive: Path, target: Path) -> None:
         for member in tar:
             parts = Path(member.name).parts
             if member.name.startswith("/") or ".." in parts or not (member.isfile() or member.isdir()):
-                raise StageError(f"the archive's member {member.name!r} is refused: a link, a device, "
-                                 "or a path that leaves it")  # fmt: skip
+                raise StageError(f"the archive's member {member.name!r} is rejected: it is a link, a device, "
+                                 "or a path outside it")  # fmt: skip
             place = target.joinpath(*parts)
             if member.isdir():
                 place.mkdir(parents=True, exist_ok=True)

@@ -53,14 +53,14 @@ class PackageSagemaker(Stage):
         atol: float | None = Field(
             None, ge=0, description="tolerance against the packed model itself (default: by rounding)"
         )
-        rtol: float | None = Field(None, ge=0, description="relative tolerance, likewise")
+        rtol: float | None = Field(None, ge=0, description="relative tolerance")
 
     class Inputs(StageInputs):
         """The model."""
 
         model: File | Folder = Field(description="an ONNX artifact, or a TorchScript file")
         reference: Folder | None = Field(None, description="the bundle of model.prepare")
-        code: File | None = Field(None, description="your own inference.py in place of the built-in")
+        code: File | None = Field(None, description="your own inference.py instead of the built-in one")
 
     class Outputs(StageOutputs):
         """The package."""
@@ -112,7 +112,7 @@ def _told(when: str) -> Iterator[None]:
         yield
     except Exception as error:
         said = f"code/inference.py fails when it {when}: {type(error).__name__}: {bundles.first_line(error)}"
-        raise StageError(said, fix="the container would fail alike") from error
+        raise StageError(said, fix="the container would fail in the same way") from error
 
 
 def _run_as_container(

@@ -117,11 +117,11 @@ def refusal(error: Exception) -> StageError:
         return StageError(f"the model's control flow depends on its data{where}", fix=fix)
     if fixed := _FIXED.search(text):
         said = f"the model fixes the dynamic axis {fixed.group(1)!r} to {fixed.group(2)}{where}"
-        return StageError(said, fix="leave it out of model.prepare's `dynamic`, or use onnx.export")
+        return StageError(said, fix="remove it from model.prepare's `dynamic`, or use onnx.export")
     if "Constraints violated" in text:
-        said = f"the model treats some sizes of a dynamic axis otherwise than others{where}"
+        said = f"the model treats some sizes of a dynamic axis differently from others{where}"
         fix = (
-            "say {name, multiple_of, min, max} of it in model.prepare's `dynamic`, leave it out, or use "
+            "declare {name, multiple_of, min, max} in model.prepare's `dynamic`, remove it there, or use "
             "torch.script"
         )
         return StageError(said, fix=fix)
@@ -139,7 +139,7 @@ def runner(path: Path, bundle: Bundle) -> Model:
         module = torch.export.load(path).module()
     except Exception as error:
         raise StageError(f"{path.name} is not an exported program: {bundles.first_line(error)}",
-                         fix="give it the output `model` of torch.export") from error  # fmt: skip
+                         fix="use the output `model` of torch.export") from error  # fmt: skip
 
     def run(arrays: Mapping[str, Any]) -> dict[str, Any]:
         try:
@@ -148,7 +148,7 @@ def runner(path: Path, bundle: Bundle) -> Model:
         except Exception as error:
             shapes = {name: tuple(array.shape) for name, array in arrays.items()}
             said = f"the program can't run inputs of shape {shapes}: {bundles.first_line(error)}"
-            raise StageError(said, fix="say the `min` and `max` that it takes in `dynamic`") from error
+            raise StageError(said, fix="set `min` and `max` in `dynamic`") from error
         return bundles.named_arrays(result, bundle.output_names)
 
     return run

@@ -55,9 +55,9 @@ class TorchQuantizeStatic(Stage):
 
         engine: Engine = Field("fbgemm", description="torch's quantized kernels; qnnpack is for ARM")
         fuse: list[list[str]] | None = Field(
-            None, description="lists of modules to fuse, by name (default: what follows each other)"
+            None, description="lists of modules to fuse, by name (default: consecutive modules)"
         )
-        exclude: list[str] = Field(default=[], description="names of modules to leave in float")
+        exclude: list[str] = Field(default=[], description="names of modules to keep in float")
 
     class Inputs(StageInputs):
         """The model and the samples."""
@@ -165,7 +165,7 @@ def _fused(module: nn.Module, groups: list[list[str]]) -> nn.Module:
         return fuse_modules(module, groups) if groups else module
     except (NotImplementedError, AssertionError, AttributeError) as error:
         raise StageError(f"the modules can't be fused: {bundles.first_line(error)}",
-                         fix="name others: `fuse: []` fuses none") from error  # fmt: skip
+                         fix="fix `fuse`; `fuse: []` fuses none") from error  # fmt: skip
 
 
 def _with_stubs(module: nn.Module) -> nn.Module:

@@ -77,7 +77,7 @@ def _cause() -> tuple[str, str]:
     import torch
 
     if needs_vnni(torch.backends.quantized.engine):
-        return ("the engine onednn overflows on x86 CPUs without VNNI", "leave `engine: fbgemm`, the default")
+        return ("the engine onednn overflows on x86 CPUs without VNNI", "use `engine: fbgemm`, the default")
     return ("the calibration samples are all alike or don't cover these inputs, or a mask of infinite or "
             "very large values leaves no steps for the rest",
             "calibrate on varied real samples, or use onnx.quantize_static")  # fmt: skip
@@ -95,7 +95,7 @@ def _program(quantized: Any, bundle: Bundle, cases: list[Case]) -> Any:
     """Return the module as TorchScript: traced, or scripted where a trace keeps one branch or size."""
     import torch
 
-    said = "a trace of the quantized model keeps one branch or size"
+    said = "a trace of the quantized model records one branch or size only"
     try:
         program = torch.jit.trace(quantized, bundle.example(), strict=False, check_trace=False)
         run = torchscript.runner(program, bundle.input_names, bundle.output_names)
@@ -117,8 +117,8 @@ def _refusal(error: Exception) -> StageError:
     if found is None:
         where = bundles.user_line(error)
         return StageError(f"the quantized model can't run: {bundles.first_line(error)}{where}",
-                          fix="leave the modules around it out: `exclude`")  # fmt: skip
+                          fix="exclude the modules around it with `exclude`")  # fmt: skip
     return StageError(
         f"the operator {found.group(1)} has no int8 form in torch{bundles.user_line(error)}",
-        fix="leave the modules around it out with `exclude`, or use onnx.quantize_static",
+        fix="exclude the modules around it with `exclude`, or use onnx.quantize_static",
     )

@@ -136,8 +136,8 @@ def _load_elsewhere(ctx: Context, bundle: Bundle, binding: Binding, folder: Path
     )
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["it died"])[-1]
-        raise StageError(f"the saved module can't be loaded by a fresh Python: {said}",
-                         fix="what does it need that its imports don't name?")  # fmt: skip
+        raise StageError(f"the saved module can't be loaded in a new Python process: {said}",
+                         fix="import everything that it needs")  # fmt: skip
     found = []
     for case in bundle.cases:
         arrays = list(bundles.read_arrays(made / f"{case.name}.npz").values())

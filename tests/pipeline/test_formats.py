@@ -80,9 +80,9 @@ REFUSED = {
     **{("custom", name): _CUSTOM for name in ("onnx", "onnx-dynamo", "onnx-legacy")},
     **{("custom", name): "skipped: it needs onnx" for name in ("optimized", "fp16", "onnx-dynamic", "onnx-static")},
     **{("custom", name): "the operator shop::odd has no kernel in ExecuTorch" for name in ("pte", "pte-int8")},
-    ("custom", "torch-static"): "the quantized model can't run: .*leave the modules around it out",
+    ("custom", "torch-static"): "the quantized model can't run: .*exclude the modules around it",
     **{("memory", name): "the model fixes the dynamic axis 'length'" for name in ("pt2", "pte", "pte-int8")},
-    ("text", "onnx-legacy"): r"the torchscript exporter made a model that takes tokens \(2, 5\) only",
+    ("text", "onnx-legacy"): r"the torchscript exporter produced a model for tokens \(2, 5\) only",
     ("two", "torch-static"): f"the operator aten::add.out has no int8 form in torch at {line_of('left + right')}",
 }  # fmt: skip
 """What each of these combinations says: everything else converts."""
