@@ -56,16 +56,16 @@ class PushHub(Stage):
         """Where to, and what the card says."""
 
         repo: str = Field(description="name, or namespace/name")
-        private: bool = Field(False, description="make a new repository private; refuse a public one")
-        revision: str = Field("main", description="the branch to commit to; it is made from main")
+        private: bool = Field(False, description="create the repository as private; fail if it is public")
+        revision: str = Field("main", description="the branch to commit to; it is created from main")
         tag: str | None = Field(None, description="a tag to set on the commit")
         pull_request: bool = Field(False, description="propose the commit as a pull request to the branch")
-        overwrite: bool = Field(False, description="replace files that somebody else has put there")
-        license: str = Field("other", description="the licence, as the Hub spells it")
+        overwrite: bool = Field(False, description="overwrite files that others have added or changed")
+        license: str = Field("other", description="the licence, by its identifier on the Hub")
         language: str | None = Field(None, description="the language, e.g. en")
-        tags: list[str] = Field(default=[], description="further tags of the card")
+        tags: list[str] = Field(default=[], description="additional tags of the card")
         pipeline_tag: str | None = Field(None, description="the task, e.g. image-classification")
-        dataset: str = Field("held-out samples", description="what the accuracy was measured on")
+        dataset: str = Field("held-out samples", description="the data on which the accuracy was measured")
         message: str = Field(
             "Publish with deploy-runner", description="the title of the commit or pull request"
         )
@@ -80,7 +80,7 @@ class PushHub(Stage):
         reports: dict[str, File] | None = Field(None, description="verify reports, for the card")
         reference: Folder | None = Field(None, description="the bundle, for config.json and usage")
         files: dict[str, File] | None = Field(
-            None, description="further files by their path; a README.md replaces the card"
+            None, description="additional files by their path; a README.md replaces the card"
         )
 
     class Outputs(StageOutputs):
@@ -91,8 +91,8 @@ class PushHub(Stage):
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Lay out, compare, commit what differs, read back."""
         if params.pull_request and params.tag:
-            raise StageError("a pull request has no commit on the branch yet, so it can't be tagged",
-                             fix="leave out `tag` or `pull_request`")  # fmt: skip
+            raise StageError("a pull request has no commit on the branch and can't be tagged",
+                             fix="remove `tag` or `pull_request`")  # fmt: skip
         transcript, backoff = Transcript(), Backoff(log=ctx.log)
         with _hub(ctx, params, backoff) as (api, repo):
             files = _files(ctx, params, inputs, repo)
@@ -132,7 +132,7 @@ def _hub(ctx: Context, params: PushHub.Params, backoff: Backoff) -> Iterator[tup
 
     with one_sentence(params.repo), hub_client(ctx, backoff) as api:
         if get_token() is None:
-            raise StageError("no token of the Hub is found", fix="export HF_TOKEN=… with write access")
+            raise StageError("no Hub token was found", fix="export HF_TOKEN=… with write access")
         hub = ctx.target.get("hub")
         namespace = hub.get("namespace") if isinstance(hub, dict) else None
         repo = params.repo
@@ -153,7 +153,7 @@ def _files(ctx: Context, params: PushHub.Params, inputs: PushHub.Inputs, repo: s
         paths["config.json"] = layout.config(bundle, ctx.workdir)
     paths |= layout.further_files(inputs.files or {})
     if not paths:
-        raise StageError("there is nothing to publish", fix="give it weights, models or files")
+        raise StageError("there is nothing to publish", fix="set weights, models or files")
     files = describe(paths, _known_digests(ctx, inputs))
     if _CARD not in files:
         card = Card(

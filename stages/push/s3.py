@@ -50,10 +50,10 @@ class PushS3(Stage):
     class Params(StageParams):
         """Where to; the bucket that is left out comes from the target's `aws:`."""
 
-        prefix: str = Field(pattern=r"^[^/](.*[^/])?$", description="begins every key, e.g. models/digits")
+        prefix: str = Field(pattern=r"^[^/](.*[^/])?$", description="prefix of every key, e.g. models/digits")
         bucket: str | None = Field(None, description="S3 bucket")
         name: str | None = Field(
-            None, pattern=r"^[^/]+$", description="what a single file is called (default: artifact.…)"
+            None, pattern=r"^[^/]+$", description="the name of a single file (default: artifact.…)"
         )
 
     class Inputs(StageInputs):
@@ -84,9 +84,9 @@ class PushS3(Stage):
         with objects.plainly():
             release = _Release(ctx, params, inputs.artifact, attempts=ASKED)
             there = objects.is_there(release.manifest)
-            found = release.pointer.read()[0].get("digest", "not there")
+            found = release.pointer.read()[0].get("digest", "missing")
             return [
-                Finding("objects", release.uri, release.uri if there else "not there"),
+                Finding("objects", release.uri, release.uri if there else "missing"),
                 Finding("pointer", release.digest, str(found)),
             ]
 
@@ -100,7 +100,7 @@ class PushS3(Stage):
 def _bucket(params: PushS3.Params, ctx: Context) -> str:
     bucket = params.bucket or objects.target(ctx).get("bucket")
     if not bucket:
-        raise StageError("bucket is not set", fix="set with.bucket, or target.aws.bucket")
+        raise StageError("bucket is not set", fix="set `with.bucket` or `target.aws.bucket`")
     return str(bucket)
 
 
@@ -149,7 +149,7 @@ class _Release:
 def _members(folder: Path) -> dict[str, Path]:
     found = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
     if _MANIFEST in found:
-        raise StageError(f"the folder has a {_MANIFEST} of its own, which would be overwritten")
+        raise StageError(f"the folder contains a {_MANIFEST}, which the push would overwrite")
     return found
 
 
@@ -179,7 +179,9 @@ class _Pointer:
         try:
             return dict(json.loads(body)), etag
         except (ValueError, TypeError):
-            raise ConflictError(f"s3://{self.bucket}/{self.key} is no pointer of push.s3") from None
+            raise ConflictError(
+                f"s3://{self.bucket}/{self.key} is not a pointer written by push.s3"
+            ) from None
 
     def move(self, digest: str) -> bool:
         """Point to a digest; say whether that changed anything."""
@@ -190,7 +192,7 @@ class _Pointer:
             if self._write({"digest": digest, "previous": now.get("digest", "")}, etag):
                 return True
         raise ConflictError(
-            f"s3://{self.bucket}/{self.key} is moved by somebody else again and again", fix="run again"
+            f"s3://{self.bucket}/{self.key} is repeatedly changed by another client", fix="run again"
         )
 
     def _write(self, value: dict[str, str], etag: str) -> bool:
@@ -211,8 +213,8 @@ class _Pointer:
         now, _ = self.read()
         digest = self._matching(to, str(now.get("digest"))) if to else str(now.get("previous", ""))
         if not digest:
-            raise StageError(f"s3://{self.bucket}/{self.key} pointed to nothing before",
-                             fix="name a digest: --to DIGEST")  # fmt: skip
+            raise StageError(f"s3://{self.bucket}/{self.key} has no previous release",
+                             fix="specify a digest: --to DIGEST")  # fmt: skip
         self.move(digest)
         return f"{self.key} points to {digest[:12]} instead of {str(now.get('digest'))[:12]}"
 
@@ -227,5 +229,5 @@ class _Pointer:
         if len(found) != 1:
             some = ", ".join(digest[:12] for digest in known) or "none"
             what = "several releases begin" if found else "no other release begins"
-            raise StageError(f"{what} with {to}", fix=f"those that are there: {some}")
+            raise StageError(f"{what} with {to}", fix=f"existing releases: {some}")
         return str(found[0])

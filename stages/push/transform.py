@@ -51,8 +51,8 @@ class PushTransform(Stage):
         """The job; what is left out comes from the target's `aws:`."""
 
         job: str = Field(pattern=r"^[A-Za-z0-9](-?[A-Za-z0-9])*$", max_length=40, description="its name")
-        content_type: str = Field(JSON_TYPE, description="the type of each file")
-        accept: str = Field(JSON_TYPE, description="the type of the answers")
+        content_type: str = Field(JSON_TYPE, description="the content type of each file")
+        accept: str = Field(JSON_TYPE, description="the content type of the responses")
         instance_type: str = Field("ml.m5.large", description="the kind of instance")
         instance_count: int = Field(1, ge=1, description="how many instances")
 
@@ -60,7 +60,7 @@ class PushTransform(Stage):
         """The package and the data."""
 
         package: File = Field(description="model.tar.gz of package.sagemaker")
-        data: Folder = Field(description="files of which each is one request")
+        data: Folder = Field(description="files, each of which is one request")
 
     class Outputs(StageOutputs):
         """The answers."""
@@ -85,7 +85,7 @@ class PushTransform(Stage):
         """Say how the job is."""
         with objects.plainly():
             name, found = _Job(ctx, params, inputs, Transcript(), attempts=ASKED).current()
-            state = "not there" if found is None else str(found["TransformJobStatus"])
+            state = "missing" if found is None else str(found["TransformJobStatus"])
             return [Finding(f"transform job {name}", "Completed", state)]
 
 
@@ -175,11 +175,13 @@ class _Job:
             if found["TransformJobStatus"] in ("Failed", "Stopped"):
                 raise GateError(f"the job {name} has failed: {found.get('FailureReason', 'it was stopped')}")
             if took > _WAIT_S:
-                raise StageError(f"the job {name} still runs after {took:.0f} s", fix="run again to go on")
+                raise StageError(
+                    f"the job {name} is still running after {took:.0f} s", fix="run again to continue"
+                )
             self._ctx.progress(min(0.99, took / _USUAL_S), f"{name}: {found['TransformJobStatus']}")
             time.sleep(pause)
             pause = min(_POLL_S[1], pause * 1.5)
-        raise StageError(f"the job {name} is gone")
+        raise StageError(f"the job {name} no longer exists")
 
     def download(self, name: str, folder: Path) -> None:
         """Bring back the answer to each file. Raises GateError where one is missing."""
@@ -194,14 +196,14 @@ class _Job:
             except s3.exceptions.ClientError as error:
                 if objects.http_status(error) != 404:
                     raise
-                raise GateError(f"the job {name} has no answer to {part}") from None
+                raise GateError(f"the job {name} has no response for {part}") from None
 
 
 def _files(folder: Path) -> list[Path]:
     found = sorted(folder.iterdir())
     if not found:
-        raise StageError("the folder `data` holds no file")
+        raise StageError("the folder `data` contains no file")
     for path in found:
         if path.is_dir():
-            raise StageError(f"`data` holds the folder {path.name}", fix="put the files into one folder")
+            raise StageError(f"`data` contains the folder {path.name}", fix="put the files into one folder")
     return found

@@ -45,7 +45,7 @@ def boto_session(ctx: Context, *, attempts: int = ATTEMPTS) -> Any:
     if session.region_name is None:
         raise StageError("no AWS region is set", fix="set target.aws.region, or export AWS_REGION")
     if session.get_credentials() is None:
-        raise StageError("no AWS credentials are found", fix="export AWS_PROFILE=…, or use OIDC in CI")
+        raise StageError("no AWS credentials were found", fix="export AWS_PROFILE=…, or use OIDC in CI")
     Backoff(attempts=attempts, log=ctx.log).follow(session)
     return session
 
@@ -133,7 +133,7 @@ def is_there(upload: Upload) -> bool:
     if same and found:
         same = found == (_composite(upload) if "-" in found else _base64(bytes.fromhex(upload.digest)))
     if not same:
-        raise ConflictError(f"{upload.uri} holds something else", fix="use another prefix")
+        raise ConflictError(f"{upload.uri} has different content", fix="use another prefix")
     return True
 
 
@@ -218,7 +218,7 @@ def _put_parts(upload: Upload) -> None:
         parts = [future.result() for future in sent]
     if whole.hexdigest() != upload.digest:
         upload.s3.abort_multipart_upload(**upload.place, UploadId=upload_id)
-        raise StageError(f"{upload.path.name} has changed while it was uploaded")
+        raise StageError(f"{upload.path.name} changed while it was uploaded")
     upload.s3.complete_multipart_upload(
         **upload.place, UploadId=upload_id, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
     )
@@ -282,10 +282,10 @@ def ensure_bucket(upload: Upload, region: str, transcript: Transcript, *, create
         s3.head_bucket(Bucket=bucket)
     except ClientError as error:
         if http_status(error) == 403:
-            raise StageError(f"the bucket {bucket} may not be read with these credentials") from error
+            raise StageError(f"these credentials don't allow reading the bucket {bucket}") from error
         if not create:
-            raise StageError(f"there is no bucket {bucket}",
-                             fix="make it, or set target.aws.create_bucket: true") from error  # fmt: skip
+            raise StageError(f"the bucket {bucket} does not exist",
+                             fix="create it, or set target.aws.create_bucket: true") from error  # fmt: skip
         place = {"CreateBucketConfiguration": {"LocationConstraint": region}}
         arguments = {} if region == "us-east-1" else place
         unless(lambda: s3.create_bucket(Bucket=bucket, **arguments), "BucketAlreadyOwnedByYou")
@@ -321,7 +321,7 @@ def read_back(upload: Upload) -> None:
         return found.hexdigest()
 
     if again(digest) != upload.digest:
-        raise StageError(f"{upload.uri} was read back with another digest")
+        raise StageError(f"{upload.uri} has a different digest when read back")
 
 
 def unless(call: Callable[[], Any], *harmless: str) -> None:
@@ -351,11 +351,11 @@ def _plain_error(error: Exception) -> StageError:
     from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
     if isinstance(error, NoCredentialsError):
-        return StageError("no AWS credentials are found", fix="export AWS_PROFILE=…, or use OIDC in CI")
+        return StageError("no AWS credentials were found", fix="export AWS_PROFILE=…, or use OIDC in CI")
     if isinstance(error, EndpointConnectionError):
-        return StageError(f"AWS can't be reached: {error}", fix="run again: what has arrived is kept")
+        return StageError(f"AWS can't be reached: {error}", fix="run again: what was uploaded is kept")
     if isinstance(error, ClientError):
         said = error.response.get("Error", {})
         what = f"{error.operation_name}: {said.get('Code', '')}: {said.get('Message', '')}"
-        return StageError(f"AWS refused {what}")
+        return StageError(f"AWS rejected {what}")
     return StageError(f"the push failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}")

@@ -21,16 +21,16 @@ class ModelParams(StageParams):
     """What a model is made of; what is left out comes from the target's `aws:`."""
 
     bucket: str | None = Field(None, description="S3 bucket")
-    prefix: str = Field("models", description="begins the object's key")
+    prefix: str = Field("models", description="prefix of the object's key")
     role_arn: str | None = Field(None, description="the role that SageMaker assumes")
     image_uri: str | None = Field(None, description="the inference container")
-    environment: dict[str, str] = Field(default={}, description="variables of the container")
+    environment: dict[str, str] = Field(default={}, description="environment variables of the container")
 
     def chosen(self, ctx: Context, name: str) -> str:
         """Return bucket, role or image, from here or else from the target. Raises StageError for none."""
         value = getattr(self, name) or objects.target(ctx).get(name)
         if not value:
-            raise StageError(f"{name} is not set", fix=f"set with.{name}, or target.aws.{name}")
+            raise StageError(f"{name} is not set", fix=f"set `with.{name}` or `target.aws.{name}`")
         return str(value)
 
 
@@ -90,7 +90,7 @@ class PackedModel:
             found = get()
         served = found.primary_container.model_data_url
         if served != self.url:
-            raise ConflictError(f"the model {self.name} is there, and serves {served}")
+            raise ConflictError(f"the model {self.name} already exists and serves {served}")
 
 
 def named(owner: str, *parts: Any) -> str:

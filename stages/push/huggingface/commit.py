@@ -94,13 +94,13 @@ class Push:
         before = self._first.setdefault(place.revision, {p: there.identity(p) for p in self.files})
         moved = [path for path in decision.add if there.identity(path) != before[path]]
         if moved:
-            raise ConflictError(f"somebody else has changed {_some(moved)} of {self.repo} during the push",
-                                fix="look at it, and run again")  # fmt: skip
+            raise ConflictError(f"{_some(moved)} of {self.repo} was changed by someone else during the push",
+                                fix="review the change, then run again")  # fmt: skip
         if decision.foreign and not (self.overwrite or place.opens_pull):
             raise ConflictError(
-                f"{_some(decision.foreign)} of {self.repo}@{place.revision} was put there or changed by "
-                "somebody else",
-                fix="set `pull_request: true` to propose ours, or `overwrite: true` to replace it",
+                f"{_some(decision.foreign)} of {self.repo}@{place.revision} was added or changed by "
+                "someone else",
+                fix="set `pull_request: true` to propose yours, or `overwrite: true` to replace it",
             )
 
     def _commit(self, place: Place, decision: Decision) -> Place:
@@ -120,22 +120,22 @@ class Push:
         return Place(made.pr_revision or place.revision, made.oid)
 
     def _wait(self, tried: int, error: UnansweredError) -> None:
-        delay = self.backoff.delay(tried, f"the commit got no answer ({error})", error.retry_after)
+        delay = self.backoff.delay(tried, f"no response to the commit ({error})", error.retry_after)
         if delay is None:
-            raise StageError(f"the Hub doesn't answer to the commit: {error}; given up after {tried} tries",
-                             fix="run again: a commit that has happened is found") from error  # fmt: skip
+            raise StageError(f"the Hub didn't respond to the commit: {error}; gave up after {tried} attempts",
+                             fix="run again: if the commit succeeded, it is found") from error  # fmt: skip
         time.sleep(delay)
 
     def _again(self, tried: int, error: Exception) -> None:
         if tried >= _TRIES:
-            raise ConflictError(f"{self.repo}@{self.revision} is being changed by somebody else",
+            raise ConflictError(f"{self.repo}@{self.revision} is being changed by someone else",
                                 fix="run again") from error  # fmt: skip
-        self.log(f"{self.repo}@{self.revision} has changed since it was read; reading again")
+        self.log(f"{self.repo}@{self.revision} changed since it was read; reading again")
 
     def _checked(self, made: Place) -> Place:
         left = decide(Revision(self.api, self.repo, made.sha), self.files)
         if not left.empty:
-            raise StageError(f"{_some(left.add)} of {self.repo} was read back with another digest")
+            raise StageError(f"{_some(left.add)} of {self.repo} has a different digest when read back")
         return made
 
     def _note(self, decision: Decision, place: Place) -> None:
@@ -171,13 +171,13 @@ def ensure_repo(api: Any, repo: str, transcript: Transcript, *, private: bool) -
                 raise
         else:
             if private and not found.private:
-                raise ConflictError(f"{repo} is there, and is public",
+                raise ConflictError(f"{repo} already exists and is public",
                                     fix="make it private on the Hub, or set `private: false`")  # fmt: skip
             return
         if _create_repo(api, repo, private=private):
             transcript.add("hub:create_repo", repo=repo, private=private)
-    raise StageError(f"{repo} is there, but this token may not read it",
-                     fix="use a token with the right to it, or another name")  # fmt: skip
+    raise StageError(f"{repo} already exists, but this token has no read access to it",
+                     fix="use a token with read access, or another name")  # fmt: skip
 
 
 def _create_repo(api: Any, repo: str, *, private: bool) -> bool:
@@ -200,7 +200,7 @@ def ensure_branch(api: Any, repo: str, branch: str, transcript: Transcript) -> N
         if branch in [ref.name for ref in refs.branches]:
             return
         if branch in [ref.name for ref in refs.tags]:
-            raise StageError(f"{branch} is a tag of {repo}, and commits go to branches",
+            raise StageError(f"{branch} is a tag of {repo}, not a branch",
                              fix="set `revision` to a branch, and `tag` to the tag")  # fmt: skip
         try:
             api.create_branch(repo, branch=branch)
@@ -217,7 +217,7 @@ def ensure_tag(push: Push, tag: str, place: Place) -> None:
         known = {ref.name: ref.target_commit for ref in push.api.list_repo_refs(push.repo).tags}
         if tag in known:
             if not decide(Revision(push.api, push.repo, known[tag]), push.files).empty:
-                raise ConflictError(f"the tag {tag} of {push.repo} is on another content",
+                raise ConflictError(f"the tag {tag} of {push.repo} points to different content",
                                     fix="use another tag")  # fmt: skip
             return
         try:
