@@ -97,7 +97,7 @@ def test_a_model_that_answers_its_reference_samples_wrong_is_not_swapped_in(
         said = server.wait_for("reload refused")["error"]
         assert digest(server) == server.digest
     assert re.fullmatch(
-        r"reference case 0: output 'output' differs by up to 1, more than the 0\.\d+ that is allowed", said
+        r"reference case 0: output 'output' differs by up to 1, more than the limit of 0\.\d+", said
     )
 
 
@@ -158,7 +158,9 @@ def test_external_data_is_served_but_not_through_a_link(tmp_path: Path) -> None:
     with serving(folder, folder=tmp_path) as server:
         assert server.predict([[1, 2, 3, 4]]).json == {"outputs": {"y": [[10.0] * 4]}}
     os.link(folder / "model.onnx.data", tmp_path / "elsewhere")
-    said = "model.onnx.data is a link, beside a model with external data (put a copy in its place)"
+    said = (
+        "model.onnx.data is a link; a model with external data must not contain links (replace it by a copy)"
+    )
     assert refusal(folder) == f"error: {said}"
 
 
@@ -175,17 +177,17 @@ def written(path: Path, data: bytes) -> Path:
     return path
 
 
-LINK = "the archive's member {!r} is a link, a device, or leaves it"
+LINK = "the archive's member {!r} is a link, a device, or outside the archive"
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
         pytest.param(lambda t: t / "nothing.onnx", "nothing.onnx does not exist", id="nothing"),
-        pytest.param(lambda t: t, "holds neither model.onnx nor model.json", id="an empty folder"),
+        pytest.param(lambda t: t, "contains neither model.onnx nor model.json", id="an empty folder"),
         pytest.param(lambda t: archive(t / "m.tar.gz", "model.json", b"2"), LINK.format("model.json"), id="a link in an archive"),
         pytest.param(lambda t: archive(t / "m.tar.gz", "../x", b"5"), LINK.format("../x"), id="a name that leaves"),
-        pytest.param(lambda t: written(t / "m.tar.gz", b"x"), "m.tar.gz is not a sound .tar.gz", id="no archive"),
+        pytest.param(lambda t: written(t / "m.tar.gz", b"x"), "m.tar.gz is not a valid .tar.gz", id="no archive"),
         pytest.param(lambda t: written(t / "m.onnx", b"x"), "onnxruntime can't load the model", id="no ONNX"),
         pytest.param(lambda t: written(t / "m.onnx", b""), "m.onnx is empty", id="an empty file"),
     ],
@@ -198,10 +200,10 @@ def test_torchscript_needs_trust_and_names(digits: Digits) -> None:
     name = digits.torchscript.name
     assert (
         refusal(digits.torchscript)
-        == f"error: {name} is TorchScript, which is code (if you trust it: --trust)"
+        == f"error: {name} is TorchScript, which contains code (if you trust it: --trust)"
     )
     assert refusal(digits.torchscript, "--trust") == (
-        f"error: nothing names the inputs of {name} (--reference BUNDLE of model.prepare, or a model.json beside it)"
+        f"error: the input names of {name} are unknown (--reference BUNDLE of model.prepare, or a model.json beside it)"
     )
 
 
