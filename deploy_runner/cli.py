@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(error)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted; finished artifacts are kept, run again to go on", file=sys.stderr)
+        print("interrupted; finished artifacts are kept, run again to continue", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

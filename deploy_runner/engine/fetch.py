@@ -47,7 +47,7 @@ def local_folder(address: str) -> Iterator[Path]:
         else:
             raise UsageError(
                 f"{address} is not a folder or a tar archive",
-                fix="name the output `signed` of package.sign, or a copy of it",
+                fix="use the output `signed` of package.sign, or a copy of it",
             )
 
 
@@ -59,7 +59,7 @@ def _place(address: str, scratch: Path) -> Path:
         return Path(unquote(urlsplit(address).path))
     if scheme not in _REMOTE:
         known = "a path, file://, s3://bucket/prefix or hf://owner/name[@revision][/folder]"
-        raise UsageError(f"{address} can't be fetched", fix=f"name {known}")
+        raise UsageError(f"{address} can't be fetched", fix=f"use {known}")
     command = [sys.executable, "-sP", "-m", "deploy_runner.stages.push.download", address, str(scratch)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -80,7 +80,7 @@ def _unpack(archive: Path, target: Path) -> Path:
             for count, member in enumerate(tar):
                 room -= member.size
                 if room < 0 or count >= _MOST_MEMBERS:
-                    raise GateError(f"{archive.name} unpacks to far more than it is: it is refused")
+                    raise GateError(f"{archive.name} unpacks to far more than its size and is rejected")
                 _extract(tar, member, target)
             _refuse_more(archive, packing, tar.offset, room)
     except damages as error:
@@ -117,12 +117,12 @@ def _refuse_more(archive: Path, packing: _Packing, end: int, room: int) -> None:
         while packed := file.read(_PACKED_BYTES):
             data = packed if unpacker is None else unpacker.decompress(packed)
             if data[max(end - position, 0) :].strip(b"\0") or position - end > room:
-                raise GateError(f"{archive.name} goes on after its end: it is refused")
+                raise GateError(f"{archive.name} has data after its end and is rejected")
             position += len(data)
             if unpacker is not None and unpacker.eof and (unpacker.unused_data or file.read(1)):
-                raise GateError(f"{archive.name} has something packed after its end: it is refused")
+                raise GateError(f"{archive.name} has compressed data after its end and is rejected")
     if unpacker is not None and not unpacker.eof:
-        raise EOFError("it ends too early")
+        raise EOFError("it is truncated")
 
 
 def _unpacker(packing: _Packing) -> Any:
@@ -146,10 +146,10 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> Non
     """Write one member; tarfile's own filters can be escaped on older Pythons (CVE-2025-4517)."""
     parts = Path(member.name).parts
     if member.name.startswith("/") or ".." in parts or not (member.isreg() or member.isdir()):
-        raise GateError(f"the archive's member {member.name!r} is a link, a device or leads out of it")
+        raise GateError(f"the archive's member {member.name!r} is a link, a device or outside the archive")
     place = target.joinpath(*parts)
     if place.exists() and not (member.isdir() and place.is_dir()):
-        raise GateError(f"the archive's member {member.name!r} is there twice: it is refused")
+        raise GateError(f"the archive's member {member.name!r} is contained twice and is rejected")
     if member.isdir():
         place.mkdir(parents=True, exist_ok=True)
         return

@@ -55,7 +55,7 @@ def collect(
     """
     lock = Lock(f"{os.fspath(store.home)}/gc.lock")
     if not lock.try_acquire():
-        raise StoreError("a run is using this store", fix="run gc when it has ended")
+        raise StoreError("a run is using this store", fix="run gc when it has finished")
     try:
         store.sweep_tmp()
         return _sweep(store, kept(), dry_run=dry_run)

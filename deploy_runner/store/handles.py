@@ -96,7 +96,7 @@ def walk_at(folder: int, prefix: str = "", *, skip: Container[str] = (), depth: 
     asked for. Raises StoreError for another disk's folder and for more than 64 folders in one another.
     """
     if depth > _DEEPEST:
-        raise StoreError(f"{prefix[:40]}… is in more than {_DEEPEST} folders")
+        raise StoreError(f"{prefix[:40]}… is nested in more than {_DEEPEST} folders")
     for name in sorted(os.listdir(folder)):
         entry = entry_of(folder, name)._replace(path=f"{prefix}{name}")
         yield entry

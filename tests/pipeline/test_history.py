@@ -65,10 +65,10 @@ def test_a_run_of_another_pipeline_is_refused_by_name(two: Project) -> None:
     for verb, *rest in refusals:
         where = (rest[0], "one.yaml") if verb == "cache" else ("one.yaml", *rest[:-1])
         said = two.cli(verb, *where, rest[-1], "2", exits=2).stderr
-        assert "is one of two.yaml, not of one.yaml (name two.yaml)" in said
+        assert "belongs to two.yaml, not to one.yaml (use two.yaml)" in said
     write(two, "three.yaml", "three")
     said = two.cli("show", "three.yaml", exits=2).stderr
-    assert said == "error: three.yaml has not been run yet (run it, or name two.yaml, or one.yaml)\n"
+    assert said == "error: three.yaml has not been run yet (run it, or use two.yaml, or one.yaml)\n"
 
 
 def test_overlays_are_part_of_a_pipeline_and_set_is_not(project: Project) -> None:
@@ -153,7 +153,7 @@ def test_a_failure_is_shown_as_it_stands_until_something_changes(project: Projec
     shown = project.cli("show", "odd").stdout
     assert "error: it can't be done" in shown
     assert "not up to date" not in shown
-    assert "odd is not up to date: never made before" in project.cli("get", "odd", exits=2).stderr
+    assert "odd is not up to date: not built before" in project.cli("get", "odd", exits=2).stderr
     project.pipeline("odd: {uses: text.odd, with: {how: gate}}")
     assert "not up to date" in project.cli("show", "odd").stdout
 

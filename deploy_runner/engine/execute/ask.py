@@ -54,7 +54,7 @@ def ask(
     result = read_result(folder)
     raise_failure(action, status, result, "", root=graph.root)
     if "answer" not in result:
-        raise StageError(f"{node.uses} gave no answer")
+        raise StageError(f"{node.uses} returned no answer")
     return action.redactor.json(result["answer"])
 
 

@@ -168,7 +168,7 @@ class Crew:
             assert record is not None
             self._done.append(StageResult(
                 node.id, "hit", decision.key, record.outputs, record.figures,
-                reason="another run made it"))  # fmt: skip
+                reason="built by another run"))  # fmt: skip
             return
         reason = "forced" if waiting.forced else self._planner.why(node, decision)
         decision = decision._replace(reason=reason)
@@ -315,7 +315,7 @@ class Crew:
         for action in list(self._running.values()):
             if bool(action.node.preload) == heavy:
                 action.signal(signal.SIGKILL)
-                self._exited(action, 0, "the fork server was killed, and its workers with it")
+                self._exited(action, 0, "the fork server was killed together with its workers")
 
     def _read_log(self, action: Action) -> bool:
         """Pass on what was printed; say whether there may be more."""
