@@ -1,6 +1,6 @@
 """The command line: verbs only; each parses, calls, prints.
 
-Exit codes: 0 done, 1 a stage failed or a gate refused, 2 bad input or usage, 3 a remote
+Exit codes: 0 done, 1 a stage failed or a gate rejected its result, 2 bad input or usage, 3 a remote
 conflict, 130 interrupted.
 """
 
@@ -173,7 +173,9 @@ def _promote(args: argparse.Namespace) -> int:
 def _load_one(args: argparse.Namespace, verb: str) -> tuple[Pipeline, str]:
     pipeline, names = _load(args)
     if len(names) != 1:
-        raise UsageError("which push?", fix=f"`deploy-runner {verb} STAGE --config FILE`")
+        raise UsageError(
+            f"{verb} needs the name of one push stage", fix=f"`deploy-runner {verb} STAGE --config FILE`"
+        )
     return pipeline, names[0]
 
 

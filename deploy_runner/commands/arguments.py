@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="deploy-runner",
         description="From a trained PyTorch checkpoint to a verified, deployed model.",
-        epilog="Exit codes: 0 done, 1 a stage failed or a gate refused, 2 bad input or usage, "
+        epilog="Exit codes: 0 done, 1 a stage failed or a gate rejected its result, 2 bad input or usage, "
         "3 a remote conflict, 130 interrupted.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
@@ -77,7 +77,7 @@ def _pipeline_options(parser: argparse.ArgumentParser, *, stages: str = "") -> N
         default=[],
         dest="sets",
         metavar="PATH=VALUE",
-        help="set one value last of all, e.g. vars.opset=20; may be repeated",
+        help="set one value after all overlays, e.g. vars.opset=20; may be repeated",
     )
 
 
@@ -86,9 +86,9 @@ def _json_option(parser: argparse.ArgumentParser, text: str = "print JSON") -> N
 
 
 def _add_run(verbs: _Verbs) -> None:
-    parser = _verb(verbs, "run", "make what is missing, and only that")
-    _pipeline_options(parser, stages="the stages to make with what they need (default: all)")
-    _json_option(parser, "print one JSON object last on standard output, progress on stderr")
+    parser = _verb(verbs, "run", "run the stages that are out of date")
+    _pipeline_options(parser, stages="the stages to run, with their dependencies (default: all)")
+    _json_option(parser, "print one JSON object at the end of standard output, progress on stderr")
     parser.add_argument("--fail-fast", action="store_true", help="stop at the first failure")
     parser.add_argument("--force", action="store_true", help="run the named stages even on a hit")
     parser.add_argument("--cpu", type=_positive, metavar="N", help="cores to use (default: all)")
@@ -98,7 +98,7 @@ def _add_run(verbs: _Verbs) -> None:
     )
     parser.add_argument(
         "--require-sandbox", action="store_true",
-        help="run nothing where a stage can't be confined fully, as `doctor` says",
+        help="run nothing if this machine can't confine stages fully (see `doctor`)",
     )  # fmt: skip
     parser.add_argument("--log", action="store_true", help="show the stages' log lines")
     parser.add_argument("-q", "--quiet", action="store_true", help="print errors only")
@@ -114,7 +114,7 @@ def _add_questions(verbs: _Verbs) -> None:
     validate = _verb(verbs, "validate", "check a pipeline and report all its errors")
     _pipeline_options(validate)
     _json_option(validate)
-    explain = _verb(verbs, "explain", "say why a stage is a hit or a miss")
+    explain = _verb(verbs, "explain", "explain why a stage is a hit or a miss")
     _pipeline_options(explain, stages="the stages to explain")
     _json_option(explain)
     graph = _verb(verbs, "graph", "draw the stages and their edges")
@@ -123,7 +123,7 @@ def _add_questions(verbs: _Verbs) -> None:
 
 
 def _add_results(verbs: _Verbs) -> None:
-    show = _verb(verbs, "show", "show the pipeline's last run, or what there is of a stage")
+    show = _verb(verbs, "show", "show the pipeline's last run, or one of its stages")
     _pipeline_options(show, stages="the stage to show")
     show.add_argument("--run", default="", metavar="ID", help=f"another run, {_BY_ID}")
     show.add_argument("--runs", action="store_true", help="list the pipeline's runs")
@@ -132,8 +132,10 @@ def _add_results(verbs: _Verbs) -> None:
     _json_option(show)
     get = _verb(verbs, "get", "copy an output of a stage that is up to date out of the store")
     _pipeline_options(get, stages="STAGE or STAGE.OUTPUT")
-    get.add_argument("--run", default="", metavar="ID", help=f"what that run made instead, {_BY_ID}")
-    get.add_argument("-o", "--to", metavar="PATH", help="where to (default: its own name, here)")
+    get.add_argument("--run", default="", metavar="ID", help=f"use the output of this run instead, {_BY_ID}")
+    get.add_argument(
+        "-o", "--to", metavar="PATH", help="target path (default: its own name, in the current folder)"
+    )
     diff = _verb(verbs, "diff", "compare two runs of the pipeline: figures, outputs, states")
     _pipeline_options(diff)
     diff.add_argument("--old", default="", metavar="ID", help="default: the run before")
@@ -142,17 +144,17 @@ def _add_results(verbs: _Verbs) -> None:
 
 
 def _add_remote(verbs: _Verbs) -> None:
-    status = _verb(verbs, "status", "compare what is deployed with what the pipeline says")
-    _pipeline_options(status, stages="the pushes to ask (default: all)")
+    status = _verb(verbs, "status", "compare the deployment with the pipeline")
+    _pipeline_options(status, stages="the push stages to check (default: all)")
     _json_option(status)
-    rollback = _verb(verbs, "rollback", "serve again what a push deployed before")
-    _pipeline_options(rollback, stages="the push")
+    rollback = _verb(verbs, "rollback", "restore what a push deployed before")
+    _pipeline_options(rollback, stages="the push stage")
     rollback.add_argument(
         "--to", default="", metavar="DIGEST", help="the start of a digest (default: the one before)"
     )
     _json_option(rollback)
-    promote = _verb(verbs, "promote", "approve what a push has registered")
-    _pipeline_options(promote, stages="the push")
+    promote = _verb(verbs, "promote", "approve the version that a push registered")
+    _pipeline_options(promote, stages="the push stage")
     promote.add_argument(
         "--status", default="Approved", choices=("Approved", "Rejected", "PendingManualApproval"),
         help="the approval status to set (default: Approved)",
@@ -161,11 +163,11 @@ def _add_remote(verbs: _Verbs) -> None:
 
 
 def _add_store(verbs: _Verbs) -> None:
-    cache = _verb(verbs, "cache", "look after the store")
+    cache = _verb(verbs, "cache", "verify and clean up the store, pin runs")
     cache.add_argument(
         "action",
         choices=("verify", "gc", "pin", "unpin"),
-        help="verify every object, remove what no kept run refers to, keep a run for good or no longer",
+        help="verify every object, remove what no kept run refers to, keep or stop keeping a run",
     )
     cache.add_argument(
         "--run", default="", metavar="ID", help="pin, unpin: the run (default: the pipeline's last)"
@@ -177,7 +179,7 @@ def _add_store(verbs: _Verbs) -> None:
         metavar="N",
         help="gc: how many runs of each pipeline to keep (default: 10)",
     )
-    cache.add_argument("--dry-run", action="store_true", help="gc: say what would go")
+    cache.add_argument("--dry-run", action="store_true", help="gc: show what would be removed")
     _json_option(cache)
 
 
@@ -188,28 +190,32 @@ def _add_project(verbs: _Verbs) -> None:
     _verb(verbs, "schema", "print the JSON Schema of a pipeline, for editors")
     init = _verb(verbs, "init", "start a project from a checkpoint")
     init.add_argument("checkpoint", help="the trained checkpoint")
-    init.add_argument("folder", nargs="?", default=".", help="where to (default: here)")
-    init.add_argument("--factory", metavar="FILE.py:NAME", help="what builds your nn.Module")
+    init.add_argument("folder", nargs="?", default=".", help="target folder (default: the current one)")
+    init.add_argument("--factory", metavar="FILE.py:NAME", help="the function that builds your nn.Module")
     init.add_argument("--shape", metavar="1,3,224,224", help="the shape of one example input")
-    convert = _verb(verbs, "convert", "convert a checkpoint at once, by a pipeline made on the fly")
+    convert = _verb(verbs, "convert", "convert a checkpoint with a generated pipeline")
     convert.add_argument("checkpoint", help="the trained checkpoint")
     required = {
         "--to": ("onnx,int8,ptl", f"any of {', '.join(_FORMATS)}"),
-        "--factory": ("FILE.py:NAME", "what builds your nn.Module"),
+        "--factory": ("FILE.py:NAME", "the function that builds your nn.Module"),
         "--shape": ("1,3,224,224", "the shape of one example input"),
     }
     for flag, (metavar, text) in required.items():
         convert.add_argument(flag, required=True, metavar=metavar, help=text)
     optional = {
         "--dtype": ("TYPE", "float32", "the example's element type"),
-        "--calibration": ("PATH", None, "samples for int8: an .npz (also the reference cases) or pictures"),
-        "--output": ("FOLDER", "converted", "where the results go"),
+        "--calibration": (
+            "PATH",
+            None,
+            "samples for int8: an .npz (also used as reference cases) or pictures",
+        ),
+        "--output": ("FOLDER", "converted", "the folder for the results"),
         "--pipeline": ("FILE", "convert.yaml", "the pipeline to write"),
     }
     for flag, (metavar, default, text) in optional.items():
         said = f"{text} (default: {default})" if default else text
         convert.add_argument(flag, default=default, metavar=metavar, help=said)
-    _json_option(convert, "print one JSON object last on standard output, progress on stderr")
+    _json_option(convert, "print one JSON object at the end of standard output, progress on stderr")
     convert.add_argument("--log", action="store_true", help="show the stages' log lines")
     convert.add_argument("-q", "--quiet", action="store_true", help="print errors only")
     verify = _verb(verbs, "verify", "check a signed package, offline")
@@ -221,11 +227,11 @@ def _add_project(verbs: _Verbs) -> None:
     verify.add_argument("--key", metavar="PUBLIC.pem", help="the signer's public key")
     verify.add_argument(
         "--certificate", action="append", default=[], metavar="ROOT.pem",
-        help="instead of a key: a root certificate to trust; may be repeated",
+        help="a root certificate to trust instead of a key; may be repeated",
     )  # fmt: skip
     _json_option(verify)
     _add_serve(verbs)
-    doctor = _verb(verbs, "doctor", "check that all a pipeline needs is here")
+    doctor = _verb(verbs, "doctor", "check that everything a pipeline needs is installed and set")
     _pipeline_options(doctor)
     _json_option(doctor)
 
@@ -234,9 +240,11 @@ def _add_serve(verbs: _Verbs) -> None:
     from importlib import import_module
 
     serve = _verb(verbs, "serve", "serve a model over HTTP, with batching and hot reload")
-    stages = "STAGE or STAGE.OUTPUT that is up to date; or, instead of both, the path of an ONNX artifact, "
+    stages = "STAGE or STAGE.OUTPUT that is up to date; or the path of an ONNX artifact, "
     _pipeline_options(serve, stages=f"{stages}a model.tar.gz, a TorchScript file or a container's context")
-    serve.add_argument("--run", default="", metavar="ID", help=f"what that run made instead, {_BY_ID}")
+    serve.add_argument(
+        "--run", default="", metavar="ID", help=f"use the output of this run instead, {_BY_ID}"
+    )
     import_module("deploy_runner.server.options").add_options(serve)
 
 

@@ -49,10 +49,10 @@ def write_pipeline(
 
     for name in formats:
         if name not in FORMATS:
-            raise UsageError(f"there is no format {name!r}", fix=f"there are {', '.join(FORMATS)}")
-    head = "# Made by `deploy-runner convert`, which writes it anew: rename it to keep your changes.\n"
+            raise UsageError(f"unknown format {name!r}", fix=f"the formats are {', '.join(FORMATS)}")
+    head = "# Written by `deploy-runner convert`, which overwrites it: rename it to keep your changes.\n"
     if path.exists() and not path.read_text("utf-8", errors="replace").startswith(head):
-        raise UsageError(f"{path} is there already", fix="name another file: --pipeline")
+        raise UsageError(f"{path} already exists", fix="choose another file with --pipeline")
     try:
         code, _ = split(factory)
     except ValueError as error:
@@ -72,7 +72,9 @@ def _inside(pipeline: Path, given: str) -> str:
     if not place.exists():
         raise UsageError(f"{given} does not exist")
     if not place.is_relative_to(folder):
-        raise UsageError(f"{given} is outside of {folder}", fix="start from a folder that holds all of it")
+        raise UsageError(
+            f"{given} is outside {folder}", fix="run the command in a folder that contains all files"
+        )
     return place.relative_to(folder).as_posix()
 
 

@@ -40,7 +40,7 @@ def status(
             if node.id not in wanted:
                 continue
             if decision is None:
-                found[node.id] = [Finding("inputs", "made", f"{', '.join(waiting)} not made yet")]
+                found[node.id] = [Finding("inputs", "made", f"{', '.join(waiting)} not built yet")]
                 continue
             rows = _ask(pipeline, node, decision, {"verb": "status"}, log)
             found[node.id] = [Finding(*row) for row in rows]
@@ -68,15 +68,17 @@ def promote(
     with pipeline.store.hold():
         decision = next(d for n, d, _ in list(pipeline.planner().decisions([stage])) if n is node)
         if decision is None:
-            raise UsageError(f"what {stage} pushes is not made yet", fix=f"deploy-runner run {stage}")
+            raise UsageError(
+                f"the inputs of {stage} have not been built yet", fix=f"deploy-runner run {stage}"
+            )
         return str(_ask(pipeline, node, decision, {"verb": "promote", "status": status}, log))
 
 
 def _require_live(graph: Graph) -> None:
     if not graph.live:
         raise UsageError(
-            f"the target {graph.target.get('name', 'dry-run')} is a dry run, which leaves nothing behind",
-            fix="name a live one: --config configs/production.yaml",
+            f"the target {graph.target.get('name', 'dry-run')} is a dry run, which has no remote state",
+            fix="use a live target, e.g. --config configs/production.yaml",
         )
 
 
@@ -86,7 +88,7 @@ def _pushes(graph: Graph, stages: Sequence[str]) -> list[StageNode]:
         if name not in graph.stages:
             raise UsageError(f"there is no stage {name!r}", fix="`deploy-runner plan` lists them")
         if not graph.stages[name].converges:
-            raise UsageError(f"{name} ({graph.stages[name].uses}) is no push")
+            raise UsageError(f"{name} ({graph.stages[name].uses}) is not a push stage")
     return [node for node in pushes if not stages or node.id in stages]
 
 

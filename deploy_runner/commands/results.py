@@ -121,9 +121,9 @@ def _show_stage(path: str, name: str, args: argparse.Namespace) -> None:
         verdict = explain(pipeline, name)
     record = _newest_with(pipeline, name)
     stage = _as_now(verdict, record.stages[name] if record else None)
-    make = f"`{_command('run', path, name, args)}` makes it"
+    make = f"run `{_command('run', path, name, args)}`"
     if stage is None:
-        raise UsageError(f"{name} was never run: {verdict.why}", fix=make)
+        raise UsageError(f"{name} has never run: {verdict.why}", fix=make)
     stale = _stale(verdict, stage)
     if args.json:
         now = {"up_to_date": False, "now": stale} if stale else {"up_to_date": stage["state"] in _MADE}
@@ -186,7 +186,7 @@ def _command(verb: str, path: str, name: str, args: argparse.Namespace) -> str:
 def get(path: str, names: list[str], args: argparse.Namespace) -> int:
     """Copy an output that is up to date, or that of a run that is named, out of the store."""
     if len(names) != 1:
-        raise UsageError("which output?", fix="`deploy-runner get STAGE.OUTPUT --to PATH`")
+        raise UsageError("get needs the name of an output", fix="`deploy-runner get STAGE.OUTPUT --to PATH`")
     pipeline = load(path, config=args.config, sets=args.sets)
     with pipeline.store.hold():
         found = find_output(pipeline, names[0], path, args)
@@ -194,10 +194,10 @@ def get(path: str, names: list[str], args: argparse.Namespace) -> int:
         if args.to and destination.is_dir():
             destination /= found.file
         if destination.exists():
-            raise UsageError(f"{destination} is there already", fix="name another with --to")
+            raise UsageError(f"{destination} already exists", fix="choose another path with --to")
         state = pipeline.store.state(found.artifact)
         if state != "present":
-            raise UsageError(f"{names[0]} is {state} in the store", fix="`deploy-runner run` heals it")
+            raise UsageError(f"{names[0]} is {state} in the store", fix="`deploy-runner run` rebuilds it")
         destination.parent.mkdir(parents=True, exist_ok=True)
         pipeline.store.materialise(found.artifact, destination)
     print(destination)
@@ -229,8 +229,8 @@ def _only(stage: str, made: Mapping[str, Artifact]) -> str:
     if len(made) == 1:
         return next(iter(made))
     if not made:
-        raise UsageError(f"stage {stage!r} made no output")
-    fix = f"name one, e.g. {stage}.{next(iter(made))}"
+        raise UsageError(f"stage {stage!r} produced no output")
+    fix = f"choose one, e.g. {stage}.{next(iter(made))}"
     raise UsageError(f"stage {stage!r} has several outputs: {', '.join(made)}", fix=fix)
 
 
@@ -245,9 +245,9 @@ def _current(pipeline: Pipeline, stage: str, path: str, args: argparse.Namespace
     pushed = decision is not None and decision.state == "converge" and decision.key
     if record and made and record.stages[stage]["key"] == pushed:
         return made
-    fix = f"`{_command('run', path, stage, args)}` makes it"
+    fix = f"run `{_command('run', path, stage, args)}`"
     if record and made:
-        fix += f"; --run {record.number} names what the last run of it made"
+        fix += f"; --run {record.number} selects the output of its last run"
     raise UsageError(f"{stage} is not up to date: {verdict.why}", fix=fix)
 
 

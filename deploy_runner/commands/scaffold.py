@@ -47,7 +47,7 @@ _MODEL = """
 """
 
 _HINT = """
-# Name what builds your nn.Module, and the shape of one example, to go on from here:
+# To continue, set the function that builds your nn.Module and the shape of one example:
 #
 #  model:
 #    uses: model.prepare
@@ -72,9 +72,9 @@ def init(
         raise UsageError(f"{checkpoint} does not exist")
     target = project / "pipeline.yaml"
     if target.exists():
-        raise UsageError(f"{target} is there already", fix="name another folder")
+        raise UsageError(f"{target} already exists", fix="choose another folder")
     if (factory is None) != (shape is None):
-        raise UsageError("--factory and --shape go together", fix="give both, or neither")
+        raise UsageError("--factory and --shape require each other", fix="give both, or neither")
     if factory is not None:
         _require_factory(project, factory)
     inside = source.resolve().is_relative_to(project.resolve())
@@ -100,7 +100,7 @@ def _require_factory(project: Path, factory: str) -> None:
     except ValueError as error:
         raise UsageError(str(error), fix="e.g. --factory model.py:build") from None
     if not (project / path).is_file():
-        raise UsageError(f"{project / path} does not exist", fix="the factory lives in the project")
+        raise UsageError(f"{project / path} does not exist", fix="the factory must be in the project")
 
 
 def _name(project: Path) -> str:

@@ -54,7 +54,7 @@ def serve(path: str, names: Sequence[str], args: argparse.Namespace) -> int:
     _require_packages(args)
     if len(names) != 1:
         raise UsageError(
-            "what is to be served?", fix="`deploy-runner serve PATH`, or `… serve PIPELINE STAGE.OUTPUT`"
+            "serve needs a model", fix="`deploy-runner serve PATH`, or `… serve PIPELINE STAGE.OUTPUT`"
         )
     given = {option.name: vars(args)[option.name] for option in _options() if option.name in vars(args)}
     if Path(names[0]).exists():
@@ -153,7 +153,7 @@ class _Supervisor:
             self._place()
         except DeployRunnerError as error:
             if wanted:
-                print(f"reload refused: {error}", file=sys.stderr)
+                print(f"reload rejected: {error}", file=sys.stderr)
             return
         if wanted or self._served != before:
             server.send_signal(signal.SIGHUP)

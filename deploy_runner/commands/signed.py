@@ -39,7 +39,9 @@ def verify(address: str, *, key: str | None, certificates: Sequence[str]) -> Ver
     check it with, GateError for what is not as signed.
     """
     if (key is None) == (not certificates):
-        raise UsageError("what is to be trusted?", fix="--key PUBLIC.pem, or --certificate ROOT.pem")
+        raise UsageError(
+            "verify needs a key or a certificate to trust", fix="--key PUBLIC.pem, or --certificate ROOT.pem"
+        )
     for given in ([key] if key else []) + list(certificates):
         if not Path(given).is_file():
             raise UsageError(f"{given} does not exist")
@@ -76,7 +78,7 @@ def _files(folder: Path) -> dict[str, Path]:
         for name in (*folders, *names):
             path = Path(place) / name
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
-                raise GateError(f"{path.relative_to(folder)} is a link or no regular file")
+                raise GateError(f"{path.relative_to(folder)} is a link or not a regular file")
         files |= {(Path(place) / n).relative_to(folder).as_posix(): Path(place) / n for n in names}
     return files
 
@@ -106,8 +108,8 @@ def _check_signature(folder: Path, key: str | None, certificates: Sequence[str])
     try:
         config.verify(folder, folder / SIGNATURE)
     except Exception as error:
-        said = _first_line(error) or "it was made by another key"
-        raise GateError(f"the signature does not hold: {said}") from None
+        said = _first_line(error) or "it was created with another key"
+        raise GateError(f"the signature is invalid: {said}") from None
 
 
 def _statement(folder: Path) -> dict[str, Any]:
@@ -127,11 +129,11 @@ def _check_subjects(statement: dict[str, Any], found: dict[str, str]) -> None:
     expected = {row["name"]: row["digest"]["sha256"] for row in statement["subject"]}
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
-            raise GateError(f"{name} is missing, which the provenance names")
+            raise GateError(f"{name} is listed in the provenance but missing")
         if name not in expected:
-            raise GateError(f"{name} is not named by the provenance")
+            raise GateError(f"{name} is not listed in the provenance")
         if expected[name] != found[name]:
-            raise GateError(f"{name} is not the file that the provenance names")
+            raise GateError(f"{name} differs from the file in the provenance")
 
 
 def _check_materials(folder: Path) -> None:

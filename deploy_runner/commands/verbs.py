@@ -122,7 +122,7 @@ def convert(args: argparse.Namespace, shape: list[int]) -> int:
         stage, _, output = FORMATS[name][0].rpartition(".")
         place = folder / name / Path(pipeline.graph.stages[stage].outputs[output].path).name
         if place.exists():
-            raise UsageError(f"{place} is there already", fix="name another folder: --output")
+            raise UsageError(f"{place} already exists", fix="choose another folder with --output")
         places[f"{stage}.{output}"] = place
     record = _run(pipeline, [], args, None)
     for name, place in places.items():
@@ -171,7 +171,7 @@ def _drift(pipeline: Pipeline, stage: str) -> list[str]:
         findings = live.status(pipeline, [stage])[stage]
     except DeployRunnerError as error:
         return [f"the remote can't be read: {error}"]
-    return [str(f) for f in findings if not f.in_sync] or ["the remote is as the pipeline says"]
+    return [str(f) for f in findings if not f.in_sync] or ["the remote matches the pipeline"]
 
 
 def status(pipeline: Pipeline, names: list[str], args: argparse.Namespace) -> int:
@@ -190,7 +190,7 @@ def status(pipeline: Pipeline, names: list[str], args: argparse.Namespace) -> in
         print(f"{stage}:")
         for finding in findings:
             print(f"  {'=' if finding.in_sync else '≠'} {finding}")
-    print("in sync" if in_sync else "what is deployed is not what the pipeline says")
+    print("in sync" if in_sync else "the deployment differs from the pipeline")
     return 0 if in_sync else 1
 
 
@@ -230,7 +230,7 @@ def explain(pipeline: Pipeline, names: list[str], args: argparse.Namespace) -> i
     from ..pipeline.graph import select
 
     if not names:
-        raise UsageError("which stage?", fix="`deploy-runner explain STAGE`")
+        raise UsageError("explain needs the name of a stage", fix="`deploy-runner explain STAGE`")
     wanted = [
         id_
         for id_ in select(pipeline.graph, names)

@@ -46,11 +46,11 @@ def test_the_set_of_verbs_and_flags_is_frozen() -> None:
         (["run", "nope.yaml"], "error: nope.yaml does not exist"),
         (["run", "stages/"], "error: stages is a folder (use the pipeline's YAML file)"),
         (["run", "d"], "error: pipeline.yaml has no stage 'd' (the stages are a, b, c)"),
-        (["explain"], "error: which stage? (`deploy-runner explain STAGE`)"),
+        (["explain"], "error: explain needs the name of a stage (`deploy-runner explain STAGE`)"),
         (["show"], "error: there are no runs yet (start with `deploy-runner run`)"),
         (
             ["get", "a"],
-            "error: a is not up to date: not built before (`deploy-runner run pipeline.yaml a` makes it)",
+            "error: a is not up to date: not built before (run `deploy-runner run pipeline.yaml a`)",
         ),
         (
             ["stages", "onnx.exprt"],
@@ -122,7 +122,7 @@ def test_get_copies_an_output_and_never_overwrites(chain: Project) -> None:
     chain.run()
     assert chain.cli("get", "c.text").stdout == "upper.txt\n"
     assert (chain.folder / "upper.txt").read_text() == "HELLO!HELLO!"
-    assert "is there already" in chain.cli("get", "c.text", exits=2).stderr
+    assert "already exists" in chain.cli("get", "c.text", exits=2).stderr
     assert "has no output 'nope'" in chain.cli("get", "c.nope", exits=2).stderr
 
 
@@ -243,7 +243,7 @@ def test_init_writes_a_project_that_runs_at_once(tmp_path: Path) -> None:
     ]
     assert "now: deploy-runner run" in project.cli(*args).stdout
     assert project.run()["ran"] == 5
-    assert "is there already" in project.cli(*args, exits=2).stderr
+    assert "already exists" in project.cli(*args, exits=2).stderr
 
 
 def test_init_needs_no_factory(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_what_is_not_up_to_date_is_never_fetched_silently(chain: Project) -> Non
     said = chain.cli("get", "c.text", exits=2).stderr
     assert said == (
         "error: c is not up to date: a: the input `text`: in.txt changed "
-        "(`deploy-runner run pipeline.yaml c` makes it; --run 1 names what the last run of it made)\n"
+        "(run `deploy-runner run pipeline.yaml c`; --run 1 selects the output of its last run)\n"
     )
     assert get(chain, "c.text", "--run", "1") == get(chain, "c", "--run", run) == "HELLO!HELLO!"
     assert "not up to date: that was run 000001-" in chain.cli("show", "a").stdout

@@ -81,7 +81,7 @@ def test_plan_and_status_say_what_differs_and_change_nothing(live: Project) -> N
     assert "endpoint e: missing, wanted InService" in plan
     assert live.cli("status", *LIVE, exits=1).stdout.splitlines()[0] == "endpoint:"
     live.run(*LIVE)
-    assert "the remote is as the pipeline says" in live.cli("plan", *LIVE).stdout
+    assert "the remote matches the pipeline" in live.cli("plan", *LIVE).stdout
     assert live.cli("status", *LIVE).stdout.splitlines()[-1] == "in sync"
     release(live, 3)
     said = json.loads(live.cli("status", *LIVE, "--json", exits=1).stdout)
@@ -122,9 +122,12 @@ def test_promote_approves_the_registered_version(live: Project) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["rollback", "endpoint"], "the target dry-run is a dry run, which leaves nothing behind"),
-        (["status"], "the target dry-run is a dry run, which leaves nothing behind"),
-        (["rollback", *LIVE], "which push? (`deploy-runner rollback STAGE --config FILE`)"),
+        (["rollback", "endpoint"], "the target dry-run is a dry run, which has no remote state"),
+        (["status"], "the target dry-run is a dry run, which has no remote state"),
+        (
+            ["rollback", *LIVE],
+            "rollback needs the name of one push stage (`deploy-runner rollback STAGE --config FILE`)",
+        ),
         (["rollback", "nope", *LIVE], "there is no stage 'nope'"),
     ],
 )
