@@ -25,7 +25,7 @@ _AWS_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FI
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at; `fix` says how to mend it where `ok` is False."""
+    """The result of one check; `fix` says what to do if `ok` is False."""
 
     name: str
     ok: bool

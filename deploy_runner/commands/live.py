@@ -48,7 +48,7 @@ def status(
 
 
 def rollback(pipeline: Pipeline, stage: str, to: str = "", *, log: Log = _silent) -> str:
-    """Bring back what `stage` deployed before, or the digest that begins with `to`; say what is there."""
+    """Restore what `stage` deployed before, or the digest that begins with `to`; describe the result."""
     _require_live(pipeline.graph)
     (node,) = _pushes(pipeline.graph, [stage])
     with pipeline.store.hold():

@@ -1,4 +1,4 @@
-"""What there is to be had of a pipeline: its runs, compared and shown, and the outputs that are up to date.
+"""What a pipeline has: its runs, compared and shown, and the outputs that are up to date.
 
 A stage's output is that of the plan's verdict, never merely that of the last run: where the stage is
 no hit, the reason is said. An older artifact is had by naming its run.

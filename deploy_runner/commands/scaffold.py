@@ -64,8 +64,8 @@ def init(
     """Write `pipeline.yaml` into `folder` and return what to do next.
 
     A checkpoint outside `folder` is copied into it. With `factory` (`model.py:build`, inside
-    `folder`) and `shape` the pipeline goes on to ONNX and a package. Raises UsageError where
-    something is missing or a pipeline is there already; then nothing is written.
+    `folder`) and `shape` the pipeline continues to ONNX and a package. Raises UsageError where
+    something is missing or a pipeline exists; then nothing is written.
     """
     source, project = Path(checkpoint), Path(folder)
     if not source.exists():

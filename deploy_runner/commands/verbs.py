@@ -54,7 +54,7 @@ def run(path: str, names: list[str], args: argparse.Namespace) -> int:
 def _run(
     pipeline: Pipeline, names: list[str], args: argparse.Namespace, early: ForkServer | None
 ) -> RunRecord:
-    """Run and show it; append the job summary where GitHub asks for one."""
+    """Run and show it; append the job summary if GitHub requests one."""
     from .. import api
     from ..report.choice import choose
     from ..report.terminal import Silent

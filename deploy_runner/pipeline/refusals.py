@@ -1,4 +1,4 @@
-"""What a pipeline may not hold or read: credentials in the open, and the store's own files."""
+"""What a pipeline may not contain or read: credentials in plain text, and the store's own files."""
 
 from __future__ import annotations
 

@@ -201,4 +201,4 @@ def _expected(detail: ErrorDetails) -> str:
         words, key = limits[detail["type"]]
         return f"must be {words} {context[key]}"
     message = detail["msg"].removeprefix("Value error, ")
-    return f"is refused ({message[:1].lower() + message[1:]})"
+    return f"is invalid ({message[:1].lower() + message[1:]})"

@@ -29,7 +29,7 @@ class Wanted(NamedTuple):
 
 
 def decode_infer(body: bytes, header_length: str, inputs: Ports, outputs: Ports) -> tuple[Arrays, Wanted]:
-    """Return the arrays of an inference request, and what it wants back. Raises Refused."""
+    """Return the arrays of an inference request, and what it requests. Raises Refused."""
     length = len(body)
     if header_length:
         length = int(header_length) if header_length.isdecimal() else -1

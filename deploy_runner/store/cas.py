@@ -145,7 +145,9 @@ class Store:
         if check_size and state[0] != size:
             return "damaged"
         known = self.memo.lookup(path, state)
-        if known is None:  # The file has changed since it was last hashed, by damage or by being placed anew.
+        if (
+            known is None
+        ):  # The file has changed since it was last hashed, by damage or by being written again.
             try:
                 known = sha256_file(path)
             except OSError as error:

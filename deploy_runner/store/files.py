@@ -55,7 +55,7 @@ def write_atomic(
 
 
 def write_once(path: Path, data: bytes, *, mode: int, tmp: Path) -> None:
-    """Write `path` as `write_atomic` does, unless it is there already. Raises StoreError."""
+    """Write `path` as `write_atomic` does, unless it exists. Raises StoreError."""
     _write(path, data, mode, tmp, _link)
 
 

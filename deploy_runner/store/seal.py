@@ -1,7 +1,7 @@
 """Authenticate what a store keeps about itself: kind, name and content together, by the store's secret.
 
 Whoever can write the store's folder but doesn't know the secret can make nothing that is trusted: not a
-new file, not an old one under another name, not one of another kind. The secret is
+new file, not an old one under another name, not one of a different kind. The secret is
 `DEPLOY_RUNNER_CACHE_KEY`, or a file that is made on first use.
 
 A run that only reads a protected store need not know its secret: what it can't write, and nobody but the

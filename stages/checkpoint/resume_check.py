@@ -37,9 +37,9 @@ Loss = Literal["cross_entropy", "mse_loss", "l1_loss", "binary_cross_entropy_wit
 class CheckpointResumeCheck(Stage):
     """Take real optimisation steps from the checkpoint, once straight and once interrupted.
 
-    Half-way the interrupted run saves a checkpoint, forgets everything, and goes on from the file.
-    Both must have the same losses, bit for bit on one thread; and the first of them must go on
-    from the training that the checkpoint came from, not start anew.
+    Half-way the interrupted run saves a checkpoint, forgets everything, and continues from the file.
+    Both must have the same losses, bit for bit on one thread; and the first of them must continue
+    the training that the checkpoint came from, not start from scratch.
     """
 
     uses = "checkpoint.resume_check"
@@ -196,7 +196,7 @@ class _Trainer:
     def resume(self, checkpoint: Mapping[str, Any]) -> _Session:
         """Return a session with a new model and optimizer that continue from a checkpoint.
 
-        Its random numbers go on from `rng_state`, or from the stage's seed where there is none.
+        Its random numbers continue from `rng_state`, or from the stage's seed where there is none.
         """
         import torch
 

@@ -122,7 +122,7 @@ def candidates(axis: Axis, first: int, *, batch: bool) -> Iterator[int]:
 
 
 def learned(axis: Axis, first: int, ran: Sequence[int], refused: Sequence[int]) -> Axis:
-    """Return the axis with what the refusals say of it: it wants multiples, or has a largest size."""
+    """Return the axis with what the refusals say of it: it needs multiples, or has a largest size."""
     if not refused or not ran:
         return axis
     if axis.max is None and max(ran) < first < max(refused):

@@ -120,7 +120,7 @@ def _on_axis_0(slots: Sequence[Slot]) -> list[Slot]:
 
 
 class Samples:
-    """Samples by input name, each a batch of one, read anew for every pass over them."""
+    """Samples by input name, each a batch of one, read again for every pass over them."""
 
     def __init__(
         self, open_: Callable[[], Iterator[Mapping[str, Any]]], slots: list[Slot], limit: int | None

@@ -170,7 +170,7 @@ def _some(items: Sequence[str], limit: int = 5) -> str:
 
 
 def _cast(name: str, value: Any, wanted: torch.Tensor | None) -> Any:
-    """Return a tensor in the module's type. Raises StageError where numbers of another kind are lost."""
+    """Return a tensor in the module's type. Raises StageError if that can't represent its values."""
     import torch
 
     if not isinstance(value, torch.Tensor) or wanted is None or value.dtype == wanted.dtype:

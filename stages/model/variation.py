@@ -54,7 +54,7 @@ class Source:
     def first(self, axes: Mapping[str, Axis], *, few: bool = True) -> Sizes:
         """Return the first sizes, of each two or more: exporters take a one for a constant.
 
-        A `few` samples do for a batch, unless the model wants as many as were given.
+        A `few` samples do for a batch, unless the model needs as many as were given.
         """
         sizes = {}
         for label, size in self.given.items():

@@ -40,7 +40,7 @@ _CARD = "README.md"
 class PushHub(Stage):
     """Make one atomic commit on the Hub with all files, and read it back.
 
-    Files that are there already don't travel; where all of them are, nothing is committed. The commit
+    Existing files are not uploaded again; if all exist, nothing is committed. The commit
     names its parent, and what somebody else has changed in our files is a conflict, never overwritten.
     """
 

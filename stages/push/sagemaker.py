@@ -97,9 +97,9 @@ class Registry(StageParams):
 class PushSagemaker(Stage):
     """Upload a package to S3, and converge model, endpoint config and endpoint to it.
 
-    The names of the model and of the config hold the digest of what they are made of: what is
-    there already is compared, not made twice. The endpoint is moved last, waited for, and asked for
-    the packed model's answers; where they differ it serves again what it served before.
+    The names of the model and of the config contain the digest of their content: an existing one is
+    compared, not created twice. The endpoint is updated last and waited for; its answers are compared
+    with the packed model's, and if they differ it is rolled back.
     """
 
     uses = "push.sagemaker"

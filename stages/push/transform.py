@@ -34,9 +34,9 @@ _WAIT_S = 24 * 3600.0
 
 
 class PushTransform(Stage):
-    """Run a batch transform job over the files of a folder, and bring back the answers.
+    """Run a batch transform job over the files of a folder, and download the responses.
 
-    Its name holds the digests of the model and of the data: a job that is there already is waited for, not
+    Its name holds the digests of the model and of the data: an existing job is waited for, not
     run twice. One that has failed is run again under the next name.
     """
 

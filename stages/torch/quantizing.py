@@ -92,7 +92,7 @@ def needs_vnni(engine: str) -> bool:
 
 
 def _program(quantized: Any, bundle: Bundle, cases: list[Case]) -> Any:
-    """Return the module as TorchScript: traced, or scripted where a trace keeps one branch or size."""
+    """Return the module as TorchScript: traced, or scripted if a trace records one branch or size only."""
     import torch
 
     said = "a trace of the quantized model records one branch or size only"

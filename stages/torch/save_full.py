@@ -135,7 +135,7 @@ def _load_elsewhere(ctx: Context, bundle: Bundle, binding: Binding, folder: Path
         [sys.executable, "-B", "-I", "-c", _PROOF, *arguments], capture_output=True, text=True, timeout=600
     )
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["it died"])[-1]
+        said = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
         raise StageError(f"the saved module can't be loaded in a new Python process: {said}",
                          fix="import everything that it needs")  # fmt: skip
     found = []

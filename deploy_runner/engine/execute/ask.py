@@ -39,7 +39,7 @@ def ask(
 ) -> Any:
     """Return what the stage answers. Raises what the stage raises.
 
-    `question` holds the `verb` and its arguments; `decision` brings the inputs, None for none.
+    `question` holds the `verb` and its arguments; `decision` has the inputs, None for none.
     """
     folder = store.new_tmp() / f"ask-{node.id}"
     (folder / "work").mkdir(parents=True)

@@ -151,7 +151,7 @@ class Crew:
 
     def _fits(self, node: StageNode) -> bool:
         if not self._running:
-            return True  # What asks for more than there is runs alone.
+            return True  # A stage that needs more than there is runs alone.
         used = [action.node.resources for action in self._running.values()]
         cpu = sum(r.cpu for r in used) + node.resources.cpu
         memory = sum(r.memory_bytes for r in used) + node.resources.memory_bytes

@@ -121,7 +121,7 @@ class Deployment:
     def _settled(self) -> str | None:
         """Return the config that the endpoint serves, once nothing is under way; None without one.
 
-        An endpoint that failed to start can't be updated: it is removed, to be made anew.
+        An endpoint that failed to start can't be updated: it is removed and recreated.
         """
         found = self._wait()
         if found is None:

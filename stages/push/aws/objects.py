@@ -108,9 +108,9 @@ class Upload:
 
 
 def put_once(upload: Upload, transcript: Transcript) -> bool:
-    """Upload a file unless it is there already; say whether it was uploaded.
+    """Upload a file unless it exists; say whether it was uploaded.
 
-    Raises ConflictError where the key holds something else.
+    Raises ConflictError if the key has different content.
     """
     if is_there(upload):
         _abort_all(upload)
@@ -293,7 +293,7 @@ def ensure_bucket(upload: Upload, region: str, transcript: Transcript, *, create
 
 
 def again(call: Callable[[], _T]) -> _T:
-    """Make a call that reads its answer as a stream; make it anew where the answer breaks off.
+    """Make a call that reads its answer as a stream; repeat it if the answer is cut off.
 
     botocore tries a request again, but not the reading of a body.
     """

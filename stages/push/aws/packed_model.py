@@ -100,7 +100,7 @@ def named(owner: str, *parts: Any) -> str:
 
 
 def or_none(get: Callable[[], Any]) -> Any:
-    """Return what `get` finds, or None where AWS says that it isn't there."""
+    """Return what `get` finds, or None if AWS says that it doesn't exist."""
     from botocore.exceptions import ClientError
 
     try:

@@ -1,4 +1,4 @@
-"""Move a branch of the Hub back to what was pushed before, by a new commit; nothing large travels."""
+"""Move a branch of the Hub back to what was pushed before, by a new commit; nothing large is uploaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SHOWN = 12
 
 
 class Version(NamedTuple):
-    """What a push has put there: the digest of its manifest, at the newest commit that has it."""
+    """What a push has added: the digest of its manifest, at the newest commit that has it."""
 
     digest: str
     there: Revision
