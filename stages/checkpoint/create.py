@@ -28,7 +28,7 @@ _STATE = ("scheduler_state_dict", "lr_scheduler_state_dict", "scheduler", "lr_sc
 
 
 class CheckpointCreate(Stage):
-    """Write a training checkpoint that holds plain values and tensors only.
+    """Write a training checkpoint that contains only plain values and tensors.
 
     It loads by `torch.load(path, weights_only=True)`. The date is the one that is given, never
     the clock of the run, so that equal inputs give equal bytes.
@@ -46,7 +46,7 @@ class CheckpointCreate(Stage):
             None, description="how to build the model (default: the checkpoint's `model_config`)"
         )
         training_date: str | None = Field(
-            None, description="when it was trained, e.g. 2026-11-24 (default: what the checkpoint says)"
+            None, description="when it was trained, e.g. 2026-11-24 (default: the checkpoint's date)"
         )
 
     class Inputs(StageInputs):

@@ -67,7 +67,7 @@ def _no_shards(folder: Path) -> StageError:
     said = f"{folder.name} is a folder without a *.safetensors.index.json"
     files = sorted(p.name for p in folder.iterdir() if p.suffix in _CHECKPOINTS)
     if any(folder.glob("*.bin.index.json")):
-        return StageError(f"{said}: shards of pickles are not read", fix="save it as safetensors")
+        return StageError(f"{said}: pickle shards are not supported", fix="save it as safetensors")
     return StageError(said, fix=f"use one of its files: {', '.join(files[:3])}" if files else
                       "use one of its files")  # fmt: skip
 

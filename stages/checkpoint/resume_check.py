@@ -35,7 +35,7 @@ Loss = Literal["cross_entropy", "mse_loss", "l1_loss", "binary_cross_entropy_wit
 
 
 class CheckpointResumeCheck(Stage):
-    """Take real optimisation steps from the checkpoint, once straight and once interrupted.
+    """Run real optimisation steps from the checkpoint, once without and once with an interruption.
 
     Half-way the interrupted run saves a checkpoint, forgets everything, and continues from the file.
     Both must have the same losses, bit for bit on one thread; and the first of them must continue
@@ -51,7 +51,9 @@ class CheckpointResumeCheck(Stage):
     class Params(StageParams):
         """How the model was trained."""
 
-        factory: Code = Field(description="what builds the nn.Module, as path/to/file.py:name")
+        factory: Code = Field(
+            description="the function or class that builds the nn.Module, as path/to/file.py:name"
+        )
         kwargs: dict[str, Any] = Field(default={}, description="keyword arguments of the factory")
         optimizer: str | None = Field(
             None, description="a class of torch.optim, e.g. AdamW; its settings are in the checkpoint"

@@ -25,7 +25,7 @@ from . import harmless, reader
 
 
 class CheckpointStateDict(Stage):
-    """Take the weights out of a training checkpoint, without running what is inside it.
+    """Extract the weights from a training checkpoint without executing code in it.
 
     Reads torch.save files (zip and legacy), safetensors and their shards; strips the prefixes of
     DDP, torch.compile, FSDP and averaged models. A whole pickled module needs `trust: true`.

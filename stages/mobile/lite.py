@@ -29,7 +29,7 @@ from . import snippets
 
 
 class MobileLite(Stage):
-    """Save the model for the lite interpreter of phones; load it back and compare.
+    """Save the model for the lite interpreter on phones; load it back and compare.
 
     It is frozen, and optimised for mobile where this torch has XNNPACK; the figure `optimized` says
     which. Upstream advises ExecuTorch for new apps: see mobile.executorch.

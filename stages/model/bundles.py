@@ -350,9 +350,9 @@ def array_header(name: str, file: IO[bytes], file_bytes: int) -> tuple[tuple[int
     except (SyntaxError, RecursionError, MemoryError, TypeError) as error:
         raise ValueError(f"the header of the array {name!r} is invalid: {first_line(error)}") from None
     if dtype.hasobject:
-        raise ValueError(f"the array {name!r} holds Python objects")
+        raise ValueError(f"the array {name!r} contains Python objects")
     if dtype.kind not in "biufc":
-        raise ValueError(f"the array {name!r} holds {dtype}, not numbers")
+        raise ValueError(f"the array {name!r} contains {dtype}, not numbers")
     if any(size < 0 for size in shape) or math.prod(shape) * dtype.itemsize > file_bytes:
         raise ValueError(f"the array {name!r} has the shape {shape}, but {file_bytes} bytes")
     return shape, fortran, dtype

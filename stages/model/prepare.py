@@ -58,7 +58,9 @@ class ModelPrepare(Stage):
     class Params(StageParams):
         """The model."""
 
-        factory: Code = Field(description="what builds the nn.Module, as path/to/file.py:name")
+        factory: Code = Field(
+            description="the function or class that builds the nn.Module, as path/to/file.py:name"
+        )
         kwargs: dict[str, Any] = Field(default={}, description="keyword arguments of the factory")
         example: Example | dict[str, Example] = Field(
             description="one example input, or one for each argument of forward()"

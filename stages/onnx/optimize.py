@@ -24,7 +24,7 @@ from . import protos
 
 
 class OnnxOptimize(Stage):
-    """Simplify an ONNX model by onnxruntime's portable optimisations, and compare the result.
+    """Simplify an ONNX model with onnxruntime's portable optimisations, and compare the result.
 
     Only the basic level is used: higher ones write operators for this machine's CPU, which
     onnxruntime makes anyway when it loads the file.

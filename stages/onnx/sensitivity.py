@@ -29,7 +29,7 @@ _SHOWN = 30
 
 
 class OnnxSensitivity(Stage):
-    """Quantize one layer at a time to int8 and measure what the outputs lose.
+    """Quantize one layer at a time to int8 and measure the loss in the outputs.
 
     The report orders the layers by their signal-to-noise ratio, the worst first, and says which
     names to give to the `exclude` of onnx.quantize_static.

@@ -38,7 +38,7 @@ _CARD = "README.md"
 
 
 class PushHub(Stage):
-    """Make one atomic commit on the Hub with all files, and read it back.
+    """Create one atomic commit on the Hub with all files, and read it back.
 
     Existing files are not uploaded again; if all exist, nothing is committed. The commit
     names its parent, and what somebody else has changed in our files is a conflict, never overwritten.

@@ -37,7 +37,7 @@ _FLOAT = ("Embedding", "EmbeddingBag", "RNN", "LSTM", "GRU", "MultiheadAttention
 
 
 class TorchQuantizeStatic(Stage):
-    """Fuse, calibrate and convert the model to int8 by torch's eager mode, as TorchScript.
+    """Fuse, calibrate and convert the model to int8 with torch's eager mode, as TorchScript.
 
     Layers that follow each other (convolution, batch normalisation, ReLU) are found and fused;
     inputs are quantized and outputs dequantized around the model, unless it has stubs of its own.

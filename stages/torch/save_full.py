@@ -60,7 +60,7 @@ with torch.no_grad(), numpy.load(sys.argv[3]) as arrays:
 
 
 class TorchSaveFull(Stage):
-    """Save the whole module by torch.save, with its source files and a loader beside it.
+    """Save the whole module with torch.save, its source files and a loader.
 
     It is loaded back in a fresh Python process that has nothing but this folder, and compared.
     Loading such a file runs code: it suits your own Python programs, nobody else's.

@@ -19,7 +19,7 @@ _ADVICE = "use torch.script for this model, which compiles both branches"
 
 
 class TorchTrace(Stage):
-    """Trace the model to TorchScript, refusing control flow that depends on the data.
+    """Trace the model to TorchScript; fail on control flow that depends on the data.
 
     Every line of the model that looks at a value of its data is found and named, whatever the
     example makes of it; then the trace is run on inputs of other sizes and values.

@@ -34,7 +34,7 @@ _BATCH = 64
 
 
 class VerifyAccuracy(Stage):
-    """Measure a model's accuracy on labelled data, and refuse it below the limits.
+    """Measure a model's accuracy on labelled data, and fail below the limits.
 
     With a `reference` the loss is measured in points: 98.5 % after 99.0 % is a loss of 0.5.
     """

@@ -23,7 +23,7 @@ from . import runtime
 
 
 class VerifyParity(Stage):
-    """Compare a converted model with the reference outputs, and refuse it beyond the limits.
+    """Compare a converted model with the reference outputs, and fail beyond the limits.
 
     Without limits float models are held to what the rounding of each output's type explains, with
     `atol` or `rtol` to |a - b| ≤ atol + rtol·|b|. For int8 both say little: limit the agreement of the

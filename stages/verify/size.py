@@ -22,7 +22,7 @@ from ..onnx.protos import size_bytes
 
 
 class VerifySize(Stage):
-    """Measure a model's size, and refuse it above the limits."""
+    """Measure a model's size, and fail above the limits."""
 
     uses = "verify.size"
 

@@ -82,5 +82,5 @@ def test_wrong_usage_is_one_sentence(folder: Project, args: list[str], said: str
 def test_what_is_there_is_not_overwritten(folder: Project) -> None:
     place = folder.write("converted/safetensors/weights.safetensors", "mine")
     done = folder.cli("convert", "digits.pt", "--to", "safetensors", *DIGITS_OPTIONS, exits=2)
-    assert "is there already (choose another folder with --output)" in done.stderr
+    assert "already exists (choose another folder with --output)" in done.stderr
     assert place.read_text() == "mine"

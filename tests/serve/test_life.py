@@ -68,7 +68,7 @@ def test_a_reload_fails_no_request_and_a_bad_artifact_is_refused(
     (damaged / "model.onnx").write_bytes((other / "model.onnx").read_bytes()[:-1000])
     turns = (
         (other, "reload", 1),
-        (damaged, "reload refused", 1),
+        (damaged, "reload rejected", 1),
         (digits.onnx, "reload", 2),
         (digits.onnx, "reload", 3),
     )
@@ -80,7 +80,7 @@ def test_a_reload_fails_no_request_and_a_bad_artifact_is_refused(
                 server.wait_for(event, count)
         assert digest(server) == server.digest
         figures = server.figures()
-        refused = server.wait_for("reload refused")
+        refused = server.wait_for("reload rejected")
     results = ("swapped", "refused", "unchanged")
     assert [figures[f"serve_reloads_total {result}"] for result in results] == [2, 1, 1]
     assert {answer.status for answer in answers} == {200}
@@ -94,7 +94,7 @@ def test_a_model_that_answers_its_reference_samples_wrong_is_not_swapped_in(
     place = lead(tmp_path / "current", digits.onnx)
     with serving(place, "--reference", digits.bundle, "--watch", folder=tmp_path) as server:
         lead(place, other)
-        said = server.wait_for("reload refused")["error"]
+        said = server.wait_for("reload rejected")["error"]
         assert digest(server) == server.digest
     assert re.fullmatch(
         r"reference case 0: output 'output' differs by up to 1, more than the limit of 0\.\d+", said
