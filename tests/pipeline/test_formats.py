@@ -30,14 +30,14 @@ PAGE = ROOT / "docs/formats.md"
 HEAD = """\
 # What converts
 
-Written by `make formats`, which makes every kind of model in every format, loads it back by its own runtime and
-compares it with eager at several batch sizes (and lengths, where they may vary). The models are small ones of
-`tests/models`, trained from a fixed seed; figures are of one machine. *Difference* is the largest absolute one,
-*cosine* the smallest of any sample; *time* is the median latency of the smallest case as a ratio to eager's, both in
-one run on one thread. What is refused is refused in the words of the table.
+Written by `make formats`, which converts every kind of model to every format, loads it with its own runtime and
+compares it with eager at several batch sizes (and lengths, if they may vary). The models are the small ones in
+`tests/models`, trained with a fixed seed; the figures are from one machine. *Difference* is the largest absolute one,
+*cosine* the smallest of all samples; *time* is the median latency of the smallest case as a ratio to eager's, both in
+one run on one thread. Where a conversion fails, the table quotes the error.
 
 Sizes are in KB. These models are so small that a format's own overhead outweighs int8; see the README's example for
-what it gains on weights.
+its effect on the size of weights.
 """
 
 
