@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 from ..errors import UsageError
 from ..store.files import write_atomic
+from ..types import RunOptions
 from ..usercode.loading import split
+from .options import Argument, JsonResult, LogSwitch, Option, QuietSwitch, whole_numbers
+from .running import View, run_and_show
 
-__all__ = ["FORMATS", "write_pipeline"]
+__all__ = ["FORMATS", "Convert"]
 
 _MODEL = "${{ stages.model.outputs.model }}"
 
@@ -30,7 +34,57 @@ FORMATS: dict[str, tuple[str, tuple[str, ...]]] = {
 """Format → the output that it is, and the stages that make it from the model."""
 
 
-def write_pipeline(
+class Convert(NamedTuple):
+    """Convert a checkpoint with a generated pipeline."""
+
+    checkpoint: Annotated[str, Argument("the trained checkpoint")]
+    to: Annotated[str, Option(f"any of {', '.join(FORMATS)}", "onnx,int8,ptl")]
+    factory: Annotated[str, Option("the function that builds your nn.Module", "FILE.py:NAME")]
+    shape: Annotated[Sequence[int], Option("the shape of one example input", "1,3,224,224", whole_numbers)]
+    dtype: Annotated[str, Option("the example's element type (default: float32)", "TYPE")] = "float32"
+    calibration: Annotated[
+        str | None, Option("samples for int8: an .npz (also used as reference cases) or pictures", "PATH")
+    ] = None
+    output: Annotated[str, Option("where the results go (default: converted)", "FOLDER")] = "converted"
+    pipeline: Annotated[str, Option("the pipeline to write (default: convert.yaml)", "FILE")] = "convert.yaml"
+    json: JsonResult = False
+    log: LogSwitch = False
+    quiet: QuietSwitch = False
+
+    def __call__(self) -> int:
+        """Write a pipeline for the formats, run it, and copy what it made into a folder.
+
+        A format that fails doesn't keep the others from being made.
+        """
+        from .. import api
+
+        formats = [name.strip() for name in self.to.split(",") if name.strip()]
+        path, folder = Path(self.pipeline), Path(self.output)
+        _write_pipeline(
+            path, self.checkpoint, formats,
+            factory=self.factory, shape=self.shape, dtype=self.dtype, calibration=self.calibration,
+        )  # fmt: skip
+        pipeline = api.load(path)
+        places = {}
+        for name in formats:
+            stage, _, output = FORMATS[name][0].rpartition(".")
+            place = folder / name / Path(pipeline.graph.stages[stage].outputs[output].path).name
+            if place.exists():
+                raise UsageError(f"{place} already exists", fix="choose another folder with --output")
+            places[f"{stage}.{output}"] = place
+        record = run_and_show(pipeline, [], RunOptions(), View(self.json, self.log, self.quiet))
+        for name, place in places.items():
+            stage, _, output = name.rpartition(".")
+            artifact = record.artifacts(stage).get(output)
+            if artifact is not None:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                pipeline.store.materialise(artifact, place)
+                if not self.quiet:
+                    print(place, file=sys.stderr if self.json else sys.stdout)
+        return record.exit_code
+
+
+def _write_pipeline(
     path: Path,
     checkpoint: str,
     formats: Sequence[str],

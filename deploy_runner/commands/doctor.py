@@ -1,4 +1,4 @@
-"""Check, before anything runs, that what a pipeline needs is on this machine."""
+"""`doctor`: check, before anything runs, that what a pipeline needs is on this machine."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
-from ..registry import load_class
 from ..types import Graph, Json, StageNode
 from ..usercode.advice import how_to_install
+from .options import JsonSwitch, Selection
 
-__all__ = ["Check", "examine"]
+__all__ = ["Check", "Doctor"]
 
 _IMPORT_S = 300
 _FREE_BYTES = 2 * 1024**3
@@ -41,7 +42,24 @@ class Check:
         return asdict(self)
 
 
-def examine(graph: Graph, environ: Mapping[str, str]) -> list[Check]:
+class Doctor(NamedTuple):
+    """Check that everything a pipeline needs is installed and set."""
+
+    selection: Selection
+    json: JsonSwitch = False
+
+    def __call__(self) -> int:
+        """Print every check; exit 2 where one says that something is missing."""
+        checks = _examine(self.selection.load().graph, os.environ)
+        if self.json:
+            print(json.dumps([check.as_dict() for check in checks], ensure_ascii=False))
+        else:
+            for check in checks:
+                print(check)
+        return 0 if all(check.ok for check in checks) else 2
+
+
+def _examine(graph: Graph, environ: Mapping[str, str]) -> list[Check]:
     """Return every check for this pipeline and target, the passed ones too."""
     return [
         _python(),
@@ -72,6 +90,8 @@ def _sandbox() -> Check:
 
 
 def _extras(graph: Graph) -> Iterator[Check]:
+    from ..registry import load_class
+
     needed: dict[str, tuple[str, list[str]]] = {"deploy_runner.engine.execute.server": ("", [])}
     for node in graph.stages.values():
         cls = load_class(node.module, node.class_name, node.stage_dir)

@@ -1,20 +1,92 @@
-"""Ask the pushes of a pipeline about their live remotes, and have them changed back."""
+"""`status`, `rollback` and `promote`: what a pipeline's pushes have done to their live remotes."""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from ..errors import UsageError
 from ..types import Finding, Graph, StageNode
+from .options import JsonSwitch, Option, Selection
 
 if TYPE_CHECKING:
     from ..api import Pipeline
     from ..engine.plan import Decision
 
-__all__ = ["promote", "rollback", "status"]
+__all__ = ["Promote", "Rollback", "Status", "promote", "rollback", "status"]
 
 Log = Callable[[str], None]
+
+
+class Status(NamedTuple):
+    """Compare the deployment with the pipeline."""
+
+    selection: Annotated[Selection, "the push stages to check (default: all)"]
+    json: JsonSwitch = False
+
+    def __call__(self) -> int:
+        """Print every fact about the remote beside what the pipeline says; exit 1 where they differ."""
+        found = status(self.selection.load(), self.selection.names, log=_to_stderr)
+        in_sync = all(f.in_sync for findings in found.values() for f in findings)
+        if self.json:
+            stages = {s: [{**f._asdict(), "in_sync": f.in_sync} for f in rows] for s, rows in found.items()}
+            print(json.dumps({"in_sync": in_sync, "stages": stages}, ensure_ascii=False))
+            return 0 if in_sync else 1
+        for stage, findings in found.items():
+            print(f"{stage}:")
+            for finding in findings:
+                print(f"  {'=' if finding.in_sync else '≠'} {finding}")
+        print("in sync" if in_sync else "the deployment differs from the pipeline")
+        return 0 if in_sync else 1
+
+
+class Rollback(NamedTuple):
+    """Restore what a push deployed before."""
+
+    selection: Annotated[Selection, "the push stage"]
+    to: Annotated[str, Option("the start of a digest (default: the one before)", "DIGEST")] = ""
+    json: JsonSwitch = False
+
+    def __call__(self) -> int:
+        """Have the push bring it back, and print what it said."""
+        name = _one_push(self.selection, "rollback")
+        _print_done(rollback(self.selection.load(), name, self.to, log=_to_stderr), as_json=self.json)
+        return 0
+
+
+class Promote(NamedTuple):
+    """Approve the version that a push registered."""
+
+    selection: Annotated[Selection, "the push stage"]
+    status: Annotated[
+        Literal["Approved", "Rejected", "PendingManualApproval"],
+        Option("the approval status to set (default: Approved)"),
+    ] = "Approved"
+    json: JsonSwitch = False
+
+    def __call__(self) -> int:
+        """Have the push set the status, and print what it said."""
+        name = _one_push(self.selection, "promote")
+        _print_done(promote(self.selection.load(), name, self.status, log=_to_stderr), as_json=self.json)
+        return 0
+
+
+def _one_push(selection: Selection, verb: str) -> str:
+    if len(selection.names) != 1:
+        raise UsageError(
+            f"{verb} needs the name of one push stage", fix=f"`deploy-runner {verb} STAGE --config FILE`"
+        )
+    return selection.names[0]
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _print_done(said: str, *, as_json: bool) -> None:
+    print(json.dumps({"done": said}, ensure_ascii=False) if as_json else said)
 
 
 def _silent(line: str) -> None:

@@ -6,24 +6,26 @@ no hit, the reason is said. An older artifact is had by naming its run.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-from ..api import explain, load, place_of
+from ..api import explain, place_of
 from ..engine.runs import RunRecord, read_record, recorded_runs
 from ..errors import UsageError
 from ..types import Artifact, Json
+from .options import JsonSwitch, Option, Selection
 
 if TYPE_CHECKING:
     from ..api import Pipeline
     from ..engine.plan import Explanation
 
-__all__ = ["Found", "diff", "find_output", "get", "show"]
+__all__ = ["RUN_INSTEAD", "Diff", "Found", "Get", "Show", "find_output"]
 
+_BY_ID = "by its number or the start of its id"
+RUN_INSTEAD = Option(f"use the output of this run instead, {_BY_ID}", "ID")
 _MADE = ("ran", "hit", "healed", "converged")
 
 
@@ -34,34 +36,81 @@ class Found(NamedTuple):
     file: str
 
 
-def show(path: str, names: list[str], args: argparse.Namespace) -> int:
-    """Print a recorded run, one of its stages, or the list of runs."""
-    home, files = place_of(path, args.config)
-    if args.runs:
-        for record in recorded_runs(home, files):
-            _list_run(record, args)
-    elif not names:
-        _show_run(read_record(home, files, args.run), args)
-    for name in () if args.runs else names:
-        if args.log or args.replay or args.run:
-            _show_recorded(_run_with(home, files, name, args.run), name, path, args)
+class Show(NamedTuple):
+    """Show the pipeline's last run, or one of its stages."""
+
+    selection: Annotated[Selection, "the stage to show"]
+    run: Annotated[str, Option(f"another run, {_BY_ID}", "ID")] = ""
+    runs: Annotated[bool, Option("list the pipeline's runs")] = False
+    log: Annotated[bool, Option("print what the stage's worker printed")] = False
+    replay: Annotated[bool, Option("print the command that repeats the stage alone")] = False
+    json: JsonSwitch = False
+
+    def __call__(self) -> int:
+        """Print a recorded run, one of its stages, or the list of runs."""
+        names = self.selection.names
+        home, files = place_of(self.selection.path, self.selection.config)
+        if self.runs:
+            for record in recorded_runs(home, files):
+                _print_line(record, as_json=self.json)
+        elif not names:
+            _print_run(read_record(home, files, self.run), as_json=self.json)
+        for name in () if self.runs else names:
+            if self.log or self.replay or self.run:
+                self._print_recorded(_run_with(home, files, name, self.run), name)
+            else:
+                self._print_now(name)
+        return 0
+
+    def _print_recorded(self, record: RunRecord, name: str) -> None:
+        stage = record.stages[name]
+        if self.log:
+            log = record.folder / "logs" / f"{name}.log"
+            if log.exists():
+                print(log.read_text(encoding="utf-8", errors="replace"), end="")
+            else:
+                print(f"{name} did not run in {record.id}: it was a {stage['state']}")
+        elif self.replay:
+            print(f"{_run_command(self.selection, name)} --force --keep-workdirs --log")
+        elif self.json:
+            print(json.dumps({"stage": name, **stage}, ensure_ascii=False))
         else:
-            _show_stage(path, name, args)
-    return 0
+            _print_stage(name, stage)
+
+    def _print_now(self, name: str) -> None:
+        """Print what a run would find of a stage now; where it is no hit, how it last ended, and why."""
+        pipeline = self.selection.load()
+        if name not in pipeline.graph.stages:
+            raise _unknown(name, pipeline.graph.stages, f"{self.selection.path} has")
+        with pipeline.store.hold():
+            verdict = explain(pipeline, name)
+        record = _newest_with(pipeline, name)
+        stage = _as_now(verdict, record.stages[name] if record else None)
+        make = f"`{_run_command(self.selection, name)}` makes it"
+        if stage is None:
+            raise UsageError(f"{name} has never run: {verdict.why}", fix=make)
+        stale = _stale(verdict, stage)
+        if self.json:
+            now = {"up_to_date": False, "now": stale} if stale else {"up_to_date": stage["state"] in _MADE}
+            print(json.dumps({"stage": name, **now, **stage}, ensure_ascii=False))
+            return
+        _print_stage(name, stage)
+        if stale and record:
+            print(f"  not up to date: that was run {record.id}; since then: {stale} ({make})")
 
 
-def _list_run(record: RunRecord, args: argparse.Namespace) -> None:
+def _print_line(record: RunRecord, *, as_json: bool) -> None:
     data = record.data
-    if args.json:
+    if as_json:
         print(json.dumps({k: v for k, v in data.items() if k != "stages"}))
     else:
         print(f"{record.id}  exit {data['exit_code']}  {len(record.stages)} stages  {data['target']}")
 
 
-def _show_run(record: RunRecord, args: argparse.Namespace) -> None:
+def _print_run(record: RunRecord, *, as_json: bool) -> None:
     from ..report.lines import duration, figures_line
 
-    if args.json:
+    if as_json:
         print(json.dumps(dict(record.data), ensure_ascii=False))
         return
     data = record.data
@@ -94,44 +143,6 @@ def _unknown(name: str, known: Iterable[str], where: str) -> UsageError:
     close = get_close_matches(name, list(known), n=1)
     fix = f"did you mean {close[0]!r}?" if close else "`deploy-runner plan` lists them"
     return UsageError(f"{where} no stage {name!r}", fix=fix)
-
-
-def _show_recorded(record: RunRecord, name: str, path: str, args: argparse.Namespace) -> None:
-    stage = record.stages[name]
-    if args.log:
-        log = record.folder / "logs" / f"{name}.log"
-        if log.exists():
-            print(log.read_text(encoding="utf-8", errors="replace"), end="")
-        else:
-            print(f"{name} did not run in {record.id}: it was a {stage['state']}")
-    elif args.replay:
-        print(f"{_command('run', path, name, args)} --force --keep-workdirs --log")
-    elif args.json:
-        print(json.dumps({"stage": name, **stage}, ensure_ascii=False))
-    else:
-        _print_stage(name, stage)
-
-
-def _show_stage(path: str, name: str, args: argparse.Namespace) -> None:
-    """Print what a run would find of a stage now; where it is no hit, how it last ended, and why it isn't."""
-    pipeline = load(path, config=args.config, sets=args.sets)
-    if name not in pipeline.graph.stages:
-        raise _unknown(name, pipeline.graph.stages, f"{path} has")
-    with pipeline.store.hold():
-        verdict = explain(pipeline, name)
-    record = _newest_with(pipeline, name)
-    stage = _as_now(verdict, record.stages[name] if record else None)
-    make = f"run `{_command('run', path, name, args)}`"
-    if stage is None:
-        raise UsageError(f"{name} has never run: {verdict.why}", fix=make)
-    stale = _stale(verdict, stage)
-    if args.json:
-        now = {"up_to_date": False, "now": stale} if stale else {"up_to_date": stage["state"] in _MADE}
-        print(json.dumps({"stage": name, **now, **stage}, ensure_ascii=False))
-        return
-    _print_stage(name, stage)
-    if stale and record:
-        print(f"  not up to date: that was run {record.id}; since then: {stale} ({make})")
 
 
 def _newest_with(pipeline: Pipeline, name: str) -> RunRecord | None:
@@ -176,46 +187,58 @@ def _print_stage(name: str, stage: Mapping[str, Json]) -> None:
             print(f"  {title[:-1]} {key}: {shown}")
 
 
-def _command(verb: str, path: str, name: str, args: argparse.Namespace) -> str:
-    """Return the command that does something to a stage of this pipeline, as it was named."""
-    config = "".join(f" --config {shlex.quote(c)}" for c in args.config)
-    sets = "".join(f" --set {shlex.quote(s)}" for s in args.sets)
-    return f"deploy-runner {verb} {shlex.quote(path)} {shlex.quote(name)}{config}{sets}"
+def _run_command(selection: Selection, name: str) -> str:
+    """Return the command that runs a stage of this pipeline, as it was named."""
+    config = "".join(f" --config {shlex.quote(c)}" for c in selection.config)
+    sets = "".join(f" --set {shlex.quote(s)}" for s in selection.sets)
+    return f"deploy-runner run {shlex.quote(selection.path)} {shlex.quote(name)}{config}{sets}"
 
 
-def get(path: str, names: list[str], args: argparse.Namespace) -> int:
-    """Copy an output that is up to date, or that of a run that is named, out of the store."""
-    if len(names) != 1:
-        raise UsageError("get needs the name of an output", fix="`deploy-runner get STAGE.OUTPUT --to PATH`")
-    pipeline = load(path, config=args.config, sets=args.sets)
-    with pipeline.store.hold():
-        found = find_output(pipeline, names[0], path, args)
-        destination = Path(args.to) if args.to else Path(found.file)
-        if args.to and destination.is_dir():
-            destination /= found.file
-        if destination.exists():
-            raise UsageError(f"{destination} already exists", fix="choose another path with --to")
-        state = pipeline.store.state(found.artifact)
-        if state != "present":
-            raise UsageError(f"{names[0]} is {state} in the store", fix="`deploy-runner run` rebuilds it")
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        pipeline.store.materialise(found.artifact, destination)
-    print(destination)
-    return 0
+class Get(NamedTuple):
+    """Copy an output of a stage that is up to date out of the store."""
+
+    selection: Annotated[Selection, "STAGE or STAGE.OUTPUT"]
+    run: Annotated[str, RUN_INSTEAD] = ""
+    to: Annotated[
+        str | None, Option("target path (default: its own name, in the current folder)", "PATH", short="-o")
+    ] = None
+
+    def __call__(self) -> int:
+        """Copy an output that is up to date, or that of a run that is named, out of the store."""
+        names = self.selection.names
+        if len(names) != 1:
+            raise UsageError(
+                "get needs the name of an output", fix="`deploy-runner get STAGE.OUTPUT --to PATH`"
+            )
+        pipeline = self.selection.load()
+        with pipeline.store.hold():
+            found = find_output(pipeline, names[0], self.selection, self.run)
+            destination = Path(self.to) if self.to else Path(found.file)
+            if self.to and destination.is_dir():
+                destination /= found.file
+            if destination.exists():
+                raise UsageError(f"{destination} already exists", fix="choose another path with --to")
+            state = pipeline.store.state(found.artifact)
+            if state != "present":
+                raise UsageError(f"{names[0]} is {state} in the store", fix="`deploy-runner run` rebuilds it")
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            pipeline.store.materialise(found.artifact, destination)
+        print(destination)
+        return 0
 
 
-def find_output(pipeline: Pipeline, name: str, path: str, args: argparse.Namespace) -> Found:
-    """Return the output that STAGE or STAGE.OUTPUT names: the one up to date, or that of `args.run`.
+def find_output(pipeline: Pipeline, name: str, selection: Selection, run: str) -> Found:
+    """Return the output that STAGE or STAGE.OUTPUT names: the one up to date, or what `run` made.
 
     Raises UsageError where the stage is not up to date: with the reason, and the command that makes it.
     """
     stages = pipeline.graph.stages
-    record = read_record(pipeline.home, pipeline.files, args.run) if args.run else None
+    record = read_record(pipeline.home, pipeline.files, run) if run else None
     known = record.stages if record else stages
     stage, output = (name, "") if name in known else (name.rpartition(".")[0], name.rpartition(".")[2])
     if stage not in known:
-        raise _unknown(stage or name, known, f"run {record.id} has" if record else f"{path} has")
-    made = record.artifacts(stage) if record else _current(pipeline, stage, path, args)
+        raise _unknown(stage or name, known, f"run {record.id} has" if record else f"{selection.path} has")
+    made = record.artifacts(stage) if record else _current(pipeline, stage, selection)
     output = output or _only(stage, made)
     declared = stages[stage].outputs if stage in stages else {}
     if output not in made:
@@ -234,7 +257,7 @@ def _only(stage: str, made: Mapping[str, Artifact]) -> str:
     raise UsageError(f"stage {stage!r} has several outputs: {', '.join(made)}", fix=fix)
 
 
-def _current(pipeline: Pipeline, stage: str, path: str, args: argparse.Namespace) -> Mapping[str, Artifact]:
+def _current(pipeline: Pipeline, stage: str, selection: Selection) -> Mapping[str, Artifact]:
     """Return the outputs of a stage that is up to date: a hit, or a live push since which nothing changed."""
     verdict = explain(pipeline, stage)
     decision = verdict.decision
@@ -245,27 +268,35 @@ def _current(pipeline: Pipeline, stage: str, path: str, args: argparse.Namespace
     pushed = decision is not None and decision.state == "converge" and decision.key
     if record and made and record.stages[stage]["key"] == pushed:
         return made
-    fix = f"run `{_command('run', path, stage, args)}`"
+    fix = f"`{_run_command(selection, stage)}` makes it"
     if record and made:
         fix += f"; --run {record.number} selects the output of its last run"
     raise UsageError(f"{stage} is not up to date: {verdict.why}", fix=fix)
 
 
-def diff(path: str, args: argparse.Namespace) -> int:
-    """Print what differs between two recorded runs."""
-    home, files = place_of(path, args.config)
-    new = read_record(home, files, args.new)
-    old = read_record(home, files, args.old) if args.old else _run_before(home, new)
-    changes = _run_changes(old, new)
-    if args.json:
-        print(json.dumps({"old": old.id, "new": new.id, "changes": changes}, ensure_ascii=False))
+class Diff(NamedTuple):
+    """Compare two runs of the pipeline: figures, outputs, states."""
+
+    selection: Selection
+    old: Annotated[str, Option("default: the run before", "ID")] = ""
+    new: Annotated[str, Option("default: the last run", "ID")] = ""
+    json: JsonSwitch = False
+
+    def __call__(self) -> int:
+        """Print what differs between two recorded runs."""
+        home, files = place_of(self.selection.path, self.selection.config)
+        new = read_record(home, files, self.new)
+        old = read_record(home, files, self.old) if self.old else _run_before(home, new)
+        changes = _run_changes(old, new)
+        if self.json:
+            print(json.dumps({"old": old.id, "new": new.id, "changes": changes}, ensure_ascii=False))
+            return 0
+        print(f"{old.id} → {new.id}")
+        for change in changes:
+            print(f"  {change['stage']}: {change['what']} {change['old']} → {change['new']}")
+        if not changes:
+            print("  same outputs and figures")
         return 0
-    print(f"{old.id} → {new.id}")
-    for change in changes:
-        print(f"  {change['stage']}: {change['what']} {change['old']} → {change['new']}")
-    if not changes:
-        print("  same outputs and figures")
-    return 0
 
 
 def _run_before(home: Path, new: RunRecord) -> RunRecord:

@@ -6,12 +6,14 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, NamedTuple
 
 from ..errors import UsageError
 from ..store.files import write_atomic
 from ..usercode.loading import split
+from .options import Argument, Option, whole_numbers
 
-__all__ = ["init"]
+__all__ = ["Init"]
 
 _HEAD = """\
 # deploy-runner run pipeline.yaml
@@ -58,40 +60,49 @@ _HINT = """
 """
 
 
-def init(
-    checkpoint: str, folder: str, *, factory: str | None = None, shape: Sequence[int] | None = None
-) -> str:
-    """Write `pipeline.yaml` into `folder` and return what to do next.
+class Init(NamedTuple):
+    """Start a project from a checkpoint."""
 
-    A checkpoint outside `folder` is copied into it. With `factory` (`model.py:build`, inside
-    `folder`) and `shape` the pipeline continues to ONNX and a package. Raises UsageError where
-    something is missing or a pipeline exists; then nothing is written.
-    """
-    source, project = Path(checkpoint), Path(folder)
-    if not source.exists():
-        raise UsageError(f"{checkpoint} does not exist")
-    target = project / "pipeline.yaml"
-    if target.exists():
-        raise UsageError(f"{target} already exists", fix="choose another folder")
-    if (factory is None) != (shape is None):
-        raise UsageError("--factory and --shape require each other", fix="give both, or neither")
-    if factory is not None:
-        _require_factory(project, factory)
-    inside = source.resolve().is_relative_to(project.resolve())
-    place = source.resolve().relative_to(project.resolve()) if inside else Path(source.name)
-    text = _HEAD.format(name=_name(project), checkpoint=json.dumps(place.as_posix()))
-    if factory is not None and shape is not None:
-        text += _MODEL.format(factory=json.dumps(factory), shape=json.dumps(list(shape)))
-    else:
-        text += _HINT
-    project.mkdir(parents=True, exist_ok=True)
-    if not inside:
-        copy = shutil.copytree if source.is_dir() else shutil.copy2
-        copy(source, project / place)
-    if not (project / ".gitignore").exists():
-        write_atomic(project / ".gitignore", b".deploy-runner/\n")
-    write_atomic(target, text.encode())
-    return f"wrote {target}; now: deploy-runner run {target}"
+    checkpoint: Annotated[str, Argument("the trained checkpoint")]
+    folder: Annotated[str, Argument("target folder (default: the current one)")] = "."
+    factory: Annotated[str | None, Option("the function that builds your nn.Module", "FILE.py:NAME")] = None
+    shape: Annotated[
+        Sequence[int] | None, Option("the shape of one example input", "1,3,224,224", whole_numbers)
+    ] = None
+
+    def __call__(self) -> int:
+        """Write `pipeline.yaml` into the folder and print what to do next.
+
+        A checkpoint outside of it is copied into it. With a factory (`model.py:build`, inside the folder)
+        and a shape the pipeline continues to ONNX and a package. Raises UsageError where something is
+        missing or a pipeline exists; then nothing is written.
+        """
+        source, project = Path(self.checkpoint), Path(self.folder)
+        if not source.exists():
+            raise UsageError(f"{self.checkpoint} does not exist")
+        target = project / "pipeline.yaml"
+        if target.exists():
+            raise UsageError(f"{target} already exists", fix="choose another folder")
+        if (self.factory is None) != (self.shape is None):
+            raise UsageError("--factory and --shape require each other", fix="give both, or neither")
+        if self.factory is not None:
+            _require_factory(project, self.factory)
+        inside = source.resolve().is_relative_to(project.resolve())
+        place = source.resolve().relative_to(project.resolve()) if inside else Path(source.name)
+        text = _HEAD.format(name=_name(project), checkpoint=json.dumps(place.as_posix()))
+        if self.factory is not None and self.shape is not None:
+            text += _MODEL.format(factory=json.dumps(self.factory), shape=json.dumps(list(self.shape)))
+        else:
+            text += _HINT
+        project.mkdir(parents=True, exist_ok=True)
+        if not inside:
+            copy = shutil.copytree if source.is_dir() else shutil.copy2
+            copy(source, project / place)
+        if not (project / ".gitignore").exists():
+            write_atomic(project / ".gitignore", b".deploy-runner/\n")
+        write_atomic(target, text.encode())
+        print(f"wrote {target}; now: deploy-runner run {target}")
+        return 0
 
 
 def _require_factory(project: Path, factory: str) -> None:

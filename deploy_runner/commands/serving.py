@@ -16,20 +16,18 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, NamedTuple, Self
 
 from ..engine.runs import recorded_runs
 from ..errors import DeployRunnerError, UsageError
-from .results import find_output
+from .options import DEFAULT_PIPELINE, Selection
+from .results import RUN_INSTEAD, find_output
 
-if TYPE_CHECKING:
-    from ..api import Pipeline
-
-__all__ = ["SERVER", "serve"]
+__all__ = ["SERVER", "Serve"]
 
 SERVER = "deploy_runner.server"
 _PACKAGES = (
@@ -46,38 +44,58 @@ _LOOK_S = 0.5
 _PR_SET_PDEATHSIG = 1
 
 
-def serve(path: str, names: Sequence[str], args: argparse.Namespace) -> int:
-    """Serve until a signal; return the server's exit code.
+class ServerOptions(NamedTuple):
+    """The server's own options that are given; the others stay as the server has them."""
 
-    `names` is an existing path, or STAGE.OUTPUT of the pipeline at `path`.
-    """
-    _require_packages(args)
-    if len(names) != 1:
-        raise UsageError(
-            "serve needs a model", fix="`deploy-runner serve PATH`, or `… serve PIPELINE STAGE.OUTPUT`"
-        )
-    given = {option.name: vars(args)[option.name] for option in _options() if option.name in vars(args)}
-    if Path(names[0]).exists():
-        command = _command(names[0], given)
-        os.execv(command[0], command)
-    if "/" in names[0] or names[0].endswith((".onnx", ".pt", ".gz", ".tgz")):
-        raise UsageError(f"{names[0]} does not exist")
-    from ..api import load
+    given: Mapping[str, Any]
 
-    def reload() -> Pipeline:
-        return load(path, config=args.config, sets=args.sets)
+    @classmethod
+    def declare(cls, parser: argparse.ArgumentParser, help: str) -> None:  # noqa: A002
+        """Add what the server declares."""
+        _server_options().add_options(parser)
 
-    with TemporaryDirectory(prefix="deploy-runner-serve-") as folder:
-        return _Supervisor(reload, path, names[0], args, given, Path(folder)).run()
+    @classmethod
+    def take(cls, values: Mapping[str, Any]) -> Self:
+        """Return those of the values that are the server's and given."""
+        return cls({o.name: values[o.name] for o in _server_options().OPTIONS if o.name in values})
 
 
-def _options() -> Sequence[Any]:
-    options: Sequence[Any] = importlib.import_module(f"{SERVER}.options").OPTIONS
-    return options
+class Serve(NamedTuple):
+    """Serve a model over HTTP, with batching and hot reload."""
+
+    selection: Annotated[
+        Selection,
+        "STAGE or STAGE.OUTPUT that is up to date; or the path of an ONNX artifact, "
+        "a model.tar.gz, a TorchScript file or a container's context",
+    ]
+    options: ServerOptions
+    run: Annotated[str, RUN_INSTEAD] = ""
+
+    def __call__(self) -> int:
+        """Serve until a signal, and return the server's exit code."""
+        given = dict(self.options.given)
+        _require_packages(str(given.get("server", "")))
+        *pipeline, name = self.selection.words or ("",)
+        if len(pipeline) > 1 or not name:
+            raise UsageError(
+                "serve needs a model", fix="`deploy-runner serve PATH`, or `… serve PIPELINE STAGE.OUTPUT`"
+            )
+        if Path(name).exists():
+            command = _command(name, given)
+            os.execv(command[0], command)
+        if "/" in name or name.endswith((".onnx", ".pt", ".gz", ".tgz")):
+            raise UsageError(f"{name} does not exist")
+        selection = self.selection._replace(words=(*(pipeline or (DEFAULT_PIPELINE,)), name))
+        with TemporaryDirectory(prefix="deploy-runner-serve-") as folder:
+            return _Supervisor(selection, self.run, given, Path(folder)).run()
 
 
-def _require_packages(args: argparse.Namespace) -> None:
-    flask = ("flask", "waitress") if getattr(args, "server", "") == "flask" else ()
+def _server_options() -> Any:
+    return importlib.import_module(f"{SERVER}.options")
+
+
+def _require_packages(server: str) -> None:
+    flask = ("flask", "waitress") if server == "flask" else ()
     missing = [name for name in (*_PACKAGES, *flask) if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"serving needs {', '.join(missing)}", fix="pip install 'deploy-runner[serve]'")
@@ -94,18 +112,9 @@ def _command(artifact: str, given: dict[str, Any]) -> list[str]:
 class _Supervisor:
     """Puts an output that is up to date where the server reads it, and does so again after later runs."""
 
-    def __init__(
-        self,
-        load: Callable[[], Pipeline],
-        path: str,
-        output: str,
-        args: argparse.Namespace,
-        given: dict[str, Any],
-        folder: Path,
-    ) -> None:
-        self._load, self._path, self._args = load, path, args
-        self._output, self._folder = output, folder
-        self._pipeline = load()
+    def __init__(self, selection: Selection, run: str, given: dict[str, Any], folder: Path) -> None:
+        self._selection, self._run, self._folder = selection, run, folder
+        self._pipeline = selection.load()
         self._seen = self._last_run()
         self._reference = str(given.pop("reference", ""))
         self._watch = bool(given.pop("watch", False))
@@ -149,7 +158,7 @@ class _Supervisor:
         self._seen = last
         before = list(self._served)
         try:
-            self._pipeline = self._load()
+            self._pipeline = self._selection.load()
             self._place()
         except DeployRunnerError as error:
             if wanted:
@@ -164,11 +173,11 @@ class _Supervisor:
 
     def _place(self) -> str:
         """Put the output, and the reference, behind the link; return the output's file name."""
-        names = [self._output]
+        names = [self._selection.names[0]]
         if self._reference and not Path(self._reference).exists():
             names.append(self._reference)
         with self._pipeline.store.hold():
-            found = [find_output(self._pipeline, name, self._path, self._args) for name in names]
+            found = [find_output(self._pipeline, name, self._selection, self._run) for name in names]
             digests = [output.artifact.digest for output in found]
             if digests == self._served:
                 return found[0].file

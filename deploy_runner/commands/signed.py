@@ -8,12 +8,13 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from ..engine.fetch import local_folder
 from ..errors import GateError, UsageError
+from .options import Argument, JsonSwitch, Option
 
-__all__ = ["Verified", "verify"]
+__all__ = ["Verified", "Verify", "verify"]
 
 SIGNATURE, PROVENANCE, MATERIALS = "model.sig", "provenance.json", "sbom.cdx.json"
 _STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -29,6 +30,33 @@ class Verified(NamedTuple):
     files: dict[str, str]
     sources: dict[str, str]
     runner: str
+
+
+class Verify(NamedTuple):
+    """Check a signed package, offline."""
+
+    address: Annotated[str, Argument(
+        "the output `signed` of package.sign, or a copy of it: a folder or a tar archive, "
+        "file://, s3://bucket/prefix or hf://owner/name[@revision][/folder]", "PATH|URI",
+    )]  # fmt: skip
+    key: Annotated[str | None, Option("the signer's public key", "PUBLIC.pem")] = None
+    certificate: Annotated[
+        tuple[str, ...], Option("a root certificate to trust instead of a key; may be repeated", "ROOT.pem")
+    ] = ()
+    json: JsonSwitch = False
+
+    def __call__(self) -> int:
+        """Print the digest of each file that was signed, and what it was made from."""
+        found = verify(self.address, key=self.key, certificates=self.certificate)
+        if self.json:
+            print(json.dumps({"verified": True, **found._asdict()}, ensure_ascii=False))
+            return 0
+        for name, digest in found.files.items():
+            print(f"{digest}  {name}")
+        sources = ", ".join(found.sources)
+        made = f", made by deploy-runner {found.runner} from {sources}" if found.runner else ""
+        print(f"verified: {len(found.files)} files{made}")
+        return 0
 
 
 def verify(address: str, *, key: str | None, certificates: Sequence[str]) -> Verified:

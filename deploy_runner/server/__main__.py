@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from .options import add_options, from_arguments
+from .options import add_options, read_settings
 from .problems import UnfitArtifact
 
 __all__ = ["main"]
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_options(parser)
     try:
-        settings = from_arguments(parser.parse_args(argv), os.environ)
+        settings = read_settings(vars(parser.parse_args(argv)), os.environ)
     except argparse.ArgumentTypeError as error:
         parser.error(str(error))
     try:

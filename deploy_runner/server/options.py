@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-__all__ = ["OPTIONS", "Option", "Settings", "add_options", "from_arguments"]
+__all__ = ["OPTIONS", "Option", "Settings", "add_options", "read_settings"]
 
 _PREFIX = "SERVE_"
 _UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -138,19 +138,19 @@ def _shown(option: Option) -> str:
     return f" (default: {value})"
 
 
-def from_arguments(args: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
-    """Return the settings: the command line's, else the environment's, else the defaults.
+def read_settings(given: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
+    """Return the settings: what the command line gave, else the environment's, else the defaults.
 
     Raises argparse.ArgumentTypeError that names the variable.
     """
-    values = {option.name: _value(option, vars(args), environ) for option in OPTIONS}
-    settings = Settings(artifact=args.artifact, **values)
-    if settings.max_samples > settings.max_queue:
-        said = f"max_samples {settings.max_samples} is more than max_queue {settings.max_queue}"
+    values = {option.name: _value(option, given, environ) for option in OPTIONS}
+    found = Settings(artifact=given["artifact"], **values)
+    if found.max_samples > found.max_queue:
+        said = f"max_samples {found.max_samples} is more than max_queue {found.max_queue}"
         raise argparse.ArgumentTypeError(f"{said}: such a request would always be rejected")
-    if settings.server not in ("fastapi", "flask"):
-        raise argparse.ArgumentTypeError(f"server {settings.server!r} is neither fastapi nor flask")
-    return settings
+    if found.server not in ("fastapi", "flask"):
+        raise argparse.ArgumentTypeError(f"server {found.server!r} is neither fastapi nor flask")
+    return found
 
 
 def _value(option: Option, given: Mapping[str, Any], environ: Mapping[str, str]) -> Any:

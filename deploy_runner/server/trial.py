@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from .log import Log
 from .model import Model, load
-from .options import Settings, add_options, from_arguments
+from .options import Settings, add_options, read_settings
 from .problems import UnfitArtifact
 from .service import Service
 
@@ -24,7 +24,7 @@ def answers(arguments: Sequence[str], bodies: Sequence[bytes]) -> list[tuple[int
     parser = _Parser()
     parser.add_argument("artifact")
     add_options(parser)
-    settings = from_arguments(parser.parse_args(arguments), {})
+    settings = read_settings(vars(parser.parse_args(arguments)), {})
     return asyncio.run(_answers(settings, load(settings, 1), bodies))
 
 

@@ -94,7 +94,7 @@ def test_our_own_files_are_written_in_one_place_only() -> None:
     So is what isn't on a disk: pipes, and files of the kernel by which a worker is confined.
     """
     allowed = {"store/files.py", "store/cas.py", "store/locks.py", "local/hub_uploads.py", "local/servers.py",
-               "local/aws_endpoints.py", "engine/runs.py", "engine/fetch.py", "commands/verbs.py",
+               "local/aws_endpoints.py", "engine/runs.py", "engine/fetch.py", "commands/running.py",
                "commands/scaffold.py", "engine/execute/ask.py", "engine/execute/crew.py",
                "engine/execute/worker.py", "engine/execute/families.py", "engine/execute/kernel.py",
                "engine/execute/root.py", "engine/execute/sandbox.py"}  # fmt: skip

@@ -1,0 +1,160 @@
+"""`plan`, `validate`, `explain` and `graph`: what a run would do, and why, without doing it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+from ..errors import DeployRunnerError, UsageError
+from ..types import Json
+from .options import JsonSwitch, Option, Selection
+
+if TYPE_CHECKING:
+    from ..api import Pipeline
+
+__all__ = ["Explain", "Graph", "Plan", "Validate"]
+
+
+class Plan(NamedTuple):
+    """Show what a run would do, and why."""
+
+    selection: Annotated[Selection, "the stages to plan (default: all)"]
+    values: Annotated[bool, Option("show every resolved value and where it came from")] = False
+    json: JsonSwitch = False
+
+    def __call__(self) -> int:
+        """Print each stage's state and reason; with `values` the resolved values instead."""
+        pipeline = self.selection.load()
+        if self.values:
+            _print_values(pipeline, as_json=self.json)
+        else:
+            self._print_actions(pipeline)
+        return 0
+
+    def _print_actions(self, pipeline: Pipeline) -> None:
+        from .. import api
+
+        actions = api.plan(pipeline, self.selection.names).actions
+        pushes = [a.stage for a in actions if a.state == "converge"]
+        drift = {stage: _drift(pipeline, stage) for stage in pushes}
+        if self.json:
+            rows = [
+                {"stage": a.stage, "state": a.state, "key": a.key, "reason": a.reason}
+                | ({"remote": drift[a.stage]} if a.stage in drift else {})
+                for a in actions
+            ]
+            print(json.dumps({"target": pipeline.graph.target.get("name"), "actions": rows}))
+            return
+        width = max((len(a.stage) for a in actions), default=0)
+        for action in actions:
+            print(f"{action.stage:<{width}}  {action.state:<8} {action.reason}".rstrip())
+            for line in drift.get(action.stage, ()):
+                print(f"{'':<{width}}    {line}")
+        pending = sum(a.state != "hit" for a in actions)
+        print(f"{len(actions)} stages: {pending} to run, {len(actions) - pending} up to date")
+
+
+def _drift(pipeline: Pipeline, stage: str) -> list[str]:
+    """Return what a live push would change on the remote, or why that can't be told."""
+    from . import live
+
+    try:
+        findings = live.status(pipeline, [stage])[stage]
+    except DeployRunnerError as error:
+        return [f"the remote can't be read: {error}"]
+    return [str(f) for f in findings if not f.in_sync] or ["the remote matches the pipeline"]
+
+
+def _print_values(pipeline: Pipeline, *, as_json: bool) -> None:
+    graph = pipeline.graph
+    values: dict[str, Json] = {f"vars.{k}": v for k, v in graph.vars.items()}
+    for id_, node in graph.stages.items():
+        values |= {f"stages.{id_}.with.{k}": v for k, v in node.params.items()}
+    values |= {f"target.{k}": v for k, v in graph.target.items()}
+    rows = {path: (value, _origin(graph.origins, path)) for path, value in values.items()}
+    if as_json:
+        print(json.dumps({p: {"value": v, "origin": o} for p, (v, o) in rows.items()}))
+        return
+    for path, (value, origin) in rows.items():
+        print(f"{path} = {json.dumps(value, ensure_ascii=False)}  ({origin})")
+
+
+def _origin(origins: object, path: str) -> str:
+    assert hasattr(origins, "get")
+    base = path
+    if path.startswith("stages.") and "[" in path:
+        head, _, tail = path.partition("[")
+        base = head + tail.partition("]")[2]
+    while base:
+        if found := origins.get(base):
+            return str(found)
+        base = base.rpartition(".")[0]
+        if base.endswith(".with") or "." not in base:
+            break
+    return "default"
+
+
+class Validate(NamedTuple):
+    """Check a pipeline and report all its errors."""
+
+    selection: Selection
+    json: JsonSwitch = False
+
+    def __call__(self) -> int:
+        """Say that the pipeline is valid; where it isn't, loading it has raised SpecError."""
+        graph = self.selection.load().graph
+        if self.json:
+            print(
+                json.dumps(
+                    {"valid": True, "name": graph.name, "stages": list(graph.stages)}, ensure_ascii=False
+                )
+            )
+        else:
+            print(f"{graph.pipeline}: valid, {len(graph.stages)} stages")
+        return 0
+
+
+class Explain(NamedTuple):
+    """Explain why a stage is a hit or a miss."""
+
+    selection: Annotated[Selection, "the stages to explain"]
+    json: JsonSwitch = False
+
+    def __call__(self) -> int:
+        """Print the verdict on each stage and every component that changed."""
+        from .. import api
+        from ..pipeline.graph import select
+
+        names = self.selection.names
+        if not names:
+            raise UsageError("explain needs the name of a stage", fix="`deploy-runner explain STAGE`")
+        pipeline = self.selection.load()
+        stages = pipeline.graph.stages
+        rows = []
+        for id_ in (i for i in select(pipeline.graph, names) if i in names or stages[i].base in names):
+            found = api.explain(pipeline, id_)
+            changes = [str(change) for change in found.changes]
+            rows.append({"stage": id_, "state": found.state, "reason": found.reason, "changes": changes})
+            if not self.json:
+                print(f"{id_}: {found.state}: {found.reason}".rstrip(": "))
+                for change in changes:
+                    print(f"  {change}")
+        if self.json:
+            print(json.dumps(rows, ensure_ascii=False))
+        return 0
+
+
+class Graph(NamedTuple):
+    """Draw the stages and their edges."""
+
+    selection: Selection
+    format: Annotated[
+        Literal["text", "mermaid", "dot"], Option("the form of the drawing (default: text)")
+    ] = "text"
+
+    def __call__(self) -> int:
+        """Print the drawing."""
+        from ..pipeline.render import render
+
+        print(render(self.selection.load().graph, self.format))
+        return 0
