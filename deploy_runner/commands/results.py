@@ -86,7 +86,7 @@ class Show(NamedTuple):
             verdict = explain(pipeline, name)
         record = _newest_with(pipeline, name)
         stage = _as_now(verdict, record.stages[name] if record else None)
-        make = f"`{_run_command(self.selection, name)}` makes it"
+        make = f"run `{_run_command(self.selection, name)}`"
         if stage is None:
             raise UsageError(f"{name} has never run: {verdict.why}", fix=make)
         stale = _stale(verdict, stage)
@@ -268,7 +268,7 @@ def _current(pipeline: Pipeline, stage: str, selection: Selection) -> Mapping[st
     pushed = decision is not None and decision.state == "converge" and decision.key
     if record and made and record.stages[stage]["key"] == pushed:
         return made
-    fix = f"`{_run_command(selection, stage)}` makes it"
+    fix = f"run `{_run_command(selection, stage)}`"
     if record and made:
         fix += f"; --run {record.number} selects the output of its last run"
     raise UsageError(f"{stage} is not up to date: {verdict.why}", fix=fix)
