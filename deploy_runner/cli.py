@@ -1,6 +1,6 @@
 """The command line: each verb is a class in `commands`; this finds it, parses, and calls it.
 
-Exit codes: 0 done, 1 a stage failed or a gate refused, 2 bad input or usage, 3 a remote
+Exit codes: 0 done, 1 a stage failed or a gate rejected its result, 2 bad input or usage, 3 a remote
 conflict, 130 interrupted.
 """
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _parse(argv)()
     except KeyboardInterrupt:
-        print("interrupted; finished artifacts are kept, run again to go on", file=sys.stderr)
+        print("interrupted; finished artifacts are kept, run again to continue", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -64,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="deploy-runner",
         description="From a trained PyTorch checkpoint to a verified, deployed model.",
-        epilog="Exit codes: 0 done, 1 a stage failed or a gate refused, 2 bad input or usage, "
+        epilog="Exit codes: 0 done, 1 a stage failed or a gate rejected its result, 2 bad input or usage, "
         "3 a remote conflict, 130 interrupted.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")

@@ -124,8 +124,8 @@ class Registry:
             if other.is_file() and other.resolve() != file.resolve():
                 if other.read_bytes() == file.read_bytes():
                     continue
-                message = f"the stage type {cls.uses!r} is there already, in {self._shown(other)}"
-                raise _broken(file, _line_of(cls), message, "give yours another name")
+                message = f"the stage type {cls.uses!r} is already defined in {self._shown(other)}"
+                raise _broken(file, _line_of(cls), message, "rename yours")
             if known is None:
                 closure = _closure(folder, file, origin)
                 files = tuple(SourceFile(n, str(p)) for n, p in closure.files.items())
@@ -187,7 +187,7 @@ def _stage_files(folder: Path, *, anywhere: bool = True) -> Iterator[Path]:
         for found in types:
             if found[1] != ".".join(parts):
                 line = text.count("\n", 0, found.start(1)) + 1
-                message = f"the stage type {found[1]!r} is in the file of {'.'.join(parts)!r}"
+                message = f"the stage type {found[1]!r} is defined in the file of {'.'.join(parts)!r}"
                 raise _broken(file, line, message, f"move it to stages/{found[1].replace('.', '/')}.py")
         if types:
             yield file

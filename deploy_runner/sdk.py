@@ -190,7 +190,7 @@ class Context:
         Raises StageError if the file does not exist or does not define the name.
         """
         if self._load is None:
-            raise StageError(f"this stage has no project to load {code!r} from")
+            raise StageError(f"{code!r} can't be loaded without a project")
         return self._load(code)
 
 

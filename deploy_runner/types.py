@@ -137,7 +137,7 @@ class StageNode(NamedTuple):
 
     @property
     def upstream(self) -> tuple[str, ...]:
-        """Return the ids of the stages that must be finished before this one."""
+        """Return the ids of the stages that must finish before this one."""
         refs = (s.stage for s in self.inputs.values() if isinstance(s, RefSource))
         return tuple(dict.fromkeys((*refs, *self.needs)))
 

@@ -61,9 +61,9 @@ class Select(Stage):
     class Params(StageParams):
         """What counts."""
 
-        objective: Literal["latency", "size"] = Field("latency", description="what to make small")
+        objective: Literal["latency", "size"] = Field("latency", description="what to minimise")
         max_drop: float = Field(0.5, ge=0, description="largest loss of accuracy, in points")
-        rounds: int = Field(200, ge=5, description="how many times each model runs")
+        rounds: int = Field(200, ge=5, description="how often each model is run")
 
     class Inputs(StageInputs):
         """The candidates with their reports, by the same names."""
@@ -76,7 +76,7 @@ class Select(Stage):
         """The chosen model."""
 
         model: Folder = Output("model", "a copy of the chosen model")
-        choice: File = Output("choice.json", "which one it is, and why the others are not")
+        choice: File = Output("choice.json", "the choice, and why the others were rejected")
         plot: File = Output("pareto.svg", "loss of accuracy over latency or size, and the choice")
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
@@ -87,7 +87,7 @@ class Select(Stage):
         if not fitting:
             _draw(outputs.plot, rows, "", params)
             reasons = "; ".join(f"{row.name} {row.refused}" for row in rows)
-            raise GateError(f"no candidate fits: {reasons}")
+            raise GateError(f"no candidate meets the limits: {reasons}")
         best = min(fitting, key=lambda row: row.latency_us if params.objective == "latency" else row.bytes)
         ctx.figure("chosen", best.name)
         _copy(inputs.candidates[best.name], outputs.model)
@@ -135,18 +135,18 @@ def _table(ctx: Context, params: Select.Params, inputs: Select.Inputs) -> list[_
 
 def _read_report(name: str, reports: dict[str, Path]) -> tuple[float, float]:
     if name not in reports:
-        raise StageError(f"the candidate {name!r} has no accuracy report, there are {', '.join(reports)}",
-                         fix="give `candidates` and `accuracy` the same names")  # fmt: skip
+        raise StageError(f"the candidate {name!r} has no accuracy report, only {', '.join(reports)}",
+                         fix="use the same names in `candidates` and `accuracy`")  # fmt: skip
     try:
         report = json.loads(reports[name].read_text("utf-8"))
     except ValueError:
         report = None
     if not isinstance(report, dict) or not isinstance(report.get("accuracy"), float | int):
-        raise StageError(f"what {name!r} has under `accuracy` is not a report of accuracy",
-                         fix="give it the output `report` of verify.accuracy")  # fmt: skip
+        raise StageError(f"the input {name!r} of `accuracy` is not an accuracy report",
+                         fix="use the output `report` of verify.accuracy")  # fmt: skip
     if report.get("drop") is None:
         raise StageError(f"the accuracy report of {name!r} was made without a reference",
-                         fix="give verify.accuracy the input `reference`")  # fmt: skip
+                         fix="set the input `reference` of verify.accuracy")  # fmt: skip
     return float(report["accuracy"]), float(report["drop"])
 
 

@@ -1,4 +1,4 @@
-"""`cache`: look after the store."""
+"""`cache`: verify and clean up the store, pin runs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 __all__ = ["Cache"]
 
 _KEPT_RUNS = 10
-_ACTIONS = "verify every object, remove what no kept run refers to, keep a run for good or no longer"
+_ACTIONS = "verify every object, remove what no kept run refers to, keep a run permanently or stop keeping it"
 
 
 class Cache(NamedTuple):
-    """Look after the store."""
+    """Verify and clean up the store, pin runs."""
 
     action: Annotated[Literal["verify", "gc", "pin", "unpin"], Argument(_ACTIONS)]
     selection: Selection
@@ -28,7 +28,7 @@ class Cache(NamedTuple):
     keep_runs: Annotated[
         int, Option(f"gc: how many runs of each pipeline to keep (default: {_KEPT_RUNS})", "N", positive)
     ] = _KEPT_RUNS
-    dry_run: Annotated[bool, Option("gc: say what would go")] = False
+    dry_run: Annotated[bool, Option("gc: show what would be removed")] = False
     json: JsonSwitch = False
 
     def __call__(self) -> int:

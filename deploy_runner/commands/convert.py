@@ -35,15 +35,15 @@ FORMATS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 class Convert(NamedTuple):
-    """Convert a checkpoint at once, by a pipeline made on the fly."""
+    """Convert a checkpoint with a generated pipeline."""
 
     checkpoint: Annotated[str, Argument("the trained checkpoint")]
     to: Annotated[str, Option(f"any of {', '.join(FORMATS)}", "onnx,int8,ptl")]
-    factory: Annotated[str, Option("what builds your nn.Module", "FILE.py:NAME")]
+    factory: Annotated[str, Option("the function that builds your nn.Module", "FILE.py:NAME")]
     shape: Annotated[Sequence[int], Option("the shape of one example input", "1,3,224,224", whole_numbers)]
     dtype: Annotated[str, Option("the example's element type (default: float32)", "TYPE")] = "float32"
     calibration: Annotated[
-        str | None, Option("samples for int8: an .npz (also the reference cases) or pictures", "PATH")
+        str | None, Option("samples for int8: an .npz (also used as reference cases) or pictures", "PATH")
     ] = None
     output: Annotated[str, Option("where the results go (default: converted)", "FOLDER")] = "converted"
     pipeline: Annotated[str, Option("the pipeline to write (default: convert.yaml)", "FILE")] = "convert.yaml"
@@ -70,7 +70,7 @@ class Convert(NamedTuple):
             stage, _, output = FORMATS[name][0].rpartition(".")
             place = folder / name / Path(pipeline.graph.stages[stage].outputs[output].path).name
             if place.exists():
-                raise UsageError(f"{place} is there already", fix="name another folder: --output")
+                raise UsageError(f"{place} already exists", fix="choose another folder with --output")
             places[f"{stage}.{output}"] = place
         record = run_and_show(pipeline, [], RunOptions(), View(self.json, self.log, self.quiet))
         for name, place in places.items():
@@ -103,10 +103,10 @@ def _write_pipeline(
 
     for name in formats:
         if name not in FORMATS:
-            raise UsageError(f"there is no format {name!r}", fix=f"there are {', '.join(FORMATS)}")
-    head = "# Made by `deploy-runner convert`, which writes it anew: rename it to keep your changes.\n"
+            raise UsageError(f"unknown format {name!r}", fix=f"the formats are {', '.join(FORMATS)}")
+    head = "# Written by `deploy-runner convert`, which overwrites it: rename it to keep your changes.\n"
     if path.exists() and not path.read_text("utf-8", errors="replace").startswith(head):
-        raise UsageError(f"{path} is there already", fix="name another file: --pipeline")
+        raise UsageError(f"{path} already exists", fix="choose another file with --pipeline")
     try:
         code, _ = split(factory)
     except ValueError as error:
@@ -126,7 +126,9 @@ def _inside(pipeline: Path, given: str) -> str:
     if not place.exists():
         raise UsageError(f"{given} does not exist")
     if not place.is_relative_to(folder):
-        raise UsageError(f"{given} is outside of {folder}", fix="start from a folder that holds all of it")
+        raise UsageError(
+            f"{given} is outside {folder}", fix="run the command in a folder that contains all files"
+        )
     return place.relative_to(folder).as_posix()
 
 

@@ -29,7 +29,7 @@ _FREE_BYTES = 2 * 1024**3
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at; `fix` says how to mend it where `ok` is False."""
+    """The result of one check; `fix` says what to do if `ok` is False."""
 
     name: str
     ok: bool
@@ -46,7 +46,7 @@ class Check:
 
 
 class Doctor(NamedTuple):
-    """Check that all a pipeline needs is here."""
+    """Check that everything a pipeline needs is installed and set."""
 
     selection: Selection
     json: JsonSwitch = False

@@ -21,9 +21,9 @@ Log = Callable[[str], None]
 
 
 class Status(NamedTuple):
-    """Compare what is deployed with what the pipeline says."""
+    """Compare the deployment with the pipeline."""
 
-    selection: Annotated[Selection, "the pushes to ask (default: all)"]
+    selection: Annotated[Selection, "the push stages to check (default: all)"]
     json: JsonSwitch = False
 
     def __call__(self) -> int:
@@ -38,14 +38,14 @@ class Status(NamedTuple):
             print(f"{stage}:")
             for finding in findings:
                 print(f"  {'=' if finding.in_sync else '≠'} {finding}")
-        print("in sync" if in_sync else "what is deployed is not what the pipeline says")
+        print("in sync" if in_sync else "the deployment differs from the pipeline")
         return 0 if in_sync else 1
 
 
 class Rollback(NamedTuple):
-    """Serve again what a push deployed before."""
+    """Restore what a push deployed before."""
 
-    selection: Annotated[Selection, "the push"]
+    selection: Annotated[Selection, "the push stage"]
     to: Annotated[str, Option("the start of a digest (default: the one before)", "DIGEST")] = ""
     json: JsonSwitch = False
 
@@ -57,9 +57,9 @@ class Rollback(NamedTuple):
 
 
 class Promote(NamedTuple):
-    """Approve what a push has registered."""
+    """Approve the version that a push registered."""
 
-    selection: Annotated[Selection, "the push"]
+    selection: Annotated[Selection, "the push stage"]
     status: Annotated[
         Literal["Approved", "Rejected", "PendingManualApproval"],
         Option("the approval status to set (default: Approved)"),
@@ -75,7 +75,9 @@ class Promote(NamedTuple):
 
 def _one_push(selection: Selection, verb: str) -> str:
     if len(selection.names) != 1:
-        raise UsageError("which push?", fix=f"`deploy-runner {verb} STAGE --config FILE`")
+        raise UsageError(
+            f"{verb} needs the name of one push stage", fix=f"`deploy-runner {verb} STAGE --config FILE`"
+        )
     return selection.names[0]
 
 
@@ -110,7 +112,7 @@ def status(
             if node.id not in wanted:
                 continue
             if decision is None:
-                found[node.id] = [Finding("inputs", "made", f"{', '.join(waiting)} not made yet")]
+                found[node.id] = [Finding("inputs", "made", f"{', '.join(waiting)} not built yet")]
                 continue
             rows = _ask(pipeline, node, decision, {"verb": "status"}, log)
             found[node.id] = [Finding(*row) for row in rows]
@@ -125,7 +127,7 @@ def credentials(pipeline: Pipeline, stage: str) -> str:
 
 
 def rollback(pipeline: Pipeline, stage: str, to: str = "", *, log: Log = _silent) -> str:
-    """Bring back what `stage` deployed before, or the digest that begins with `to`; say what is there."""
+    """Restore what `stage` deployed before, or the digest that begins with `to`; describe the result."""
     _require_live(pipeline.graph)
     (node,) = _pushes(pipeline.graph, [stage])
     with pipeline.store.hold():
@@ -145,15 +147,17 @@ def promote(
     with pipeline.store.hold():
         decision = next(d for n, d, _ in list(pipeline.planner().decisions([stage])) if n is node)
         if decision is None:
-            raise UsageError(f"what {stage} pushes is not made yet", fix=f"deploy-runner run {stage}")
+            raise UsageError(
+                f"the inputs of {stage} have not been built yet", fix=f"deploy-runner run {stage}"
+            )
         return str(_ask(pipeline, node, decision, {"verb": "promote", "status": status}, log))
 
 
 def _require_live(graph: Graph) -> None:
     if not graph.live:
         raise UsageError(
-            f"the target {graph.target.get('name', 'dry-run')} is a dry run, which leaves nothing behind",
-            fix="name a live one: --config configs/production.yaml",
+            f"the target {graph.target.get('name', 'dry-run')} is a dry run, which has no remote state",
+            fix="use a live target, e.g. --config configs/production.yaml",
         )
 
 
@@ -163,7 +167,7 @@ def _pushes(graph: Graph, stages: Sequence[str]) -> list[StageNode]:
         if name not in graph.stages:
             raise UsageError(f"there is no stage {name!r}", fix="`deploy-runner plan` lists them")
         if not graph.stages[name].converges:
-            raise UsageError(f"{name} ({graph.stages[name].uses}) is no push")
+            raise UsageError(f"{name} ({graph.stages[name].uses}) is not a push stage")
     return [node for node in pushes if not stages or node.id in stages]
 
 

@@ -129,7 +129,7 @@ class Selection(NamedTuple):
             default=[],
             dest="sets",
             metavar="PATH=VALUE",
-            help="set one value last of all, e.g. vars.opset=20; may be repeated",
+            help="set one value after all overlays, e.g. vars.opset=20; may be repeated",
         )
 
     @classmethod
@@ -141,7 +141,9 @@ class Selection(NamedTuple):
 
 
 JsonSwitch = Annotated[bool, Option("print JSON")]
-JsonResult = Annotated[bool, Option("print one JSON object last on standard output, progress on stderr")]
+JsonResult = Annotated[
+    bool, Option("print one JSON object at the end of standard output, progress on stderr")
+]
 LogSwitch = Annotated[bool, Option("show the stages' log lines")]
 QuietSwitch = Annotated[bool, Option("print errors only", short="-q")]
 

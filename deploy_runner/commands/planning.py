@@ -62,7 +62,7 @@ def _drift(pipeline: Pipeline, stage: str) -> list[str]:
         findings = live.status(pipeline, [stage])[stage]
     except DeployRunnerError as error:
         return [f"the remote can't be read: {error}"]
-    return [str(f) for f in findings if not f.in_sync] or ["the remote is as the pipeline says"]
+    return [str(f) for f in findings if not f.in_sync] or ["the remote matches the pipeline"]
 
 
 def _print_values(pipeline: Pipeline, *, as_json: bool) -> None:
@@ -115,7 +115,7 @@ class Validate(NamedTuple):
 
 
 class Explain(NamedTuple):
-    """Say why a stage is a hit or a miss."""
+    """Explain why a stage is a hit or a miss."""
 
     selection: Annotated[Selection, "the stages to explain"]
     json: JsonSwitch = False
@@ -127,7 +127,7 @@ class Explain(NamedTuple):
 
         names = self.selection.names
         if not names:
-            raise UsageError("which stage?", fix="`deploy-runner explain STAGE`")
+            raise UsageError("explain needs the name of a stage", fix="`deploy-runner explain STAGE`")
         pipeline = self.selection.load()
         stages = pipeline.graph.stages
         rows = []

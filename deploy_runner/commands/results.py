@@ -1,4 +1,4 @@
-"""What there is to be had of a pipeline: its runs, compared and shown, and the outputs that are up to date.
+"""What a pipeline has: its runs, compared and shown, and the outputs that are up to date.
 
 A stage's output is that of the plan's verdict, never merely that of the last run: where the stage is
 no hit, the reason is said. An older artifact is had by naming its run.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["RUN_INSTEAD", "Diff", "Found", "Get", "Show", "find_output"]
 
 _BY_ID = "by its number or the start of its id"
-RUN_INSTEAD = Option(f"what that run made instead, {_BY_ID}", "ID")
+RUN_INSTEAD = Option(f"use the output of this run instead, {_BY_ID}", "ID")
 _MADE = ("ran", "hit", "healed", "converged")
 
 
@@ -37,7 +37,7 @@ class Found(NamedTuple):
 
 
 class Show(NamedTuple):
-    """Show the pipeline's last run, or what there is of a stage."""
+    """Show the pipeline's last run, or one of its stages."""
 
     selection: Annotated[Selection, "the stage to show"]
     run: Annotated[str, Option(f"another run, {_BY_ID}", "ID")] = ""
@@ -86,9 +86,9 @@ class Show(NamedTuple):
             verdict = explain(pipeline, name)
         record = _newest_with(pipeline, name)
         stage = _as_now(verdict, record.stages[name] if record else None)
-        make = f"`{_run_command(self.selection, name)}` makes it"
+        make = f"run `{_run_command(self.selection, name)}`"
         if stage is None:
-            raise UsageError(f"{name} was never run: {verdict.why}", fix=make)
+            raise UsageError(f"{name} has never run: {verdict.why}", fix=make)
         stale = _stale(verdict, stage)
         if self.json:
             now = {"up_to_date": False, "now": stale} if stale else {"up_to_date": stage["state"] in _MADE}
@@ -196,13 +196,17 @@ class Get(NamedTuple):
 
     selection: Annotated[Selection, "STAGE or STAGE.OUTPUT"]
     run: Annotated[str, RUN_INSTEAD] = ""
-    to: Annotated[str | None, Option("where to (default: its own name, here)", "PATH", short="-o")] = None
+    to: Annotated[
+        str | None, Option("target path (default: its own name, in the current folder)", "PATH", short="-o")
+    ] = None
 
     def __call__(self) -> int:
         """Copy an output that is up to date, or that of a run that is named, out of the store."""
         names = self.selection.names
         if len(names) != 1:
-            raise UsageError("which output?", fix="`deploy-runner get STAGE.OUTPUT --to PATH`")
+            raise UsageError(
+                "get needs the name of an output", fix="`deploy-runner get STAGE.OUTPUT --to PATH`"
+            )
         pipeline = self.selection.load()
         with pipeline.store.hold():
             found = find_output(pipeline, names[0], self.selection, self.run)
@@ -210,10 +214,10 @@ class Get(NamedTuple):
             if self.to and destination.is_dir():
                 destination /= found.file
             if destination.exists():
-                raise UsageError(f"{destination} is there already", fix="name another with --to")
+                raise UsageError(f"{destination} already exists", fix="choose another path with --to")
             state = pipeline.store.state(found.artifact)
             if state != "present":
-                raise UsageError(f"{names[0]} is {state} in the store", fix="`deploy-runner run` heals it")
+                raise UsageError(f"{names[0]} is {state} in the store", fix="`deploy-runner run` rebuilds it")
             destination.parent.mkdir(parents=True, exist_ok=True)
             pipeline.store.materialise(found.artifact, destination)
         print(destination)
@@ -245,8 +249,8 @@ def _only(stage: str, made: Mapping[str, Artifact]) -> str:
     if len(made) == 1:
         return next(iter(made))
     if not made:
-        raise UsageError(f"stage {stage!r} made no output")
-    fix = f"name one, e.g. {stage}.{next(iter(made))}"
+        raise UsageError(f"stage {stage!r} produced no output")
+    fix = f"choose one, e.g. {stage}.{next(iter(made))}"
     raise UsageError(f"stage {stage!r} has several outputs: {', '.join(made)}", fix=fix)
 
 
@@ -261,9 +265,9 @@ def _current(pipeline: Pipeline, stage: str, selection: Selection) -> Mapping[st
     pushed = decision is not None and decision.state == "converge" and decision.key
     if record and made and record.stages[stage]["key"] == pushed:
         return made
-    fix = f"`{_run_command(selection, stage)}` makes it"
+    fix = f"run `{_run_command(selection, stage)}`"
     if record and made:
-        fix += f"; --run {record.number} names what the last run of it made"
+        fix += f"; --run {record.number} selects the output of its last run"
     raise UsageError(f"{stage} is not up to date: {verdict.why}", fix=fix)
 
 

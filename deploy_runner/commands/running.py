@@ -1,4 +1,4 @@
-"""`run`: make what is missing, show it while it is made, and say how it ended."""
+"""`run`: run the stages that are out of date and show their progress and result."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class View(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Make what is missing, and only that."""
+    """Run the stages that are out of date."""
 
-    selection: Annotated[Selection, "the stages to make with what they need (default: all)"]
+    selection: Annotated[Selection, "the stages to run, with their dependencies (default: all)"]
     json: JsonResult = False
     fail_fast: Annotated[bool, Option("stop at the first failure")] = False
     force: Annotated[bool, Option("run the named stages even on a hit")] = False
@@ -40,7 +40,7 @@ class Run(NamedTuple):
     memory: Annotated[int | None, Option("memory to use, e.g. 8GiB", "SIZE", size)] = None
     keep_workdirs: Annotated[bool, Option("keep the workdir of each stage that ran")] = False
     require_sandbox: Annotated[
-        bool, Option("run nothing where a stage can't be confined fully, as `doctor` says")
+        bool, Option("run nothing if this machine can't confine stages fully (see `doctor`)")
     ] = False
     log: LogSwitch = False
     quiet: QuietSwitch = False
@@ -75,7 +75,7 @@ def run_and_show(
     view: View,
     early: ForkServer | None = None,
 ) -> RunRecord:
-    """Run and show it; append the job summary where GitHub asks for one."""
+    """Run and show it; append the job summary if GitHub requests one."""
     from .. import api
     from ..report.choice import choose
     from ..report.terminal import Silent

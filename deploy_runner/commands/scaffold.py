@@ -49,7 +49,7 @@ _MODEL = """
 """
 
 _HINT = """
-# Name what builds your nn.Module, and the shape of one example, to go on from here:
+# To continue, set the function that builds your nn.Module and the shape of one example:
 #
 #  model:
 #    uses: model.prepare
@@ -64,8 +64,8 @@ class Init(NamedTuple):
     """Start a project from a checkpoint."""
 
     checkpoint: Annotated[str, Argument("the trained checkpoint")]
-    folder: Annotated[str, Argument("where to (default: here)")] = "."
-    factory: Annotated[str | None, Option("what builds your nn.Module", "FILE.py:NAME")] = None
+    folder: Annotated[str, Argument("target folder (default: the current one)")] = "."
+    factory: Annotated[str | None, Option("the function that builds your nn.Module", "FILE.py:NAME")] = None
     shape: Annotated[
         Sequence[int] | None, Option("the shape of one example input", "1,3,224,224", whole_numbers)
     ] = None
@@ -74,17 +74,17 @@ class Init(NamedTuple):
         """Write `pipeline.yaml` into the folder and print what to do next.
 
         A checkpoint outside of it is copied into it. With a factory (`model.py:build`, inside the folder)
-        and a shape the pipeline goes on to ONNX and a package. Raises UsageError where something is
-        missing or a pipeline is there already; then nothing is written.
+        and a shape the pipeline continues to ONNX and a package. Raises UsageError where something is
+        missing or a pipeline exists; then nothing is written.
         """
         source, project = Path(self.checkpoint), Path(self.folder)
         if not source.exists():
             raise UsageError(f"{self.checkpoint} does not exist")
         target = project / "pipeline.yaml"
         if target.exists():
-            raise UsageError(f"{target} is there already", fix="name another folder")
+            raise UsageError(f"{target} already exists", fix="choose another folder")
         if (self.factory is None) != (self.shape is None):
-            raise UsageError("--factory and --shape go together", fix="give both, or neither")
+            raise UsageError("--factory and --shape require each other", fix="give both, or neither")
         if self.factory is not None:
             _require_factory(project, self.factory)
         inside = source.resolve().is_relative_to(project.resolve())
@@ -111,7 +111,7 @@ def _require_factory(project: Path, factory: str) -> None:
     except ValueError as error:
         raise UsageError(str(error), fix="e.g. --factory model.py:build") from None
     if not (project / path).is_file():
-        raise UsageError(f"{project / path} does not exist", fix="the factory lives in the project")
+        raise UsageError(f"{project / path} does not exist", fix="the factory must be in the project")
 
 
 def _name(project: Path) -> str:

@@ -65,7 +65,7 @@ class Serve(NamedTuple):
 
     selection: Annotated[
         Selection,
-        "STAGE or STAGE.OUTPUT that is up to date; or, instead of both, the path of an ONNX artifact, "
+        "STAGE or STAGE.OUTPUT that is up to date; or the path of an ONNX artifact, "
         "a model.tar.gz, a TorchScript file or a container's context",
     ]
     options: ServerOptions
@@ -78,7 +78,7 @@ class Serve(NamedTuple):
         *pipeline, name = self.selection.words or ("",)
         if len(pipeline) > 1 or not name:
             raise UsageError(
-                "what is to be served?", fix="`deploy-runner serve PATH`, or `… serve PIPELINE STAGE.OUTPUT`"
+                "serve needs a model", fix="`deploy-runner serve PATH`, or `… serve PIPELINE STAGE.OUTPUT`"
             )
         if Path(name).exists():
             command = _command(name, given)
@@ -158,7 +158,7 @@ class _Supervisor:
             self._place()
         except DeployRunnerError as error:
             if wanted:
-                print(f"reload refused: {error}", file=sys.stderr)
+                print(f"reload rejected: {error}", file=sys.stderr)
             return
         if wanted or self._served != before:
             server.send_signal(signal.SIGHUP)

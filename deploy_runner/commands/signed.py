@@ -42,7 +42,7 @@ class Verify(NamedTuple):
     )]  # fmt: skip
     key: Annotated[str | None, Option("the signer's public key", "PUBLIC.pem")] = None
     certificate: Annotated[
-        tuple[str, ...], Option("instead of a key: a root certificate to trust; may be repeated", "ROOT.pem")
+        tuple[str, ...], Option("a root certificate to trust instead of a key; may be repeated", "ROOT.pem")
     ] = ()
     json: JsonSwitch = False
 
@@ -68,7 +68,9 @@ def verify(address: str, *, key: str | None, certificates: Sequence[str]) -> Ver
     check it with, GateError for what is not as signed.
     """
     if (key is None) == (not certificates):
-        raise UsageError("what is to be trusted?", fix="--key PUBLIC.pem, or --certificate ROOT.pem")
+        raise UsageError(
+            "verify needs a key or a certificate to trust", fix="--key PUBLIC.pem, or --certificate ROOT.pem"
+        )
     for given in ([key] if key else []) + list(certificates):
         if not Path(given).is_file():
             raise UsageError(f"{given} does not exist")
@@ -105,7 +107,7 @@ def _files(folder: Path) -> dict[str, Path]:
         for name in (*folders, *names):
             path = Path(place) / name
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
-                raise GateError(f"{path.relative_to(folder)} is a link or no regular file")
+                raise GateError(f"{path.relative_to(folder)} is a link or not a regular file")
         files |= {(Path(place) / n).relative_to(folder).as_posix(): Path(place) / n for n in names}
     return files
 
@@ -151,11 +153,11 @@ def _check_subjects(statement: dict[str, Any], found: dict[str, str]) -> None:
     expected = {row["name"]: row["digest"]["sha256"] for row in statement["subject"]}
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
-            raise GateError(f"{name} is missing, which the provenance names")
+            raise GateError(f"{name} is listed in the provenance but missing")
         if name not in expected:
-            raise GateError(f"{name} is not named by the provenance")
+            raise GateError(f"{name} is not listed in the provenance")
         if expected[name] != found[name]:
-            raise GateError(f"{name} is not the file that the provenance names")
+            raise GateError(f"{name} differs from the file in the provenance")
 
 
 def _check_materials(folder: Path) -> None:

@@ -38,7 +38,7 @@ def local_folder(address: str) -> Iterator[Path]:
         else:
             raise UsageError(
                 f"{address} is not a folder or a tar archive",
-                fix="name the output `signed` of package.sign, or a copy of it",
+                fix="use the output `signed` of package.sign, or a copy of it",
             )
 
 
@@ -50,7 +50,7 @@ def _place(address: str, scratch: Path) -> Path:
         return Path(unquote(urlsplit(address).path))
     if scheme not in _REMOTE:
         known = "a path, file://, s3://bucket/prefix or hf://owner/name[@revision][/folder]"
-        raise UsageError(f"{address} can't be fetched", fix=f"name {known}")
+        raise UsageError(f"{address} can't be fetched", fix=f"use {known}")
     command = [sys.executable, "-sP", "-m", "deploy_runner.stages.push.download", address, str(scratch)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -197,7 +197,7 @@ def _sentence(part: str, name: str, old: Json, new: Json, node: StageNode) -> st
         return _input_sentence(name, old, new, node)
     if part in ("code", "implementation"):
         what = "the stage's code" if part == "implementation" else "code"
-        verb = "was added" if old is None else "is not used any more" if new is None else "changed"
+        verb = "was added" if old is None else "is no longer used" if new is None else "changed"
         return f"{what} {name} {verb}"
     if part == "packages":
         return f"{name} {old or 'unknown'} → {new or 'unused'}"
@@ -206,9 +206,9 @@ def _sentence(part: str, name: str, old: Json, new: Json, node: StageNode) -> st
     if part == "uses":
         return f"the stage type {change}"
     if part == "lineage":
-        return "what its inputs were made from changed"
+        return "the provenance of its inputs changed"
     if part == "schema":
-        return "deploy-runner's own meaning of a key changed"
+        return "the key format of deploy-runner changed"
     return f"{words.get(part, part)} {name} {change}".replace("  ", " ")
 
 

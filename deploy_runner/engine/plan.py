@@ -153,7 +153,9 @@ class Planner:
             return known
         outputs = upstream[source.stage]
         if source.output not in outputs:
-            raise StageError(f"stage {source.stage} made no output `{source.output}`, which {node.id} needs")
+            raise StageError(
+                f"stage {source.stage} produced no output `{source.output}`, which {node.id} needs"
+            )
         return outputs[source.output]
 
     def _digest_path(self, node: StageNode, source: PathSource) -> Artifact:
@@ -169,7 +171,7 @@ class Planner:
         else:
             if artifact.kind == source.kind:
                 return artifact
-            message = f"{source.path} is a {artifact.kind} now, it was a {source.kind}"
+            message = f"{source.path} is now a {artifact.kind}, it was a {source.kind}"
         raise SpecError([Problem(message, mark.file, mark.line, mark.column)])
 
     def plan(self, targets: Sequence[str] | None = None) -> Plan:
@@ -202,8 +204,8 @@ class Planner:
             return decision.reason
         changes = self.changes(node, decision)
         if changes is None:
-            return "never made before"
-        return "; ".join(str(change) for change in changes) or "its record is gone"
+            return "not built before"
+        return "; ".join(str(change) for change in changes) or "its action record is missing"
 
     def changes(self, node: StageNode, decision: Decision) -> list[Change] | None:
         """Return the differences from the last run, or None if there was none."""
@@ -242,7 +244,7 @@ class Planner:
             reason = f"nothing changed; action key {decision.key}"
             return Explanation(node.id, "hit", reason, (), decision)
         changes = self.changes(node, decision)
-        reason = decision.reason or ("never made before" if changes is None else "changed since the last run")
+        reason = decision.reason or ("not built before" if changes is None else "changed since the last run")
         return Explanation(node.id, decision.state, reason, tuple(changes or ()), decision)
 
     def _known_changes(self, node: StageNode, made: Mapping[str, Outputs]) -> tuple[Change, ...]:

@@ -223,9 +223,9 @@ def read_record(home: Path, files: Files, run: str = "") -> RunRecord:
             return record
     if found:
         own, other = describe(files, home), describe(found[0].files, home)
-        raise UsageError(f"run {found[0].id} is one of {other}, not of {own}", fix=f"name {other}")
+        raise UsageError(f"run {found[0].id} belongs to {other}, not to {own}", fix=f"use {other}")
     if any(_is_named(name, run) for name in listdir(f"{home}/runs")):
-        raise UsageError(f"run {run} has no record that is sound", fix="run again, for a new one")
+        raise UsageError(f"run {run} has no valid record", fix="run again")
     raise UsageError(f"no run {run!r} is recorded here", fix="`deploy-runner show --runs` lists them")
 
 
@@ -241,9 +241,9 @@ def _newest_run(home: Path, files: Files) -> RunRecord:
             return record
         others.append(describe(record.files, home))
     if not others:
-        raise UsageError("nothing has been run here yet", fix="start with `deploy-runner run`")
+        raise UsageError("there are no runs yet", fix="start with `deploy-runner run`")
     known = ", or ".join(list(dict.fromkeys(others))[:3])
-    raise UsageError(f"{describe(files, home)} has not been run yet", fix=f"run it, or name {known}")
+    raise UsageError(f"{describe(files, home)} has not been run yet", fix=f"run it, or use {known}")
 
 
 def kept_runs(home: Path, count: int) -> dict[str, list[str]]:

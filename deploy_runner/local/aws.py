@@ -2,7 +2,7 @@
 
     python -m deploy_runner.local.aws        prints {"url": …}, serves until stdin ends
 
-Differences that are mended (measured with moto 5.2.5): a name that exists is refused, an endpoint
+Differences that are corrected (measured with moto 5.2.5): a name that exists is refused, an endpoint
 config needs its models, a config in use can't be deleted, a version of a model package is made once
 for a token and keeps its properties, an object whose bytes don't have the SHA-256 that was sent with
 them is refused, a HEAD says of how many parts a checksum is, and members that are empty are left out,

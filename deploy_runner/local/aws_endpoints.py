@@ -70,7 +70,7 @@ class Container:
         try:
             line = json.loads(self._process.stdout.readline())
         except ValueError:
-            line = {"error": "it said nothing"}
+            line = {"error": "it printed nothing"}
         self._url, self.said = line.get("url", ""), line.get("error", "")
         self._started.set()
 

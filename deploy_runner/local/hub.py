@@ -290,7 +290,7 @@ def _described(entry: Entry) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     """Serve until standard input ends; print the address as one line of JSON."""
     parser = argparse.ArgumentParser(prog="python -m deploy_runner.local.hub", description=__doc__)
-    parser.add_argument("--root", type=Path, required=True, help="where everything is kept")
+    parser.add_argument("--root", type=Path, required=True, help="the folder for its data")
     parser.add_argument("--port", type=int, default=0, help="default: a free one")
     args = parser.parse_args(argv)
     try:

@@ -78,7 +78,7 @@ def _address(name: str, process: subprocess.Popen[str], log: Path) -> str:
     try:
         return str(json.loads(line)["url"])
     except ValueError:
-        said = log.read_text("utf-8").strip().rpartition("\n")[2] or "it said nothing"
+        said = log.read_text("utf-8").strip().rpartition("\n")[2] or "it printed nothing"
         fix = "pip install 'deploy-runner[sagemaker]'" if "No module named" in said else ""
         raise StageError(f"the local {name} of the dry run can't start: {said}", fix=fix) from None
 

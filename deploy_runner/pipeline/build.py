@@ -203,7 +203,7 @@ def _closure(ground: Ground, code: str) -> loading.Closure:
         closure = loading.import_closure(ground.folder, path)
         for file, place in closure.files.items():
             if stores_file(place, ground.folder, ground.environ):
-                raise ValueError(f"{file} is the store's own, which is no code of a project")
+                raise ValueError(f"{file} belongs to the store and can't be project code")
         defined = loading.defined_names(closure.files[path])
         if name not in defined:
             raise ValueError(f"{path} defines no {name!r}" + (
@@ -219,7 +219,7 @@ def _order(ground: Ground, nodes: dict[str, StageNode]) -> list[str]:
     if len(order) < len(nodes):
         cycle = find_cycle(upstream)
         shown = " → ".join(reversed(cycle))
-        ground.say(nodes[cycle[0]].mark, f"the stages need each other in a circle: {shown}")
+        ground.say(nodes[cycle[0]].mark, f"the stages depend on each other in a cycle: {shown}")
     return order
 
 

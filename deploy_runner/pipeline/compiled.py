@@ -61,7 +61,7 @@ def compile_pipeline(
     """Return the compiled pipeline.
 
     Raises SpecError with every problem of the file, UsageError where a file is missing. The
-    compiled form is kept in `home`, if that can be written; where it isn't there, `on_compile` is
+    compiled form is kept in `home`, if that can be written; if it is missing, `on_compile` is
     called before the work begins.
     """
     if home is None:
@@ -133,7 +133,7 @@ def _read(cache: Path, environ: Mapping[str, str], seal: Seal) -> Graph | None:
 
 
 def _exposes(graph: Graph, body: str, used: Mapping[str, str | None], environ: Mapping[str, str]) -> bool:
-    """Say whether the graph holds what has become a credential since: compiling anew refuses it."""
+    """Say whether the graph holds what has become a credential since: compiling again rejects it."""
     secrets = {name for node in graph.stages.values() if node.secrets for name in node.secrets}
     known = Credentials(environ, secrets)
     return any(known.known(text) for text in (body, *used.values()) if text is not None)

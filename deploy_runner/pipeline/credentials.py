@@ -102,8 +102,8 @@ def secret_values(names: Iterable[str], environ: Mapping[str, str]) -> dict[str,
             raise StageError(f"the secret {name} is {state}", fix=f"export {name}=…")
         if len(value.strip().encode("utf-8", "surrogateescape")) < SHORTEST_SECRET:
             raise StageError(
-                f"the secret {name} is shorter than {SHORTEST_SECRET} bytes: it can't be kept out of logs",
-                fix="take a longer one",
+                f"the secret {name} is shorter than {SHORTEST_SECRET} bytes and can't be removed from logs",
+                fix="use a longer one",
             )
         values[name] = value
     return values

@@ -108,7 +108,7 @@ def _as_nodes(value: Json, mark: Mark) -> Any:
 def _text(expression: str, scope: Scope, mark: Mark) -> str:
     value = _value(expression, scope, mark, whole=False)
     if isinstance(value, (dict, list)):
-        raise _Refused(f"${{{{ {expression} }}}} is a collection and can't stand inside a text")
+        raise _Refused(f"${{{{ {expression} }}}} is a list or mapping and can't be part of a string")
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return str(value)
@@ -126,7 +126,7 @@ def _value(expression: str, scope: Scope, mark: Mark, *, whole: bool) -> Json:
             raise _Refused(f"there is no ${{{{ {expression} }}}}", "only pipeline.name")
         return scope.name
     if root == "stages":
-        raise _Refused("an output of a stage can be named only as a whole value under `inputs:`")
+        raise _Refused("a stage's output can only be the whole value of an input")
     if root == "secrets":
         return _secret(rest, scope, whole=whole)
     return _member(root, rest, scope.env if root == "env" else scope.matrix, scope)
@@ -136,7 +136,7 @@ def _member(root: Literal["env", "matrix"] | str, name: str, known: Mapping[str,
     if name not in known:
         if root == "env" and is_credential(name):
             raise _Refused(
-                f"{name} is a credential, which `env` would write down", f"${{{{ secrets.{name} }}}}"
+                f"{name} is a credential, which `env` would store in plain text", f"${{{{ secrets.{name} }}}}"
             )
         where = "declare it under `env:`" if root == "env" else "declare it under `matrix:`"
         raise _Refused(f"there is no {root}.{name} here", closest(name, known) or where)
@@ -145,14 +145,14 @@ def _member(root: Literal["env", "matrix"] | str, name: str, known: Mapping[str,
 
 def _secret(name: str, scope: Scope, *, whole: bool) -> str:
     if not name.isidentifier():
-        raise _Refused(f"{name!r} is not the name of a secret")
+        raise _Refused(f"{name!r} is not a valid name of a secret")
     if name.startswith("DEPLOY_RUNNER_"):
-        raise _Refused(f"{name} is deploy-runner's own, and no stage's secret")
+        raise _Refused(f"{name} is reserved by deploy-runner and can't be a stage's secret")
     if not scope.allow_secrets:
         raise _Refused("a secret can be used only under `with:`")
     if not whole:
         raise _Refused(
-            f"the secret {name} stands inside a longer text, which would leak it",
+            f"the secret {name} is part of a longer string, which would leak it",
             "make it the whole value of a parameter",
         )
     scope.secrets.add(name)
@@ -187,7 +187,7 @@ class Variables:
         if name not in self._done:
             if name in self._resolving:
                 circle = " → ".join([*self._resolving[self._resolving.index(name) :], name])
-                raise _Refused(f"vars refer to each other in a circle: {circle}")
+                raise _Refused(f"vars refer to each other in a cycle: {circle}")
             self._resolving.append(name)
             try:
                 self._done[name] = plain(resolve(node, self._scope, self._problems))

@@ -16,8 +16,8 @@ from .refusals import stores_file
 __all__ = ["find_inputs", "leaves_project"]
 
 _OF_THE_STORE = {
-    "inside": ("is the store's own, which is never an input", "name the output of a stage instead"),
-    "around": ("holds the store, which is never an input", "name the folders in it that the stage reads"),
+    "inside": ("belongs to the store and can't be an input", "use the output of a stage instead"),
+    "around": ("contains the store and can't be an input", "use the folders in it that the stage reads"),
 }
 
 
@@ -119,8 +119,8 @@ def _referenced(
         return []
     ids = _matching(ground, draft, ref, node, matrix)
     if len(ids) > 1 and not many:
-        message = f"stage {ref.stage!r} has {len(ids)} instances, and this input takes one"
-        fix = f"name one, e.g. stages.{ids[0]}.outputs.{ref.output}, or give this stage its matrix"
+        message = f"stage {ref.stage!r} has {len(ids)} instances, but this input takes one"
+        fix = f"select one, e.g. stages.{ids[0]}.outputs.{ref.output}, or give this stage its matrix"
         ground.say(node.mark, message, fix)
         return []
     fan_in = not ref.instance and any(axis not in matrix for axis in draft.axes)
@@ -134,7 +134,7 @@ def _matching(
         id_ = f"{ref.stage}[{ref.instance}]"
         if id_ not in draft.instances:
             known = list(draft.instances)
-            fix = closest(id_, known) or f"they are {', '.join(known)}"
+            fix = closest(id_, known) or f"the instances are {', '.join(known)}"
             ground.say(node.mark, f"the matrix has no instance {id_}", fix)
             return []
         return [id_]

@@ -70,7 +70,7 @@ def read_text(path: Path, name: str) -> str:
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
     except IsADirectoryError:
-        raise UsageError(f"{name} is a folder", fix="name the pipeline's YAML file") from None
+        raise UsageError(f"{name} is a folder", fix="use the pipeline's YAML file") from None
     except FileNotFoundError:
         raise UsageError(f"{name} does not exist") from None
     except (OSError, ValueError) as error:
@@ -206,7 +206,7 @@ class _Composer:
         if node.value in parent.node.value:
             first = parent.node.keys[node.value]
             place = f"line {first.line}, column {first.column}"
-            raise self._error(event, f"the key {node.value!r} is there already, at {place}")
+            raise self._error(event, f"the key {node.value!r} is already defined at {place}")
         parent.key = node
 
     @staticmethod
@@ -242,7 +242,7 @@ class _Composer:
         value = self._core(event, text)
         wanted = (event.tag or "").removeprefix(_TAG)
         if wanted and wanted != _type_name(value):
-            raise self._error(event, f"{text!r} is not of the type !!{wanted}")
+            raise self._error(event, f"{text!r} is not a valid !!{wanted}")
         return value
 
     def _core(self, event: yaml.ScalarEvent, text: str) -> Json:
@@ -250,7 +250,7 @@ class _Composer:
             return _WORDS[text]
         if _INT.match(text) or _BASED.match(text):
             if len(text) > _MAX_INT_DIGITS:
-                raise self._error(event, f"{text[:24]}… is too large a number", "quote it")
+                raise self._error(event, f"{text[:24]}… is a number that is too large", "quote it")
             return int(text, 0)
         if _OCTAL_LOOKING.match(text):
             decimal = text.lstrip("+-0") or "0"
@@ -259,7 +259,7 @@ class _Composer:
         if _FLOAT.match(text):
             number = float(text)
             if number in (float("inf"), float("-inf")):
-                raise self._error(event, f"{text[:24]} is too large a number", "quote it")
+                raise self._error(event, f"{text[:24]} is a number that is too large", "quote it")
             return number
         if _NOT_FINITE.match(text):
             raise self._error(event, f"{text} is not a finite number", "quote it")

@@ -74,7 +74,7 @@ def _set_tree(expression: str) -> Node:
         node = load_yaml(text, source) if text.strip() else Node("", mark)
     except SpecError as error:
         said = error.problems[0].message
-        raise UsageError(f"--set {path}: {said}", fix=f"quote a text: --set '{path}=\"…\"'") from None
+        raise UsageError(f"--set {path}: {said}", fix=f"quote the string: --set '{path}=\"…\"'") from None
     _relabel(node, mark)
     for name in reversed(names):
         node = Node({name: node}, mark, {name: mark})

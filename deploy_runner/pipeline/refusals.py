@@ -1,4 +1,4 @@
-"""What a pipeline may not hold or read: credentials in the open, and the store's own files."""
+"""What a pipeline may not contain or read: credentials in plain text, and the store's own files."""
 
 from __future__ import annotations
 
@@ -33,15 +33,19 @@ def credentials_in_the_open(root: Node, environ: Mapping[str, str]) -> Iterator[
         mark = root.value["env"].child_marks(name)
         if is_credential(name):
             yield _problem(
-                mark, f"{name} is a credential, which `env:` would write into keys and records", name
+                mark, f"{name} is a credential, which `env:` would store in keys and records", name
             )
         elif what := known.held_in(environ.get(name, "")):
-            yield _problem(mark, f"the variable {name} holds {what}, which `env:` would write down", name)
+            yield _problem(
+                mark,
+                f"the variable {name} contains {what}, which `env:` would store in keys and records",
+                name,
+            )
         elif isinstance(node.value, str) and (what := known.held_in(node.value)):
-            yield _problem(node.mark, f"the default of {name} is {what}, in the open", name)
+            yield _problem(node.mark, f"the default of {name} is {what} in plain text", name)
     for path, node in texts:
         if not path.startswith("env.") and (what := known.held_in(node.value)):
-            yield _problem(node.mark, f"{path} holds {what}, in the open", "NAME")
+            yield _problem(node.mark, f"{path} contains {what} in plain text", "NAME")
 
 
 def _problem(mark: Mark, message: str, name: str) -> Problem:

@@ -46,7 +46,7 @@ def parse_duration(value: str | int | float) -> float:
         return float(value)
     parts = re.findall(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", str(value))
     if not parts or "".join(f"{n}{u}" for n, u in parts) != re.sub(r"\s+", "", str(value)):
-        raise ValueError(f"{value!r} is not a length of time such as 90s or 1h30m")
+        raise ValueError(f"{value!r} is not a duration such as 90s or 1h30m")
     return sum(float(number) * _UNITS_SECONDS[unit] for number, unit in parts)
 
 
@@ -74,17 +74,17 @@ class StageSpec(_Model):
     """One stage of the pipeline."""
 
     uses: str = Field(description="the stage type, e.g. onnx.export")
-    inputs: dict[str, Any] = Field(default={}, description="paths, or outputs of other stages")
+    inputs: dict[str, Any] = Field(default={}, description="paths or outputs of other stages")
     with_: dict[str, Any] = Field(default={}, alias="with", description="parameters")
     outputs: dict[str, str] = Field(
         default={}, description="names and paths, for stage types whose outputs you name"
     )
-    needs: list[str] = Field(default=[], description="stages that must be finished before")
+    needs: list[str] = Field(default=[], description="stages that must finish first")
     matrix: dict[str, Any] | str = Field(
         default={}, description="one instance of the stage for each combination of values"
     )
-    env: list[str] = Field(default=[], description="declared variables that the stage sees")
-    resources: ResourcesSpec = Field(default=ResourcesSpec(), description="what it may use")
+    env: list[str] = Field(default=[], description="environment variables that the stage receives")
+    resources: ResourcesSpec = Field(default=ResourcesSpec(), description="resource limits")
     timeout: str | int | float = Field(0, description="e.g. 10m; 0: no limit")
     trust: bool = Field(False, description="allow code inside the input: pickle, TorchScript")
 
@@ -153,7 +153,7 @@ def _sentence(detail: ErrorDetails, what: str, known: Mapping[str, Any]) -> tupl
     name = ".".join(loc)
     if detail["type"] == "extra_forbidden":
         members = list(known) if len(loc) == 1 else []
-        listed = f"it has {', '.join(members)}" if members else ""
+        listed = f"valid keys: {', '.join(members)}" if members else ""
         return f"{what} has no {name!r}", closest(loc[-1], members) or listed
     if detail["type"] == "missing":
         meaning = getattr(known.get(loc[0]), "description", None) if len(loc) == 1 else None
@@ -200,4 +200,4 @@ def _expected(detail: ErrorDetails) -> str:
         words, key = limits[detail["type"]]
         return f"must be {words} {context[key]}"
     message = detail["msg"].removeprefix("Value error, ")
-    return f"is refused ({message[:1].lower() + message[1:]})"
+    return f"is invalid ({message[:1].lower() + message[1:]})"

@@ -47,7 +47,7 @@ def _check_stage_shapes(ground: Ground, stages: dict[str, Json]) -> None:
     for name in list(stages):
         node = tree.value[name]
         if not STAGE_ID.match(name):
-            ground.say(tree.child_marks(name), f"{name!r} can't be a stage's name",
+            ground.say(tree.child_marks(name), f"{name!r} is not a valid stage name",
                       "use letters, digits, _ and -")  # fmt: skip
         try:
             StageSpec.model_validate(stages[name])
@@ -112,8 +112,8 @@ def _outputs(ground: Ground, draft: Draft) -> dict[str, OutputSpec]:
     for name, path in draft.spec.outputs.items():
         mark = find_mark(draft.node, ("outputs", name), key=True)
         if not interface.is_open(draft.type.cls.Outputs):
-            ground.say(mark, f"the outputs of {draft.spec.uses} have names of their own",
-                      f"they are {', '.join(outputs)}")  # fmt: skip
+            ground.say(mark, f"the outputs of {draft.spec.uses} have fixed names",
+                      f"the outputs are {', '.join(outputs)}")  # fmt: skip
         elif not name.isidentifier() or leaves_project(path):
             ground.say(mark, f"{name}: {path!r} is not a name and a path inside the outputs")
         else:

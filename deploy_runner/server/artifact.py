@@ -87,13 +87,15 @@ def _find(path: Path, scratch: Callable[[], Path], reference: Path | None, trust
             described = _described(file.with_name("model.json"))
     format_ = str(described.get("format") or (_ONNX if file.suffix == ".onnx" else _TORCHSCRIPT))
     if format_ not in (_ONNX, _TORCHSCRIPT):
-        raise UnfitArtifact(f"the format {format_!r} is not served", fix=f"{_ONNX} or {_TORCHSCRIPT}")
+        raise UnfitArtifact(f"the format {format_!r} is not supported", fix=f"{_ONNX} or {_TORCHSCRIPT}")
     if format_ == _TORCHSCRIPT and not trust:
-        raise UnfitArtifact(f"{file.name} is TorchScript, which is code", fix="if you trust it: --trust")
+        raise UnfitArtifact(
+            f"{file.name} is TorchScript, which contains code", fix="if you trust it: --trust"
+        )
     bundle = _bundle(reference) if reference else {}
     given = described if "inputs" in described else bundle
     if format_ == _TORCHSCRIPT and "inputs" not in given:
-        raise UnfitArtifact(f"nothing names the inputs of {file.name}",
+        raise UnfitArtifact(f"the input names of {file.name} are unknown",
                             fix="--reference BUNDLE of model.prepare, or a model.json beside it")  # fmt: skip
     cases_file = reference / "reference.npz" if reference else file.with_name("cases.npz")
     files = _files(file, format_)
@@ -113,12 +115,12 @@ def _in_folder(folder: Path) -> tuple[Path, Mapping[str, Any]]:
             described = _described(place / "model.json")
             name = str(described.get("file", ""))
             if not name or Path(name).name != name or not (place / name).is_file():
-                raise UnfitArtifact(f"model.json names the file {name!r}, which is not beside it")
+                raise UnfitArtifact(f"model.json refers to the file {name!r}, which is not beside it")
             return place / name, described
         if (place / "model.onnx").is_file():
             return place / "model.onnx", {}
-    raise UnfitArtifact(f"{folder} holds neither model.onnx nor model.json",
-                        fix="give it an ONNX artifact, a model.tar.gz, or a container's context")  # fmt: skip
+    raise UnfitArtifact(f"{folder} contains neither model.onnx nor model.json",
+                        fix="use an ONNX artifact, a model.tar.gz, or a container's context")  # fmt: skip
 
 
 def _described(path: Path) -> Mapping[str, Any]:
@@ -134,7 +136,7 @@ def _described(path: Path) -> Mapping[str, Any]:
 def _bundle(folder: Path) -> Mapping[str, Any]:
     if not (folder / "bundle.json").is_file():
         raise UnfitArtifact(
-            f"the reference {folder} is not a model bundle", fix="give it model.prepare's output"
+            f"the reference {folder} is not a model bundle", fix="use the output of model.prepare"
         )
     return _described(folder / "bundle.json")
 
@@ -151,14 +153,14 @@ def _ports(described: Mapping[str, Any], part: str) -> Ports:
     try:
         return Ports(_port(given) for given in described.get(part, []))
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise UnfitArtifact(f"the {part} are not described as name, dtype and shape") from None
+        raise UnfitArtifact(f"the {part} are not described by name, dtype and shape") from None
 
 
 def _port(given: Mapping[str, Any]) -> Port:
     dynamic = {int(axis): str(name) for axis, name in (given.get("dynamic") or {}).items()}
     shape = tuple(-1 if axis in dynamic else int(size) for axis, size in enumerate(given["shape"]))
     if given["dtype"] not in DATATYPES:
-        raise UnfitArtifact(f"{given['name']!r} has the dtype {given['dtype']!r}, which is not served")
+        raise UnfitArtifact(f"{given['name']!r} has the dtype {given['dtype']!r}, which is not supported")
     axes = tuple(dynamic.get(i, "") for i in range(len(shape)))
     return Port(given["name"], given["dtype"], shape, axes, given.get("batch"))
 
@@ -175,8 +177,8 @@ def _files(file: Path, format_: str) -> list[Path]:
     for path in beside:
         state = path.lstat()
         if stat.S_ISLNK(state.st_mode) or (stat.S_ISREG(state.st_mode) and state.st_nlink > 1):
-            raise UnfitArtifact(f"{path.name} is a link, beside a model with external data",
-                                fix="put a copy in its place")  # fmt: skip
+            raise UnfitArtifact(f"{path.name} is a link; a model with external data must not contain links",
+                                fix="replace it by a copy")  # fmt: skip
     return [p for p in beside if p.is_file() and p.name not in _NOT_DATA]
 
 

@@ -89,7 +89,7 @@ class Batcher:
         """Queue a request. Raises QueueFull."""
         size = rows or 1
         if self.waiting + size > self._limits.max_queue:
-            said = f"{self.waiting} samples are waiting, at most {self._limits.max_queue} may"
+            said = f"{self.waiting} samples are waiting, the limit is {self._limits.max_queue}"
             raise QueueFull(Problem(("server",), said))
         future = self._loop.create_future()
         entry = Entry(arrays, size, key, future, time.monotonic(), self._limits.timeout_s)
@@ -237,7 +237,7 @@ class Batcher:
 
 def _overdue(entry: Entry, timeout_s: float) -> Refused:
     if entry.queued:
-        return Overdue(Problem(("server",), f"the request waited for {timeout_s:g} s and was not begun"))
+        return Overdue(Problem(("server",), f"the request waited for {timeout_s:g} s and was not started"))
     return TimedOut(
-        Problem(("server",), f"the model took longer than the {timeout_s:g} s that a request has")
+        Problem(("server",), f"the model took longer than the request timeout of {timeout_s:g} s")
     )

@@ -48,7 +48,7 @@ def decode(body: bytes, content_type: str, ports: Ports, max_bytes: int) -> Arra
         return _only(_from_npy(body, "the body"), ports, finite=False)
     if kind == NPZ:
         return _from_npz(body, ports, max_bytes)
-    said = f"the content type {kind!r} is not read, {', '.join(TYPES)} are"
+    said = f"the content type {kind!r} is not supported, use {', '.join(TYPES)}"
     raise Unknown(Problem(("header", "content-type"), said))
 
 
@@ -67,7 +67,7 @@ def _from_json(value: Any, ports: Ports) -> Arrays:
         raise Invalid(Problem(("body",), 'the body is neither {"inputs": …}, {"instances": […]} nor a list'))
     extra = [key for key in value if key not in ("inputs", "instances")]
     if extra or len(value) != 1:
-        said = f"unknown key {extra[0]!r}" if extra else "exactly one of the two is needed"
+        said = f"unknown key {extra[0]!r}" if extra else "exactly one of the two is required"
         raise Invalid(Problem(("body",), f'the body is {{"inputs": {{NAME: values}}}} or '
                                          f'{{"instances": [sample, …]}}: {said}'))  # fmt: skip
     if "instances" in value:
@@ -85,7 +85,7 @@ def _named(values: Mapping[str, Any], ports: Ports, *, listed: bool = False) -> 
     for name, value in values.items():
         if name not in known:
             problems.append(
-                Problem(("body", "inputs", name), f"there is no input {name!r}, there are {ports}")
+                Problem(("body", "inputs", name), f"unknown input {name!r}, the inputs are {ports}")
             )
             continue
         try:
@@ -99,18 +99,18 @@ def _named(values: Mapping[str, Any], ports: Ports, *, listed: bool = False) -> 
 
 def _instances(samples: Any, ports: Ports, loc: tuple[str, ...]) -> Arrays:
     if not isinstance(samples, list) or not samples:
-        said = "the batch is empty" if samples == [] else "a list of samples is needed"
+        said = "the batch is empty" if samples == [] else "a list of samples is required"
         raise Invalid(Problem(loc, said))
     if not isinstance(samples[0], dict):
         return _only(samples, ports, finite=True, listed=True)
     if not all(isinstance(s, dict) and s.keys() == samples[0].keys() for s in samples):
-        raise Invalid(Problem(loc, "the samples name different inputs"))
+        raise Invalid(Problem(loc, "the samples have different inputs"))
     return _named({n: [sample[n] for sample in samples] for n in samples[0]}, ports, listed=True)
 
 
 def _only(value: Any, ports: Ports, *, finite: bool, listed: bool = False) -> Arrays:
     if len(ports) != 1:
-        said = f"the model has {len(ports)} inputs, so that they have to be named: {ports}"
+        said = f"the model has {len(ports)} inputs, which must be given by name: {ports}"
         raise Invalid(Problem(("body",), said))
     loc = ("body", "inputs", ports[0].name)
     return {ports[0].name: as_array(value, ports[0], loc, finite=finite, listed=listed)}
@@ -137,9 +137,9 @@ def _from_npy(data: bytes, what: str) -> np.ndarray[Any, Any]:
         shape, fortran, dtype = read(file)
         count = math.prod(shape)
         if dtype.hasobject or dtype.kind not in "biufc" or any(size < 0 for size in shape):
-            raise ValueError(f"it holds {dtype}, not numbers")
+            raise ValueError(f"it contains {dtype}, not numbers")
         if count * dtype.itemsize != len(data) - file.tell():
-            raise ValueError(f"its header says {shape}, which its size contradicts")
+            raise ValueError(f"the shape {shape} in its header doesn't match its size")
         values = np.frombuffer(data, dtype, count, file.tell())
         return values.reshape(shape, order="F" if fortran else "C").astype(
             dtype.newbyteorder("="), copy=False
@@ -183,7 +183,7 @@ def encode(outputs: Arrays, accept: str, ports: Ports) -> tuple[bytes, str]:
             return _csv(samples_first(outputs[ports[0].name], ports[0])), kind
         if kind in _WRITERS:
             return _WRITERS[kind](outputs), kind
-    said = f"{accept!r} is not written, {', '.join(TYPES)} are"
+    said = f"the response type {accept!r} is not supported, use {', '.join(TYPES)}"
     raise Unreadable(Problem(("header", "accept"), said))
 
 

@@ -95,7 +95,7 @@ class Metrics(Collector):
             requests.add_metric((route, str(status)), count)
         yield requests
         latency = HistogramMetricFamily(
-            "serve_request_seconds", "Time to answer a request", labels=("route",)
+            "serve_request_seconds", "Time to respond to a request", labels=("route",)
         )
         for route, histogram in list(self._latency.items()):
             histogram.add_to(latency, (route,))
@@ -106,9 +106,9 @@ class Metrics(Collector):
         inference = HistogramMetricFamily("serve_inference_seconds", "Time of one batch in the model")
         self._inference.add_to(inference, ())
         yield inference
-        yield GaugeMetricFamily("serve_queue_samples", "Samples that wait", self._waiting())
+        yield GaugeMetricFamily("serve_queue_samples", "Samples waiting in the queue", self._waiting())
         yield GaugeMetricFamily("serve_running_batches", "Batches in the model", self._running())
-        yield InfoMetricFamily("serve_model", "The model that is served", self._model)
+        yield InfoMetricFamily("serve_model", "The model being served", self._model)
         reloads = CounterMetricFamily("serve_reloads", "Reloads by result", labels=("result",))
         for result, count in self._reloads.items():
             reloads.add_metric((result,), count)

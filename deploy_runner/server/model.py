@@ -77,7 +77,7 @@ def load(settings: Settings, cores: int) -> Model:
         return Model(artifact, program, example, not why, why, seconds < _SMALL_S, threads, scratch, state)
     except Refused as refused:
         scratch.close()
-        raise UnfitArtifact(f"the model doesn't run: {refused}") from None
+        raise UnfitArtifact(f"the model failed to run: {refused}") from None
     except UnfitArtifact:
         scratch.close()
         raise
@@ -129,7 +129,7 @@ def _try_cases(artifact: Artifact, program: Program, atol: float | None, rtol: f
             if found[name].shape != expected.shape:
                 raise UnfitArtifact(f"reference case {index}: output {name!r} has the shape "
                                     f"{list(found[name].shape)}, not {list(expected.shape)}")  # fmt: skip
-            limit, allowed = artifact.of_largest * most[name], "the {:.3g} that is allowed"
+            limit, allowed = artifact.of_largest * most[name], "the limit of {:.3g}"
             if atol is not None or rtol is not None:
                 limit, allowed = atol or 0.0, f"atol {atol or 0:g} + rtol {rtol or 0:g} allow"
             if not np.allclose(found[name], expected, rtol or 0.0, limit, equal_nan=True):
@@ -169,18 +169,18 @@ def _why_alone(artifact: Artifact, program: Program, example: Arrays, max_batch:
     if max_batch == 1:
         return "max_batch is 1"
     if not artifact.joinable:
-        return "the model quantizes dynamically, by the values of the whole batch (DynamicQuantizeLinear)"
+        return "the model quantizes dynamically by the values of the whole batch (DynamicQuantizeLinear)"
     if not any(port.batch is not None for port in program.inputs):
-        return "the model has no batch of any size"
+        return "the model has no dynamic batch axis"
     for port in program.outputs:
         if port.batch is None:
-            return f"output {port.name!r} has no axis of samples"
+            return f"output {port.name!r} has no batch axis"
     other = {p.name: _another(example[p.name], p) for p in program.inputs}
     try:
         alone = [program.run(sample) for sample in (example, other)]
         both = program.run(joined((example, other), program.inputs))
     except Refused as refused:
-        return f"the model can't run two samples: {refused}"
+        return f"the model can't run a batch of two samples: {refused}"
     return _difference(alone, both, program.outputs)
 
 
@@ -200,7 +200,7 @@ def _difference(alone: Sequence[Arrays], both: Arrays, outputs: Ports) -> str:
             one, within = samples_first(single[name], port)[0], array[index]
             scale = _size(array) if one.dtype.kind == "f" else 0.0
             if not np.allclose(one, within, rtol=0, atol=1e-3 * scale, equal_nan=True):
-                return f"output {name!r} of a sample depends on the samples beside it"
+                return f"output {name!r} of a sample depends on the other samples of its batch"
     return ""
 
 

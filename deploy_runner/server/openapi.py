@@ -38,7 +38,7 @@ _REFUSALS = {
     "413": "The body is too large",
     "415": "The content type isn't read",
     "422": "The model can't take these inputs",
-    "429": "Too much is waiting; Retry-After says when to come again",
+    "429": "The queue is full; Retry-After says when to retry",
     "503": "The request waited too long",
     "504": "The model took too long",
 }
@@ -57,7 +57,7 @@ def openapi(service: Service) -> dict[str, Any]:
         f"{model}/infer": {"post": _infer(live.inputs, live.outputs)},
     }
     for path, summary in (
-        ("/ping", "Is the model ready? (SageMaker)"), ("/metrics", "Figures in Prometheus's format"),
+        ("/ping", "Is the model ready? (SageMaker)"), ("/metrics", "Metrics in Prometheus format"),
         ("/v2", "The server's metadata"), ("/v2/health/live", "Is the server alive?"),
         ("/v2/health/ready", "Is the server ready?"), (model, "The model's metadata"),
         (f"{model}/ready", "Is the model ready?"),

@@ -65,27 +65,27 @@ class Option(NamedTuple):
 
 OPTIONS = (
     Option("host", "127.0.0.1", "the address to listen on", str, "ADDRESS"),
-    Option("port", 8000, "the port; 0 takes a free one, which is printed", _whole, "N"),
+    Option("port", 8000, "the port; 0 chooses a free one and prints it", _whole, "N"),
     Option("name", "", "the model's name in /v2 (default: the pipeline's, or `model`)", str, "NAME"),
-    Option("reference", "", "the bundle of model.prepare: names a TorchScript file's inputs, and gives the "
-           "samples that a model has to answer right before it is served", str, "PATH"),
-    Option("atol", None, "how far an answer may be from a reference sample's (default: the share of each "
-           "output's largest value that model.json says, else 0.001)", _number, "X"),
-    Option("rtol", None, "likewise, relative to it", _number, "X"),
-    Option("trust", False, "run TorchScript, which is code", None),
+    Option("reference", "", "the bundle of model.prepare, with the input names of a TorchScript file and the "
+           "samples that a model must answer correctly before it is served", str, "PATH"),
+    Option("atol", None, "absolute tolerance on the reference samples (default: the share of each "
+           "output's largest value given in model.json, else 0.001)", _number, "X"),
+    Option("rtol", None, "relative tolerance on the reference samples", _number, "X"),
+    Option("trust", False, "run TorchScript, which contains code", None),
     Option("watch", False, "reload when the artifact changes, as SIGHUP does", None),
     Option("server", "fastapi", "fastapi, or flask", str, "KIND"),
     Option("threads", 0, "cores for one inference (default: 1 for small models, else all)", _positive, "N"),
-    Option("max_batch", 64, "samples of waiting requests that are run as one batch; 1 joins none",
+    Option("max_batch", 64, "largest number of samples run as one batch; 1 disables batching",
            _positive, "N"),
-    Option("max_delay_us", 0, "how long a batch may wait for others while there is load, in µs", _whole, "N"),
-    Option("max_queue", 4096, "samples that may wait; beyond, requests are refused with 429", _positive, "N"),
-    Option("max_samples", 1024, "samples of one request; beyond, it is refused with 422", _positive, "N"),
-    Option("max_body", 16 << 20, "size of a request; beyond, it is refused with 413", _bytes, "SIZE"),
-    Option("timeout_s", 30.0, "how long a request may take, in seconds", _number, "S"),
+    Option("max_delay_us", 0, "how long a batch waits for more samples under load, in µs", _whole, "N"),
+    Option("max_queue", 4096, "most samples that may wait; beyond that, requests get 429", _positive, "N"),
+    Option("max_samples", 1024, "most samples in a request; a larger request gets 422", _positive, "N"),
+    Option("max_body", 16 << 20, "largest size of a request; a larger one gets 413", _bytes, "SIZE"),
+    Option("timeout_s", 30.0, "timeout of a request, in seconds", _number, "S"),
     Option("drain_s", 30.0, "how long SIGTERM waits for running requests, in seconds", _number, "S"),
-    Option("lame_duck_s", 0.0, "how long, after SIGTERM, requests are still taken while /v2/health/ready "
-           "already says 503, in seconds", _number, "S"),
+    Option("lame_duck_s", 0.0, "how long requests are still accepted after SIGTERM, while /v2/health/ready "
+           "already returns 503, in seconds", _number, "S"),
     Option("access_log", False, "log each request", None),
     Option("json", False, "print the address and the log as JSON", None),
 )  # fmt: skip
@@ -147,7 +147,7 @@ def read_settings(given: Mapping[str, Any], environ: Mapping[str, str]) -> Setti
     found = Settings(artifact=given["artifact"], **values)
     if found.max_samples > found.max_queue:
         said = f"max_samples {found.max_samples} is more than max_queue {found.max_queue}"
-        raise argparse.ArgumentTypeError(f"{said}: such a request would always be refused")
+        raise argparse.ArgumentTypeError(f"{said}: such a request would always be rejected")
     if found.server not in ("fastapi", "flask"):
         raise argparse.ArgumentTypeError(f"server {found.server!r} is neither fastapi nor flask")
     return found

@@ -180,7 +180,7 @@ def as_array(
     if want.kind in "iu" and found.dtype != want:
         info = np.iinfo(want)
         if int(found.min()) < info.min or int(found.max()) > info.max:
-            raise _invalid(loc, port, f"a number is outside of {info.min} to {info.max}")
+            raise _invalid(loc, port, f"a number is outside {info.min} to {info.max}")
     if want.kind == "f" and _surely_fits(found, want):
         return _shaped(found.astype(want, order="C"), port, listed)
     with np.errstate(over="ignore"):
@@ -229,7 +229,7 @@ def check(arrays: Mapping[str, np.ndarray[Any, Any]], ports: Ports, max_samples:
         raise Invalid(*problems)
     counts = {arrays[port.name].shape[port.batch] for port in ports if port.batch is not None}
     if max(counts, default=0) > max_samples:
-        said = f"the batch has {max(counts)} samples, at most {max_samples} are taken"
+        said = f"the batch has {max(counts)} samples, the limit is {max_samples}"
         raise Invalid(Problem(("body", "inputs"), said))
     return counts.pop() if len(counts) == 1 else 0
 
@@ -258,4 +258,4 @@ def _problems(arrays: Mapping[str, np.ndarray[Any, Any]], ports: Ports) -> Itera
     if len(arrays) > len(ports) or any(name not in ports.names for name in arrays):
         for name in arrays:
             if name not in ports.names:
-                yield Problem(("body", "inputs", name), f"there is no input {name!r}, there are {ports}")
+                yield Problem(("body", "inputs", name), f"unknown input {name!r}, the inputs are {ports}")

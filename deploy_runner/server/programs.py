@@ -87,7 +87,7 @@ def _placed(port: Port, batch: int | None) -> Port:
 def _port(node: Any) -> Port:
     dtype = {"tensor(float)": "float32", "tensor(double)": "float64"}.get(node.type) or node.type[7:-1]
     if dtype not in DATATYPES:
-        raise UnfitArtifact(f"{node.name!r} has the type {node.type}, which is not served")
+        raise UnfitArtifact(f"{node.name!r} has the type {node.type}, which is not supported")
     shape = tuple(size if isinstance(size, int) else -1 for size in node.shape)
     return Port(node.name, dtype, shape, tuple(s if isinstance(s, str) else "" for s in node.shape))
 
@@ -126,6 +126,6 @@ class _TorchScript:
             raise ModelError(Problem(("model",), f"the model failed: {first_line(error)}")) from error
         leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         if len(leaves) != len(self.outputs):
-            said = f"the model gave {len(leaves)} tensors, {len(self.outputs)} are described"
+            said = f"the model returned {len(leaves)} tensors, but {len(self.outputs)} are described"
             raise ModelError(Problem(("model",), said))
         return {port.name: leaf.contiguous().numpy() for port, leaf in zip(self.outputs, leaves, strict=True)}

@@ -29,16 +29,16 @@ class Wanted(NamedTuple):
 
 
 def decode_infer(body: bytes, header_length: str, inputs: Ports, outputs: Ports) -> tuple[Arrays, Wanted]:
-    """Return the arrays of an inference request, and what it wants back. Raises Refused."""
+    """Return the arrays of an inference request, and what it requests. Raises Refused."""
     length = len(body)
     if header_length:
         length = int(header_length) if header_length.isdecimal() else -1
         if not 0 <= length <= len(body):
-            said = f"the header's length {header_length!r} is not one of a body of {len(body)} bytes"
+            said = f"the header length {header_length!r} doesn't match a body of {len(body)} bytes"
             raise BadRequest(Problem(("header", HEADER_LENGTH), said))
     request = parse_json(body[:length])
     if not isinstance(request, dict) or not isinstance(request.get("inputs"), list):
-        raise BadRequest(Problem(("body", "inputs"), "a list of tensors is needed"))
+        raise BadRequest(Problem(("body", "inputs"), "a list of tensors is required"))
     arrays = _tensors(request["inputs"], memoryview(body)[length:], {port.name: port for port in inputs})
     return arrays, _wanted(request, outputs)
 
@@ -60,7 +60,7 @@ def _tensors(tensors: list[Any], raw: memoryview, known: Mapping[str, Port]) -> 
             problems += refused.problems
     if start != len(raw) and not problems:
         problems.append(
-            Problem(("body",), f"{len(raw)} bytes of binary data are there, {start} were announced")
+            Problem(("body",), f"the body has {len(raw)} bytes of binary data, but {start} were declared")
         )
     if problems:
         raise Invalid(*problems)
@@ -75,10 +75,10 @@ def _described(
         raise BadRequest(Problem(loc, "a tensor needs name, shape, datatype and data"))
     name, shape, datatype = tensor["name"], tensor.get("shape"), tensor.get("datatype")
     if name not in known or name in seen:
-        said = f"the input {name!r} is there twice" if name in seen else f"there is no input {name!r}"
+        said = f"the input {name!r} is given twice" if name in seen else f"unknown input {name!r}"
         raise Invalid(Problem((*loc, "name"), f"{said}, the model has {', '.join(map(repr, known))}"))
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
-        raise BadRequest(Problem((*loc, "shape"), f"input {name!r}: a list of sizes is needed"))
+        raise BadRequest(Problem((*loc, "shape"), f"input {name!r}: a list of sizes is required"))
     port = known[name]
     if datatype != port.datatype:
         said = f"input {name!r} has the datatype {port.datatype}; {datatype!r} was given"
@@ -117,7 +117,7 @@ def _wanted(request: Mapping[str, Any], outputs: Ports) -> Wanted:
     for index, output in enumerate(request.get("outputs") or []):
         name = output.get("name") if isinstance(output, dict) else None
         if name not in outputs.names:
-            said = f"there is no output {name!r}, there are {outputs}"
+            said = f"unknown output {name!r}, the outputs are {outputs}"
             raise Invalid(Problem(("body", "outputs", index), said))
         wanted[name] = bool((output.get("parameters") or {}).get("binary_data", binary))
     id_ = request.get("id")

@@ -86,10 +86,10 @@ async def infer(service: Service, live: Live, request: Request) -> Reply:
 def unknown_model(service: Service, name: str, version: str) -> Reply | None:
     """Return the 404 for a model or version that isn't served, or None."""
     if name != service.name:
-        return Reply(404, to_json({"error": f"there is no model {name!r}, {service.name!r} is served"}))
+        return Reply(404, to_json({"error": f"unknown model {name!r}, the server has {service.name!r}"}))
     if version not in ("", service.live.version):
         return Reply(
-            404, to_json({"error": f"there is no version {version!r}, {service.live.version} is served"})
+            404, to_json({"error": f"unknown version {version!r}, the server has {service.live.version}"})
         )
     return None
 
@@ -168,4 +168,4 @@ INFER = infer
 
 def too_large(max_body: int) -> Refused:
     """Return the refusal of a body that has more bytes than are taken."""
-    return TooLarge(Problem(("body",), f"the body has more than {max_body} bytes"))
+    return TooLarge(Problem(("body",), f"the body is larger than {max_body} bytes"))

@@ -87,7 +87,7 @@ class Service:
                 model = await asyncio.to_thread(load, self.settings, cores())
             except UnfitArtifact as error:
                 self.metrics.reload("refused")
-                self.log("reload refused", error=str(error), kept=self.live.version)
+                self.log("reload rejected", error=str(error), kept=self.live.version)
                 return
             old = self.live
             if model.artifact.digest == old.model.artifact.digest:

@@ -58,7 +58,9 @@ class Records:
         body = self.seal.opened(data, "action", key, path)
         record = _record(key, body) if body is not None else None
         if record is None:
-            self._refused[key] = "its record is damaged, or was not written by this store for this action"
+            self._refused[key] = (
+                "its action record is damaged, or was not written by this store for this action"
+            )
         return record
 
     def problem(self, key: str) -> str:

@@ -70,8 +70,8 @@ class VerifyReport(NamedTuple):
     def __str__(self) -> str:
         head = f"{self.objects} objects ({self.bytes} bytes) and {self.records} action records"
         if self.ok:
-            return f"{head}: all sound"
-        lines = [f"{head}: removed what was damaged, the next run makes it again"]
+            return f"{head}: all intact"
+        lines = [f"{head}: removed the damaged ones, the next run rebuilds them"]
         lines += [f"  object {digest}" for digest in self.damaged]
         lines += [f"  action record {key}" for key in self.refused_records]
         return "\n".join(lines)
@@ -145,7 +145,9 @@ class Store:
         if check_size and state[0] != size:
             return "damaged"
         known = self.memo.lookup(path, state)
-        if known is None:  # The file has changed since it was last hashed, by damage or by being placed anew.
+        if (
+            known is None
+        ):  # The file has changed since it was last hashed, by damage or by being written again.
             try:
                 known = sha256_file(path)
             except OSError as error:
@@ -159,7 +161,7 @@ class Store:
         data = read_or_none(self._found(artifact.digest))
         if data is None or sha256_bytes(data) != artifact.digest:
             raise StoreError(f"the manifest of folder {artifact.digest} is lost or damaged",
-                             fix="run again: it is healed by re-making it")  # fmt: skip
+                             fix="run again to rebuild it")  # fmt: skip
         return [Member(m["path"], m["digest"], m["size"], m["x"]) for m in json.loads(data)]
 
     def pieces(self, artifact: Artifact) -> list[Piece]:
@@ -193,7 +195,7 @@ class Store:
         """
         stay_inside(path, root)
         if any(stores_own(path, home, root) for home in self.homes):
-            raise StoreError(f"{path} is of the store, which is never an input")
+            raise StoreError(f"{path} belongs to the store and can't be an input")
         if os.path.isdir(path):
             members = [
                 Member(name, self.memo.digest(full), st.st_size, bool(st.st_mode & 0o111))
@@ -238,7 +240,7 @@ class Store:
     def _ingest_file(self, entry: Entry) -> Member:
         """Move one file to its object: the very file that was hashed, which has no other name."""
         if not entry.path.isprintable():
-            raise StoreError(f"{entry.path!r} has a name that can't be kept")
+            raise StoreError(f"{entry.path!r} has a name that can't be stored")
         if stat_module.S_ISLNK(entry.stat.st_mode):
             raise StoreError(f"output {entry.path} is a symbolic link", fix="write a copy instead")
         fd = open_file(entry, os.O_RDWR)

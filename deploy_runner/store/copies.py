@@ -34,8 +34,8 @@ def copy_pieces(pieces: Iterable[Piece], target: Path, *, folder: bool) -> None:
             copy_private(source, place, mode)
             if sha256_file(str(place)) != digest:
                 raise StoreError(
-                    f"object {digest} was altered after it had been verified",
-                    fix="run again: what made it makes it anew",
+                    f"object {digest} changed after it was verified",
+                    fix="run again to rebuild it",
                 )
     except OSError as error:
         raise store_error(error, target) from error
@@ -57,7 +57,7 @@ def copy_path(source: str, target: Path, expected: Artifact, root: str) -> None:
     except OSError as error:
         raise store_error(error, source) from error
     if found.digest != expected.digest:
-        raise StoreError(f"{source} changed while the run was going on", fix="run again")
+        raise StoreError(f"{source} changed during the run", fix="run again")
 
 
 def _copy_member(name: str, full: str, st: os.stat_result, target: Path) -> Member:

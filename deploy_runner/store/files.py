@@ -55,7 +55,7 @@ def write_atomic(
 
 
 def write_once(path: Path, data: bytes, *, mode: int, tmp: Path) -> None:
-    """Write `path` as `write_atomic` does, unless it is there already. Raises StoreError."""
+    """Write `path` as `write_atomic` does, unless it exists. Raises StoreError."""
     _write(path, data, mode, tmp, _link)
 
 
@@ -150,7 +150,7 @@ def open_regular(path: str, flags: int) -> int:
     fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
     if not stat_module.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise OSError(errno.EINVAL, "it is no regular file", path)
+        raise OSError(errno.EINVAL, "it is not a regular file", path)
     return fd
 
 

@@ -57,7 +57,7 @@ def walk(folder: str) -> Iterator[tuple[str, str, os.stat_result]]:
             for entry in entries:
                 name = f"{prefix}{entry.name}"
                 if not entry.name.isprintable():
-                    raise StoreError(f"{name!r} has a name that can't be kept")
+                    raise StoreError(f"{name!r} has a name that can't be stored")
                 if entry.is_symlink():
                     raise StoreError(f"{entry.path} is a symbolic link inside a folder", fix="copy it there")
                 st = entry.stat()
@@ -75,4 +75,4 @@ def stay_inside(path: str, root: str) -> None:
     real = os.path.realpath(path)
     base = os.path.realpath(root)
     if real != base and not real.startswith(base + os.sep):
-        raise StoreError(f"{path} leads out of the project, to {real}", fix="copy it into it")
+        raise StoreError(f"{path} points outside the project, to {real}", fix="copy it into the project")

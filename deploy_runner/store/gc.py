@@ -55,7 +55,7 @@ def collect(
     """
     lock = Lock(f"{os.fspath(store.home)}/gc.lock")
     if not lock.try_acquire():
-        raise StoreError("a run is using this store", fix="run gc when it has ended")
+        raise StoreError("a run is using this store", fix="run gc when it has finished")
     try:
         store.sweep_tmp()
         return _sweep(store, kept(), dry_run=dry_run)
@@ -75,7 +75,7 @@ def _sweep(store: Store, kept: Mapping[str, Iterable[str]], *, dry_run: bool) ->
     old_keys = [key for key in store.records.keys() if key not in keys]  # noqa: SIM118
     old_runs = [name for name in listdir(f"{os.fspath(store.home)}/runs") if name not in kept]
     if not dry_run:
-        # Records first: a record without its objects is healed, an object without one is refuse.
+        # Records first: a record without its objects is healed, an object without one is garbage.
         for key in old_keys:
             store.records.remove(key)
         for _, path in doomed:

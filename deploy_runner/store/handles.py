@@ -1,6 +1,6 @@
 """Folders by descriptor: what somebody else wrote is walked without following one of its links.
 
-A path is looked up anew at every call, so that a link put in its place leads anywhere. A descriptor
+A path is looked up again at every call, so that a link in its place leads anywhere. A descriptor
 stays with the folder that was opened: every step below it is one name, with O_NOFOLLOW, on one disk.
 """
 
@@ -39,7 +39,7 @@ class Entry(NamedTuple):
 def open_folder(name: str, folder: int | None = None) -> int:
     """Return a descriptor of the folder `name`, which is in `folder` and on its disk.
 
-    Raises StoreError for a link, a file or another disk's folder, OSError where it isn't there.
+    Raises StoreError for a link, a file or another disk's folder, OSError if it doesn't exist.
     """
     try:
         fd = os.open(name, _FOLDER, dir_fd=folder)
@@ -96,7 +96,7 @@ def walk_at(folder: int, prefix: str = "", *, skip: Container[str] = (), depth: 
     asked for. Raises StoreError for another disk's folder and for more than 64 folders in one another.
     """
     if depth > _DEEPEST:
-        raise StoreError(f"{prefix[:40]}… is in more than {_DEEPEST} folders")
+        raise StoreError(f"{prefix[:40]}… is nested in more than {_DEEPEST} folders")
     for name in sorted(os.listdir(folder)):
         entry = entry_of(folder, name)._replace(path=f"{prefix}{name}")
         yield entry

@@ -2,8 +2,8 @@
 
 They are not leases. A lease that expires needs a clock, a renewal during a conversion of hours, and a
 duration that is too short for a stopped process or too long after a killed one. The kernel knows when the
-last descriptor is closed, so a waiter goes on as soon as the holder is gone and never before. The price is
-that a store's locks hold on one machine (and on file systems that implement flock).
+last descriptor is closed, so a waiter continues as soon as the holder has ended and never before. The
+price is that a store's locks work on one machine only (and on file systems that implement flock).
 """
 
 from __future__ import annotations

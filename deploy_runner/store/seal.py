@@ -1,7 +1,7 @@
 """Authenticate what a store keeps about itself: kind, name and content together, by the store's secret.
 
 Whoever can write the store's folder but doesn't know the secret can make nothing that is trusted: not a
-new file, not an old one under another name, not one of another kind. The secret is
+new file, not an old one under another name, not one of a different kind. The secret is
 `DEPLOY_RUNNER_CACHE_KEY`, or a file that is made on first use.
 
 A run that only reads a protected store need not know its secret: what it can't write, and nobody but the
@@ -109,7 +109,7 @@ class Seal:
         write(path, os.urandom(_SECRET_BYTES), mode=0o600, tmp=tmp)
         made = self._owners_file(path)
         if made is None:
-            raise StoreError(f"{path} can't be made", fix="set DEPLOY_RUNNER_CACHE_KEY")
+            raise StoreError(f"{path} can't be created", fix="set DEPLOY_RUNNER_CACHE_KEY")
         return made
 
     def _owners_file(self, path: Path) -> bytes | None:
@@ -121,7 +121,7 @@ class Seal:
         if not stat_module.S_ISREG(found.st_mode) or found.st_uid not in (os.geteuid(), owner, 0):
             return None
         if self._writable and not os.access(path, os.R_OK, effective_ids=True):
-            raise store_error(PermissionError(13, "its key is another user's"), path)
+            raise store_error(PermissionError(13, "its key belongs to another user"), path)
         # What can't be read now must not be replaced: all that it sealed would be lost.
         data = read_existing(path)
         return data if data is not None and len(data) == _SECRET_BYTES else None

@@ -50,7 +50,7 @@ def how_to_install(module: str) -> str:
     """Return the command that brings a module where its distribution is known, else no command."""
     top = module.partition(".")[0]
     known = _DISTRIBUTIONS.get(module) or _DISTRIBUTIONS.get(top) or (top if top in _SAME else "")
-    return f"pip install {known}" if known else "install the package that brings it"
+    return f"pip install {known}" if known else "install the package that provides it"
 
 
 def _short(filename: str, project: str) -> str:
@@ -69,5 +69,5 @@ def _local_file(top: str, folders: Sequence[str]) -> str:
 
 def _local_fix(top: str, where: traceback.FrameSummary | None, folder: str) -> str:
     if where is not None and os.path.dirname(where.filename) == folder:
-        return f"where it lies beside the stage, import it by: from . import {top}"
+        return f"if it is beside the stage, import it with `from . import {top}`"
     return "import it from the folder of the file that `with` names, or put its folder on PYTHONPATH"

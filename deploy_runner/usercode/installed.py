@@ -86,7 +86,7 @@ def _record(metadata: str) -> str:
 
 
 def origin_of(dotted: Sequence[str]) -> Origin | None:
-    """Return where an absolute import comes from; None for the standard library and what isn't there."""
+    """Return where an absolute import comes from; None for the standard library and missing modules."""
     if dotted[0] in sys.stdlib_module_names or dotted[0] == "deploy_runner":
         return None
     found = locate(dotted[0])

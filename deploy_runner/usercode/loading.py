@@ -191,7 +191,7 @@ class _ProjectFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         data = self._files[name].read_bytes()
         expected = self._digests.get(name)
         if expected is not None and hashlib.sha256(data).hexdigest() != expected:
-            raise StageError(f"{name} changed while the run was going on", fix="run again")
+            raise StageError(f"{name} changed during the run", fix="run again")
         return data
 
     def get_code(self, fullname: str) -> CodeType:

@@ -28,7 +28,7 @@ _STATE = ("scheduler_state_dict", "lr_scheduler_state_dict", "scheduler", "lr_sc
 
 
 class CheckpointCreate(Stage):
-    """Write a training checkpoint that holds plain values and tensors only.
+    """Write a training checkpoint that contains only plain values and tensors.
 
     It loads by `torch.load(path, weights_only=True)`. The date is the one that is given, never
     the clock of the run, so that equal inputs give equal bytes.
@@ -46,7 +46,7 @@ class CheckpointCreate(Stage):
             None, description="how to build the model (default: the checkpoint's `model_config`)"
         )
         training_date: str | None = Field(
-            None, description="when it was trained, e.g. 2026-11-24 (default: what the checkpoint says)"
+            None, description="when it was trained, e.g. 2026-11-24 (default: the checkpoint's date)"
         )
 
     class Inputs(StageInputs):
@@ -55,7 +55,7 @@ class CheckpointCreate(Stage):
         weights: File = Field(description="weights.safetensors of checkpoint.state_dict")
         metadata: File | None = Field(None, description="metadata.json of checkpoint.state_dict")
         checkpoint: File | None = Field(
-            None, description="a checkpoint to take the state of optimizer, scheduler and random numbers from"
+            None, description="a checkpoint whose optimizer, scheduler and random states are copied"
         )
 
     class Outputs(StageOutputs):
@@ -82,7 +82,7 @@ class CheckpointCreate(Stage):
         written = torch.load(outputs.checkpoint, weights_only=True)["model_state_dict"]
         for name, tensor in content["model_state_dict"].items():
             if isinstance(tensor, torch.Tensor) and not torch.equal(written[name], tensor):
-                raise StageError(f"{name!r} was not written as it was read")
+                raise StageError(f"{name!r} has different content after writing")
         ctx.figure("keys", sorted(content))  # type: ignore[arg-type]
         ctx.figure("bytes", outputs.checkpoint.stat().st_size)
 

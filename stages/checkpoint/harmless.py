@@ -57,7 +57,7 @@ def _unit(metadata: Any) -> str:
     unit, count = metadata[1][:2]
     unit = unit.decode() if isinstance(unit, bytes) else unit
     if not isinstance(unit, str) or not isinstance(count, int) or not _UNIT.fullmatch(unit):
-        raise NotPlain("a NumPy date of no known unit")
+        raise NotPlain("a NumPy date without a known unit")
     return f"[{count}{unit}]" if unit != "generic" else ""
 
 
@@ -70,7 +70,7 @@ def _filled(kind: Any, shape: Any, data: Any) -> np.ndarray[Any, Any]:
     import numpy as np
 
     if not isinstance(kind, DType):
-        raise NotPlain("a NumPy array of no dtype")
+        raise NotPlain("a NumPy array without a dtype")
     data = data.encode("latin1") if isinstance(data, str) else data
     if not isinstance(data, bytes):
         raise NotPlain("a NumPy array of Python objects")

@@ -47,7 +47,9 @@ def sniff(path: Path) -> Format:
     with path.open("rb") as file:
         head = file.read(16)
     if not head:
-        raise StageError("the checkpoint is empty (0 bytes)", fix="was its copy interrupted?")
+        raise StageError(
+            "the checkpoint is empty (0 bytes)", fix="copy it again: the copy may have been interrupted"
+        )
     if head.startswith(b"PK\x03\x04"):
         return _sniff_zip(path)
     if head.startswith(b"\x80"):
@@ -55,19 +57,19 @@ def sniff(path: Path) -> Format:
     if len(head) > 9 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < path.stat().st_size:
         return "safetensors"
     if head.lstrip().startswith(b"{") and b'"weight_map"' in path.read_bytes()[:_INDEX_BYTES]:
-        raise StageError("the file is the index of a checkpoint in several files",
-                         fix="name the folder that holds it and its shards")  # fmt: skip
+        raise StageError("the file is the index of a sharded checkpoint",
+                         fix="use the folder that contains it and its shards")  # fmt: skip
     raise StageError("the file is not a checkpoint: neither torch.save's nor safetensors",
-                     fix="name the file that your training loop wrote")  # fmt: skip
+                     fix="use the file that your training loop wrote")  # fmt: skip
 
 
 def _no_shards(folder: Path) -> StageError:
     said = f"{folder.name} is a folder without a *.safetensors.index.json"
     files = sorted(p.name for p in folder.iterdir() if p.suffix in _CHECKPOINTS)
     if any(folder.glob("*.bin.index.json")):
-        return StageError(f"{said}: shards of pickles are not read", fix="save it as safetensors")
-    return StageError(said, fix=f"name the checkpoint's file: {', '.join(files[:3])}" if files else
-                      "name the checkpoint's file")  # fmt: skip
+        return StageError(f"{said}: pickle shards are not supported", fix="save it as safetensors")
+    return StageError(said, fix=f"use one of its files: {', '.join(files[:3])}" if files else
+                      "use one of its files")  # fmt: skip
 
 
 def _sniff_zip(path: Path) -> Format:
@@ -75,7 +77,7 @@ def _sniff_zip(path: Path) -> Format:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError):
-        raise StageError("the checkpoint is truncated or damaged: its zip directory is missing",
+        raise StageError("the checkpoint is truncated or damaged: the zip directory is missing",
                          fix="copy it again from where it was trained") from None  # fmt: skip
     names = {member.filename.partition("/")[2] for member in members}
     if "constants.pkl" in names:
@@ -85,22 +87,22 @@ def _sniff_zip(path: Path) -> Format:
     _check_members(members, path.stat().st_size)
     if "data.pkl" in names:
         return "torch"
-    raise StageError("the file is a zip archive, but not one that torch.save wrote")
+    raise StageError("the file is a zip archive that torch.save did not write")
 
 
 def _check_members(members: list[zipfile.ZipInfo], file_bytes: int) -> None:
     """Refuse what torch.save never writes: compression, encryption, names given twice."""
     names = [member.filename for member in members]
     if len(members) > _MAX_MEMBERS or len(set(names)) < len(names):
-        raise StageError("the checkpoint's archive names a record twice, or far too many")
+        raise StageError("the checkpoint's archive contains a record twice, or far too many records")
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 0x1:
             raise StageError(f"the checkpoint's record {member.filename!r} is compressed or encrypted, "
                              "which torch.save never does")  # fmt: skip
         if member.filename.startswith("/") or ".." in member.filename.split("/"):
-            raise StageError(f"the checkpoint's record {member.filename!r} leaves the archive")
+            raise StageError(f"the checkpoint's record {member.filename!r} has a path outside the archive")
     if sum(member.file_size for member in members) > file_bytes:
-        raise StageError("the checkpoint's records claim to be larger than the file")
+        raise StageError("the checkpoint's records are larger than the file")
 
 
 def read(path: Path, *, trust: bool) -> Any:
@@ -116,10 +118,10 @@ def read(path: Path, *, trust: bool) -> Any:
         return _read_sharded(path)
     if form == "torchscript":
         raise StageError("the file is a TorchScript program, not a checkpoint",
-                         fix="name the training checkpoint it was made from")  # fmt: skip
+                         fix="use the training checkpoint that it was created from")  # fmt: skip
     if form == "pt2":
         raise StageError("the file is a torch.export program (.pt2), not a checkpoint",
-                         fix="name the training checkpoint it was made from")  # fmt: skip
+                         fix="use the training checkpoint that it was created from")  # fmt: skip
     return _read_pickle(path, form, trust=trust)
 
 
@@ -138,7 +140,7 @@ def _read_sharded(folder: Path) -> dict[str, torch.Tensor]:
     indices = sorted(folder.glob("*.safetensors.index.json"))
     if len(indices) > 1:
         names = ", ".join(index.name for index in indices)
-        raise StageError(f"the folder has several checkpoints: {names}", fix="keep one of them in it")
+        raise StageError(f"the folder has several checkpoints: {names}", fix="keep one of them")
     index = indices[0]
     try:
         places = dict(json.loads(index.read_text("utf-8"))["weight_map"].items())
@@ -148,13 +150,13 @@ def _read_sharded(folder: Path) -> dict[str, torch.Tensor]:
     found: dict[str, dict[str, torch.Tensor]] = {}
     for name in shards:
         if not isinstance(name, str) or "/" in name or not (folder / name).is_file():
-            raise StageError(f"{index.name} names the shard {name!r}, which is not in the folder",
+            raise StageError(f"{index.name} lists the shard {name!r}, which is not in the folder",
                              fix="copy every shard")  # fmt: skip
         found[name] = read_safetensors(folder / name)
     for tensor, shard in places.items():
         if tensor not in found[shard]:
-            raise StageError(f"the tensor {tensor!r} is not in the shard {shard}, where {index.name} has it",
-                             fix="copy index and shards of one checkpoint")  # fmt: skip
+            raise StageError(f"the tensor {tensor!r} of {index.name} is not in its shard {shard}",
+                             fix="copy the index and the shards of the same checkpoint")  # fmt: skip
     return {tensor: found[shard][tensor] for tensor, shard in places.items()}
 
 
@@ -193,8 +195,8 @@ def _refuse_long_names(path: Path, form: Format) -> None:
         for _ in range(1 if form == "torch" else _LEGACY_PICKLES):
             for opcode, argument, _ in pickletools.genops(stream):
                 if opcode.name in ("GLOBAL", "INST") and len(str(argument)) > _MAX_NAME:
-                    raise StageError(f"the checkpoint's pickle is refused: it names something of "
-                                     f"{len(str(argument)):,} letters; nothing was executed")  # fmt: skip
+                    raise StageError(f"the checkpoint's pickle is rejected: it contains a name of "
+                                     f"{len(str(argument)):,} characters; nothing was executed")  # fmt: skip
 
 
 def _pickle_of(path: Path) -> io.BytesIO:
@@ -217,16 +219,16 @@ def _refused(path: Path, form: Format, said: str) -> StageError:
         text = _ANSI.sub("", said).rpartition("WeightsUnpickler error:")[2].strip()
         line = text.partition("\n")[0]
         if line in _NEWER_PICKLES:
-            said = "the checkpoint is pickled by protocol 4 or newer, which torch's safe reader doesn't know"
-            return StageError(said, fix="save it by torch.save without pickle_protocol")
+            said = "the checkpoint uses pickle protocol 4 or newer, which torch's safe loader doesn't support"
+            return StageError(said, fix="save it with torch.save without pickle_protocol")
         if line.startswith("a NumPy"):
-            said = f"the checkpoint holds {line}, which could run code; nothing was executed"
-            return StageError(said, fix="save tensors, and arrays of numbers")
-        return StageError(f"the checkpoint's pickle is refused: {line[:200]}",
-                          fix="is this file what torch.save wrote?")  # fmt: skip
+            said = f"the checkpoint contains {line}, which could run code; nothing was executed"
+            return StageError(said, fix="save tensors and arrays of numbers only")
+        return StageError(f"the checkpoint's pickle is rejected: {line[:200]}",
+                          fix="check that torch.save wrote this file")  # fmt: skip
     names = ", ".join(list(dict.fromkeys(found))[:5])
     if any(name.startswith("torch.nn.") for name in found):
         fix = "save model.state_dict() instead; or, if you trust it, set `trust: true` on the stage"
-        return StageError(f"the checkpoint is a whole pickled module, with code in it: {names}", fix=fix)
+        return StageError(f"the checkpoint is a pickled module, which contains code: {names}", fix=fix)
     return StageError(f"the checkpoint is a pickle that runs code: {names}; nothing was executed",
                       fix="save weights and plain values only")  # fmt: skip

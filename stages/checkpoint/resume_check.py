@@ -38,11 +38,11 @@ Loss = Literal["cross_entropy", "mse_loss", "l1_loss", "binary_cross_entropy_wit
 
 
 class CheckpointResumeCheck(Stage):
-    """Take real optimisation steps from the checkpoint, once straight and once interrupted.
+    """Run real optimisation steps from the checkpoint, once without and once with an interruption.
 
-    Half-way the interrupted run saves a checkpoint, forgets everything, and goes on from the file.
-    Both must have the same losses, bit for bit on one thread; and the first of them must go on
-    from the training that the checkpoint came from, not start anew.
+    Half-way the interrupted run saves a checkpoint, forgets everything, and continues from the file.
+    Both must have the same losses, bit for bit on one thread; and the first of them must continue
+    the training that the checkpoint came from, not start from scratch.
     """
 
     uses = "checkpoint.resume_check"
@@ -54,17 +54,19 @@ class CheckpointResumeCheck(Stage):
     class Params(StageParams):
         """How the model was trained."""
 
-        factory: Code = Field(description="what builds the nn.Module, as path/to/file.py:name")
+        factory: Code = Field(
+            description="the function or class that builds the nn.Module, as path/to/file.py:name"
+        )
         kwargs: dict[str, Any] = Field(default={}, description="keyword arguments of the factory")
         optimizer: str | None = Field(
             None, description="a class of torch.optim, e.g. AdamW; its settings are in the checkpoint"
         )
         make_optimizer: Code | None = Field(
-            None, description="function(model) that returns the optimizer, where a name is not enough"
+            None, description="function(model) that returns the optimizer, instead of `optimizer`"
         )
         loss: Loss = Field("cross_entropy", description="a loss of torch.nn.functional")
         loss_function: Code | None = Field(
-            None, description="function(outputs, labels) that returns the loss, instead"
+            None, description="function(outputs, labels) that returns the loss, instead of `loss`"
         )
         steps: int = Field(10, ge=2, description="optimisation steps; half of them after the interruption")
         batch_size: int = Field(32, ge=1, description="samples in a step")
@@ -101,7 +103,9 @@ class CheckpointResumeCheck(Stage):
         straight = trainer.resume(start)
         expected = straight.train(0, params.steps)
         if not start["optimizer_state_dict"].get("state") and any(straight.optimizer.state.values()):
-            raise GateError("the checkpoint's optimizer holds no state: was it saved before its first step?")
+            raise GateError(
+                "the checkpoint's optimizer has no state: it was probably saved before the first step"
+            )
         interrupted = trainer.resume(start)
         found = interrupted.train(0, half)
         found += trainer.resume(interrupted.saved_and_loaded()).train(half, params.steps)
@@ -128,18 +132,18 @@ def _refuse(params: CheckpointResumeCheck.Params, report: Mapping[str, Any]) -> 
     for step, (straight, interrupted) in enumerate(pairs):
         if straight != interrupted:
             raise GateError(f"the loss of step {step} is {interrupted!r} after resuming, {straight!r} "
-                            "without an interruption: some state is not in a checkpoint")  # fmt: skip
+                            "without an interruption: some state is missing in the checkpoint")  # fmt: skip
     first, recorded = report["losses"][0], report["recorded_loss"]
     if first >= report["untrained_loss"]:
         raise GateError(f"the first loss is {first:.4g}, not below the {report['untrained_loss']:.4g} of an "
-                        "untrained model: training would start anew")  # fmt: skip
+                        "untrained model: training would start from scratch")  # fmt: skip
     if params.max_jump is None:
         return
     if recorded is None:
         raise StageError("max_jump needs the checkpoint's `loss`, which it doesn't have")
     if first > params.max_jump * recorded:
         raise GateError(f"the first loss is {first:.4g}, the checkpoint's was {recorded:.4g}: "
-                        f"allowed is a factor of {params.max_jump:g}")  # fmt: skip
+                        f"the limit is a factor of {params.max_jump:g}")  # fmt: skip
 
 
 def _optimizer_state(content: Any) -> dict[str, Any]:
@@ -159,11 +163,11 @@ class _Trainer:
         from torch.nn import functional
 
         if (params.optimizer is None) == (params.make_optimizer is None):
-            raise StageError("name the optimizer: either `optimizer` or `make_optimizer`",
+            raise StageError("set either `optimizer` or `make_optimizer`",
                              fix="e.g. optimizer: AdamW")  # fmt: skip
         if "y" not in arrays or len(arrays) < 2 or not len(arrays["y"]):
             raise StageError(
-                "the data wants inputs and labels `y`", fix="save it as np.savez(path, x=…, y=…)"
+                "the data must contain inputs and labels `y`", fix="save it as np.savez(path, x=…, y=…)"
             )
         self._ctx, self._params = ctx, params
         self._labels = torch.from_numpy(arrays.pop("y"))
@@ -197,7 +201,7 @@ class _Trainer:
     def resume(self, checkpoint: Mapping[str, Any]) -> _Session:
         """Return a session with a new model and optimizer that continue from a checkpoint.
 
-        Its random numbers go on from `rng_state`, or from the stage's seed where there is none.
+        Its random numbers continue from `rng_state`, or from the stage's seed where there is none.
         """
         import torch
 

@@ -25,7 +25,7 @@ from . import harmless, reader
 
 
 class CheckpointStateDict(Stage):
-    """Take the weights out of a training checkpoint, without running what is inside it.
+    """Extract the weights from a training checkpoint without executing code in it.
 
     Reads torch.save files (zip and legacy), safetensors and their shards; strips the prefixes of
     DDP, torch.compile, FSDP and averaged models. A whole pickled module needs `trust: true`.
@@ -39,22 +39,22 @@ class CheckpointStateDict(Stage):
     class Params(StageParams):
         """What to take."""
 
-        key: str | None = Field(None, description="where the state_dict is; found if left out")
+        key: str | None = Field(None, description="the key of the state_dict (default: the first usual one)")
         strip_prefix: str | None = Field(
-            None, description="a prefix to take off every name; an empty one keeps all names"
+            None, description="a prefix to remove from every name; empty: keep all names"
         )
         code: Code | None = Field(None, description="defines the classes of a pickled module")
 
     class Inputs(StageInputs):
         """The checkpoint."""
 
-        checkpoint: File | Folder = Field(description="the file that the training loop wrote")
+        checkpoint: File | Folder = Field(description="the checkpoint file")
 
     class Outputs(StageOutputs):
         """The weights."""
 
         weights: File = Output("weights.safetensors", "the weights, tied tensors once")
-        metadata: File = Output("metadata.json", "epoch, loss and what else the checkpoint says")
+        metadata: File = Output("metadata.json", "epoch, loss and other values of the checkpoint")
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Read, find, strip, write, read back."""
@@ -103,7 +103,7 @@ def _say_which(ctx: Context, key: str, others: list[str], chosen: str | None) ->
         ctx.figure("other_keys", others)  # type: ignore[arg-type]
         kind = "averaged" if state_dicts.is_ema(key) else "not averaged"
         said = f"took {key!r} ({kind}); the checkpoint also has {', '.join(others)}"
-        ctx.log(said if chosen else f"{said}: choose by `key`")
+        ctx.log(said if chosen else f"{said}: select one with `key`")
 
 
 def _define_in_main(code: str, value: Any) -> None:

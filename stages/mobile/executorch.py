@@ -55,12 +55,13 @@ class MobileExecutorch(Stage):
         """How to lower, and how close it must be: the floors are those of int8."""
 
         backend: Literal["xnnpack", "portable"] = Field(
-            "xnnpack", description="whose kernels; portable ones run everywhere, about 100 times slower"
+            "xnnpack",
+            description="which kernels to use; the portable ones run everywhere, about 100 times slower",
         )
         quantize: Literal["none", "int8"] = Field("none", description="int8 needs calibration samples")
         largest: dict[str, int] = Field(
             default={},
-            description="what each dynamic axis must take at least (default: `max`, else 16 or the cases')",
+            description="smallest upper bound of each dynamic axis (default: `max`, else 16 or the cases')",
         )
         atol: float | None = Field(
             None, ge=0,
@@ -127,7 +128,7 @@ def _judge_int8(
     judging.judge(ctx, params, run, judged, lambda: (
         "the calibration samples are all alike or don't cover these inputs, or a mask of infinite or very "
         "large values leaves no steps for the rest",
-        "calibrate on varied real samples, or leave `quantize: none`",
+        "calibrate on varied real samples, or use `quantize: none`",
     ))  # fmt: skip
 
 
@@ -217,8 +218,8 @@ def _quantized(
         prepared(*bundles.tensors(sample, bundle.input_names))
     converted = convert_pt2e(prepared)
     if not any("quantize_per" in str(node.target) for node in converted.graph.nodes):
-        raise StageError("nothing was quantized: XNNPACK has int8 for no operator of the model",
-                         fix="leave `quantize: none`")  # fmt: skip
+        raise StageError("nothing was quantized: XNNPACK has no int8 kernel for any operator of the model",
+                         fix="use `quantize: none`")  # fmt: skip
     return converted
 
 
@@ -240,7 +241,7 @@ def _lower(program: Any, backend: str) -> tuple[bytes, str]:
         raise StageError(f"ExecuTorch can't lower the model: {first_line(error)}",
                          fix="try `backend: portable`, or mobile.lite") from error  # fmt: skip
     if backend == "xnnpack" and not any("executorch_call_delegate" in call for call in calls):
-        raise GateError("XNNPACK took no operator of the model: it would run about 100 times slower")
+        raise GateError("XNNPACK supports no operator of the model: it would run about 100 times slower")
     rest = sum("executorch_call_delegate" not in call and "getitem" not in call for call in calls)
     return buffer, f"{max(before - rest, 0)} of {before} operators"
 

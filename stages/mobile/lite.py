@@ -30,7 +30,7 @@ from . import snippets
 
 
 class MobileLite(Stage):
-    """Save the model for the lite interpreter of phones; load it back and compare.
+    """Save the model for the lite interpreter on phones; load it back and compare.
 
     It is frozen, and optimised for mobile where this torch has XNNPACK; the figure `optimized` says
     which. Upstream advises ExecuTorch for new apps: see mobile.executorch.
@@ -85,7 +85,7 @@ def _optimized(program: Any) -> tuple[Any, str]:
             return optimize_for_mobile(program), "optimize_for_mobile"
         # A loaded program is frozen already where its maker asked for it, and refuses a second time.
         frozen = torch.jit.freeze(program) if hasattr(program, "training") else program
-    return frozen, "frozen only: this torch has no XNNPACK"
+    return frozen, "only frozen: this build of torch has no XNNPACK"
 
 
 def _save(program: Any, path: Path) -> None:

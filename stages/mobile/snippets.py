@@ -27,7 +27,7 @@ def write(folder: Path, runtime: Runtime, inputs: Sequence[Port], outputs: Seque
     """Write Predict.kt and Predict.swift (and what Swift needs to call C++) into `folder`."""
     for port in (*inputs, outputs[0]):
         if port.dtype not in _KOTLIN:
-            raise StageError(f"a phone's tensors can't hold {port.name!r} of {port.dtype}",
+            raise StageError(f"tensors on a phone don't support {port.dtype}, the type of {port.name!r}",
                              fix="convert it inside the model")  # fmt: skip
     folder.mkdir(exist_ok=True)
     files = {"Predict.kt": _kotlin(runtime, inputs, outputs)}

@@ -40,7 +40,10 @@ class Axis:
         if found is None:
             found = next((n for n in range(self.max or 0, self.min - 1, -1) if self.allows(n)), None)
         if found is None:
-            raise StageError(f"dynamic: no size is {self}", fix="set `multiple_of`, `min` and `max` that fit")
+            raise StageError(
+                f"dynamic: no size satisfies {self}",
+                fix="choose other values of `multiple_of`, `min` and `max`",
+            )
         return found
 
     def as_dict(self) -> dict[str, Any]:
@@ -57,8 +60,8 @@ def merged(label: str, given: Iterable[Axis]) -> Axis:
     axis = Axis(label)
     for other in given:
         if axis.multiple_of != 1 and other.multiple_of not in (1, axis.multiple_of):
-            raise StageError(f"dynamic: {label!r} is said to be a multiple of {axis.multiple_of} and of "
-                             f"{other.multiple_of}", fix="say it once")  # fmt: skip
+            raise StageError(f"dynamic: {label!r} is declared as a multiple of {axis.multiple_of} and of "
+                             f"{other.multiple_of}", fix="declare it once")  # fmt: skip
         most = min((n for n in (axis.max, other.max) if n is not None), default=None)
         axis = Axis(label, max(axis.multiple_of, other.multiple_of), max(axis.min, other.min), most)
     axis.nearest(axis.min)
@@ -117,7 +120,7 @@ def candidates(axis: Axis, first: int, *, batch: bool) -> Iterator[int]:
 
 
 def learned(axis: Axis, first: int, ran: Sequence[int], refused: Sequence[int]) -> Axis:
-    """Return the axis with what the refusals say of it: it wants multiples, or has a largest size."""
+    """Return the axis with what the refusals say of it: it needs multiples, or has a largest size."""
     if not refused or not ran:
         return axis
     if axis.max is None and max(ran) < first < max(refused):

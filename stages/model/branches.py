@@ -88,7 +88,7 @@ def check(found: Branches, run: Model) -> None:
     for case in found.cases:
         if name := differing(case.outputs, run(case.inputs), case.allowed):
             lines = ", ".join(sorted({read.where for read in found.reads}))
-            raise GateError(f"the result differs from the original for other data than the example's, "
+            raise GateError(f"the result differs from the original for data unlike the example's, "
                             f"on which {lines} depends: {name!r} of {case.name}")  # fmt: skip
 
 

@@ -167,7 +167,7 @@ def load_bundle(folder: Path) -> Bundle:
             folder, data["factory"], data["kwargs"], ports["inputs"], ports["outputs"], allowed, axes
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise StageError("the input is not a model bundle", fix="give it model.prepare's output") from None
+        raise StageError("the input is not a model bundle", fix="use the output of model.prepare") from None
 
 
 def _port(given: Mapping[str, Any]) -> Port:
@@ -185,7 +185,7 @@ def build_module(factory: Callable[..., Any], kwargs: Mapping[str, Any], name: s
         raise  # Which module, and who imports it, is said where every stage's errors are.
     except Exception as error:
         said = f"{name} fails: {type(error).__name__}: {first_line(error)}{user_line(error)}"
-        raise StageError(said, fix="does it take these `kwargs`, and read no file?") from error
+        raise StageError(said, fix="check its `kwargs`; it must not read files") from error
     if not isinstance(module, nn.Module):
         raise StageError(f"{name} returned {type(module).__name__}, not an nn.Module")
     return module
@@ -327,7 +327,7 @@ def open_arrays(path: Path) -> Iterator[Members]:
                 members[name] = opened.enter_context(archive.open(info))
             unpacked = sum(sizes.values())
             if unpacked > _SURE_BYTES and unpacked > _MOST_COMPRESSED * path.stat().st_size:
-                raise ValueError(f"it would unpack to {unpacked / 1e9:.1f} GB, which no data does")
+                raise ValueError(f"it would unpack to {unpacked / 1e9:.1f} GB, which no real data does")
             members.sizes = sizes
             yield members
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError, zlib.error,
@@ -346,11 +346,11 @@ def array_header(name: str, file: IO[bytes], file_bytes: int) -> tuple[tuple[int
     try:
         shape, fortran, dtype = read(file)
     except (SyntaxError, RecursionError, MemoryError, TypeError) as error:
-        raise ValueError(f"the header of the array {name!r} is no header: {first_line(error)}") from None
+        raise ValueError(f"the header of the array {name!r} is invalid: {first_line(error)}") from None
     if dtype.hasobject:
-        raise ValueError(f"the array {name!r} holds Python objects")
+        raise ValueError(f"the array {name!r} contains Python objects")
     if dtype.kind not in "biufc":
-        raise ValueError(f"the array {name!r} holds {dtype}, not numbers")
+        raise ValueError(f"the array {name!r} contains {dtype}, not numbers")
     if any(size < 0 for size in shape) or math.prod(shape) * dtype.itemsize > file_bytes:
         raise ValueError(f"the array {name!r} has the shape {shape}, but {file_bytes} bytes")
     return shape, fortran, dtype

@@ -33,14 +33,18 @@ _PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".we
 class Pictures(StageParams):
     """How a picture becomes an array: resized to the input, divided by 255, normalised."""
 
-    mean: list[float] = Field(default=[0.0], description="subtracted, one for each channel or one for all")
-    std: list[float] = Field(default=[1.0], description="divided by, after the mean")
+    mean: list[float] = Field(
+        default=[0.0], description="subtracted from each value: one number for each channel or one for all"
+    )
+    std: list[float] = Field(
+        default=[1.0], description="each value is divided by it after the mean was subtracted"
+    )
 
 
 class Source(StageParams):
     """Where calibration samples come from: the parameters of every stage that calibrates."""
 
-    samples: int | None = Field(None, ge=1, description="use at most so many samples")
+    samples: int | None = Field(None, ge=1, description="the largest number of samples to use")
     pictures: Pictures = Field(default=Pictures(), description="for a folder of pictures: their values")
     function: Code | None = Field(
         None, description="function(path of the input `calibration`, or None) that yields samples"
@@ -117,7 +121,7 @@ def _on_axis_0(slots: Sequence[Slot]) -> list[Slot]:
 
 
 class Samples:
-    """Samples by input name, each a batch of one, read anew for every pass over them."""
+    """Samples by input name, each a batch of one, read again for every pass over them."""
 
     def __init__(
         self, open_: Callable[[], Iterator[Mapping[str, Any]]], slots: list[Slot], limit: int | None
@@ -145,8 +149,8 @@ def open_samples(ctx: Context, source: Source, calibration: Path | None, slots: 
         function = ctx.load(source.function)
         return Samples(lambda: _from_function(function, calibration, slots), slots, source.samples)
     if calibration is None:
-        raise StageError("there is nothing to calibrate with",
-                         fix="give the input `calibration`, or name a `function`")  # fmt: skip
+        raise StageError("there is no calibration data",
+                         fix="set the input `calibration` or the parameter `function`")  # fmt: skip
     if calibration.is_dir():
         return Samples(lambda: _from_pictures(calibration, source.pictures, slots), slots, source.samples)
     return Samples(lambda: _from_arrays(calibration, slots), slots, source.samples)
@@ -214,7 +218,7 @@ def _from_pictures(folder: Path, pictures: Pictures, slots: list[Slot]) -> Itera
     from PIL import Image, UnidentifiedImageError
 
     if len(slots) != 1 or slots[0].batch != 0 or len(slots[0].shape) != 4 or None in slots[0].sample:
-        raise StageError("a folder of pictures fits a model with one input of shape [batch, channels, "
+        raise StageError("a folder of pictures requires a model with one input of shape [batch, channels, "
                          "height, width]", fix="use an .npz or a `function`")  # fmt: skip
     name, (_, channels, height, width) = slots[0].name, slots[0].shape
     if channels not in (1, 3):
@@ -223,7 +227,7 @@ def _from_pictures(folder: Path, pictures: Pictures, slots: list[Slot]) -> Itera
     assert width is not None
     mean, std = (np.array(v, np.float32).reshape(-1, 1, 1) for v in (pictures.mean, pictures.std))
     if len(mean) not in (1, channels) or len(std) not in (1, channels) or not std.all():
-        raise StageError(f"pictures: mean and std want 1 or {channels} values, and no std of 0")
+        raise StageError(f"pictures: mean and std must have 1 or {channels} values, and std must not be 0")
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in _PICTURES):
         try:
             with Image.open(path, formats=sorted(set(_PICTURES.values()))) as image:
@@ -246,7 +250,9 @@ def _from_function(
             named = given if isinstance(given, Mapping) else {slots[0].name: given}
             missing = [slot.name for slot in slots if slot.name not in named]
             if missing:
-                raise StageError(f"the calibration function yields no {missing[0]!r}, but {', '.join(named)}")
+                raise StageError(
+                    f"the calibration function yields no {missing[0]!r}, only {', '.join(named)}"
+                )
             batch = {slot.name: np.asarray(named[slot.name]) for slot in slots}
             if all(batch[slot.name].ndim == len(slot.sample) for slot in slots):
                 batch = {s.name: batch[s.name] if s.batch is None else np.expand_dims(batch[s.name], s.batch)
@@ -328,6 +334,6 @@ def compute_ranges(
         raise
     except Exception as error:
         raise StageError(f"the calibration fails: {first_line(error)}",
-                         fix="do the samples have the model's shape and type?") from error  # fmt: skip
+                         fix="check that the samples have the model's shape and type") from error  # fmt: skip
     save_tensors_data(ranges, cache)
     return count

@@ -62,8 +62,8 @@ def in_order(module: nn.Module, names: Sequence[str]) -> list[str]:
         raise StageError(f"forward() has no argument {others[0]!r}, it has {', '.join(known) or 'none'}",
                          fix=closest(others[0], known))  # fmt: skip
     if Parameter.VAR_KEYWORD not in kinds and others != sorted(others):  # Keys of a mapping have no order.
-        raise StageError(f"forward() takes {', '.join(others)} by position alone, in an order that names "
-                         "don't say", fix="name them so that they sort: input_0, input_1")  # fmt: skip
+        raise StageError(f"forward() takes {', '.join(others)} by position only, and the names don't "
+                         "define their order", fix="use names that sort: input_0, input_1")  # fmt: skip
     return [name for name in known if name in names] + others
 
 
@@ -116,15 +116,15 @@ def _by_position(parameter: Parameter, module: nn.Module, given: Sequence[str]) 
 
 def _refuse_missing(parameter: Parameter) -> None:
     if parameter.default is Parameter.empty:
-        raise StageError(f"forward() wants the argument {parameter.name!r}, and there is no example of it",
+        raise StageError(f"forward() requires the argument {parameter.name!r}, which has no example",
                          fix=f"add `example.{parameter.name}`")  # fmt: skip
 
 
 def _refuse_gap(skipped: Parameter | None, name: str) -> None:
     if skipped is not None:
-        raise StageError(f"forward() takes {name!r} by position alone, behind {skipped.name!r}, which has "
+        raise StageError(f"forward() takes {name!r} by position only, after {skipped.name!r}, which has "
                          "no example",
-                         fix=f"add `example.{skipped.name}` too, or leave {name!r} out")  # fmt: skip
+                         fix=f"add `example.{skipped.name}`, or remove {name!r}")  # fmt: skip
 
 
 def _parameters(module: nn.Module) -> list[Parameter]:
@@ -158,7 +158,7 @@ def adapted(module: nn.Module, names: Sequence[str]) -> nn.Module:
     words = {name: _word(name, place) for place, name in enumerate(names)}
     for name in binding.named:
         if words[name] != name:
-            raise StageError(f"the input {name!r} is no name that Python can call forward() by")
+            raise StageError(f"the input {name!r} can't be passed to forward() as a keyword argument")
     passed = ", ".join((*(words[n] for n in binding.positional), *(f"{n}={n}" for n in binding.named)))
     kind = type(module)
     own = vars(module).pop("forward", None) or kind.forward  # Some libraries replace it on the object.
@@ -168,8 +168,8 @@ def adapted(module: nn.Module, names: Sequence[str]) -> nn.Module:
     try:
         module.__class__ = type(kind.__name__, (kind,), namespace)
     except TypeError as error:
-        raise StageError("forward() is TorchScript, which can't be called by these inputs",
-                         fix="give each of its arguments an example, in order") from error  # fmt: skip
+        raise StageError("forward() is TorchScript, which can't be called with these inputs",
+                         fix="add an example for each of its arguments, in order") from error  # fmt: skip
     return module
 
 

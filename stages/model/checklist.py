@@ -32,11 +32,11 @@ Shapes = list[int] | dict[str, list[int]]
 
 _BATCH_TOLERANCE = 1e-4
 _SHAPES = (
-    "set `example.shape` to what forward() takes; where that is a dict or a list, let the factory "
+    "set `example.shape` to what forward() takes; if that is a dict or a list, have the factory "
     "return a module around it that takes tensors"
 )
 _TYPES = (
-    "set `example.dtype` to what forward() takes; for bfloat16, which files of numbers don't have, let the "
+    "set `example.dtype` to what forward() takes; for bfloat16, which data files can't contain, have the "
     "factory return a module around it that turns its input into the weights' type"
 )
 
@@ -132,12 +132,12 @@ def _deterministic(eager: Eager, case: Case) -> Check:
 
     again = eager(case.inputs)
     same = all(np.array_equal(again[n], a, equal_nan=True) for n, a in case.outputs.items())
-    return same, "two runs, equal bits" if same else "two runs differ: is something random?"
+    return same, "two runs, identical bits" if same else "two runs differ: the model uses random numbers"
 
 
 def _unchanged(before: Mapping[str, str], after: Mapping[str, str]) -> Check:
     changed = [name for name, digest in before.items() if after[name] != digest]
-    return _none(changed, "a forward pass changes {}", "kept")
+    return _none(changed, "a forward pass modifies {}", "kept")
 
 
 def _finite(cases: Sequence[Case], nonfinite: str) -> Check:
@@ -153,7 +153,7 @@ def _finite(cases: Sequence[Case], nonfinite: str) -> Check:
             found = f"output {name!r} is {value:g} at {places[0].tolist()} of {case.name}"
             if nonfinite == "allow":
                 return True, f"{found}: allowed"
-            return False, f"{found}; where the model means that, set `nonfinite: allow`"
+            return False, f"{found}; if that is intended, set `nonfinite: allow`"
     return True, "every value"
 
 
@@ -198,7 +198,7 @@ def batches(eager: Eager, found: Variation, ports: Ports, tolerance: float | Non
             if named and size not in found.refused.get(label, []):
                 raise
     else:
-        return named, f"a batch of {size} is refused"
+        return named, f"a batch of {size} fails"
     worst, allowed = 0.0, _BATCH_TOLERANCE if tolerance is None else tolerance
     for port in ports.outputs:
         within = rows(case.outputs[port.name], port.batch, slice(size))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from .bundles import Case
 
-_ROUNDING = "its type's rounding explains"
+_ROUNDING = "is explained by its type's rounding"
 
 Model = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Runs a model: arrays by input name → arrays by output name."""
@@ -195,7 +195,7 @@ def compare(
         actual = run(case.inputs)
         for name, array in case.outputs.items():
             if name not in actual:
-                raise GateError(f"the model has no output {name!r}, it has {', '.join(actual)}")
+                raise GateError(f"the model has no output {name!r}, only {', '.join(actual)}")
             if actual[name].shape != array.shape:
                 raise GateError(
                     f"{case.name}: output {name!r} has the shape {tuple(actual[name].shape)}, "

@@ -24,14 +24,14 @@ class Example(StageParams):
 
     shape: list[int] = Field(description="its shape, e.g. [1, 3, 224, 224]; [] for a single number")
     dtype: DType = Field("float32", description="its element type")
-    high: int = Field(2, ge=1, description="integers are drawn from 0 … high - 1")
+    high: int = Field(2, ge=1, description="integers are drawn from 0 to high - 1")
 
 
 class DynamicAxis(StageParams):
     """An axis that may vary, and the sizes that it may have."""
 
-    name: str = Field(pattern=_LABEL, description="its label: axes of one label have one size")
-    multiple_of: int = Field(1, ge=1, description="only multiples of this")
+    name: str = Field(pattern=_LABEL, description="its label: axes with the same label have the same size")
+    multiple_of: int = Field(1, ge=1, description="only multiples of this number")
     min: int = Field(1, ge=1, description="the smallest size")
     max: int | None = Field(None, ge=1, description="the largest size (default: any)")
 
@@ -53,7 +53,7 @@ def ports_of(
     for name, given in example.items():
         if any(size < 0 for size in given.shape):
             raise StageError(f"the example {name!r} has the shape {given.shape}: a size is negative",
-                             fix="give a size that occurs, and name what varies in `dynamic`")  # fmt: skip
+                             fix="use a real size, and list the axes that vary in `dynamic`")  # fmt: skip
     for name in dynamic or {}:
         if name not in example:
             raise StageError(f"dynamic: there is no input {name!r}, only {', '.join(example)}")
@@ -115,11 +115,11 @@ def chosen_samples(ports: Sequence[tuple[Port, Example]], samples: Mapping[str, 
     for port, _ in ports:
         name = port.name if port.name in samples else "x" if len(ports) == 1 else port.name
         if name not in samples:
-            raise StageError(f"the samples have no array {port.name!r}, they have {', '.join(samples)}")
+            raise StageError(f"the samples have no array {port.name!r}, only {', '.join(samples)}")
         arrays[port.name] = _sample_of(port, name, samples[name].astype(port.dtype, copy=False))
     counts = [arrays[p.name].shape[p.batch] for p, _ in ports if p.batch is not None]
     if counts and min(counts) < 2:
-        raise StageError("the samples hold fewer than two: batches can't be compared")
+        raise StageError("there is only one sample: batches can't be compared")
     return {p.name: rows(arrays[p.name], p.batch, slice(min(counts, default=0))) for p, _ in ports}
 
 

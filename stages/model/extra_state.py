@@ -42,8 +42,8 @@ def _packed(name: str, value: Any, tensors: dict[str, Any], depth: int) -> Any:
         pairs = [[_packed(name, part, tensors, depth + 1) for part in pair] for pair in value.items()]
         return {"dict": pairs}
     raise StageError(
-        f"the extra state {name!r} holds a {type(value).__name__}, which can't be kept without a pickle",
-        fix="let get_extra_state() return tensors, numbers, texts, lists and dicts",
+        f"the extra state {name!r} contains a {type(value).__name__}, which can't be stored without pickle",
+        fix="get_extra_state() must return tensors, numbers, strings, lists and dicts",
     )
 
 

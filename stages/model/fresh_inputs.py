@@ -118,8 +118,8 @@ def from_graph(model: onnx.ModelProto, run: Model) -> list[dict[str, Any]]:
         if len(taken) == 2:
             break
     if not taken:
-        raise StageError(f"no inputs are known to judge the result on: {refusal}",
-                         fix="give the bundle of model.prepare as `reference`") from refusal  # fmt: skip
+        raise StageError(f"there are no inputs to evaluate the result on: {refusal}",
+                         fix="set `reference` to the bundle of model.prepare") from refusal  # fmt: skip
     return taken
 
 

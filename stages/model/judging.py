@@ -35,7 +35,10 @@ class Floors(StageParams):
         0.98, ge=-1, le=1, description="smallest cosine of each output with the original's, on fresh inputs"
     )
     min_agreement: float = Field(
-        0.9, ge=0, le=1, description="smallest share of the largest outputs at the same place, ties apart"
+        0.9,
+        ge=0,
+        le=1,
+        description="smallest share of samples with the largest output at the same position, ignoring ties",
     )
 
 
@@ -151,7 +154,7 @@ def judge(
             actual = candidate(case.inputs)
             for name, array in case.outputs.items():
                 if name not in actual:
-                    raise GateError(f"the model has no output {name!r}, it has {', '.join(actual)}")
+                    raise GateError(f"the model has no output {name!r}, only {', '.join(actual)}")
                 scores.setdefault((kind, name), Score()).add(array, actual[name])
     ctx.figure("cosine", min((s.cosine for s in scores.values()), default=1.0))
     ctx.figure("argmax_agreement", min((s.exact for s in scores.values()), default=1.0))
@@ -162,7 +165,7 @@ def judge(
     if refusals:
         cause, fix = causes()
         raise GateError(
-            f"the result is not the model any more: {refusals[0]}{cause and '; ' + cause}", fix=fix
+            f"the result deviates too much from the original: {refusals[0]}{cause and '; ' + cause}", fix=fix
         )
 
 
@@ -173,6 +176,6 @@ def _refusal(floors: Floors, kind: str, name: str, score: Score) -> str:
         return (f"on {kind}, output {name!r} has a cosine of {score.cosine:.4f} with the original's, "
                 f"below {floors.min_cosine:g}")  # fmt: skip
     if score.agreement < floors.min_agreement:
-        return (f"on {kind}, the largest value of output {name!r} is at the same place in "
+        return (f"on {kind}, the largest value of output {name!r} is at the same position in "
                 f"{score.agreement:.1%} of the samples, less than {floors.min_agreement:.1%}")  # fmt: skip
     return ""

@@ -111,7 +111,7 @@ def _call(module: nn.Module, weights: StateDict) -> tuple[list[str], list[str]]:
             said = next((line for line in lines if not _SHAPE.match(line)), first_line(error))
             where = user_line(error)
             raise StageError(f"the model can't load the checkpoint: {type(error).__name__}: {said}{where}",
-                             fix="does its own load_state_dict take this file?") from error  # fmt: skip
+                             fix="check that its load_state_dict accepts this file") from error  # fmt: skip
         _refuse_shapes(module, weights, shapes)
         raise
     return list(result.missing_keys), list(result.unexpected_keys)
@@ -122,7 +122,7 @@ def _refuse_shapes(module: nn.Module, weights: StateDict, found: Sequence[re.Mat
     names = {match[1] for match in found}
     rest = StateDict({n: t for n, t in weights.items() if n not in names}, versions=weights.versions)
     missing, unexpected = _call(module, rest) if len(rest) < len(weights) else ([], [])
-    shapes = [f"{m[1]} is {_tuple(m[2])}, the model wants {_tuple(m[3])}" for m in found]
+    shapes = [f"{m[1]} is {_tuple(m[2])}, the model requires {_tuple(m[3])}" for m in found]
     _refuse_misfit([n for n in missing if n not in names], unexpected, shapes, (), ())
 
 
@@ -144,12 +144,12 @@ def _refuse_misfit(
     problems = [f"{title} {_some(names)}" for title, names in titled if names]
     if not problems:
         return
-    fix = "name another factory, other kwargs, or the checkpoint's key"
+    fix = "change the factory, its kwargs, or the checkpoint's key"
     parts = (("allow_missing", allow_missing, lost), ("allow_unexpected", allow_unexpected, extra))
     options = [f"{option}: {[*given, *_patterns(names)]!r}" for option, given, names in parts if names]
     if options and not shapes:
-        fix += f"; or, where that is meant, set {' and '.join(options)}"
-    raise StageError(f"the checkpoint doesn't fit the model: {'; '.join(problems)}", fix=fix)
+        fix += f"; or, if that is intended, set {' and '.join(options)}"
+    raise StageError(f"the checkpoint doesn't match the model: {'; '.join(problems)}", fix=fix)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -170,7 +170,7 @@ def _some(items: Sequence[str], limit: int = 5) -> str:
 
 
 def _cast(name: str, value: Any, wanted: torch.Tensor | None) -> Any:
-    """Return a tensor in the module's type. Raises StageError where numbers of another kind are lost."""
+    """Return a tensor in the module's type. Raises StageError if that can't represent its values."""
     import torch
 
     if not isinstance(value, torch.Tensor) or wanted is None or value.dtype == wanted.dtype:
@@ -182,8 +182,8 @@ def _cast(name: str, value: Any, wanted: torch.Tensor | None) -> Any:
     if torch.equal(cast.to(value.dtype), value):
         return cast
     kinds = [str(t.dtype).removeprefix("torch.") for t in (value, wanted)]
-    said = f"{name} is {kinds[0]} in the checkpoint and {kinds[1]} in the model, which can't hold its values"
-    raise StageError(said, fix="give the model's tensor the type that it was trained with")
+    said = f"{name} is {kinds[0]} in the checkpoint and {kinds[1]} in the model, which can't represent it"
+    raise StageError(said, fix="use the type that the tensor was trained with")
 
 
 def _narrows(given: Any, kept: torch.Tensor) -> bool:
@@ -204,8 +204,8 @@ def _refuse_conflict(present: Sequence[str], after: Tensors, given: Mapping[str,
             continue
         if not _equal(*pair):
             raise StageError(
-                f"{present[0]} and {name} are one tensor in the model, but differ in the checkpoint",
-                fix="was it trained with a model that doesn't tie them? let the factory build that one",
+                f"{present[0]} and {name} are tied in the model, but differ in the checkpoint",
+                fix="if it was trained without the tie, have the factory build that model",
             )
 
 
@@ -279,7 +279,7 @@ def _refuse_overlap(moved: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> N
     if changed:
         raise StageError(
             f"{_some(changed)} overlap other tensors in the model's memory, but differ in the checkpoint",
-            fix="let the factory give each tensor its own memory",
+            fix="allocate each tensor separately in the factory",
         )
 
 
@@ -308,6 +308,6 @@ def _refuse_meta(module: nn.Module) -> None:
     empty = sorted(name for name, tensor in held.items() if tensor.device.type == "meta")
     if empty:
         raise StageError(
-            f"{_some(empty)} stay on the meta device, without values: the checkpoint doesn't hold them",
-            fix="make them on the CPU in the factory (`with torch.device('cpu'): …`), or save them",
+            f"{_some(empty)} stay on the meta device, without values: the checkpoint doesn't contain them",
+            fix="create them on the CPU in the factory (`with torch.device('cpu'): …`), or save them",
         )

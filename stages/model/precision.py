@@ -37,7 +37,7 @@ def eps_of(dtype: str) -> float | None:
 
 @dataclass(frozen=True)
 class Precise:
-    """A module in float64, or nothing where it can't be had."""
+    """A module in float64, or nothing if it can't run in float64."""
 
     module: nn.Module | None
 
@@ -55,7 +55,7 @@ class Precise:
     def allowed(
         self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], dtypes: Mapping[str, str]
     ) -> dict[str, dict[str, float]]:
-        """Return each output's `scale`, its `own_error` where that can be had, and what is `allowed`."""
+        """Return each output's `scale`, its `own_error` if that can be measured, and what is `allowed`."""
         exact = self._run(inputs, list(outputs))
         found: dict[str, dict[str, float]] = {}
         for name, array in outputs.items():

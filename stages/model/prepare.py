@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 
 _SAID = {
-    "initial": "missing in the checkpoint, left as the factory makes them",
+    "initial": "missing in the checkpoint, initialised by the factory",
     "dropped": "in the checkpoint only, dropped",
     "narrowed": "rounded to the model's narrower type",
-    "refit": "prefix put before (+) or taken off (-) every name to fit the model",
+    "refit": "prefix added to (+) or removed from (-) every name to match the model",
 }
 
 
@@ -58,14 +58,16 @@ class ModelPrepare(Stage):
     class Params(StageParams):
         """The model."""
 
-        factory: Code = Field(description="what builds the nn.Module, as path/to/file.py:name")
+        factory: Code = Field(
+            description="the function or class that builds the nn.Module, as path/to/file.py:name"
+        )
         kwargs: dict[str, Any] = Field(default={}, description="keyword arguments of the factory")
         example: Example | dict[str, Example] = Field(
             description="one example input, or one for each argument of forward()"
         )
         dynamic: Dynamic | None = Field(
             None,
-            description="input → axis → name of what may vary, or {name, multiple_of, min, max} "
+            description="input → axis → name of a variable size, or {name, multiple_of, min, max} "
             "(default: axis 0 is the batch)",
         )
         expect_shape: list[int] | dict[str, list[int]] | None = Field(
@@ -80,7 +82,7 @@ class ModelPrepare(Stage):
             default=[], description="patterns (`aux.*`) of keys in the weights that the model doesn't have"
         )
         allow_missing: list[str] = Field(
-            default=[], description="patterns of the model's keys that keep the values of the factory"
+            default=[], description="patterns of the model's keys that keep their initial values"
         )
         batch_tolerance: float | None = Field(
             None, ge=0,
@@ -99,8 +101,8 @@ class ModelPrepare(Stage):
     class Outputs(StageOutputs):
         """The bundle."""
 
-        model: Folder = Output("model", "what every conversion starts from")
-        checklist: File = Output("checklist.json", "the pre-save checklist, line by line")
+        model: Folder = Output("model", "the input of every conversion")
+        checklist: File = Output("checklist.json", "the result of the pre-save checklist")
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Build, load, check, run, store."""
@@ -137,7 +139,7 @@ def _judged(batch: str, ports: Ports, independent: Check) -> tuple[Ports, Check]
         independent = False, "no output has it"
     if independent[0]:
         return ports, independent
-    return ports.without_batch(), (True, f"{batch} is no batch: {independent[1]}")
+    return ports.without_batch(), (True, f"{batch} is not a batch axis: {independent[1]}")
 
 
 def _load(ctx: Context, module: nn.Module, params: ModelPrepare.Params, weights: Path) -> loading.Loaded:
@@ -164,7 +166,7 @@ def _report(ctx: Context, lines: Mapping[str, Check], path: Path) -> None:
     ctx.figure("checklist", shown)  # type: ignore[arg-type]
     failed = [f"{name} ({detail})" for name, (ok, detail) in lines.items() if not ok]
     if failed:
-        raise GateError(f"the pre-save checklist fails: {'; '.join(failed)}")
+        raise GateError(f"the pre-save checklist failed: {'; '.join(failed)}")
 
 
 def _write(

@@ -71,7 +71,7 @@ def find_state_dict(content: Any, key: str | None) -> tuple[StateDict, str]:
     if isinstance(content, torch.nn.Module):
         return _taken(content), ""
     if not isinstance(content, Mapping):
-        raise StageError(f"the checkpoint holds a {type(content).__name__}, not a mapping")
+        raise StageError(f"the checkpoint contains a {type(content).__name__}, not a mapping")
     if key is not None:
         return _at(content, key), key
     modules = any(isinstance(value, torch.nn.Module) for value in content.values())
@@ -80,9 +80,9 @@ def find_state_dict(content: Any, key: str | None) -> tuple[StateDict, str]:
     found = [(name, value) for name, value in state_dicts(content) if _usual(name)]
     if not found:
         held = [name for name, _ in state_dicts(content)]
-        fix = f"name it: with: {{key: {held[0]}}}" if held else "name it: with: {key: …}"
+        fix = f"set `with: {{key: {held[0]}}}`" if held else "set `with: {key: …}`"
         raise StageError(
-            f"the checkpoint has no state_dict under a usual key, it has {_keys(content)}", fix=fix
+            f"the checkpoint has no state_dict under a usual key, only {_keys(content)}", fix=fix
         )
     name, value = min(found, key=lambda pair: (_usual(pair[0]), pair[0].count(".")))
     return _taken(value), name
@@ -119,7 +119,7 @@ def _at(content: Mapping[Any, Any], key: str) -> StateDict:
     found: Any = content
     for part in [key] if key in content else key.split("."):
         if not isinstance(found, Mapping) or part not in found:
-            raise StageError(f"the checkpoint has no key {key!r}, it has {_keys(content)}")
+            raise StageError(f"the checkpoint has no key {key!r}, only {_keys(content)}")
         found = found[part]
     if isinstance(found, torch.nn.Module) or is_state_dict(found):
         return _taken(found)
@@ -231,8 +231,8 @@ def refitted(weights: Mapping[str, Any], model: Iterable[str]) -> StateDict:
     if not best:
         return state
     if len(best) > 1:
-        said = f"the weights fit the model under {' and under '.join(sorted(best))}"
-        raise StageError(said, fix=f"choose on checkpoint.state_dict: with: {{strip_prefix: {min(best)}}}")
+        said = f"the weights match the model under {' and under '.join(sorted(best))}"
+        raise StageError(said, fix=f"choose one on checkpoint.state_dict with `strip_prefix: {min(best)}`")
     names = {name: name.removeprefix(best[0]) for name in state if name.startswith(best[0])}
     found = state.renamed(names, best[0])
     found.refit = f"-{best[0]}"

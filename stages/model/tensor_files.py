@@ -66,7 +66,7 @@ def write(path: Path, weights: Mapping[str, Any]) -> dict[str, str]:
         file.seek(8 + len(text))
         for name in ordered:
             if any(file.read(len(chunk)) != chunk for chunk in _chunks(kept[name])):
-                raise StageError(f"{name!r} was not written as it was read", fix="is the disk sound?")
+                raise StageError(f"{name!r} has different content after writing", fix="check the disk")
     return tied
 
 
@@ -145,14 +145,14 @@ def _refuse(name: str, tensor: Any) -> None:
 
     if not isinstance(tensor, torch.Tensor):
         raise StageError(f"{name!r} of the state_dict is a {type(tensor).__name__}, not a tensor",
-                         fix="name the key of the weights alone, or save them alone")  # fmt: skip
+                         fix="select the key of the weights, or save the weights only")  # fmt: skip
     if tensor.is_quantized or tensor.layout != torch.strided:
-        raise StageError(f"{name!r} is a quantized or sparse tensor, which safetensors can't hold",
+        raise StageError(f"{name!r} is a quantized or sparse tensor, which safetensors doesn't support",
                          fix="start from the float checkpoint")  # fmt: skip
     if tensor.device.type == "meta":
         raise StageError(f"{name!r} has no values: it is on the meta device", fix="save the trained model")
     if _dtype(tensor) not in _TYPES:
-        raise StageError(f"{name!r} is {_dtype(tensor)}, which safetensors can't hold",
+        raise StageError(f"{name!r} is {_dtype(tensor)}, which safetensors doesn't support",
                          fix="cast it before saving, e.g. to float32")  # fmt: skip
 
 

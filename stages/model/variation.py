@@ -46,13 +46,15 @@ class Source:
                 size = self.given.setdefault(label, shapes[port.name][axis])
                 if label != batch and size != shapes[port.name][axis]:
                     said = f"{port.name!r} has {label} {shapes[port.name][axis]}, another input has {size}"
-                    raise StageError(said, fix="give axes of one name one size, or two names")
+                    raise StageError(
+                        said, fix="use equal sizes for axes with the same name, or different names"
+                    )
                 self.given[label] = min(size, shapes[port.name][axis])
 
     def first(self, axes: Mapping[str, Axis], *, few: bool = True) -> Sizes:
         """Return the first sizes, of each two or more: exporters take a one for a constant.
 
-        A `few` samples do for a batch, unless the model wants as many as were given.
+        A `few` samples do for a batch, unless the model needs as many as were given.
         """
         sizes = {}
         for label, size in self.given.items():
@@ -60,7 +62,7 @@ class Source:
                 size = 2 if self._samples is None else min(_SAMPLES, size)
             elif size > 1 and not axes[label].allows(size):
                 raise StageError(f"dynamic: {label} is {size}, but must be {axes[label]}",
-                                 fix="give an example of such a size")  # fmt: skip
+                                 fix="use an example with such a size")  # fmt: skip
             sizes[label] = axes[label].nearest(max(2, size))
         return sizes
 
@@ -100,7 +102,7 @@ class Variation:
         for label, axis in self.axes.items():
             ran = ", ".join(str(n) for n in dict.fromkeys(sizes[label] for sizes in self.sizes))
             refused = self.refused.get(label)
-            said = f"; refused {', '.join(map(str, refused))}: taken to be {axis}" if refused else ""
+            said = f"; failed for {', '.join(map(str, refused))}: treated as {axis}" if refused else ""
             parts.append(f"{label} {ran}{said}")
         return "; ".join(parts) or "no axis is dynamic"
 
@@ -148,20 +150,18 @@ class _Explorer:
             self.found.axes[label] = learned(axis, self.first[label], ran, self.found.refused.get(label, []))
 
     def _only_one_size(self, label: str) -> StageError:
-        tried = ", ".join(map(str, self.found.refused.get(label, []))) or "no other is allowed"
+        tried = ", ".join(map(str, self.found.refused.get(label, []))) or "none"
         where = next(
             f"axis {axis} of {port.name!r}"
             for port, _ in self.source.ports
             for axis, found in port.dynamic.items()
             if found == label
         )
-        said = (
-            f"the dynamic axis {label!r} ({where}) takes the size {self.first[label]} only, of those tried: "
-        )
+        said = f"the dynamic axis {label!r} ({where}) works only with size {self.first[label]}; also tried: "
         why = f" ({self.error})" if self.error else ""
         return StageError(
             f"{said}{tried}{why}",
-            fix=f"leave it out of `dynamic`, or say {{name: {label}, multiple_of: N, min: N, max: N}}",
+            fix=f"remove it from `dynamic`, or declare {{name: {label}, multiple_of: N, min: N, max: N}}",
         )
 
 
@@ -182,7 +182,7 @@ def explore(source: Source, axes: Mapping[str, Axis], run: Run) -> Variation:
     for label, size in _ends(source, axes, first):
         smallest = _smallest_batch(source, axes)
         if not explorer.try_sizes({**smallest, label: size}):
-            raise StageError(f"the model refuses {label} {size}, which `dynamic` allows: {explorer.error}",
+            raise StageError(f"the model fails with {label} {size}, which `dynamic` allows: {explorer.error}",
                              fix=f"set the `min` and `max` of {label!r}") from explorer.error  # fmt: skip
     for label in axes:
         if len({sizes[label] for sizes in found.sizes}) < 2:

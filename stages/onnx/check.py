@@ -53,7 +53,7 @@ class OnnxCheck(Stage):
             external = check_external_data(model, file.parent)
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
             said = f"the ONNX model is damaged: {first_line(error)}"
-            raise StageError(said, fix="make it again") from error
+            raise StageError(said, fix="export it again") from error
         _run_checker(file)
         _infer_shapes(file, ctx.workdir / "inferred.onnx")
         session = protos.session(inputs.model, threads=ctx.threads)
@@ -80,7 +80,7 @@ def _run_checker(file: Path) -> None:
     try:
         onnx.checker.check_model(str(file), full_check=True)
     except Exception as error:
-        raise GateError(f"onnx.checker refuses the model: {first_line(error)}") from error
+        raise GateError(f"onnx.checker rejects the model: {first_line(error)}") from error
 
 
 def _infer_shapes(file: Path, target: Path) -> None:
@@ -89,4 +89,4 @@ def _infer_shapes(file: Path, target: Path) -> None:
     try:
         onnx.shape_inference.infer_shapes_path(str(file), str(target), strict_mode=True, data_prop=True)
     except Exception as error:
-        raise GateError(f"the shapes of the model contradict each other: {first_line(error)}") from error
+        raise GateError(f"the model's shapes are inconsistent: {first_line(error)}") from error

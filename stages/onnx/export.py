@@ -37,7 +37,7 @@ _ADDED = re.compile(r"Support for this operator was added in version (\d+)")
 _LOWEST_DYNAMO = 18
 
 
-_ROUNDING = "where it is float32's rounding, give model.prepare real `samples` or raise atol"
+_ROUNDING = "if it is float32 rounding, pass real `samples` to model.prepare or raise `atol`"
 
 
 class OnnxExport(Stage):
@@ -58,7 +58,7 @@ class OnnxExport(Stage):
 
         opset: int = Field(20, ge=7, le=26, description="version of the standard operators")
         exporter: Literal["auto", "dynamo", "torchscript"] = Field(
-            "auto", description="torch's newer exporter, its older one, or what can do the opset"
+            "auto", description="torch's newer exporter, its older one, or whichever supports the opset"
         )
 
     class Inputs(StageInputs):
@@ -119,7 +119,7 @@ def _all_refused(refusals: dict[str, StageError]) -> StageError:
         return kind(first.message, fix=first.fix)
     said = "; ".join(f"{way}: {error.message}" for way, error in refusals.items())
     fix = next((error.fix for error in refusals.values() if error.fix), "")
-    return kind(f"neither exporter makes a right file: {said}", fix=fix)
+    return kind(f"neither exporter produces a correct file: {said}", fix=fix)
 
 
 def _made_by(ctx: Context, way: str) -> Path:
@@ -134,8 +134,8 @@ def _export(ctx: Context, bundle: Bundle, params: OnnxExport.Params, way: str) -
     model = protos.load_proto(raw, weights=False)
     delivered = protos.opset_of(model)
     if delivered != params.opset:
-        raise StageError(f"opset {params.opset} can't be had: the {way} exporter delivered {delivered}",
-                         fix=f"ask for opset {delivered}")  # fmt: skip
+        raise StageError(f"the {way} exporter produced opset {delivered}, not {params.opset}",
+                         fix=f"set `opset: {delivered}`")  # fmt: skip
     naming.rename(model, bundle.input_names, bundle.output_names)
     protos.move_proto(model, raw, _made_by(ctx, way))
     shutil.rmtree(raw)
@@ -154,8 +154,8 @@ def _check(ctx: Context, bundle: Bundle, params: OnnxExport.Params, found: Branc
     except StageError as error:
         ctx.log(str(error))
         shapes = ", ".join(f"{n} {tuple(a.shape)}" for n, a in bundle.cases[0].inputs.items())
-        axes = f", though {', '.join(bundle.axes)} may vary" if bundle.axes else ""
-        raise StageError(f"the {way} exporter made a model that takes {shapes} only{axes}") from error
+        axes = f", although {', '.join(bundle.axes)} may vary" if bundle.axes else ""
+        raise StageError(f"the {way} exporter produced a model for {shapes} only{axes}") from error
     gate(ctx, parity, atol=params.atol, rtol=params.rtol, fix=_ROUNDING)
     branches.check(found, run)
 
@@ -235,7 +235,7 @@ def _refusal(way: str, error: Exception, bundle: Bundle) -> StageError:
     lines = _LINE.findall(text)
     where = f" at {lines[-1][0]}:{lines[-1][1]}" if lines else user_line(error)
     if "data-dependent" in text.lower() or "GuardOnDataDependent" in text:
-        said = f"the model's control flow depends on its data{where}, which the {way} exporter can't keep"
+        said = f"the model's control flow depends on its data{where}, which the {way} exporter can't export"
         return StageError(said, fix="use torch.cond")
     operator = _OPERATOR.search(text)
     unknown = ("Unsupported", "No ONNX function", "not supported", "unrecognized namespace")
@@ -243,14 +243,14 @@ def _refusal(way: str, error: Exception, bundle: Bundle) -> StageError:
         where = where or _line_of_operator(bundle, operator.group(1))
         if newer := _ADDED.search(text):
             said = f"the operator {operator.group(1)} has no equivalent in this opset{where}"
-            return StageError(said, fix=f"ask for opset {newer.group(1)} or newer")
+            return StageError(said, fix=f"set `opset: {newer.group(1)}` or newer")
         return StageError(f"the operator {operator.group(1)} has no ONNX equivalent{where}",
                           fix="replace it in the model, or keep this model as TorchScript")  # fmt: skip
     said = next(
         (first_line(text) for text in reversed(texts) if text.strip()),
         type(error).__name__,
     )
-    return StageError(f"the {way} exporter refuses the model{where}: {said[:300]}",
+    return StageError(f"the {way} exporter failed{where}: {said[:300]}",
                       fix="keep this model as TorchScript (torch.script)")  # fmt: skip
 
 
@@ -275,10 +275,10 @@ def _check_axes(bundle: Bundle, model: Any) -> None:
         found = {v.name: v.type.tensor_type.shape.dim for v in values}
         for port in ports:
             if port.name not in found:
-                raise StageError(f"the ONNX file has no {kind} {port.name!r}, it has {', '.join(found)}")
+                raise StageError(f"the ONNX file has no {kind} {port.name!r}, only {', '.join(found)}")
             if kind == "output":
                 continue
             for axis, label in port.dynamic.items():
                 if not found[port.name][axis].dim_param:
                     raise StageError(f"axis {axis} ({label}) of the input {port.name!r} is fixed in the "
-                                     "ONNX file", fix="does the model fix it in its forward()?")  # fmt: skip
+                                     "ONNX file", fix="check whether forward() fixes that size")  # fmt: skip

@@ -41,15 +41,15 @@ def _check(tensor: onnx.TensorProto, folder: Path) -> None:
     location = entries.get("location", "")
     path = PurePosixPath(location.replace("\\", "/"))
     if not location or path.is_absolute() or ".." in path.parts:
-        raise StageError(f"the tensor {tensor.name!r} keeps its data at {location!r}, outside of its folder")
+        raise StageError(f"the tensor {tensor.name!r} stores its data at {location!r}, outside its folder")
     file = folder / location
     if any((folder / part).is_symlink() for part in (path, *path.parents)):
-        raise StageError(f"the tensor {tensor.name!r} keeps its data behind the link {location!r}")
+        raise StageError(f"the tensor {tensor.name!r} stores its data behind the symbolic link {location!r}")
     if not file.is_file():
-        raise StageError(f"the tensor {tensor.name!r} keeps its data in {location!r}, which is not there")
+        raise StageError(f"the tensor {tensor.name!r} stores its data in {location!r}, which does not exist")
     state = os.stat(file, follow_symlinks=False)
     if state.st_nlink > 1:
-        raise StageError(f"the tensor {tensor.name!r} keeps its data behind the hard link {location!r}")
+        raise StageError(f"the tensor {tensor.name!r} stores its data behind the hard link {location!r}")
     offset, length = _number(tensor, entries, "offset", 0), _number(tensor, entries, "length", -1)
     needed = math.prod(tensor.dims) * _BITS.get(tensor.data_type, 8) // 8 if tensor.dims else 0
     if any(size < 0 for size in tensor.dims):

@@ -41,7 +41,7 @@ class OnnxFloat16(Stage):
         """What to convert, and how close it must be."""
 
         keep_io: bool = Field(True, description="keep float32 inputs and outputs")
-        exclude: list[str] = Field(default=[], description="names of nodes to leave in float32")
+        exclude: list[str] = Field(default=[], description="names of nodes to keep in float32")
         atol: float = Field(1e-2, ge=0, description="absolute tolerance against the reference")
         rtol: float = Field(1e-2, ge=0, description="relative tolerance against the reference")
 
@@ -79,13 +79,13 @@ class OnnxFloat16(Stage):
             return run({n: a.astype(np.float16) if "float16" in kinds[n] else a for n, a in arrays.items()})
 
         if not any(tensor.data_type == _HALF for tensor in protos.all_tensors(halved.graph)):
-            raise StageError("nothing was halved: the model has no weight in an operator that has float16",
-                             fix="leave less out: `exclude`")  # fmt: skip
+            raise StageError("nothing was converted: no weight belongs to an operator that supports float16",
+                             fix="shorten `exclude`")  # fmt: skip
         cases = bundles.load_bundle(inputs.reference).cases
         reference = protos.runner(inputs.model, threads=ctx.threads)
         judged = {judging.FRESH: judging.answered(reference, fresh_inputs.from_cases(cases))}
         judging.judge(ctx, params, cast, judged, lambda: (
-            "values beyond 65504 have no float16", "leave the nodes that have them in float32: `exclude`"
+            "values above 65504 overflow float16", "keep these nodes in float32 with `exclude`"
         ))  # fmt: skip
         parity = compare(cases, cast, atol=params.atol, rtol=params.rtol)
         gate(ctx, parity, atol=params.atol, rtol=params.rtol)

@@ -27,7 +27,7 @@ _HEAVY = {"MatMul", "Gemm", "Conv", "ConvTranspose", "LSTM", "GRU", "RNN", "Gath
 
 
 SATURATION = (
-    "signed weights of 8 bits overflow on an x86 CPU without VNNI",
+    "signed 8-bit weights overflow on an x86 CPU without VNNI",
     "set `reduce_range: true`, or `weights: uint8`",
 )
 """A cause and its fix."""
@@ -215,14 +215,14 @@ def report(ctx: Context, before: Path, made: onnx.ModelProto) -> None:
     if not quantized:
         raise StageError(
             "nothing was quantized: the model has no constant weight in an operator that is quantized",
-            fix="name others: `operators`; or leave less out: `exclude`",
+            fix="set `operators` to other types; or shorten `exclude`",
         )
     ctx.figure("quantized", len(quantized))
     ctx.figure("left_float", left)
     ctx.figure("needs_vnni", needs_vnni(made))
     if needs_vnni(made):
         ctx.log(
-            "signed weights of 8 bits overflow on x86 CPUs without VNNI: the file is right on others only"
+            "signed 8-bit weights overflow on x86 CPUs without VNNI: results are correct only on other CPUs"
         )
     smaller, after = protos.size_bytes(before), made.ByteSize()
     ctx.figure("bytes", after)

@@ -25,8 +25,8 @@ def refuse_shared(inputs: Sequence[str], outputs: Sequence[str]) -> None:
     for name in outputs:
         if name in inputs or not name or outputs.count(name) > 1:
             what = "an input too" if name in inputs else "two outputs" if name else "nothing"
-            raise StageError(f"ONNX can't name an output {name!r}: that is the name of {what}",
-                             fix="give model.prepare other output_names")  # fmt: skip
+            raise StageError(f"the output name {name!r} is taken by {what}",
+                             fix="set `output_names` of model.prepare")  # fmt: skip
 
 
 def rename(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ from . import protos
 
 
 class OnnxOptimize(Stage):
-    """Simplify an ONNX model by onnxruntime's portable optimisations, and compare the result.
+    """Simplify an ONNX model with onnxruntime's portable optimisations, and compare the result.
 
     Only the basic level is used: higher ones write operators for this machine's CPU, which
     onnxruntime makes anyway when it loads the file.
@@ -43,7 +43,7 @@ class OnnxOptimize(Stage):
         atol: float | None = Field(
             None, ge=0, description="absolute tolerance against the input model (default: by rounding)"
         )
-        rtol: float | None = Field(None, ge=0, description="relative tolerance, likewise")
+        rtol: float | None = Field(None, ge=0, description="relative tolerance against the input model")
 
     class Inputs(StageInputs):
         """The model."""
@@ -63,7 +63,9 @@ class OnnxOptimize(Stage):
         foreign = sorted({node.op_type for node in proto.graph.node if node.domain not in ("", "ai.onnx")})
         before = protos.load_proto(inputs.model, weights=False)
         if foreign and not any(node.domain not in ("", "ai.onnx") for node in before.graph.node):
-            raise StageError(f"the result would hold operators of one machine only: {', '.join(foreign)}")
+            raise StageError(
+                f"the result would contain operators for one type of machine only: {', '.join(foreign)}"
+            )
         protos.save_proto(proto, outputs.model)
         bundle = bundles.load_bundle(inputs.reference)
         original = protos.runner(inputs.model, threads=ctx.threads)

@@ -35,8 +35,8 @@ def onnx_file(path: Path) -> Path:
         return path
     file = path / FILE_NAME
     if not file.is_file():
-        raise StageError(f"the folder {path.name} holds no {FILE_NAME}",
-                         fix="give it the output `model` of an onnx stage")  # fmt: skip
+        raise StageError(f"the folder {path.name} contains no {FILE_NAME}",
+                         fix="use the output `model` of an onnx stage")  # fmt: skip
     return file
 
 
@@ -52,10 +52,10 @@ def load_proto(path: Path, *, weights: bool = True) -> onnx.ModelProto:
     try:
         model = onnx.load(onnx_file(path), load_external_data=weights)
     except Exception as error:
-        raise StageError(f"the ONNX model can't be read, it is truncated or damaged: {first_line(error)}",
-                         fix="make it again") from error  # fmt: skip
+        raise StageError(f"the ONNX model is truncated or damaged: {first_line(error)}",
+                         fix="export it again") from error  # fmt: skip
     if not model.graph.output:
-        raise StageError("the ONNX model is empty: its graph has no output", fix="make it again")
+        raise StageError("the ONNX model is empty: its graph has no output", fix="export it again")
     return model
 
 
@@ -177,8 +177,8 @@ def refuse_quantized(model: onnx.ModelProto) -> None:
     """Raise StageError for a model that holds int8 already: a second time breaks it."""
     found = sorted({node.op_type for node in model.graph.node} & _QUANTIZED)
     if found:
-        raise StageError(f"the model is quantized already: it has {', '.join(found)}",
-                         fix="give it the float model of onnx.export")  # fmt: skip
+        raise StageError(f"the model is already quantized: it contains {', '.join(found)}",
+                         fix="use the float model of onnx.export")  # fmt: skip
 
 
 def session(path: Path, *, threads: int, lean: bool = False) -> onnxruntime.InferenceSession:
@@ -217,14 +217,14 @@ def runner(path: Path, *, threads: int, lean: bool = False) -> Model:
         missing = [name for name in inputs if name not in arrays]
         if missing:
             raise StageError(
-                f"the model wants the input {missing[0]!r}, the samples have {', '.join(arrays)}"
+                f"the model requires the input {missing[0]!r}, the samples have only {', '.join(arrays)}"
             )
         try:
             results = opened.run(outputs, {name: arrays[name] for name in inputs})
         except Exception as error:
             shapes = ", ".join(f"{n} {tuple(arrays[n].shape)}" for n in inputs)
             said = f"the model can't run inputs of shape {shapes}: {first_line(error)}"
-            raise StageError(said, fix="give it arrays of the model's shapes and types") from error
+            raise StageError(said, fix="use arrays with the model's shapes and types") from error
         return dict(zip(outputs, results, strict=True))
 
     return run

@@ -45,7 +45,7 @@ class OnnxQuantizeDynamic(Stage):
         """What to quantize, and how close it must be."""
 
         operators: list[str] = Field(default=["MatMul", "Gemm"], description="operator types")
-        exclude: list[str] = Field(default=[], description="names of nodes to leave in float")
+        exclude: list[str] = Field(default=[], description="names of nodes to keep in float")
 
     class Inputs(StageInputs):
         """The float model."""
@@ -91,7 +91,7 @@ def _quantize(
     if not present & set(params.operators):
         wanted, there = ", ".join(params.operators), ", ".join(sorted(present))
         raise StageError(f"nothing was quantized: the model has none of {wanted}, only {there}",
-                         fix="name others: `operators`")  # fmt: skip
+                         fix="set `operators` to other types")  # fmt: skip
     made = ctx.workdir / "int8.onnx"
     try:
         quantize_dynamic(
@@ -109,5 +109,5 @@ def _quantize(
 def _cause(made: onnx.ModelProto) -> tuple[str, str]:
     if int8.needs_vnni(made):
         return int8.SATURATION
-    return ("weights or inputs of very uneven size leave too few steps for most of them",
-            "leave the worst nodes in float: `exclude`, or lower `min_cosine`, `min_agreement`")  # fmt: skip
+    return ("a few large weights or inputs leave too few int8 steps for the others",
+            "keep the worst nodes in float with `exclude`, or lower the limits")  # fmt: skip

@@ -50,8 +50,10 @@ class OnnxQuantizeStatic(Stage):
         method: Method = Field("minmax", description="how ranges are found")
         bins: int = Field(2048, ge=129, description="histogram bins of entropy and percentile")
         percentile: float = Field(99.9, gt=50, le=100, description="share of values inside the range")
-        format: Literal["QDQ", "QOperator"] = Field("QDQ", description="how the file says it")
-        exclude: list[str] = Field(default=[], description="names of nodes to leave in float")
+        format: Literal["QDQ", "QOperator"] = Field(
+            "QDQ", description="how quantization is represented in the file"
+        )
+        exclude: list[str] = Field(default=[], description="names of nodes to keep in float")
 
     class Inputs(StageInputs):
         """The float model and the samples."""
@@ -155,11 +157,11 @@ def _cause(
                 "calibrate on real samples")  # fmt: skip
     beyond = sorted(n for n in seen.ranges if asked.reach(n) > 1.5 * seen.reach(n))
     if beyond:
-        return (f"{beyond[0]!r} and {len(beyond) - 1} more tensors saturate: they go beyond the range that "
+        return (f"{beyond[0]!r} and {len(beyond) - 1} more tensors saturate: they exceed the range that "
                 "was found on the calibration samples",
-                "calibrate on more varied samples, such as model.prepare has for `samples`")  # fmt: skip
+                "calibrate on more varied samples, such as the `samples` of model.prepare")  # fmt: skip
     if params.method != "minmax":
-        return (f"{params.method} cuts off values that count, they saturate",
+        return (f"{params.method} clips values that matter",
                 "use `method: minmax`, or a higher `percentile`")  # fmt: skip
-    return ("some tensors are too uneven for 256 steps, by few values far from the others",
-            "use `method: percentile`, or give `exclude` what onnx.sensitivity names")  # fmt: skip
+    return ("outliers leave too few of the 256 int8 steps for the other values of some tensors",
+            "use `method: percentile`, or `exclude` the layers that onnx.sensitivity lists")  # fmt: skip

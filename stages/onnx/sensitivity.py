@@ -29,7 +29,7 @@ _SHOWN = 30
 
 
 class OnnxSensitivity(Stage):
-    """Quantize one layer at a time to int8 and measure what the outputs lose.
+    """Quantize one layer at a time to int8 and measure the loss in the outputs.
 
     The report orders the layers by their signal-to-noise ratio, the worst first, and says which
     names to give to the `exclude` of onnx.quantize_static.
@@ -50,7 +50,7 @@ class OnnxSensitivity(Stage):
         per_channel: bool | None = Field(
             None, description="one scale for each output channel (default: wherever the opset allows it)"
         )
-        min_sqnr_db: float = Field(20.0, description="layers below this ratio (dB) are named in `exclude`")
+        min_sqnr_db: float = Field(20.0, description="layers below this ratio (dB) are listed in `exclude`")
 
     class Inputs(StageInputs):
         """The float model and the samples."""
@@ -63,7 +63,7 @@ class OnnxSensitivity(Stage):
     class Outputs(StageOutputs):
         """The report."""
 
-        report: File = Output("sensitivity.json", "each layer's loss, the worst first")
+        report: File = Output("sensitivity.json", "the loss of each layer, worst first")
         plot: File = Output("sensitivity.svg", "the same as a plot")
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
@@ -78,7 +78,7 @@ class OnnxSensitivity(Stage):
         nodes = {n.name: n.op_type for n in proto.graph.node if n.op_type in params.operators}
         if not nodes:
             raise StageError(
-                f"the model has none of {', '.join(params.operators)}", fix="name others: `operators`"
+                f"the model has none of {', '.join(params.operators)}", fix="set `operators` to other types"
             )
         samples = calibration.open_samples(ctx, params, inputs.calibration, calibration.slots_of_onnx(proto))
         ranges = ctx.workdir / "ranges.json"
@@ -97,7 +97,7 @@ class OnnxSensitivity(Stage):
         outputs.report.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", "utf-8")
         shown = rows[:_SHOWN]
         plot.bars(outputs.plot, [r["layer"] for r in shown], [r["sqnr_db"] for r in shown],
-                   label="signal-to-quantization-noise ratio (dB), less is worse")  # fmt: skip
+                   label="signal-to-quantization-noise ratio (dB), lower is worse")  # fmt: skip
         ctx.figure("layers", len(rows))
         ctx.figure("worst", rows[0]["layer"])
         ctx.figure("worst_sqnr_db", rows[0]["sqnr_db"])

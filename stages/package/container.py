@@ -73,13 +73,13 @@ class PackageContainer(Stage):
         user: int = Field(10001, ge=1, description="the numeric id of the user that the server runs as")
         options: list[str] = Field([], description="further options of the server, e.g. [--max-batch, '32']")
         requirements: list[str] | None = Field(
-            None, description="lines of requirements.txt (default: the tested versions, with all they need)"
+            None,
+            description="lines of requirements.txt (default: the tested versions and their dependencies)",
         )
         atol: float | None = Field(
-            None, ge=0, description="tolerance of the app's answers against the model's own "
-            "(default: by rounding)",
-        )  # fmt: skip
-        rtol: float | None = Field(None, ge=0, description="relative tolerance, likewise")
+            None, ge=0, description="absolute tolerance of the app's answers (default: by rounding)"
+        )
+        rtol: float | None = Field(None, ge=0, description="relative tolerance")
 
     class Inputs(StageInputs):
         """The model."""
@@ -211,7 +211,7 @@ def _try(
         (f"{status}: {body.decode(errors='replace')[:300]}" for status, body in found if status != 200), ""
     )
     if refused:
-        raise GateError(f"the app refuses a reference case with {refused}")
+        raise GateError(f"the app answers a reference case with {refused}")
     answers = iter(json.loads(body)["outputs"] for _, body in found)
     run = answering(cases, lambda arrays: next(answers))
     parity = compare(cases, run, atol=params.atol, rtol=params.rtol)

@@ -67,7 +67,7 @@ load what is at `/srv/model` then (a mounted folder), beside the old model, and 
 {torch}"""
 
 _TORCH = """
-torch's default index holds builds with CUDA; for the CPU's, name the index that has them:
+torch's default index holds builds with CUDA; for CPU builds, use the index that has them:
 `docker build --build-arg PIP_EXTRA_INDEX_URL=… -t {name} .`
 """
 

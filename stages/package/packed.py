@@ -23,7 +23,7 @@ def model_files(model: Path, reference: Path | None) -> tuple[dict[str, Path], d
     """
     if model.is_file() and model.suffix != ".onnx":
         if reference is None:
-            raise StageError("a TorchScript model needs `reference`: the bundle that names its inputs")
+            raise StageError("a TorchScript model needs `reference`, the bundle with the names of its inputs")
         bundle = bundles.load_bundle(reference)
         ports = {
             "inputs": [port.as_dict() for port in bundle.inputs],

@@ -55,14 +55,14 @@ class PackageSagemaker(Stage):
         atol: float | None = Field(
             None, ge=0, description="tolerance against the packed model itself (default: by rounding)"
         )
-        rtol: float | None = Field(None, ge=0, description="relative tolerance, likewise")
+        rtol: float | None = Field(None, ge=0, description="relative tolerance")
 
     class Inputs(StageInputs):
         """The model."""
 
         model: File | Folder = Field(description="an ONNX artifact, or a TorchScript file")
         reference: Folder | None = Field(None, description="the bundle of model.prepare")
-        code: File | None = Field(None, description="your own inference.py in place of the built-in")
+        code: File | None = Field(None, description="your own inference.py instead of the built-in one")
 
     class Outputs(StageOutputs):
         """The package."""

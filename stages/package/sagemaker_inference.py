@@ -49,7 +49,7 @@ def input_fn(body: str | bytes, content_type: str) -> dict[Any, Any]:
         if isinstance(value, dict) and isinstance(value.get("inputs"), dict):
             return dict(value["inputs"])
         if isinstance(value, dict) and "instances" not in value:
-            raise ValueError("the request has neither 'inputs' by name nor 'instances'")
+            raise ValueError("the request has neither 'inputs' nor 'instances'")
         return {LISTED: value["instances"] if isinstance(value, dict) else value}
     data = body.encode() if isinstance(body, str) else body
     if kind == "text/csv":
@@ -97,7 +97,7 @@ def _samples(listed: Any, port: dict[str, Any]) -> Any:
 
 def _shaped(arrays: dict[Any, Any], port: dict[str, Any]) -> Any:
     if port["name"] not in arrays:
-        raise ValueError(f"the input {port['name']!r} is missing, there are {list(arrays)}")
+        raise ValueError(f"the input {port['name']!r} is missing, the request has {list(arrays)}")
     array = np.array(arrays[port["name"]], dtype=port["dtype"], order="C")
     shape = port["shape"]
     if array.ndim != len(shape):

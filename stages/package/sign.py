@@ -48,7 +48,9 @@ class PackageSign(Stage):
     class Inputs(StageInputs):
         """What is signed."""
 
-        artifacts: dict[str, File | Folder] = Field(description="files and folders, by their name inside")
+        artifacts: dict[str, File | Folder] = Field(
+            description="files and folders, by their name in the package"
+        )
         reports: dict[str, File] = Field(default={}, description="reports of verify.*, for the model card")
         certificate: File | None = Field(None, description="the key's certificate (PEM)")
         chain: list[File] = Field(default=[], description="the certificates up to the root")
@@ -66,7 +68,7 @@ class PackageSign(Stage):
             _copy(name, path, folder)
         subjects = {p.relative_to(folder).as_posix(): sha256_file(p) for p in _files(folder)}
         if not subjects:
-            raise StageError("there is nothing to sign: the artifacts hold no file")
+            raise StageError("there is nothing to sign: the artifacts contain no file")
         statement = provenance.statement(subjects, ctx.lineage)
         text = json.dumps(statement, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         (folder / PROVENANCE).write_text(text, "utf-8")
@@ -82,7 +84,7 @@ class PackageSign(Stage):
 
 def _copy(name: str, path: Path, folder: Path) -> None:
     if "/" in name or name in (".", ".."):
-        raise StageError(f"artifacts: {name!r} is not a name of a file or folder")
+        raise StageError(f"artifacts: {name!r} is not a valid file name")
     if path.is_dir():
         shutil.copytree(path, folder / name, copy_function=shutil.copyfile)
         return

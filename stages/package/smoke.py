@@ -50,10 +50,10 @@ def smoke_test(invoke: Invoke, path: Path, *, atol: float | None, rtol: float | 
         ask = answering(cases, lambda arrays: _answer(invoke, arrays))
         parity = compare(within(cases, _SHARE), ask, atol=atol, rtol=rtol)
     except GateError as error:
-        raise GateError(f"the smoke test fails: {error.message}", fix=error.fix) from error
+        raise GateError(f"the smoke test failed: {error.message}", fix=error.fix) from error
     if parity.excess > 0:
         said = parity.beyond(atol, rtol, "is allowed")
-        raise GateError(f"the smoke test fails: the answers differ from the packed model's by {said}; "
+        raise GateError(f"the smoke test failed: the answers differ from the packed model's by {said}; "
                         f"worst at {parity.worst}")  # fmt: skip
     return parity.samples
 

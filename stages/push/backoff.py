@@ -78,7 +78,7 @@ class Backoff:
     ) -> float | bool:
         what = retryable(response, caught_exception)
         if not what and response is not None and broken_off(operation, response[0]):
-            what = "the answer broke off"
+            what = "the response was cut off"
         if not what:
             return False
         after = response[1]["ResponseMetadata"]["HTTPHeaders"].get("retry-after") if response else None

@@ -31,7 +31,7 @@ def from_s3(address: str, target: Path) -> Path:
         if key == prefix or key.startswith(f"{prefix}/")
     }
     if not found:
-        raise StageError("there is nothing of that name")
+        raise StageError("nothing exists under that name")
     for key, name in found.items():
         place = target / name if name else target
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def _inside(name: str) -> str:
     """Return an object's name below the prefix. Raises StageError for one that leads elsewhere."""
     parts = name.removeprefix("/").split("/")
     if parts != [""] and any(part in ("", ".", "..") for part in parts):
-        raise StageError(f"the object name {name!r} is no path of a file")
+        raise StageError(f"the object name {name!r} is not a file path")
     return "/".join(parts)
 
 
@@ -61,7 +61,7 @@ def from_hub(address: str, target: Path) -> Path:
     shutil.rmtree(target / ".cache", ignore_errors=True)
     found = target / folder
     if not found.exists():
-        raise StageError("there is nothing of that name")
+        raise StageError("nothing exists under that name")
     return found
 
 

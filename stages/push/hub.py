@@ -38,7 +38,7 @@ _CARD = "README.md"
 class PushHub(Push):
     """Make one atomic commit on the Hub with all files, and read it back.
 
-    Files that are there already don't travel; where all of them are, nothing is committed. The commit
+    Existing files are not uploaded again; if all exist, nothing is committed. The commit
     names its parent, and what somebody else has changed in our files is a conflict, never overwritten.
     """
 
@@ -52,16 +52,16 @@ class PushHub(Push):
         """Where to, and what the card says."""
 
         repo: str = Field(description="name, or namespace/name")
-        private: bool = Field(False, description="make a new repository private; refuse a public one")
-        revision: str = Field("main", description="the branch to commit to; it is made from main")
+        private: bool = Field(False, description="create the repository as private; fail if it is public")
+        revision: str = Field("main", description="the branch to commit to; it is created from main")
         tag: str | None = Field(None, description="a tag to set on the commit")
         pull_request: bool = Field(False, description="propose the commit as a pull request to the branch")
-        overwrite: bool = Field(False, description="replace files that somebody else has put there")
-        license: str = Field("other", description="the licence, as the Hub spells it")
+        overwrite: bool = Field(False, description="overwrite files that others have added or changed")
+        license: str = Field("other", description="the licence, by its identifier on the Hub")
         language: str | None = Field(None, description="the language, e.g. en")
-        tags: list[str] = Field(default=[], description="further tags of the card")
+        tags: list[str] = Field(default=[], description="additional tags of the card")
         pipeline_tag: str | None = Field(None, description="the task, e.g. image-classification")
-        dataset: str = Field("held-out samples", description="what the accuracy was measured on")
+        dataset: str = Field("held-out samples", description="the data on which the accuracy was measured")
         message: str = Field(
             "Publish with deploy-runner", description="the title of the commit or pull request"
         )
@@ -76,7 +76,7 @@ class PushHub(Push):
         reports: dict[str, File] | None = Field(None, description="verify reports, for the card")
         reference: Folder | None = Field(None, description="the bundle, for config.json and usage")
         files: dict[str, File] | None = Field(
-            None, description="further files by their path; a README.md replaces the card"
+            None, description="additional files by their path; a README.md replaces the card"
         )
 
     @contextmanager
@@ -145,7 +145,7 @@ def _files(ctx: Context, params: PushHub.Params, inputs: PushHub.Inputs, repo: s
         paths["config.json"] = layout.config(bundle, ctx.workdir)
     paths |= layout.further_files(inputs.files or {})
     if not paths:
-        raise StageError("there is nothing to publish", fix="give it weights, models or files")
+        raise StageError("there is nothing to publish", fix="set weights, models or files")
     files = describe(paths, _known_digests(ctx, inputs))
     if _CARD not in files:
         card = Card(

@@ -42,10 +42,10 @@ class PushS3(AwsPush):
     class Params(StageParams):
         """Where to; the bucket that is left out comes from the target's `aws:`."""
 
-        prefix: str = Field(pattern=r"^[^/](.*[^/])?$", description="begins every key, e.g. models/digits")
+        prefix: str = Field(pattern=r"^[^/](.*[^/])?$", description="prefix of every key, e.g. models/digits")
         bucket: str | None = Field(None, description="S3 bucket")
         name: str | None = Field(
-            None, pattern=r"^[^/]+$", description="what a single file is called (default: artifact.…)"
+            None, pattern=r"^[^/]+$", description="the name of a single file (default: artifact.…)"
         )
 
     class Inputs(StageInputs):
@@ -122,7 +122,7 @@ class _Release:
 def _members(folder: Path) -> dict[str, Path]:
     found = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
     if _MANIFEST in found:
-        raise StageError(f"the folder has a {_MANIFEST} of its own, which would be overwritten")
+        raise StageError(f"the folder contains a {_MANIFEST}, which the push would overwrite")
     return found
 
 
@@ -152,7 +152,9 @@ class _Pointer:
         try:
             return dict(json.loads(body)), etag
         except (ValueError, TypeError):
-            raise ConflictError(f"s3://{self.bucket}/{self.key} is no pointer of push.s3") from None
+            raise ConflictError(
+                f"s3://{self.bucket}/{self.key} is not a pointer written by push.s3"
+            ) from None
 
     def move(self, digest: str) -> bool:
         """Point to a digest; say whether that changed anything."""
@@ -163,7 +165,7 @@ class _Pointer:
             if self._write({"digest": digest, "previous": now.get("digest", "")}, etag):
                 return True
         raise ConflictError(
-            f"s3://{self.bucket}/{self.key} is moved by somebody else again and again", fix="run again"
+            f"s3://{self.bucket}/{self.key} is repeatedly changed by another client", fix="run again"
         )
 
     def _write(self, value: dict[str, str], etag: str) -> bool:
@@ -184,8 +186,8 @@ class _Pointer:
         now, _ = self.read()
         digest = self._matching(to, str(now.get("digest"))) if to else str(now.get("previous", ""))
         if not digest:
-            raise StageError(f"s3://{self.bucket}/{self.key} pointed to nothing before",
-                             fix="name a digest: --to DIGEST")  # fmt: skip
+            raise StageError(f"s3://{self.bucket}/{self.key} has no previous release",
+                             fix="specify a digest: --to DIGEST")  # fmt: skip
         self.move(digest)
         return f"{self.key} points to {digest[:12]} instead of {str(now.get('digest'))[:12]}"
 
@@ -200,5 +202,5 @@ class _Pointer:
         if len(found) != 1:
             some = ", ".join(digest[:12] for digest in known) or "none"
             what = "several releases begin" if found else "no other release begins"
-            raise StageError(f"{what} with {to}", fix=f"those that are there: {some}")
+            raise StageError(f"{what} with {to}", fix=f"existing releases: {some}")
         return str(found[0])

@@ -32,31 +32,35 @@ class Serverless(StageParams):
     """A serverless variant: no instances, capacity by memory and concurrency."""
 
     memory_mb: Literal[1024, 2048, 3072, 4096, 5120, 6144] = Field(2048, description="memory in MB")
-    max_concurrency: int = Field(5, ge=1, le=200, description="requests at the same time")
+    max_concurrency: int = Field(5, ge=1, le=200, description="concurrent requests")
 
 
 class Asynchronous(StageParams):
     """An endpoint that takes requests from S3 and puts its answers there."""
 
     output: str | None = Field(
-        None, pattern=r"^s3://[^/]+/.+[^/]$", description="where answers go (default: in the bucket)"
+        None,
+        pattern=r"^s3://[^/]+/.+[^/]$",
+        description="where responses are stored (default: in the bucket)",
     )
-    max_concurrency: int | None = Field(None, ge=1, le=1000, description="requests at once of an instance")
+    max_concurrency: int | None = Field(None, ge=1, le=1000, description="concurrent requests per instance")
 
 
 class Update(StageParams):
     """How an update shifts the traffic from the old instances to the new ones (blue/green)."""
 
-    strategy: Literal["all-at-once", "canary", "linear"] = Field("all-at-once", description="the steps")
-    percent: int = Field(10, ge=1, le=50, description="the canary's share, or that of each linear step")
+    strategy: Literal["all-at-once", "canary", "linear"] = Field(
+        "all-at-once", description="how traffic is shifted"
+    )
+    percent: int = Field(10, ge=1, le=50, description="the share of the canary, or of each linear step")
     interval_s: int = Field(300, ge=0, le=3600, description="seconds to watch each step")
-    bake_s: int = Field(0, ge=0, le=3600, description="seconds to keep the old instances afterwards")
+    bake_s: int = Field(0, ge=0, le=3600, description="seconds to keep the old instances after the update")
     alarms: list[str] = Field(default=[], max_length=10, description="CloudWatch alarms that roll it back")
 
     @model_validator(mode="after")
     def _watched(self) -> Update:
         if self.strategy != "all-at-once" and not self.alarms:
-            raise ValueError(f"a {self.strategy} update is rolled back by alarms alone: name one in `alarms`")
+            raise ValueError(f"only an alarm can roll back a {self.strategy} update: add one to `alarms`")
         return self
 
     def arguments(self) -> dict[str, Any]:
@@ -79,7 +83,9 @@ class Update(StageParams):
 class Registry(StageParams):
     """An entry of the model registry."""
 
-    group: str = Field(pattern=r"^[A-Za-z0-9](-?[A-Za-z0-9])*$", max_length=63, description="its group")
+    group: str = Field(
+        pattern=r"^[A-Za-z0-9](-?[A-Za-z0-9])*$", max_length=63, description="the model package group"
+    )
     approval: Literal["PendingManualApproval", "Approved", "Rejected"] = Field(
         "PendingManualApproval", description="the status of a new version"
     )
@@ -88,9 +94,9 @@ class Registry(StageParams):
 class PushSagemaker(AwsPush):
     """Upload a package to S3, and converge model, endpoint config and endpoint to it.
 
-    The names of the model and of the config hold the digest of what they are made of: what is
-    there already is compared, not made twice. The endpoint is moved last, waited for, and asked for
-    the packed model's answers; where they differ it serves again what it served before.
+    The names of the model and of the config contain the digest of their content: an existing one is
+    compared, not created twice. The endpoint is updated last and waited for; its answers are compared
+    with the packed model's, and if they differ it is rolled back.
     """
 
     uses = "push.sagemaker"
@@ -101,8 +107,10 @@ class PushSagemaker(AwsPush):
         endpoint: str = Field(pattern=r"^[A-Za-z0-9](-?[A-Za-z0-9])*$", max_length=40, description="its name")
         instance_type: str = Field("ml.m5.large", description="the kind of instance")
         instance_count: int = Field(1, ge=1, description="how many instances")
-        serverless: Serverless | None = Field(None, description="capacity on demand instead of instances")
-        asynchronous: Asynchronous | None = Field(None, description="requests and answers through S3")
+        serverless: Serverless | None = Field(None, description="a serverless endpoint instead of instances")
+        asynchronous: Asynchronous | None = Field(
+            None, description="an asynchronous endpoint, with requests and responses in S3"
+        )
         update: Update = Field(default=Update(), description="how an update shifts the traffic")
         registry: Registry | None = Field(None, description="also register the package as a version")
         adopt: bool = Field(False, description="take over an endpoint that was made by something else")
@@ -110,7 +118,7 @@ class PushSagemaker(AwsPush):
             None, ge=0,
             description="tolerance of the smoke test (default: 1e-4 of each output's largest value)",
         )  # fmt: skip
-        rtol: float | None = Field(None, ge=0, description="relative tolerance, likewise")
+        rtol: float | None = Field(None, ge=0, description="relative tolerance")
 
         @model_validator(mode="after")
         def _one_kind(self) -> PushSagemaker.Params:
@@ -122,7 +130,9 @@ class PushSagemaker(AwsPush):
         """The package."""
 
         package: File = Field(description="model.tar.gz of package.sagemaker")
-        smoke: File | None = Field(None, description="its smoke.npz: the endpoint is tested with it")
+        smoke: File | None = Field(
+            None, description="the smoke.npz of package.sagemaker, which tests the endpoint"
+        )
         reports: dict[str, File] | None = Field(None, description="verify reports, for the registry")
 
     def converge(self, aws: Aws, params: Params, inputs: Inputs, outputs: Any) -> dict[str, Any]:
@@ -152,7 +162,7 @@ class PushSagemaker(AwsPush):
         with self.service(ctx, params, Backoff(log=ctx.log)) as aws:
             registration = _Release(aws, params, inputs).registration
             if registration is None:
-                raise StageError(f"{ctx.stage} registers nothing", fix="set with.registry: {group: …}")
+                raise StageError(f"{ctx.stage} has no `registry`", fix="set `with: {registry: {group: …}}`")
             return registration.promote(status)
 
 

@@ -1,4 +1,4 @@
-"""Write down every change that a push makes, in order, without what differs between two runs."""
+"""Record every change that a push makes, in order, without what differs between two runs."""
 
 from __future__ import annotations
 

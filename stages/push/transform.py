@@ -31,7 +31,7 @@ _WAIT_S = 24 * 3600.0
 class PushTransform(AwsPush):
     """Run a batch transform job over the files of a folder, and bring back the answers.
 
-    Its name holds the digests of the model and of the data: a job that is there already is waited for, not
+    Its name holds the digests of the model and of the data: an existing job is waited for, not
     run twice. One that has failed is run again under the next name.
     """
 
@@ -41,8 +41,8 @@ class PushTransform(AwsPush):
         """The job; what is left out comes from the target's `aws:`."""
 
         job: str = Field(pattern=r"^[A-Za-z0-9](-?[A-Za-z0-9])*$", max_length=40, description="its name")
-        content_type: str = Field(JSON_TYPE, description="the type of each file")
-        accept: str = Field(JSON_TYPE, description="the type of the answers")
+        content_type: str = Field(JSON_TYPE, description="the content type of each file")
+        accept: str = Field(JSON_TYPE, description="the content type of the responses")
         instance_type: str = Field("ml.m5.large", description="the kind of instance")
         instance_count: int = Field(1, ge=1, description="how many instances")
 
@@ -50,7 +50,7 @@ class PushTransform(AwsPush):
         """The package and the data."""
 
         package: File = Field(description="model.tar.gz of package.sagemaker")
-        data: Folder = Field(description="files of which each is one request")
+        data: Folder = Field(description="files, each of which is one request")
 
     class Outputs(AwsPush.Outputs):
         """The answers."""
@@ -166,14 +166,14 @@ class _Job:
             except s3.exceptions.ClientError as error:
                 if objects.http_status(error) != 404:
                     raise
-                raise GateError(f"the job {name} has no answer to {part}") from None
+                raise GateError(f"the job {name} has no response for {part}") from None
 
 
 def _files(folder: Path) -> list[Path]:
     found = sorted(folder.iterdir())
     if not found:
-        raise StageError("the folder `data` holds no file")
+        raise StageError("the folder `data` contains no file")
     for path in found:
         if path.is_dir():
-            raise StageError(f"`data` holds the folder {path.name}", fix="put the files into one folder")
+            raise StageError(f"`data` contains the folder {path.name}", fix="put the files into one folder")
     return found

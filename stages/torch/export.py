@@ -124,7 +124,7 @@ def refusal(error: Exception, chosen: Collection[int] = ()) -> StageError:
         return StageError(f"the model's control flow depends on its data{where}", fix=fix)
     if fixed := _FIXED.search(text):
         said = f"the model fixes the dynamic axis {fixed.group(1)!r} to {fixed.group(2)}{where}"
-        return StageError(said, fix="leave it out of model.prepare's `dynamic`, or use onnx.export")
+        return StageError(said, fix="remove it from model.prepare's `dynamic`, or use onnx.export")
     if "Constraints violated" in text:
         said = f"the model treats some sizes of a dynamic axis otherwise than others{where}"
         found = ", ".join(_suggested(text, chosen)) or "{name, multiple_of, min, max} of it"

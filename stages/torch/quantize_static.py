@@ -39,7 +39,7 @@ _FLOAT = ("Embedding", "EmbeddingBag", "RNN", "LSTM", "GRU", "MultiheadAttention
 
 
 class TorchQuantizeStatic(Stage):
-    """Fuse, calibrate and convert the model to int8 by torch's eager mode, as TorchScript.
+    """Fuse, calibrate and convert the model to int8 with torch's eager mode, as TorchScript.
 
     Layers that follow each other (convolution, batch normalisation, ReLU) are found and fused;
     inputs are quantized and outputs dequantized around the model, unless it has stubs of its own.
@@ -57,9 +57,9 @@ class TorchQuantizeStatic(Stage):
 
         engine: Engine = Field("fbgemm", description="torch's quantized kernels; qnnpack is for ARM")
         fuse: list[list[str]] | None = Field(
-            None, description="lists of modules to fuse, by name (default: what follows each other)"
+            None, description="lists of modules to fuse, by name (default: consecutive modules)"
         )
-        exclude: list[str] = Field(default=[], description="names of modules to leave in float")
+        exclude: list[str] = Field(default=[], description="names of modules to keep in float")
 
     class Inputs(StageInputs):
         """The model and the samples."""

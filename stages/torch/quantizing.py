@@ -78,7 +78,7 @@ def _cause() -> tuple[str, str]:
     import torch
 
     if needs_vnni(torch.backends.quantized.engine):
-        return ("the engine onednn overflows on x86 CPUs without VNNI", "leave `engine: fbgemm`, the default")
+        return ("the engine onednn overflows on x86 CPUs without VNNI", "use `engine: fbgemm`, the default")
     return ("the calibration samples are all alike or don't cover these inputs, or a mask of infinite or "
             "very large values leaves no steps for the rest",
             "calibrate on varied real samples, or use onnx.quantize_static")  # fmt: skip
@@ -93,10 +93,10 @@ def needs_vnni(engine: str) -> bool:
 
 
 def _program(quantized: Any, bundle: Bundle, cases: list[Case]) -> Any:
-    """Return the module as TorchScript: traced, or scripted where a trace keeps one branch or size."""
+    """Return the module as TorchScript: traced, or scripted if a trace records one branch or size only."""
     import torch
 
-    said = "a trace of the quantized model keeps one branch or size"
+    said = "a trace of the quantized model records one branch or size only"
     try:
         program = torch.jit.trace(quantized, bundle.example(), strict=False, check_trace=False)
         run = torchscript.runner(program, bundle.input_names, bundle.output_names)

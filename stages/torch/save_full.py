@@ -61,7 +61,7 @@ with torch.no_grad(), numpy.load(sys.argv[3]) as arrays:
 
 
 class TorchSaveFull(Stage):
-    """Save the whole module by torch.save, with its source files and a loader beside it.
+    """Save the whole module with torch.save, its source files and a loader.
 
     It is loaded back in a fresh Python process that has nothing but this folder, and compared.
     Loading such a file runs code: it suits your own Python programs, nobody else's.
@@ -136,9 +136,9 @@ def _load_elsewhere(ctx: Context, bundle: Bundle, binding: Binding, folder: Path
         [sys.executable, "-B", "-I", "-c", _PROOF, *arguments], capture_output=True, text=True, timeout=600
     )
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["it died"])[-1]
-        raise StageError(f"the saved module can't be loaded by a fresh Python: {said}",
-                         fix="what does it need that its imports don't name?")  # fmt: skip
+        said = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        raise StageError(f"the saved module can't be loaded in a new Python process: {said}",
+                         fix="import everything that it needs")  # fmt: skip
     found = []
     for case in bundle.cases:
         arrays = list(bundles.read_arrays(made / f"{case.name}.npz").values())

@@ -16,11 +16,11 @@ from . import torchscript
 if TYPE_CHECKING:
     import torch
 
-_ADVICE = "use torch.script for this model, which keeps both branches"
+_ADVICE = "use torch.script for this model, which compiles both branches"
 
 
 class TorchTrace(Stage):
-    """Trace the model to TorchScript, refusing control flow that depends on the data.
+    """Trace the model to TorchScript; fail on control flow that depends on the data.
 
     Every line of the model that looks at a value of its data is found and named, whatever the
     example makes of it; then the trace is run on inputs of other sizes and values.
@@ -80,16 +80,16 @@ def _refuse_looks(found: branches.Branches) -> None:
     for read in found.reads:
         if isinstance(read.value, bool):
             raise DependsOnInputs(f"the model's control flow depends on its data at {read.where}: a trace "
-                                  "keeps one branch only", fix=_ADVICE)  # fmt: skip
+                                  "records one branch only", fix=_ADVICE)  # fmt: skip
     for read in found.reads:
-        raise DependsOnInputs(f"the model takes a number out of its data at {read.where}: a trace keeps "
-                              "the example's", fix="use torch.script for this model")  # fmt: skip
+        raise DependsOnInputs(f"the model converts a tensor to a number at {read.where}: a trace records "
+                              "only the example's", fix="use torch.script for this model")  # fmt: skip
 
 
 def _depends(bundle: Bundle, caught: list[warnings.WarningMessage]) -> DependsOnInputs:
     axes = f" ({', '.join(bundle.axes)})" if bundle.axes else ""
     said = f"the model's control flow depends on the sizes of its inputs{axes}{_suspect_line(caught)}"
-    return DependsOnInputs(f"{said}: a trace keeps the example's", fix=_ADVICE)
+    return DependsOnInputs(f"{said}: a trace records only the example's", fix=_ADVICE)
 
 
 def _other_inputs(bundle: Bundle) -> list[tuple[torch.Tensor, ...]]:

@@ -36,7 +36,7 @@ _BATCH = 64
 
 
 class VerifyAccuracy(Stage):
-    """Measure a model's accuracy on labelled data, and refuse it below the limits.
+    """Measure a model's accuracy on labelled data, and fail below the limits.
 
     With a `reference` the loss is measured in points: 98.5 % after 99.0 % is a loss of 0.5.
     """
@@ -64,7 +64,7 @@ class VerifyAccuracy(Stage):
 
         candidate: File | Folder = Field(description="the model: ONNX, TorchScript or a bundle")
         data: File = Field(description="an .npz with the inputs (by name, or `x`) and the labels `y`")
-        reference: Folder | None = Field(None, description="the bundle that it was made from")
+        reference: Folder | None = Field(None, description="the bundle that it was created from")
 
     class Outputs(StageOutputs):
         """The report."""
@@ -135,8 +135,8 @@ def _data(candidate: Path, arrays: dict[str, Any], count: int, bundle: bundles.B
     for name, array in arrays.items():
         axis = axes[name]
         if axis is not None and (array.ndim <= axis or array.shape[axis] != count):
-            raise StageError(f"there are {count} labels `y`, but {name!r} is {array.shape}",
-                             fix="give one label for each sample")  # fmt: skip
+            raise StageError(f"there are {count} labels `y`, but {name!r} has the shape {array.shape}",
+                             fix="provide one label for each sample")  # fmt: skip
     sizes = [slot.shape[slot.batch] for slot in slots if slot.batch is not None]
     return _Data(arrays, axes, output, count, sizes[0] if sizes else None)
 
@@ -148,8 +148,8 @@ def _slots(candidate: Path, bundle: bundles.Bundle | None) -> tuple[list[Slot], 
     if bundle is not None:
         first = bundle.outputs[0]
         if bundle.batch_sized and first.batch is None:
-            raise StageError(f"the first output {first.name!r} has none for each sample, to compare with `y`",
-                             fix="let the factory return a module whose first output is")  # fmt: skip
+            raise StageError(f"the first output {first.name!r} has no value per sample to compare with `y`",
+                             fix="have the factory return a module whose first output does")  # fmt: skip
         return slots_of_bundle(bundle), first.batch or 0
     if candidate.is_dir() or candidate.suffix == ".onnx":
         proto = protos.load_proto(candidate, weights=False)
@@ -175,7 +175,7 @@ def _measured(metric: Callable[..., Any], outputs: Any, labels: Any) -> float:
         raise StageError(f"{said}: {first_line(error)}{user_line(error)}",
                          fix="does it fit the first output, and return a number?") from error  # fmt: skip
     if not math.isfinite(score):
-        raise StageError(f"the metric gives {score}", fix="it must return a number from 0 to 1")
+        raise StageError(f"the metric returned {score}", fix="it must return a number from 0 to 1")
     return score
 
 
@@ -198,7 +198,7 @@ def _refuse(stage: str, params: VerifyAccuracy.Params, report: dict[str, Any]) -
         raise StageError("max_drop needs the input `reference`", fix="add the bundle of model.prepare")
     if report["drop"] > params.max_drop:
         raise GateError(
-            f"{stage}: the accuracy falls by {report['drop']:.2f} points, from "
+            f"{stage}: the accuracy drops by {report['drop']:.2f} points, from "
             f"{report['reference_accuracy']:.2f} % to {report['accuracy']:.2f} %; "
-            f"allowed are {params.max_drop:g}"
+            f"the limit is {params.max_drop:g}"
         )

@@ -46,7 +46,7 @@ class VerifyLatency(Stage):
         max_p95_ratio: float | None = Field(
             None, gt=0, description="largest 95th percentile, as a share of the reference's"
         )
-        rounds: int = Field(200, ge=5, description="how many times each model runs")
+        rounds: int = Field(200, ge=5, description="how often each model is run")
         case: str | None = Field(None, description="the reference case to run (default: the smallest)")
 
     class Inputs(StageInputs):
@@ -84,11 +84,11 @@ class VerifyLatency(Stage):
         ctx.figure("p95_us", report["p95_us"])
         outputs.report.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", "utf-8")
         if params.max_ratio is not None and ratio > params.max_ratio:
-            raise GateError(f"{ctx.stage}: it takes {ratio:.2f} times as long as the original, "
-                            f"allowed are {params.max_ratio:g}")  # fmt: skip
+            raise GateError(f"{ctx.stage}: the median latency is {ratio:.2f} times the original's, "
+                            f"the limit is {params.max_ratio:g}")  # fmt: skip
         if params.max_p95_ratio is not None and p95_ratio > params.max_p95_ratio:
-            raise GateError(f"{ctx.stage}: the slowest twentieth takes {p95_ratio:.2f} times as long as the "
-                            f"original's, allowed are {params.max_p95_ratio:g}")  # fmt: skip
+            raise GateError(f"{ctx.stage}: the 95th percentile of the latency is {p95_ratio:.2f} times the "
+                            f"original's, the limit is {params.max_p95_ratio:g}")  # fmt: skip
 
 
 def choose_case(bundle: bundles.Bundle, name: str | None) -> bundles.Case:
@@ -98,5 +98,5 @@ def choose_case(bundle: bundles.Bundle, name: str | None) -> bundles.Case:
     found = next((case for case in bundle.cases if case.name == name), None)
     if found is None:
         known = ", ".join(case.name for case in bundle.cases)
-        raise StageError(f"the bundle has no case {name!r}, it has {known}")
+        raise StageError(f"the bundle has no case {name!r}, only {known}")
     return found

@@ -23,7 +23,7 @@ from . import runtime
 
 
 class VerifyParity(Stage):
-    """Compare a converted model with the reference outputs, and refuse it beyond the limits.
+    """Compare a converted model with the reference outputs, and fail beyond the limits.
 
     Without limits float models are held to what the rounding of each output's type explains, with
     `atol` or `rtol` to |a - b| ≤ atol + rtol·|b|. For int8 both say little: limit the agreement of the
@@ -84,7 +84,7 @@ def _refusals(params: VerifyParity.Params, parity: Parity) -> list[str]:
     if parity.excess > 0 and (not given or given.keys() & {"atol", "rtol"}):
         refusals.append(f"the outputs differ by {parity.beyond(params.atol, params.rtol)}")
     if params.max_abs is not None and parity.max_abs > params.max_abs:
-        refusals.append(f"the outputs differ by up to {parity.max_abs:.3g}, allowed {params.max_abs:g}")
+        refusals.append(f"the outputs differ by up to {parity.max_abs:.3g}, the limit is {params.max_abs:g}")
     if params.min_argmax_agreement is not None and parity.argmax_agreement < params.min_argmax_agreement:
         refusals.append(f"the largest output agrees on {parity.argmax_agreement:.2%} of the samples, "
                         f"less than {params.min_argmax_agreement:.2%}")  # fmt: skip

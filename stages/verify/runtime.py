@@ -24,10 +24,10 @@ def open_model(ctx: Context, path: Path, reference: bundles.Bundle | None = None
     if path.is_dir() or path.suffix == ".onnx":
         return protos.runner(path, threads=ctx.threads)
     if path.suffix not in (".pt", ".pth", ".pt2", ".ptl", ".pte"):
-        raise StageError(f"{path.name} is no model that can be run", fix=f"give it {_SUFFIXES}")
+        raise StageError(f"{path.name} is not a model that can be run", fix=f"use {_SUFFIXES}")
     if reference is None:
-        raise StageError(f"{path.name} has no names of inputs and outputs",
-                         fix="give the bundle it was made from as `reference`")  # fmt: skip
+        raise StageError(f"{path.name} doesn't contain the names of its inputs and outputs",
+                         fix="set `reference` to the bundle it was created from")  # fmt: skip
     try:
         return _open(path, reference)
     except StageError:

@@ -22,7 +22,7 @@ from ..onnx.protos import size_bytes
 
 
 class VerifySize(Stage):
-    """Measure a model's size, and refuse it above the limits."""
+    """Measure a model's size, and fail above the limits."""
 
     uses = "verify.size"
 
@@ -36,7 +36,7 @@ class VerifySize(Stage):
         """The models."""
 
         candidate: File | Folder = Field(description="the converted model")
-        reference: File | Folder | None = Field(None, description="the model it was made from")
+        reference: File | Folder | None = Field(None, description="the model it was created from")
 
     class Outputs(StageOutputs):
         """The report."""
@@ -53,10 +53,10 @@ class VerifySize(Stage):
             ctx.figure("smaller", round(smaller, 4))
         outputs.report.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", "utf-8")
         if params.max_bytes is not None and found > params.max_bytes:
-            raise GateError(f"{ctx.stage}: the model has {found} bytes, allowed are {params.max_bytes}")
+            raise GateError(f"{ctx.stage}: the model has {found} bytes, the limit is {params.max_bytes}")
         if params.min_smaller is not None:
             if smaller is None:
                 raise StageError("min_smaller needs the input `reference`")
             if smaller < params.min_smaller:
                 raise GateError(f"{ctx.stage}: the model is {smaller:.2f} times smaller, "
-                                f"wanted are {params.min_smaller:g}")  # fmt: skip
+                                f"at least {params.min_smaller:g} is required")  # fmt: skip

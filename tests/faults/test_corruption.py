@@ -96,6 +96,6 @@ def test_a_damaged_record_of_a_run_is_said_and_never_shown(chain: Project) -> No
         bit = rng.randrange(len(data) * 8)
         record.write_bytes(data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :])
         assert not list(recorded_runs(chain.folder / ".deploy-runner"))
-    assert "has no record that is sound" in chain.cli("show", "--run", run_id, exits=2).stderr
+    assert "has no valid record" in chain.cli("show", "--run", run_id, exits=2).stderr
     chain.run()
     assert chain.cli("show", "--json").returncode == 0

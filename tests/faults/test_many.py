@@ -115,7 +115,7 @@ def race(project: Project, seconds: float) -> int:
         for index in count():
             if time.monotonic() >= until:
                 return 0
-            assert project.cli("cache", "verify").stdout.rstrip().endswith("all sound")
+            assert project.cli("cache", "verify").stdout.rstrip().endswith("all intact")
             pinned = project.cli("cache", "pin", exits=None).stdout.removeprefix("pinned ").strip()
             made = project.cli("get", "d", "--to", f"copy-{index}", exits=None)
             assert made.returncode == 0 or "is not up to date" in made.stderr

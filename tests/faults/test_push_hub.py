@@ -200,7 +200,7 @@ def test_a_change_of_our_file_in_between_is_a_conflict_and_stays(
     with FaultProxy(pusher.hub.url, observe=in_between(pusher, "README.md", b"# theirs")) as proxy:
         through(proxy, monkeypatch)
         with pytest.raises(
-            ConflictError, match=r"somebody else has changed README\.md of local/digits during"
+            ConflictError, match=r"README\.md of local/digits was changed by someone else during"
         ):
             pusher.push(b"two")
     assert pusher.content("README.md") == b"# theirs"
@@ -214,7 +214,7 @@ def test_a_hub_that_is_gone_for_good_is_given_up_in_one_sentence(
     with FaultProxy(pusher.hub.url, [Fault(429, "POST", "/objects/batch", headers=headers)]) as proxy:
         through(proxy, monkeypatch)
         with pytest.raises(
-            StageError, match="the Hub answers HTTP 429 and asks to wait 3600 s; given up after 1"
+            StageError, match="the Hub responded with HTTP 429 and asks to wait 3600 s; gave up after 1"
         ):
             pusher.push()
     assert pusher.commits() == 0

@@ -221,7 +221,7 @@ def test_accuracy_is_measured_along_the_batch(tmp_path: Path) -> None:
         )  # fmt: skip
         assert made.figures["accuracy"] == 70.0
     np.savez(tmp_path / "d.npz", tokens=arrays["tokens"].T, mask=arrays["mask"], y=labels)
-    with pytest.raises(StageError, match=r"there are 70 labels `y`, but 'tokens' is \(70, 12\)"):
+    with pytest.raises(StageError, match=r"there are 70 labels `y`, but 'tokens' has the shape \(70, 12\)"):
         run_stage(
             stage("verify.accuracy"), tmp_path / "wrong",
             inputs={"candidate": model, "reference": bundle, "data": tmp_path / "d.npz"},

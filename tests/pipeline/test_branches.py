@@ -19,7 +19,7 @@ from tests.models.make import weights
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 EXAMPLE = {"example": {"shape": [1, 4]}}
-RARE = f"the model's control flow depends on its data at {line_of('y.abs().max() > 40')}: a trace keeps one branch only"
+RARE = f"the model's control flow depends on its data at {line_of('y.abs().max() > 40')}: a trace records one branch only"
 
 
 def convert(tmp_path: Path, uses: str, model: Path, **params: Any) -> StageRun:
@@ -68,15 +68,13 @@ def test_a_program_that_keeps_one_branch_is_refused_by_the_line(tmp_path: Path, 
     program.load_state_dict({k: weights("quiet")[f"linear.{k}"] for k in ("weight", "bias")})
     torch.jit.save(torch.jit.trace(program.eval(), torch.ones(2, 4)), tmp_path / "traced.pt")
     inputs = {"model": quiet, "program": tmp_path / "traced.pt"}
-    with pytest.raises(
-        GateError, match=f"for other data than the example's, on which {line_of('> 40')} depends"
-    ):
+    with pytest.raises(GateError, match=f"for data unlike the example's, on which {line_of('> 40')} depends"):
         run_stage(stage("mobile.lite"), tmp_path / "lite", inputs=inputs)
 
 
 def test_a_number_taken_out_of_the_data_is_refused_and_named(tmp_path: Path) -> None:
     model = bundle(tmp_path, "number", **EXAMPLE)["model"]
-    with pytest.raises(StageError, match=f"takes a number out of its data at {line_of('int(kept.sum')}"):
+    with pytest.raises(StageError, match=f"converts a tensor to a number at {line_of('int(kept.sum')}"):
         convert(tmp_path, "torch.trace", model)
     assert convert(tmp_path, "torch.script", model).figures["max_abs"] == 0.0
 
@@ -92,7 +90,7 @@ def test_control_flow_on_sizes_is_refused_as_such(tmp_path: Path) -> None:
         StageError, match=rf"depends on the sizes of its inputs \(batch\) at {line_of('x.shape[0] > 3')}"
     ):
         convert(tmp_path, "torch.trace", model)
-    with pytest.raises(StageError, match="treats some sizes of a dynamic axis otherwise than others"):
+    with pytest.raises(StageError, match="treats some sizes of a dynamic axis differently from others"):
         convert(tmp_path, "torch.export", model)
     assert convert(tmp_path, "onnx.export", model, exporter="torchscript").figures["max_abs"] < 1e-5
     assert convert(tmp_path, "torch.quantize_dynamic", model).figures["argmax_agreement"] > 0.5

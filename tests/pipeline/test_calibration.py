@@ -71,7 +71,11 @@ def _bomb(folder: Path) -> None:
         (_not_a_picture, {}, "a.png is not a picture"),
         (_bomb, {}, "a.png is not a picture: .*exceeds limit"),
         (lambda folder: None, {}, "the calibration data is empty"),
-        (_not_a_picture, {"pictures": {"mean": [0.1, 0.2], "std": [1.0]}}, "mean and std want 1 or 1 values"),
+        (
+            _not_a_picture,
+            {"pictures": {"mean": [0.1, 0.2], "std": [1.0]}},
+            "mean and std must have 1 or 1 values",
+        ),
     ],
 )
 def test_a_bad_folder_of_pictures_is_one_sentence(
@@ -101,7 +105,7 @@ def test_a_bad_function_is_one_sentence(tmp_path: Path, fp32: Path, body: str, s
 
 
 def test_nothing_to_calibrate_with_says_what_to_give(tmp_path: Path, fp32: Path) -> None:
-    with pytest.raises(StageError, match="there is nothing to calibrate with") as error:
+    with pytest.raises(StageError, match="there is no calibration data") as error:
         quantize(tmp_path, fp32, None)
     assert "function" in error.value.fix
 

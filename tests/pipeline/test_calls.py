@@ -152,12 +152,12 @@ def test_the_saved_module_says_how_it_is_called(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("forward", "names", "said", "fix"),
     [
-        ("    def forward(self, x, mask): return x", ("x",), "wants the argument 'mask', and there is no example of it",
+        ("    def forward(self, x, mask): return x", ("x",), "requires the argument 'mask', which has no example",
          "add `example.mask`"),
         ("    def forward(self, x, mask): return x", ("x", "mesk"), "has no argument 'mesk', it has x, mask", "did you mean 'mask'?"),
-        ("    def forward(self, x=None, y=None, /): return y", ("y",), "takes 'y' by position alone, behind 'x'", "add `example.x`"),
-        ("    def forward(self, *, x): return x", (), "wants the argument 'x'", "add `example.x`"),
-        ("    def forward(self, *given): return given[0]", ("left", "after"), "by position alone, in an order that names", "input_0"),
+        ("    def forward(self, x=None, y=None, /): return y", ("y",), "takes 'y' by position only, after 'x'", "add `example.x`"),
+        ("    def forward(self, *, x): return x", (), "requires the argument 'x'", "add `example.x`"),
+        ("    def forward(self, *given): return given[0]", ("left", "after"), "by position only, and the names don't", "input_0"),
     ],
 )  # fmt: skip
 def test_a_call_that_cannot_be_made_is_refused_by_name(

@@ -277,7 +277,7 @@ def test_int8_does_not_saturate_on_any_x86(brought: Brought) -> None:
 def test_a_mask_among_the_constants_ruins_no_int8_model(brought: Brought) -> None:
     found = brought.cli("run", "--json", exits=None).stdout.splitlines()[-1]
     x = {"x": np.random.default_rng(1).standard_normal((5, 6, 8), "f4")}
-    refused = {"tst8": "aten::bmm.out has no int8 form", "ent": "entropy cuts off values that count"}
+    refused = {"tst8": "aten::bmm.out has no int8 form", "ent": "entropy clips values that matter"}
     for stage, row in json.loads(found)["stages"].items():
         if stage in ("st8", "st8q", "dyn8", "fp16", "pct", "ent", "tst8"):
             if row["state"] == "failed":

@@ -99,12 +99,12 @@ def _edit(path: Path, **changes: Any) -> None:
     ("changes", "params", "kind", "said"),
     [
         ({"optimizer_state_dict": None}, {}, StageError, "has no optimizer_state_dict"),
-        ({"loss": 1e-6}, {"max_jump": 2.0}, GateError, "the checkpoint's was 1e-06: allowed is a factor of 2"),
+        ({"loss": 1e-6}, {"max_jump": 2.0}, GateError, "the checkpoint's was 1e-06: the limit is a factor of 2"),
         ({"loss": None}, {"max_jump": 2.0}, StageError, "max_jump needs the checkpoint's `loss`"),
         ({}, {"optimizer": "AdamW", "make_optimizer": None}, StageError, "the checkpoint's optimizer doesn't fit"),
         ({}, {"optimizer": "Adma", "make_optimizer": None}, StageError, "torch.optim has no optimizer 'Adma'"),
         ({}, {"optimizer": "AdamW"}, StageError, "either `optimizer` or `make_optimizer`"),
-        ({}, {"loss": "mse_loss"}, StageError, "step 0 fails: .*do the data and the loss fit"),
+        ({}, {"loss": "mse_loss"}, StageError, "step 0 fails: .*check that data and loss match"),
     ],
 )  # fmt: skip
 def test_what_does_not_resume_is_refused(
@@ -121,10 +121,10 @@ def test_an_optimizer_without_its_state_and_an_untrained_model_are_refused(tmp_p
     path = tmp_path / "checkpoint.pt"
     state = torch.load(path, weights_only=True)["optimizer_state_dict"]
     _edit(path, optimizer_state_dict={"state": {}, "param_groups": state["param_groups"]})
-    with pytest.raises(GateError, match="the checkpoint's optimizer holds no state"):
+    with pytest.raises(GateError, match="the checkpoint's optimizer has no state"):
         resume(tmp_path, path, make_optimizer="trained.py:optimizer")
     _edit(path, optimizer_state_dict=state, model_state_dict={k: torch.randn_like(v) * 5 for k, v in torch.load(path, weights_only=True)["model_state_dict"].items()})  # fmt: skip
-    with pytest.raises(GateError, match="training would start anew"):
+    with pytest.raises(GateError, match="training would start from scratch"):
         resume(tmp_path, path, make_optimizer="trained.py:optimizer")
 
 

@@ -44,13 +44,13 @@ def test_the_set_of_verbs_and_flags_is_frozen() -> None:
     ("args", "said"),
     [
         (["run", "nope.yaml"], "error: nope.yaml does not exist"),
-        (["run", "stages/"], "error: stages is a folder (name the pipeline's YAML file)"),
+        (["run", "stages/"], "error: stages is a folder (use the pipeline's YAML file)"),
         (["run", "d"], "error: pipeline.yaml has no stage 'd' (the stages are a, b, c)"),
-        (["explain"], "error: which stage? (`deploy-runner explain STAGE`)"),
-        (["show"], "error: nothing has been run here yet (start with `deploy-runner run`)"),
+        (["explain"], "error: explain needs the name of a stage (`deploy-runner explain STAGE`)"),
+        (["show"], "error: there are no runs yet (start with `deploy-runner run`)"),
         (
             ["get", "a"],
-            "error: a is not up to date: never made before (`deploy-runner run pipeline.yaml a` makes it)",
+            "error: a is not up to date: not built before (run `deploy-runner run pipeline.yaml a`)",
         ),
         (
             ["stages", "onnx.exprt"],
@@ -79,7 +79,7 @@ def test_validate_says_how_many_stages(chain: Project) -> None:
 
 def test_plan_shows_what_would_run_and_why_without_running(chain: Project) -> None:
     assert chain.cli("plan").stdout == (
-        "a  miss     never made before\nb  waits    for a\nc  waits    for b\n3 stages: 3 to run, 0 up to date\n"
+        "a  miss     not built before\nb  waits    for a\nc  waits    for b\n3 stages: 3 to run, 0 up to date\n"
     )
     assert not chain.objects()
     chain.run()
@@ -122,17 +122,17 @@ def test_get_copies_an_output_and_never_overwrites(chain: Project) -> None:
     chain.run()
     assert chain.cli("get", "c.text").stdout == "upper.txt\n"
     assert (chain.folder / "upper.txt").read_text() == "HELLO!HELLO!"
-    assert "is there already" in chain.cli("get", "c.text", exits=2).stderr
+    assert "already exists" in chain.cli("get", "c.text", exits=2).stderr
     assert "has no output 'nope'" in chain.cli("get", "c.nope", exits=2).stderr
 
 
 def test_cache_verify_finds_damage_and_gc_keeps_the_last_runs(chain: Project) -> None:
     chain.run()
-    assert "all sound" in chain.cli("cache", "verify").stdout
+    assert "all intact" in chain.cli("cache", "verify").stdout
     target = chain.objects()[0]
     target.chmod(0o644)
     target.write_bytes(b"X")
-    assert "removed what was damaged" in chain.cli("cache", "verify", exits=1).stdout
+    assert "removed the damaged ones" in chain.cli("cache", "verify", exits=1).stdout
     chain.run()
     chain.run("--set", "stages.a.with.suffix=new")
     removed = json.loads(chain.cli("cache", "gc", "--keep-runs", "1", "--json").stdout)
@@ -242,7 +242,7 @@ def test_init_writes_a_project_that_runs_at_once(tmp_path: Path) -> None:
     ]
     assert "now: deploy-runner run" in project.cli(*args).stdout
     assert project.run()["ran"] == 5
-    assert "is there already" in project.cli(*args, exits=2).stderr
+    assert "already exists" in project.cli(*args, exits=2).stderr
 
 
 def test_init_needs_no_factory(tmp_path: Path) -> None:

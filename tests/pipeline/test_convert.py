@@ -65,13 +65,13 @@ def test_a_second_taste_uses_what_the_first_has_made(folder: Project) -> None:
     ("args", "said"),
     [
         (["nope.pt", "--to", "onnx", *DIGITS_OPTIONS], "error: nope.pt does not exist"),
-        (["digits.pt", "--to", "tflite", *DIGITS_OPTIONS], "error: there is no format 'tflite' (there are safetensors"),
+        (["digits.pt", "--to", "tflite", *DIGITS_OPTIONS], "error: unknown format 'tflite' (the formats are safetensors"),
         (["digits.pt", "--to", "onnx", "--factory", "model", "--shape", "1"], "e.g. --factory model.py:build"),
         (["digits.pt", "--to", "onnx", "--factory", "m.py:build", "--shape", "1"], "error: m.py does not exist"),
         (["digits.pt", "--to", "onnx", "--factory", "model.py:build", "--shape", "1,x"], "not a list of whole numbers"),
-        (["/etc/hostname", "--to", "onnx", *DIGITS_OPTIONS], "error: /etc/hostname is outside of"),
+        (["/etc/hostname", "--to", "onnx", *DIGITS_OPTIONS], "error: /etc/hostname is outside"),
         (["digits.pt", "--to", "onnx", *DIGITS_OPTIONS, "--dtype", "float31"], "convert.yaml:"),
-        (["digits.pt", "--to", "onnx", *DIGITS_OPTIONS, "--pipeline", "model.py"], "error: model.py is there already"),
+        (["digits.pt", "--to", "onnx", *DIGITS_OPTIONS, "--pipeline", "model.py"], "error: model.py already exists"),
     ],
 )  # fmt: skip
 def test_wrong_usage_is_one_sentence(folder: Project, args: list[str], said: str) -> None:
@@ -82,5 +82,5 @@ def test_wrong_usage_is_one_sentence(folder: Project, args: list[str], said: str
 def test_what_is_there_is_not_overwritten(folder: Project) -> None:
     place = folder.write("converted/safetensors/weights.safetensors", "mine")
     done = folder.cli("convert", "digits.pt", "--to", "safetensors", *DIGITS_OPTIONS, exits=2)
-    assert "is there already (name another folder: --output)" in done.stderr
+    assert "already exists (choose another folder with --output)" in done.stderr
     assert place.read_text() == "mine"

@@ -1,4 +1,4 @@
-"""onnx.export by whichever of torch's exporters makes a right file, under the names that the user gave."""
+"""onnx.export by whichever of torch's exporters produces a correct file, under the names that the user gave."""
 
 from __future__ import annotations
 

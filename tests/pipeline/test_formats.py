@@ -30,14 +30,14 @@ PAGE = ROOT / "docs/formats.md"
 HEAD = """\
 # What converts
 
-Written by `make formats`, which makes every kind of model in every format, loads it back by its own runtime and
-compares it with eager at several batch sizes (and lengths, where they may vary). The models are small ones of
-`tests/models`, trained from a fixed seed; figures are of one machine. *Difference* is the largest absolute one,
-*cosine* the smallest of any sample; *time* is the median latency of the smallest case as a ratio to eager's, both in
-one run on one thread. What is refused is refused in the words of the table.
+Written by `make formats`, which converts every kind of model to every format, loads it with its own runtime and
+compares it with eager at several batch sizes (and lengths, if they may vary). The models are the small ones in
+`tests/models`, trained with a fixed seed; the figures are from one machine. *Difference* is the largest absolute one,
+*cosine* the smallest of all samples; *time* is the median latency of the smallest case as a ratio to eager's, both in
+one run on one thread. Where a conversion fails, the table quotes the error.
 
 Sizes are in KB. These models are so small that a format's own overhead outweighs int8; see the README's example for
-what it gains on weights.
+its effect on the size of weights.
 """
 
 
@@ -80,9 +80,9 @@ REFUSED = {
     **{("custom", name): _CUSTOM for name in ("onnx", "onnx-dynamo", "onnx-legacy")},
     **{("custom", name): "skipped: it needs onnx" for name in ("optimized", "fp16", "onnx-dynamic", "onnx-static")},
     **{("custom", name): "the operator shop::odd has no kernel in ExecuTorch" for name in ("pte", "pte-int8")},
-    ("custom", "torch-static"): "the quantized model can't run: .*leave the modules around it out",
+    ("custom", "torch-static"): "the quantized model can't run: .*exclude the modules around it",
     **{("memory", name): "the model fixes the dynamic axis 'length'" for name in ("pt2", "pte", "pte-int8")},
-    ("text", "onnx-legacy"): r"the torchscript exporter made a model that takes tokens \(2, 5\) only",
+    ("text", "onnx-legacy"): r"the torchscript exporter produced a model for tokens \(2, 5\) only",
     ("two", "torch-static"): f"the operator aten::add.out has no int8 form in torch at {line_of('left + right')}",
 }  # fmt: skip
 """What each of these combinations says: everything else converts."""

@@ -69,7 +69,7 @@ REFUSED = {
     ),
     "verify.latency": (f"{_JUDGED}, with: {{max_ratio: 0.000001, rounds: 5}}", "ratio|time|slow"),
     "verify.size": (f"{_JUDGED}, with: {{max_bytes: 10}}", "bytes"),
-    "select": (f"{_CANDIDATES}, with: {{rounds: 5}}", "no candidate fits"),
+    "select": (f"{_CANDIDATES}, with: {{rounds: 5}}", "no candidate meets the limits"),
     "package.sagemaker": (
         "inputs: {model: fp32, reference: right, code: wrong_inference.py}",
         "differs from the original",

@@ -66,10 +66,10 @@ def test_a_run_of_another_pipeline_is_refused_by_name(two: Project) -> None:
     for verb, *rest in refusals:
         where = (rest[0], "one.yaml") if verb == "cache" else ("one.yaml", *rest[:-1])
         said = two.cli(verb, *where, rest[-1], "2", exits=2).stderr
-        assert "is one of two.yaml, not of one.yaml (name two.yaml)" in said
+        assert "belongs to two.yaml, not to one.yaml (use two.yaml)" in said
     write(two, "three.yaml", "three")
     said = two.cli("show", "three.yaml", exits=2).stderr
-    assert said == "error: three.yaml has not been run yet (run it, or name two.yaml, or one.yaml)\n"
+    assert said == "error: three.yaml has not been run yet (run it, or use two.yaml, or one.yaml)\n"
 
 
 def test_overlays_are_part_of_a_pipeline_and_set_is_not(project: Project) -> None:
@@ -137,7 +137,7 @@ def test_what_is_not_up_to_date_is_never_fetched_silently(chain: Project) -> Non
     said = chain.cli("get", "c.text", exits=2).stderr
     assert said == (
         "error: c is not up to date: a: the input `text`: in.txt changed "
-        "(`deploy-runner run pipeline.yaml c` makes it; --run 1 names what the last run of it made)\n"
+        "(run `deploy-runner run pipeline.yaml c`; --run 1 selects the output of its last run)\n"
     )
     assert get(chain, "c.text", "--run", "1") == get(chain, "c", "--run", run) == "HELLO!HELLO!"
     assert "not up to date: that was run 000001-" in chain.cli("show", "a").stdout
@@ -154,7 +154,7 @@ def test_a_failure_is_shown_as_it_stands_until_something_changes(project: Projec
     shown = project.cli("show", "odd").stdout
     assert "error: it can't be done" in shown
     assert "not up to date" not in shown
-    assert "odd is not up to date: never made before" in project.cli("get", "odd", exits=2).stderr
+    assert "odd is not up to date: not built before" in project.cli("get", "odd", exits=2).stderr
     project.pipeline("odd: {uses: text.odd, with: {how: gate}}")
     assert "not up to date" in project.cli("show", "odd").stdout
 

@@ -77,11 +77,11 @@ def test_a_live_push_converges_and_the_second_changes_nothing(live: Project) -> 
 def test_plan_and_status_say_what_differs_and_change_nothing(live: Project) -> None:
     plan = live.cli("plan", *LIVE).stdout
     assert "the bucket models" not in plan
-    assert "object: not there, wanted s3://models/models/e/" in plan
-    assert "endpoint e: not there, wanted InService" in plan
+    assert "object: missing, wanted s3://models/models/e/" in plan
+    assert "endpoint e: missing, wanted InService" in plan
     assert live.cli("status", *LIVE, exits=1).stdout.splitlines()[0] == "endpoint:"
     live.run(*LIVE)
-    assert "the remote is as the pipeline says" in live.cli("plan", *LIVE).stdout
+    assert "the remote matches the pipeline" in live.cli("plan", *LIVE).stdout
     assert live.cli("status", *LIVE).stdout.splitlines()[-1] == "in sync"
     release(live, 3)
     said = json.loads(live.cli("status", *LIVE, "--json", exits=1).stdout)
@@ -103,7 +103,7 @@ def test_rollback_serves_what_was_there_before_and_any_earlier_digest(live: Proj
     live.cli("rollback", "endpoint", *LIVE, "--to", digests[0][:10])
     assert answer(10.0) == 20.0
     wrong = live.cli("rollback", "endpoint", *LIVE, "--to", "0000", exits=1).stderr
-    assert "no package 0000 was deployed to e (those that were: " in wrong
+    assert "no package 0000 was deployed to e (deployed packages: " in wrong
     assert live.states(*LIVE) == {"endpoint": "ran"}
     assert answer(10.0) == 40.0
 
@@ -122,9 +122,12 @@ def test_promote_approves_the_registered_version(live: Project) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["rollback", "endpoint"], "the target dry-run is a dry run, which leaves nothing behind"),
-        (["status"], "the target dry-run is a dry run, which leaves nothing behind"),
-        (["rollback", *LIVE], "which push? (`deploy-runner rollback STAGE --config FILE`)"),
+        (["rollback", "endpoint"], "the target dry-run is a dry run, which has no remote state"),
+        (["status"], "the target dry-run is a dry run, which has no remote state"),
+        (
+            ["rollback", *LIVE],
+            "rollback needs the name of one push stage (`deploy-runner rollback STAGE --config FILE`)",
+        ),
         (["rollback", "nope", *LIVE], "there is no stage 'nope'"),
     ],
 )

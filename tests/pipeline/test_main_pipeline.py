@@ -90,11 +90,11 @@ def test_an_int8_model_that_loses_too_much_fails_its_gate_by_name(ran: tuple[Pro
     # A range of the middle 80 % of the values cuts many activations off.
     change = ("--set", "stages.int8.with.percentile=80", "--set", "stages.int8.matrix.method=[percentile]")
     refused = project.run(*change, exits=1)["stages"]["int8[percentile]"]["error"]
-    assert "below 0.98; percentile cuts off values that count" in refused
+    assert "below 0.98; percentile clips values that matter" in refused
     lower = ("--set", "stages.int8.with.min_cosine=0.8", "--set", "stages.int8.with.min_agreement=0.8")
     result = project.run(*change, *lower, exits=1)
     error = result["stages"]["accuracy-int8[percentile]"]["error"]
-    assert error.startswith("accuracy-int8[percentile]: the accuracy falls by ")
+    assert error.startswith("accuracy-int8[percentile]: the accuracy drops by ")
     assert result["stages"]["package"]["state"] == "skipped"
 
 

@@ -74,7 +74,7 @@ def test_each_type_is_compared_by_its_own_rounding(tmp_path: Path, then: str, ep
 
 def test_a_model_of_a_type_that_no_file_of_numbers_has_is_told_to_turn_its_input(tmp_path: Path) -> None:
     unturned = "    def forward(self, x): return self.b(torch.relu(self.a(x)))"
-    with pytest.raises(StageError, match="the model refuses the example") as error:
+    with pytest.raises(StageError, match="the model fails on the example") as error:
         prepare(tmp_path, unturned, {"shape": [2, 4]}, ".bfloat16()")
     assert "a module around it that turns its input into the weights' type" in error.value.fix
 
@@ -104,7 +104,7 @@ def test_a_wrong_weight_is_seen_in_outputs_that_are_all_small(tmp_path: Path) ->
     packed = {"model": made["candidate"], "reference": bundle}
     context = run("package.container", tmp_path, inputs=packed)["context"]
     spoil(made["candidate"] / "model.onnx")
-    with pytest.raises(GateError, match="more than the .* that its type's rounding explains"):
+    with pytest.raises(GateError, match="more than the .* that is explained by its type's rounding"):
         run("verify.parity", tmp_path / "wrong", inputs=made)
     assert run("verify.parity", tmp_path / "loose", inputs=made, params={"atol": 1e-5}).figures["max_abs"] > 0
     from deploy_runner.server import trial
@@ -112,9 +112,7 @@ def test_a_wrong_weight_is_seen_in_outputs_that_are_all_small(tmp_path: Path) ->
 
     assert trial.answers([str(context)], []) == []
     spoil(context / "model" / "model.onnx")
-    with pytest.raises(
-        UnfitArtifact, match=r"differs by up to 1\.?\d*e-10, more than the .* that is allowed"
-    ):
+    with pytest.raises(UnfitArtifact, match=r"differs by up to 1\.?\d*e-10, more than the limit of .*"):
         trial.answers([str(context)], [])
 
 
@@ -123,7 +121,10 @@ def test_the_output_that_is_wrong_is_named_with_its_own_figures() -> None:
     wrong = {"large": np.array([[1e6 + 1]], np.float32), "small": np.array([[2e-6]], np.float32)}
     found = compare(cases, lambda _: wrong)
     assert found.worst == "c, output 'small', sample 0"
-    assert found.beyond(None, None) == "up to 1e-06, more than the 7.63e-12 that its type's rounding explains"
+    assert (
+        found.beyond(None, None)
+        == "up to 1e-06, more than the 7.63e-12 that is explained by its type's rounding"
+    )
     assert (found.max_abs, round(found.allowed, 3)) == (1, 7.629)
 
 
@@ -148,7 +149,7 @@ def test_outputs_that_are_not_finite_are_refused_by_place_unless_allowed(tmp_pat
     example = {"x": {"shape": [2, 4]}, "allowed": {"shape": [2, 5], "dtype": "bool"}}
     with pytest.raises(
         GateError,
-        match=r"output 'output' is -inf at \[\d, \d\] of .*; where the model means that, set `nonfinite: allow`",
+        match=r"output 'output' is -inf at \[\d, \d\] of .*; if that is intended, set `nonfinite: allow`",
     ):
         prepare(tmp_path, MASKED, example)
     bundle = prepare(tmp_path / "..", MASKED, example, nonfinite="allow")["model"]

@@ -67,7 +67,7 @@ def test_a_push_is_one_commit_and_only_changed_files_travel(pusher: Pusher) -> N
         "README.md", "deploy-runner.json",
     ]  # fmt: skip
     assert not [r for r in pusher.hub.requests[before:] if "/_lfs/" in r]
-    with pytest.raises(ConflictError, match="the tag v1 of local/digits is on another content"):
+    with pytest.raises(ConflictError, match="the tag v1 of local/digits points to different content"):
         pusher.push(b"two", tag="v1")
 
 
@@ -89,7 +89,7 @@ def test_a_branch_is_made_where_there_is_none_and_a_tag_is_no_branch(pusher: Pus
     assert pusher.content("model.safetensors", "next") == b"one"
     assert 'revision="next"' in pusher.content("README.md", "next").decode()
     pusher.api.create_tag(REPO, tag="v1", revision="next")
-    with pytest.raises(StageError, match="v1 is a tag of local/digits, and commits go to branches"):
+    with pytest.raises(StageError, match="v1 is a tag of local/digits, not a branch"):
         pusher.push(revision="v1")
 
 
@@ -109,14 +109,14 @@ def test_a_pull_request_is_found_again_updated_and_not_repeated_once_merged(push
     assert merged.context.converged
     assert pusher.push(b"two").context.converged  # A squash has no word of ours: the manifest has.
     assert calls(pusher.push(b"three")) == ["hub:create_commit"]
-    with pytest.raises(StageError, match="a pull request has no commit on the branch yet"):
+    with pytest.raises(StageError, match="a pull request has no commit on the branch"):
         pusher.push(pull_request=True, tag="v1")
 
 
 def test_what_somebody_else_has_changed_is_a_conflict(pusher: Pusher) -> None:
     pusher.push()
     pusher.api.create_commit(REPO, [add("README.md", b"# better\n")], commit_message="by hand")
-    with pytest.raises(ConflictError, match=r"README\.md of local/digits@main was put there or changed by "):
+    with pytest.raises(ConflictError, match=r"README\.md of local/digits@main was added or changed by "):
         pusher.push(b"two")
     assert pusher.content("README.md") == b"# better\n"
     assert pusher.content("model.safetensors") == b"one"
@@ -128,7 +128,7 @@ def test_what_somebody_else_has_changed_is_a_conflict(pusher: Pusher) -> None:
 def test_a_repository_with_files_of_others_is_not_taken_over(pusher: Pusher) -> None:
     pusher.api.create_repo(REPO)
     pusher.api.create_commit(REPO, [add("model.safetensors", b"theirs")], commit_message="theirs")
-    with pytest.raises(ConflictError, match=r"model\.safetensors of local/digits@main was put there"):
+    with pytest.raises(ConflictError, match=r"model\.safetensors of local/digits@main was added"):
         pusher.push()
     assert pusher.content("model.safetensors") == b"theirs"
 
@@ -137,7 +137,7 @@ def test_a_private_repository_is_made_and_a_public_one_is_refused(pusher: Pusher
     pusher.push(private=True)
     assert pusher.api.repo_info(REPO).private
     pusher.api.create_repo("local/open")
-    with pytest.raises(ConflictError, match="local/open is there, and is public"):
+    with pytest.raises(ConflictError, match="local/open already exists and is public"):
         pusher.push(repo="open", private=True)
 
 
@@ -191,11 +191,11 @@ def test_rollback_brings_back_what_was_pushed_before_by_a_new_commit(pusher: Pus
     assert pusher.content("theirs.txt") == b"x"
     assert len([r for r in pusher.hub.requests if r.startswith("PUT")]) == sent
     assert pusher.push(b"two").context.converged
-    assert roll_back(pusher, digest[:8]).endswith("is there")
+    assert roll_back(pusher, digest[:8]).endswith("is already current")
     with pytest.raises(StageError, match="feed was never pushed to local/digits"):
         roll_back(pusher, "feed")
     pusher.api.create_commit(REPO, [add("README.md", b"# better\n")], commit_message="by hand")
-    with pytest.raises(ConflictError, match=r"README\.md of local/digits was changed by somebody else"):
+    with pytest.raises(ConflictError, match=r"README\.md of local/digits was changed by someone else"):
         roll_back(pusher, "")
 
 
@@ -221,7 +221,7 @@ def test_a_precision_has_the_name_by_which_its_users_look_for_it(
 def test_two_models_for_one_path_are_refused(pusher: Pusher) -> None:
     model = pusher.write("m.onnx", b"onnx")
     with pytest.raises(
-        StageError, match=r"the models 'q8' and 'quantized' are both onnx/model_quantized\.onnx"
+        StageError, match=r"the models 'q8' and 'quantized' have the same path onnx/model_quantized\.onnx"
     ):
         pusher.push(inputs={"models": {"q8": model, "quantized": model}})
 
@@ -322,15 +322,15 @@ def test_the_commit_names_the_run_and_the_card_does_not(pusher: Pusher) -> None:
 @pytest.mark.parametrize(
     ("token", "params", "said"),
     [
-        pytest.param("hf_wrong", {}, "the Hub doesn't accept this token: Invalid credentials", id="bad-token"),
-        pytest.param("hf_reader", {}, "this token may not write to local/digits: .*write token", id="read-only"),
-        pytest.param("hf_stranger", {}, "this token may not write to local/digits: .*namespace", id="no-rights"),
-        pytest.param("hf_stranger", {"repo": "local/secret"}, "this token may not write to local/secret",
+        pytest.param("hf_wrong", {}, "the Hub rejected this token: Invalid credentials", id="bad-token"),
+        pytest.param("hf_reader", {}, "this token has no write access to local/digits: .*write token", id="read-only"),
+        pytest.param("hf_stranger", {}, "this token has no write access to local/digits: .*namespace", id="no-rights"),
+        pytest.param("hf_stranger", {"repo": "local/secret"}, "this token has no write access to local/secret",
                      id="private-of-others"),
-        pytest.param("hf_dry_run", {"repo": "x" * 120}, "can't have a repository .*maximum length is 96", id="long"),
-        pytest.param("hf_dry_run", {"repo": "a b"}, "the Hub can't have a repository 'a b': Repo id must", id="space"),
+        pytest.param("hf_dry_run", {"repo": "x" * 120}, "is not a valid repository name on the Hub: .*maximum length is 96", id="long"),
+        pytest.param("hf_dry_run", {"repo": "a b"}, "'a b' is not a valid repository name on the Hub: Repo id must", id="space"),
         pytest.param("hf_dry_run", {"license": "apache2"},
-                     'the Hub refuses the model card: .*"license" must be one of', id="licence"),
+                     'the Hub rejected the model card: .*"license" must be one of', id="licence"),
     ],
 )  # fmt: skip
 def test_what_the_hub_refuses_is_one_sentence(
@@ -349,14 +349,16 @@ def test_no_token_no_room_and_no_hub_are_one_sentence(
     import huggingface_hub.constants as constants
 
     pusher.hub.quota_bytes = 2
-    with pytest.raises(StageError, match="the Hub has no room for local/digits: .*storage limit reached"):
+    with pytest.raises(
+        StageError, match="the Hub's storage limit prevents uploads to local/digits: .*storage limit reached"
+    ):
         pusher.push(b"one")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(StageError, match=r"the Hub at http://127\.0\.0\.1:9 can't be reached"):
         pusher.push()
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(pusher.folder / "none"))
-    with pytest.raises(StageError, match="no token of the Hub is found"):
+    with pytest.raises(StageError, match="no Hub token was found"):
         pusher.push()
 
 

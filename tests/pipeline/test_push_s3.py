@@ -95,7 +95,7 @@ def test_a_rollback_moves_the_pointer_alone(tmp_path: Path) -> None:
 def test_a_pointer_of_somebody_else_is_a_conflict(tmp_path: Path) -> None:
     push(tmp_path, folder_of(tmp_path, "one"))
     s3().put_object(Bucket="dry-run-models", Key="models/digits/latest.json", Body=b"not ours")
-    with pytest.raises(ConflictError, match=r"latest\.json is no pointer of push\.s3"):
+    with pytest.raises(ConflictError, match=r"latest\.json is not a pointer written by push\.s3"):
         push(tmp_path, folder_of(tmp_path, "two"))
 
 
@@ -158,7 +158,7 @@ def test_a_transform_job_runs_once_and_brings_back_every_answer(tmp_path: Path) 
 def test_a_transform_job_that_fails_says_why_and_is_run_under_the_next_name(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    with pytest.raises(StageError, match="the folder `data` holds no file"):
+    with pytest.raises(StageError, match="the folder `data` contains no file"):
         transform(tmp_path, 2, data)
     (data / "a.json").write_text('{"inputs": {}}')
     for suffix in ("", "-1"):

@@ -64,26 +64,28 @@ def test_a_push_converges_and_an_update_moves_the_endpoint_last(tmp_path: Path) 
 
 def test_a_container_that_does_not_start_leaves_what_was_served(tmp_path: Path) -> None:
     with pytest.raises(
-        GateError, match="the endpoint e could not start, and was removed: .*ping health check"
+        GateError, match="the endpoint e failed to start and was removed: .*ping health check"
     ):
         deploy(tmp_path, "two")
     assert client("sagemaker").list_endpoints()["Endpoints"] == []
     deploy(tmp_path, 2)
-    with pytest.raises(GateError, match="AWS has rolled back the update of e: .* it serves e-"):
+    with pytest.raises(GateError, match="AWS rolled back the update of e: .* it serves e-"):
         deploy(tmp_path, "three")
     assert answer(10.0) == 20.0
 
 
 def test_wrong_answers_bring_back_what_was_served(tmp_path: Path) -> None:
-    with pytest.raises(GateError, match=r"smoke test fails: .* up to 5,.* the new endpoint e was removed"):
+    with pytest.raises(GateError, match=r"smoke test failed: .* up to 5,.* the new endpoint e was removed"):
         deploy(tmp_path, 2, tested=3)
     assert client("sagemaker").list_endpoints()["Endpoints"] == []
     deploy(tmp_path, 2, tested=2)
     before = serves()
-    with pytest.raises(GateError, match=f"smoke test fails: .*; rolled back: e serves {before} again"):
+    with pytest.raises(GateError, match=f"smoke test failed: .*; rolled back: e serves {before} again"):
         deploy(tmp_path, 3, tested=4)
     assert (serves(), answer(10.0)) == (before, 20.0)
-    with pytest.raises(GateError, match="the smoke test fails: the container answers 500: KeyError: 'x'"):
+    with pytest.raises(
+        GateError, match="the smoke test failed: the container responded with 500: KeyError: 'x'"
+    ):
         run_stage(
             stage("push.sagemaker"), tmp_path / "odd", params={"endpoint": "e"}, target=TARGET,
             inputs={"package": package(tmp_path, 5), "smoke": odd_smoke(tmp_path)},
@@ -102,7 +104,9 @@ def odd_smoke(folder: Path) -> Path:
 def test_a_canary_without_an_alarm_is_refused() -> None:
     params = stage("push.sagemaker").Params
     for strategy in ("canary", "linear"):
-        with pytest.raises(ValidationError, match="is rolled back by alarms alone: name one in `alarms`"):
+        with pytest.raises(
+            ValidationError, match=f"only an alarm can roll back a {strategy} update: add one to `alarms`"
+        ):
             params.model_validate({"endpoint": "e", "update": {"strategy": strategy}})
 
 
@@ -117,7 +121,7 @@ def test_an_alarm_rolls_a_shifting_update_back(tmp_path: Path, strategy: str) ->
                             Period=60, EvaluationPeriods=1, Statistic="Sum", Threshold=1.0,
                             ComparisonOperator="GreaterThanThreshold")  # fmt: skip
     alarms.set_alarm_state(AlarmName="errors", StateValue="ALARM", StateReason="for the test")
-    with pytest.raises(GateError, match="AWS has rolled back the update of e"):
+    with pytest.raises(GateError, match="AWS rolled back the update of e"):
         deploy(tmp_path, 4, update=update)
     assert answer(10.0) == 30.0
 
@@ -137,7 +141,7 @@ def test_an_asynchronous_endpoint_answers_through_s3(tmp_path: Path) -> None:
     assert made.figures["smoke_samples"] == 2
     config = client("sagemaker").describe_endpoint_config(EndpointConfigName=serves())["AsyncInferenceConfig"]
     assert config["OutputConfig"]["S3OutputPath"] == "s3://dry-run-models/models/e/async"
-    with pytest.raises(GateError, match="the smoke test fails: the answers differ"):
+    with pytest.raises(GateError, match="the smoke test failed: the answers differ"):
         deploy(tmp_path, 3, tested=4, asynchronous={})
     with pytest.raises(ValidationError, match="either `serverless` or `asynchronous`"):
         deploy(tmp_path, 3, asynchronous={}, serverless={})
@@ -185,7 +189,9 @@ def test_an_endpoint_of_somebody_else_is_a_conflict_unless_adopted(tmp_path: Pat
     sagemaker = client("sagemaker")
     sagemaker.delete_endpoint(EndpointName="e")
     sagemaker.create_endpoint(EndpointName="e", EndpointConfigName=made.figures["endpoint_config"])
-    with pytest.raises(ConflictError, match="the endpoint e is there, and was not made by deploy-runner"):
+    with pytest.raises(
+        ConflictError, match="the endpoint e already exists and was not created by deploy-runner"
+    ):
         deploy(tmp_path, 3)
     deploy(tmp_path, 3, adopt=True)
     assert answer(10.0) == 30.0
@@ -196,12 +202,12 @@ def test_an_object_that_is_something_else_is_a_conflict(tmp_path: Path) -> None:
     uri = json.loads(made["transcript"].read_text())["package"]
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     client("s3").put_object(Bucket=bucket, Key=key, Body=b"evil", ChecksumAlgorithm="SHA256")
-    with pytest.raises(ConflictError, match="holds something else"):
+    with pytest.raises(ConflictError, match="has different content"):
         deploy(tmp_path, 2)
 
 
 def test_what_is_not_set_and_what_is_refused_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="there is no bucket other-bucket"):
+    with pytest.raises(StageError, match="the bucket other-bucket does not exist"):
         run_stage(stage("push.sagemaker"), tmp_path / "a", inputs={"package": ROOT / "README.md"},
                   params={"endpoint": "e", "bucket": "other-bucket"},
                   target={"aws": {**TARGET["aws"], "create_bucket": False}})  # fmt: skip
@@ -214,5 +220,5 @@ def test_without_credentials_it_is_one_sentence(tmp_path: Path, monkeypatch: pyt
     for name in [n for n in os.environ if n.startswith("AWS_") and "METADATA" not in n]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(StageError, match="no AWS credentials are found"):
+    with pytest.raises(StageError, match="no AWS credentials were found"):
         deploy(tmp_path, 2)

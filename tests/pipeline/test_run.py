@@ -105,7 +105,9 @@ def test_a_damaged_action_record_is_a_miss(chain: Project) -> None:
         data[len(data) // 2] ^= 1
         record.write_bytes(bytes(data))
     plan = json.loads(chain.cli("plan", "--json").stdout)["actions"]
-    assert plan[0]["reason"] == "its record is damaged, or was not written by this store for this action"
+    assert (
+        plan[0]["reason"] == "its action record is damaged, or was not written by this store for this action"
+    )
     assert chain.run()["ran"] == 3
 
 
@@ -231,7 +233,7 @@ def test_a_command_cannot_read_an_undeclared_file_either(project: Project) -> No
     project.pipeline(f"sneaky: {{uses: run.command, with: {{command: 'cat {extra}'}}}}")
     error = project.run(exits=1)["stages"]["sneaky"]["error"]
     said = f"cat: {extra}: No such file or directory; declare data/extra.csv as an input"
-    assert error == f"the command exited 1 (it printed last: {said})"
+    assert error == f"the command exited 1 (last line of output: {said})"
 
 
 def test_a_stage_cannot_write_outside_of_its_workdir(project: Project) -> None:

@@ -28,7 +28,7 @@ def test_lite_says_what_this_torch_could_optimise(tmp_path: Path, bundle: Path) 
 
     made = lite(tmp_path, bundle)
     has_xnnpack = torch.backends.xnnpack.enabled  # type: ignore[attr-defined]
-    expected = "optimize_for_mobile" if has_xnnpack else "frozen only: this torch has no XNNPACK"
+    expected = "optimize_for_mobile" if has_xnnpack else "only frozen: this build of torch has no XNNPACK"
     assert made.figures["optimized"] == expected
     assert made.figures["max_abs"] < 1e-4
     assert b"debug_pkl" not in made["model"].read_bytes()
@@ -105,7 +105,7 @@ def test_executorch_delegates_and_quantizes(tmp_path: Path, bundle: Path) -> Non
     [
         ({"largest": {"height": 9}}, "the model has no dynamic axis 'height', only batch"),
         ({"largest": {"batch": 3}}, "batch is 3, but a reference case has 64"),
-        ({"quantize": "int8"}, "there is nothing to calibrate with"),
+        ({"quantize": "int8"}, "there is no calibration data"),
     ],
 )
 def test_a_wrong_request_is_one_sentence(

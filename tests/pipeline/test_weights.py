@@ -44,7 +44,7 @@ def test_two_values_for_one_tensor_are_refused_with_both_names(
     state = {name: tensor.clone() for name, tensor in make(model).state_dict().items()}
     assert_right(prepare(tmp_path / "same", model, state), make(model))
     state[pair[1]] += 1
-    with pytest.raises(StageError, match=f"{pair[0]} and {pair[1]} are one tensor in the model, but differ"):
+    with pytest.raises(StageError, match=f"{pair[0]} and {pair[1]} are tied in the model, but differ"):
         prepare(tmp_path / "other", model, state)
 
 
@@ -128,7 +128,7 @@ def test_an_extra_state_of_plain_values_and_tensors_travels(tmp_path: Path) -> N
 def test_an_extra_state_that_needs_a_pickle_is_refused(tmp_path: Path) -> None:
     state = make("plain").state_dict() | {"_extra_state": {"path": [Path("a/b")]}}
     with pytest.raises(
-        StageError, match="the extra state '_extra_state' holds a PurePosixPath, which can't be kept"
+        StageError, match="the extra state '_extra_state' holds a PurePosixPath, which can't be stored"
     ):
         extract(tmp_path, state)
 
@@ -238,7 +238,7 @@ def test_a_training_classes_prefix_is_taken_off_unless_two_fit(tmp_path: Path) -
     with pytest.raises(StageError, match="the model: unexpected loss.w \\("):
         prepare(tmp_path / "loss", "plain", {"state_dict": lightning | {"loss.w": torch.ones(1)}})
     both = lightning | {f"ema.{n}": t for n, t in state.items()}
-    with pytest.raises(StageError, match="fit the model under ema. and under model."):
+    with pytest.raises(StageError, match="match the model under ema. and under model."):
         prepare(tmp_path / "two", "plain", {"state_dict": both})
     chosen = extract(tmp_path / "three", {"state_dict": both}, strip_prefix="ema.")
     assert sorted(load_file(chosen["weights"])) == sorted(state)

@@ -99,10 +99,10 @@ def _bundle(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("arrays", "params", "said"),
     [
-        ({"x": np.ones((3, 4), "f"), "y": np.ones(5)}, {}, r"there are 5 labels `y`, but 'x' is \(3, 4\)"),
+        ({"x": np.ones((3, 4), "f"), "y": np.ones(5)}, {}, r"there are 5 labels `y`, but 'x' has the shape \(3, 4\)"),
         ({"x": np.ones((3, 4), "f"), "y": np.ones(3)}, {"metric": "m.py:bad"}, r"the metric fails on outputs \(3, 3\) .* at m.py:2"),
         ({"x": np.ones((3, 4), "f"), "y": np.ones(3)}, {"metric": "m.py:text"}, "could not convert string to float"),
-        ({"x": np.ones((3, 4), "f"), "y": np.ones(3)}, {"metric": "m.py:nan"}, "the metric gives nan"),
+        ({"x": np.ones((3, 4), "f"), "y": np.ones(3)}, {"metric": "m.py:nan"}, "the metric returned nan"),
         ({"x": np.ones((3, 4), np.uint8), "y": np.ones(3)}, {}, r"can't run inputs of shape x \(3, 4\)"),
     ],
 )  # fmt: skip
@@ -134,7 +134,7 @@ def test_an_int8_model_is_not_quantized_again(tmp_path: Path, uses: str) -> None
     exported = run_stage(kind("onnx.export"), tmp_path / "o", inputs={"model": model})["model"]
     once = run_stage(kind("onnx.quantize_dynamic"), tmp_path / "q", inputs={"model": exported})["model"]
     inputs = {"model": once} | ({"reference": model} if uses == "onnx.float16" else {})
-    with pytest.raises(StageError, match="the model is quantized already: it has .*MatMulInteger"):
+    with pytest.raises(StageError, match="the model is already quantized: it contains .*MatMulInteger"):
         run_stage(kind(uses), tmp_path / "again", inputs=inputs)
 
 
@@ -143,7 +143,7 @@ def test_a_negative_size_and_another_report_are_named(tmp_path: Path) -> None:
         bundle(tmp_path, "flagged", example={"shape": [1, -4]})
     model = _bundle(tmp_path)
     inputs = {"candidates": {"a": model}, "accuracy": {"a": junk(tmp_path / "a")}, "reference": model}
-    with pytest.raises(StageError, match="what 'a' has under `accuracy` is not a report"):
+    with pytest.raises(StageError, match="the input 'a' of `accuracy` is not an accuracy report"):
         run_stage(kind("select"), tmp_path / "s", inputs=inputs)
 
 

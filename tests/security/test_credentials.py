@@ -55,13 +55,13 @@ def test_values_of_credentials_are_known_by_form_and_by_the_environment(text: st
     ("head", "suffix", "args", "said"),
     [
         ("env: {AWS_SECRET_ACCESS_KEY: null}\n", "x", (), "AWS_SECRET_ACCESS_KEY is a credential"),
-        ("env: {PLAIN: null}\n", "x", (), "the variable PLAIN holds the value of AWS_SECRET_ACCESS_KEY"),
+        ("env: {PLAIN: null}\n", "x", (), "the variable PLAIN contains the value of AWS_SECRET_ACCESS_KEY"),
         (f"env: {{OTHER: '{VALUE}'}}\n", "x", (), "the default of OTHER is the value of AWS_SECRET_ACCESS_KEY"),
         ("", '"${{ env.AWS_SECRET_ACCESS_KEY }}"', (), "AWS_SECRET_ACCESS_KEY is a credential"),
         ('vars: {v: "${{ env.HF_TOKEN }}"}\n', "x", (), "HF_TOKEN is a credential"),
         ("", "x", ("--set", 'stages.a.with.suffix="${{ env.HF_TOKEN }}"'), "HF_TOKEN is a credential"),
-        ("", "x", ("--set", f"stages.a.with.suffix={VALUE}"), "stages.a.with.suffix holds the value of AWS_SECRET"),
-        (f"vars: {{v: '{VALUE}'}}\n", "x", (), "vars.v holds the value of AWS_SECRET_ACCESS_KEY"),
+        ("", "x", ("--set", f"stages.a.with.suffix={VALUE}"), "stages.a.with.suffix contains the value of AWS_SECRET"),
+        (f"vars: {{v: '{VALUE}'}}\n", "x", (), "vars.v contains the value of AWS_SECRET_ACCESS_KEY"),
     ],
 )  # fmt: skip
 def test_a_credential_in_the_open_is_refused_and_written_nowhere(
@@ -83,13 +83,13 @@ def test_a_graph_compiled_before_the_credential_was_known_is_looked_at_again(pro
     project.run(PLAIN=VALUE)
     assert project.run(PLAIN=VALUE)["hit"] == 1
     done = project.cli("run", exits=2, PLAIN=VALUE, HF_TOKEN=VALUE)
-    assert "the variable PLAIN holds the value of HF_TOKEN" in done.stderr
+    assert "the variable PLAIN contains the value of HF_TOKEN" in done.stderr
 
 
 def test_the_runners_own_key_is_no_secret_of_a_stage(project: Project) -> None:
     project.pipeline(STAGE % '"${{ secrets.DEPLOY_RUNNER_CACHE_KEY }}"')
     done = project.cli("run", exits=2, DEPLOY_RUNNER_CACHE_KEY=VALUE)
-    assert "DEPLOY_RUNNER_CACHE_KEY is deploy-runner's own" in done.stderr
+    assert "DEPLOY_RUNNER_CACHE_KEY is reserved by deploy-runner" in done.stderr
 
 
 SECRET = 'odd: {uses: text.odd, with: {secret: "${{ secrets.DEPLOY_PASS }}"}}'
@@ -127,8 +127,8 @@ def test_the_stores_own_files_are_never_inputs(project: Project, path: str) -> N
     os.symlink(project.folder / ".deploy-runner/actions", project.folder / "kept")
     project.pipeline(f"a: {{uses: run.command, inputs: {{f: {path}}}, outputs: {{o: o}}, with: {{command: 'cp -r $INPUT_F $OUTPUT_O'}}}}")  # fmt: skip
     done = project.cli("run", exits=2)
-    assert f"{path} is the store's own, which is never an input" in done.stderr or (
-        f"{path} holds the store, which is never an input" in done.stderr
+    assert f"{path} belongs to the store and can't be an input" in done.stderr or (
+        f"{path} contains the store and can't be an input" in done.stderr
     )
 
 
@@ -139,7 +139,7 @@ def test_a_store_elsewhere_in_the_project_is_no_input_either(project: Project, h
     assert project.run(DEPLOY_RUNNER_HOME=home)["hit"] == 1
     project.pipeline(f"a: {{uses: text.upper, inputs: {{text: {home}/secret}}}}")
     done = project.cli("run", exits=2, DEPLOY_RUNNER_HOME=home)
-    assert f"{home}/secret is the store's own" in done.stderr
+    assert f"{home}/secret belongs to the store" in done.stderr
 
 
 def test_a_link_laid_after_compiling_is_refused_too(project: Project) -> None:
@@ -149,7 +149,7 @@ def test_a_link_laid_after_compiling_is_refused_too(project: Project) -> None:
     (project.folder / "late.txt").unlink()
     os.symlink(".deploy-runner/secret", project.folder / "late.txt")
     done = project.cli("run", exits=2)
-    assert "is of the store, which is never an input" in done.stdout + done.stderr
+    assert "belongs to the store and can't be an input" in done.stdout + done.stderr
 
 
 def test_code_below_the_store_is_refused(project: Project) -> None:

@@ -22,6 +22,6 @@ def test_an_input_that_is_altered_after_it_was_hashed_is_not_read(project: Proje
     made.write_bytes(b"OTHER")
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert f"object {made.parent.name}{made.name} was altered" in out
+    assert f"object {made.parent.name}{made.name} changed after it was verified" in out
     assert project.states() == {"a": "healed", "slow": "hit", "c": "ran"}
     assert project.output("c") == b"HELLO"

@@ -81,7 +81,7 @@ def test_a_change_upstream_that_keeps_the_bytes_is_signed_anew(
     project, _, _, private = signed
     text = (project.folder / "stages/texts.py").read_text()
     project.write("stages/texts.py", text + "\n# another version of the same\n")
-    assert "what its inputs were made from" not in project.cli("explain", "a", SIGNING_KEY=private).stdout
+    assert "the provenance of its inputs" not in project.cli("explain", "a", SIGNING_KEY=private).stdout
     assert project.states(SIGNING_KEY=private)["signed"] == "ran"
 
 
@@ -109,7 +109,7 @@ def test_a_copy_in_a_bucket_and_on_the_hub_is_verified(
             assert "verified: 2 files" in project.cli("verify", address, *key, **env).stdout
         s3.put_object(Bucket="models", Key="shout/1/first.txt", Body=b"changed")
         done = project.cli("verify", "s3://models/shout/1", *key, exits=1, **env)
-        assert "the signature does not hold" in done.stderr
+        assert "the signature is invalid" in done.stderr
         for address in ("s3://models/none", "s3://nowhere/x", "hf://me/none", "hf://me/shout/none"):
             done = project.cli("verify", address, *key, exits=2, **env)
             assert done.stderr.startswith(f"error: {address} can't be fetched: ")
@@ -179,9 +179,9 @@ def test_every_tampering_is_refused(
 def test_another_key_and_no_key_are_refused(signed: tuple[Project, Path, Path, str], tmp_path: Path) -> None:
     project, folder, public, _ = signed
     _, other = new_key(tmp_path, "other")
-    with pytest.raises(GateError, match="the signature does not hold"):
+    with pytest.raises(GateError, match="the signature is invalid"):
         verify(str(folder), key=str(other), certificates=[])
-    assert "what is to be trusted?" in project.cli("verify", "out", exits=2).stderr
+    assert "verify needs a key or a certificate to trust" in project.cli("verify", "out", exits=2).stderr
     assert "is not a folder" in project.cli("verify", "in.txt", "--key", str(public), exits=2).stderr
     project.write("no.pem", "no key")
     assert "no.pem can't be used" in project.cli("verify", "out", "--key", "no.pem", exits=2).stderr
@@ -277,6 +277,6 @@ def test_a_certificate_is_trusted_by_its_root(project: Project, tmp_path: Path) 
     project.cli("get", "signed", "--to", "out")
     assert "verified: 2 files" in project.cli("verify", "out", "--certificate", "root.pem").stdout
     assert (
-        "the signature does not hold"
+        "the signature is invalid"
         in project.cli("verify", "out", "--certificate", "stranger.pem", exits=1).stderr
     )

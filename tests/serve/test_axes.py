@@ -131,7 +131,7 @@ def test_a_model_without_a_batch_is_served_one_request_at_a_time(tmp_path: Path)
     model = exported(bundle, tmp_path)
     requests = [{"x": normal(i, 3 + i, 4)} for i in range(8)]
     with serving(model, "--reference", bundle, "--max-samples", 4, folder=tmp_path) as server:
-        assert server.wait_for("model")["why_alone"] == "the model has no batch of any size"
+        assert server.wait_for("model")["why_alone"] == "the model has no dynamic batch axis"
         assert assert_answered(server, requests, session(model)) == 80
 
 

@@ -83,7 +83,7 @@ def test_a_dynamically_quantized_model_is_run_one_request_at_a_time(
         assert server.figures()["serve_batch_samples_count"] == 320
         loaded = server.wait_for("model")
     assert loaded["why_alone"] == (
-        "the model quantizes dynamically, by the values of the whole batch (DynamicQuantizeLinear)"
+        "the model quantizes dynamically by the values of the whole batch (DynamicQuantizeLinear)"
     )
     session = onnxruntime.InferenceSession(digits.dynamic / "model.onnx")
     alone = np.concatenate([session.run(None, {"image": image[None]})[0] for image in images])
@@ -126,7 +126,7 @@ def test_requests_beyond_the_queue_are_told_when_to_come_again(slow: Path, tmp_p
         {"outputs": {"sum": [total]}} for total in (100_000.0, 1.0, 2.0, 3.0, 4.0)
     ]
     assert (full.status, full.headers["retry-after"]) == (429, "1")
-    assert full.problems == ["4 samples are waiting, at most 4 may"]
+    assert full.problems == ["4 samples are waiting, the limit is 4"]
 
 
 def test_a_request_has_so_much_time_whether_it_runs_or_waits(slow: Path, tmp_path: Path) -> None:
@@ -134,8 +134,8 @@ def test_a_request_has_so_much_time_whether_it_runs_or_waits(slow: Path, tmp_pat
         with running(server) as first:
             late = server.predict([[0, 0]])
         assert (first.result().status, late.status, late.headers["retry-after"]) == (504, 503, "1")
-        assert late.problems == ["the request waited for 0.2 s and was not begun"]
-        assert first.result().problems == ["the model took longer than the 0.2 s that a request has"]
+        assert late.problems == ["the request waited for 0.2 s and was not started"]
+        assert first.result().problems == ["the model took longer than the request timeout of 0.2 s"]
         until(lambda: server.figures()["serve_running_batches"] == 0)
         assert server.predict([[1, 2]]).json == {"outputs": {"sum": [3.0]}}
 

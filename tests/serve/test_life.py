@@ -67,7 +67,7 @@ def test_a_reload_fails_no_request_and_a_bad_artifact_is_refused(
     (damaged / "model.onnx").write_bytes((other / "model.onnx").read_bytes()[:-1000])
     turns = (
         (other, "reload", 1),
-        (damaged, "reload refused", 1),
+        (damaged, "reload rejected", 1),
         (digits.onnx, "reload", 2),
         (digits.onnx, "reload", 3),
     )
@@ -79,7 +79,7 @@ def test_a_reload_fails_no_request_and_a_bad_artifact_is_refused(
                 server.wait_for(event, count)
         assert digest(server) == server.digest
         figures = server.figures()
-        refused = server.wait_for("reload refused")
+        refused = server.wait_for("reload rejected")
     results = ("swapped", "refused", "unchanged")
     assert [figures[f"serve_reloads_total {result}"] for result in results] == [2, 1, 1]
     assert {answer.status for answer in answers} == {200}
@@ -93,10 +93,10 @@ def test_a_model_that_answers_its_reference_samples_wrong_is_not_swapped_in(
     place = lead(tmp_path / "current", digits.onnx)
     with serving(place, "--reference", digits.bundle, "--watch", folder=tmp_path) as server:
         lead(place, other)
-        said = server.wait_for("reload refused")["error"]
+        said = server.wait_for("reload rejected")["error"]
         assert digest(server) == server.digest
     assert re.fullmatch(
-        r"reference case 0: output 'output' differs by up to 1, more than the 0\.\d+ that is allowed", said
+        r"reference case 0: output 'output' differs by up to 1, more than the limit of 0\.\d+", said
     )
 
 
@@ -157,7 +157,9 @@ def test_external_data_is_served_but_not_through_a_link(tmp_path: Path) -> None:
     with serving(folder, folder=tmp_path) as server:
         assert server.predict([[1, 2, 3, 4]]).json == {"outputs": {"y": [[10.0] * 4]}}
     os.link(folder / "model.onnx.data", tmp_path / "elsewhere")
-    said = "model.onnx.data is a link, beside a model with external data (put a copy in its place)"
+    said = (
+        "model.onnx.data is a link; a model with external data must not contain links (replace it by a copy)"
+    )
     assert refusal(folder) == f"error: {said}"
 
 
@@ -181,7 +183,7 @@ LINK = "the archive's member {!r} is a link, a device or leads out of it"
     ("make", "said"),
     [
         pytest.param(lambda t: t / "nothing.onnx", "nothing.onnx does not exist", id="nothing"),
-        pytest.param(lambda t: t, "holds neither model.onnx nor model.json", id="an empty folder"),
+        pytest.param(lambda t: t, "contains neither model.onnx nor model.json", id="an empty folder"),
         pytest.param(lambda t: archive(t / "m.tar.gz", "model.json", b"2"), LINK.format("model.json"), id="a link in an archive"),
         pytest.param(lambda t: archive(t / "m.tar.gz", "../x", b"5"), LINK.format("../x"), id="a name that leaves"),
         pytest.param(lambda t: written(t / "m.tar.gz", b"x"), "m.tar.gz can't be unpacked", id="no archive"),
@@ -197,10 +199,10 @@ def test_torchscript_needs_trust_and_names(digits: Digits) -> None:
     name = digits.torchscript.name
     assert (
         refusal(digits.torchscript)
-        == f"error: {name} is TorchScript, which is code (if you trust it: --trust)"
+        == f"error: {name} is TorchScript, which contains code (if you trust it: --trust)"
     )
     assert refusal(digits.torchscript, "--trust") == (
-        f"error: nothing names the inputs of {name} (--reference BUNDLE of model.prepare, or a model.json beside it)"
+        f"error: the input names of {name} are unknown (--reference BUNDLE of model.prepare, or a model.json beside it)"
     )
 
 

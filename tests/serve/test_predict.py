@@ -97,14 +97,14 @@ def test_csv_npy_and_npz_are_read_and_written(
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        pytest.param({"inputs": [[[[1.0] * 8] * 8]] * 9}, "the batch has 9 samples, at most 8 are taken", id="too many samples"),
+        pytest.param({"inputs": [[[[1.0] * 8] * 8]] * 9}, "the batch has 9 samples, the limit is 8", id="too many samples"),
         pytest.param({"inputs": [[1.0] * 63]}, "input 'image' takes float32 of shape [batch, 1, 8, 8]; the shape [1, 63] was given", id="a shape"),
         pytest.param({"inputs": [["a"] * 64]}, "input 'image' takes float32 of shape [batch, 1, 8, 8]; texts were given", id="texts"),
         pytest.param({"inputs": [[None] * 64]}, "input 'image' takes float32 of shape [batch, 1, 8, 8]; nulls, objects or numbers too large were given", id="nulls"),
         pytest.param({"inputs": [[1.0], [1.0, 2.0]]}, "input 'image' takes float32 of shape [batch, 1, 8, 8]; its lists have different lengths", id="ragged"),
         pytest.param({"inputs": []}, "input 'image' takes float32 of shape [batch, 1, 8, 8]; the batch is empty", id="empty"),
         pytest.param({"inputs": [[1e300] * 64]}, "input 'image' takes float32 of shape [batch, 1, 8, 8]; a number is not finite, or too large for it", id="too large"),
-        pytest.param({"inputs": {"picture": [[1.0] * 64]}}, "there is no input 'picture', there are 'image'", id="a name"),
+        pytest.param({"inputs": {"picture": [[1.0] * 64]}}, "unknown input 'picture', the inputs are 'image'", id="a name"),
         pytest.param({"input": 1}, "the body is {\"inputs\": {NAME: values}} or {\"instances\": [sample, …]}: unknown key 'input'", id="a key"),
         pytest.param("text", 'the body is neither {"inputs": …}, {"instances": […]} nor a list', id="no object"),
     ],
@@ -123,7 +123,9 @@ def test_what_the_model_cannot_take_is_a_422_that_says_why(server: Server, body:
         pytest.param(CSV, b"1,b", 400, "the body is not CSV of numbers: ", id="no CSV"),
         pytest.param(NPY, b"\x93NUMPY", 400, "the body is not an .npy array: ", id="cut NPY"),
         pytest.param(NPZ, b"PK", 400, "the body is not an .npz: ", id="no NPZ"),
-        pytest.param("image/png", b"", 415, "the content type 'image/png' is not read, ", id="a picture"),
+        pytest.param(
+            "image/png", b"", 415, "the content type 'image/png' is not supported, use ", id="a picture"
+        ),
     ],
 )
 def test_what_cannot_be_read_says_why(server: Server, kind: str, raw: bytes, status: int, said: str) -> None:
@@ -142,7 +144,9 @@ def test_an_npy_of_objects_is_not_unpickled(server: Server) -> None:
 def test_a_response_type_that_is_not_written_is_a_406(server: Server) -> None:
     answer = server.predict({"inputs": [[0.0] * 64]}, headers={"Accept": "image/png"})
     assert answer.status == 406
-    assert answer.problems[0].startswith("'image/png' is not written, application/json, ")
+    assert answer.problems[0].startswith(
+        "the response type 'image/png' is not supported, use application/json, "
+    )
 
 
 def test_an_npz_that_unpacks_to_more_than_the_limit_is_a_413(server: Server) -> None:
@@ -178,7 +182,7 @@ def test_everything_that_is_wrong_with_two_inputs_is_said_at_once(scorer: Server
     ]
     assert answer.problems == [
         "input 'ids' takes int64 of shape [batch, 2]; floats were given",
-        "there is no input 'weight', there are 'ids', 'weights'",
+        "unknown input 'weight', the inputs are 'ids', 'weights'",
     ]
 
 
@@ -187,8 +191,8 @@ def test_everything_that_is_wrong_with_two_inputs_is_said_at_once(scorer: Server
     [
         pytest.param({"ids": [[1, 2]]}, "the input 'weights' is missing, float32 of shape [batch, 2]", id="missing"),
         pytest.param({"ids": [[1, 2]], "weights": [[1.0, 2.0]] * 2}, "input 'weights' has batch 2, but 'ids' has 1", id="two batches"),
-        pytest.param({"ids": [[2**63, 2**63]], "weights": [[1.0, 2.0]]}, "input 'ids' takes int64 of shape [batch, 2]; a number is outside of -9223372036854775808 to 9223372036854775807", id="out of range"),
-        pytest.param([[1, 2]], "the model has 2 inputs, so that they have to be named: 'ids', 'weights'", id="no names"),
+        pytest.param({"ids": [[2**63, 2**63]], "weights": [[1.0, 2.0]]}, "input 'ids' takes int64 of shape [batch, 2]; a number is outside -9223372036854775808 to 9223372036854775807", id="out of range"),
+        pytest.param([[1, 2]], "the model has 2 inputs, which must be given by name: 'ids', 'weights'", id="no names"),
     ],
 )  # fmt: skip
 def test_two_inputs_have_to_agree(scorer: Server, inputs: Any, said: str) -> None:

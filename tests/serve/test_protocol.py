@@ -88,8 +88,8 @@ TAKES = "input 'image' takes float32 of shape [batch, 1, 8, 8]; "
         pytest.param({"datatype": "FP64"}, "input 'image' has the datatype FP32; 'FP64' was given", id="datatype"),
         pytest.param({"shape": [2, 64]}, TAKES + "the shape [2, 64] was given", id="shape"),
         pytest.param({"shape": [3, 1, 8, 8]}, "input 'image': 128 numbers were given for the shape [3, 1, 8, 8]", id="too few numbers"),
-        pytest.param({"shape": "2"}, "input 'image': a list of sizes is needed", id="no shape"),
-        pytest.param({"name": "x"}, "there is no input 'x', the model has 'image'", id="name"),
+        pytest.param({"shape": "2"}, "input 'image': a list of sizes is required", id="no shape"),
+        pytest.param({"name": "x"}, "unknown input 'x', the model has 'image'", id="name"),
         pytest.param({"data": ["a"]}, TAKES.replace("[batch, 1, 8, 8]", "[-1, 1, 8, 8]") + "texts were given", id="texts"),
         pytest.param({"parameters": {"binary_data_size": 4}}, "input 'image' of shape [2, 1, 8, 8] has 512 bytes; 0 were given", id="binary size"),
     ],
@@ -105,7 +105,7 @@ def test_another_model_or_version_is_a_404(server: Server, model: str, method_pa
     method, path = method_path
     answer = server.ask(method, f"/v2/models/{model}{path}", {} if method == "POST" else None)
     assert answer.status == 404
-    assert answer.json["error"].startswith("there is no ")
+    assert answer.json["error"].startswith("unknown ")
 
 
 def test_openapi_is_valid_and_has_the_models_shapes(server: Server) -> None:

@@ -42,25 +42,25 @@ def problems(project: Project) -> list[str]:
         ("a: {uses: text.upper, inputs: {text: in.txt}, timout: 3}",
          "pipeline.yaml:4:49: stage 'a' has no 'timout' (did you mean 'timeout'?)"),
         ("a: {uses: text.upper, inputs: {text: in.txt}, timeout: soon}",
-         "pipeline.yaml:4:58: 'soon' is not a length of time such as 90s or 1h30m"),
+         "pipeline.yaml:4:58: 'soon' is not a duration such as 90s or 1h30m"),
         ('a: {uses: text.upper, inputs: {text: "${{ stages.b.outputs.text }}"}}',
          "pipeline.yaml:4:40: there is no stage 'b'"),
         ('a: {uses: text.upper, inputs: {text: in.txt}, with: {suffix: "${{ vars.x }}"}}',
          "pipeline.yaml:4:64: there is no vars.x"),
         ('a: {uses: text.upper, inputs: {text: in.txt}, with: {suffix: "${{ secrets.X }}!"}}',
-         "pipeline.yaml:4:64: the secret X stands inside a longer text, which would leak it "
+         "pipeline.yaml:4:64: the secret X is part of a longer string, which would leak it "
          "(make it the whole value of a parameter)"),
         ("a: {uses: text.upper, inputs: {text: in.txt}, needs: [b]}", "pipeline.yaml:4:57: there is no stage 'b'"),
         ("a: {uses: text.upper, inputs: {text: in.txt}, matrix: {m: []}}",
          "pipeline.yaml:4:61: the matrix axis 'm' must be a list of values"),
         ("a: {uses: text.upper, inputs: {text: in.txt}, outputs: {x: y}}",
-         "pipeline.yaml:4:59: the outputs of text.upper have names of their own (they are text)"),
+         "pipeline.yaml:4:59: the outputs of text.upper have fixed names (the outputs are text)"),
         ("a: {uses: run.python, with: {function: nope.py:f}}", "pipeline.yaml:4:42: nope.py does not exist in"),
         ("a: {uses: run.python, with: {function: code.py:fnc}}",
          "pipeline.yaml:4:42: code.py defines no 'fnc' (did you mean 'func'?)"),
         ("a: {uses: run.python, with: {function: code}}",
          "pipeline.yaml:4:42: 'code' is not of the form 'path/to/file.py:function'"),
-        ("1a: {uses: text.upper, inputs: {text: in.txt}}", "pipeline.yaml:4:3: '1a' can't be a stage's name"),
+        ("1a: {uses: text.upper, inputs: {text: in.txt}}", "pipeline.yaml:4:3: '1a' is not a valid stage name"),
     ],
 )  # fmt: skip
 def test_a_problem_says_what_where_and_how_to_mend_it(project: Project, stages: str, said: str) -> None:
@@ -101,7 +101,9 @@ def test_a_cycle_is_named_whole(project: Project) -> None:
         c: {uses: text.upper, inputs: {text: "${{ stages.b.outputs.text }}"}}
         """
     )
-    assert problems(project) == ["pipeline.yaml:4:3: the stages need each other in a circle: a → b → c → a"]
+    assert problems(project) == [
+        "pipeline.yaml:4:3: the stages depend on each other in a cycle: a → b → c → a"
+    ]
 
 
 def test_nothing_is_written_for_a_bad_pipeline(project: Project) -> None:
@@ -143,8 +145,8 @@ def test_a_fan_in_into_a_single_input_says_what_to_do(project: Project) -> None:
         """
     )
     assert problems(project) == [
-        "pipeline.yaml:5:40: stage 'a' has 2 instances, and this input takes one "
-        "(name one, e.g. stages.a[x].outputs.text, or give this stage its matrix)"
+        "pipeline.yaml:5:40: stage 'a' has 2 instances, but this input takes one "
+        "(select one, e.g. stages.a[x].outputs.text, or give this stage its matrix)"
     ]
 
 
@@ -186,7 +188,7 @@ def test_vars_may_use_vars_but_not_in_a_circle(project: Project) -> None:
     assert isinstance(source, PathSource)
     assert source.path == "in.txt"
     project.pipeline(stages, head='vars: {file: "${{ vars.stem }}", stem: "${{ vars.file }}"}\n')
-    assert "in a circle" in problems(project)[0]
+    assert "in a cycle" in problems(project)[0]
 
 
 def test_a_required_variable_of_the_environment_is_asked_for(project: Project) -> None:
@@ -227,4 +229,4 @@ def test_a_project_may_not_shadow_a_built_in_stage_type(project: Project) -> Non
     )
     project.write("stages/mine.py", own)
     project.pipeline("a: {uses: run.command, with: {command: 'true'}}")
-    assert "the stage type 'run.command' is there already, in run/command.py" in problems(project)[0]
+    assert "the stage type 'run.command' is already defined in run/command.py" in problems(project)[0]

@@ -43,10 +43,10 @@ def test_the_core_schema_is_read(text: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a: 1\na: 2", "p.yaml:2:1: the key 'a' is there already, at line 1, column 1"),
+        ("a: 1\na: 2", "p.yaml:2:1: the key 'a' is already defined at line 1, column 1"),
         ("a: 010", "p.yaml:1:4: 010 could be octal or decimal (write 10, or 0o10 for octal, or quote it)"),
         ("a: .nan", "p.yaml:1:4: .nan is not a finite number (quote it)"),
-        ("a: 1e999", "p.yaml:1:4: 1e999 is too large a number (quote it)"),
+        ("a: 1e999", "p.yaml:1:4: 1e999 is a number that is too large (quote it)"),
         ("1.5: a", "p.yaml:1:1: a key must be a string, not 1.5 (put it in quotes)"),
         ("[a]: b", "p.yaml:1:3: a key must be a string, not a collection (put it in quotes)"),
         ("a: *b", "p.yaml:1:4: there is no anchor &b before this alias"),

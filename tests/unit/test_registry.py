@@ -47,7 +47,10 @@ def test_a_type_lies_at_the_path_of_its_name_and_what_lies_beside_it_are_helpers
 def test_a_type_in_the_file_of_another_is_refused_with_its_place(speaking: Project) -> None:
     speaking.write("stages/speech/loud.py", SHOUT)
     error = speaking.cli("run", exits=2).stderr
-    assert "stages/speech/loud.py:6:1: the stage type 'speech.shout' is in the file of 'speech.loud'" in error
+    assert (
+        "stages/speech/loud.py:6:1: the stage type 'speech.shout' is defined in the file of 'speech.loud'"
+        in error
+    )
     assert "move it to stages/speech/shout.py" in error
 
 

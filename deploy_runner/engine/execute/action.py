@@ -265,7 +265,7 @@ def raise_failure(
     if spawn_error:
         raise StageError(spawn_error)
     if action.stopping:
-        raise StageError(action.stopping, fix="raise `timeout:`, or find out why it takes so long")
+        raise StageError(action.stopping, fix="raise `timeout:`, or make the stage faster")
     if violations := [*result.get("violations", ()), *_unseen(result, root)]:
         path, node = violations[0], action.node
         name = re.sub(r"\W", "_", Path(path).stem)
@@ -301,7 +301,7 @@ def _error_class(name: str) -> type[DeployRunnerError]:
 def _last_line(action: Action, root: str) -> str:
     """Return what the worker printed last, and which file of the project it speaks of without seeing it."""
     last = next((line for line in reversed(action.tail) if line.strip()), "")
-    said = f"it printed last: {last.strip()[:300]}" if last else ""
+    said = f"last line of output: {last.strip()[:300]}" if last else ""
     project, own = os.path.realpath(root) + os.sep, os.path.realpath(action.folder) + os.sep
     named = [os.path.realpath(word) for word in _WORD.findall(last) if word.startswith("/")]
     hidden = [p for p in named if p.startswith(project) and not p.startswith(own) and os.path.isfile(p)]

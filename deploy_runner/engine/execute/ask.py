@@ -39,7 +39,7 @@ def ask(
 ) -> Any:
     """Return what the stage answers. Raises what the stage raises.
 
-    `question` holds the `verb` and its arguments; `decision` brings the inputs, None for none.
+    `question` holds the `verb` and its arguments; `decision` has the inputs, None for none.
     """
     folder = store.new_tmp() / f"ask-{node.id}"
     (folder / "work").mkdir(parents=True)
@@ -54,7 +54,7 @@ def ask(
     result = read_result(folder)
     raise_failure(action, status, result, "", root=graph.root)
     if "answer" not in result:
-        raise StageError(f"{node.uses} gave no answer")
+        raise StageError(f"{node.uses} returned no answer")
     return action.redactor.json(result["answer"])
 
 

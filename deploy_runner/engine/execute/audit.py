@@ -73,7 +73,7 @@ class ReadGuard:
             return False
         if os.path.isfile(real):
             return True
-        # Looking for a file that isn't there changes nothing: the runner sees whether it is.
+        # Looking for a file that doesn't exist changes nothing: the runner sees whether it is.
         if len(self.missed) < _MOST_MISSED and not os.path.isdir(real):
             self.missed.append(real)
         return False

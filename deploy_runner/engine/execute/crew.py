@@ -151,7 +151,7 @@ class Crew:
 
     def _fits(self, node: StageNode) -> bool:
         if not self._running:
-            return True  # What asks for more than there is runs alone.
+            return True  # A stage that needs more than there is runs alone.
         used = [action.node.resources for action in self._running.values()]
         cpu = sum(r.cpu for r in used) + node.resources.cpu
         memory = sum(r.memory_bytes for r in used) + node.resources.memory_bytes
@@ -168,7 +168,7 @@ class Crew:
             assert record is not None
             self._done.append(StageResult(
                 node.id, "hit", decision.key, record.outputs, record.figures,
-                reason="another run made it"))  # fmt: skip
+                reason="built by another run"))  # fmt: skip
             return
         reason = "forced" if waiting.forced else self._planner.why(node, decision)
         decision = decision._replace(reason=reason)
@@ -315,7 +315,7 @@ class Crew:
         for action in list(self._running.values()):
             if bool(action.node.preload) == heavy:
                 action.signal(signal.SIGKILL)
-                self._exited(action, 0, "the fork server was killed, and its workers with it")
+                self._exited(action, 0, "the fork server was killed together with its workers")
 
     def _read_log(self, action: Action) -> bool:
         """Pass on what was printed; say whether there may be more."""

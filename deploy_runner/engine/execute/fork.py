@@ -1,4 +1,4 @@
-"""The runner's side of a fork server: start it, ask for workers, read its answers."""
+"""The runner's side of a fork server: start it, request workers, read its answers."""
 
 from __future__ import annotations
 
@@ -86,14 +86,14 @@ class ForkServer:
             socket.send_fds(self.channel, [json.dumps(head).encode()], [file.fileno(), log_fd])
 
     def answers(self) -> list[dict[str, Any]]:
-        """Return the answers that have come. Raises EOFError where the server has died."""
+        """Return the answers that have come. Raises EOFError if the server has ended."""
         data = self.channel.recv(_LONGEST_BYTES)
         if not data:
             raise EOFError
         return [json.loads(data)]
 
     def stop(self, *, grace_s: float = 0) -> None:
-        """End the server, after at most `grace_s` for it to end its workers; they die with it."""
+        """End the server, after at most `grace_s` for it to end its workers; they end with it."""
         self.channel.close()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(grace_s)

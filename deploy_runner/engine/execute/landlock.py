@@ -56,7 +56,7 @@ class Ruleset:
     def allow(self, path: str, *, write: bool = False) -> None:
         """Allow to read, or to read and write, a file or what is below a folder.
 
-        What isn't there needs no rule.
+        A missing path needs no rule.
         """
         rights = self._rights if write else _READ
         with attempt():

@@ -1,6 +1,6 @@
 """A root folder of a worker's own: it holds what the worker may see, read-only but for its workdir.
 
-What isn't there can't be opened, connected to or altered, whatever the user may do elsewhere: no UNIX
+What is missing in it can't be opened, connected to or altered, whatever the user may do elsewhere: no UNIX
 socket, no folder for temporary files, no other process. It is put together in a mount namespace of the
 process's own (Linux 3.8) and made read-only at once by mount_setattr(2) (Linux 5.12).
 """
@@ -67,7 +67,7 @@ class OwnRoot:
     def show(self, path: str) -> None:
         """Make a file or folder visible where it is; links on its way stay links.
 
-        What isn't there is left out.
+        A missing path is left out.
         """
         place = self._show_links(path)
         if not self._is_shown(place) and os.path.exists(place):

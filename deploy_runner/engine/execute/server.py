@@ -102,7 +102,7 @@ class _Server:
         if self._spare is None or request["network"]:
             self._fork_spare(network=request["network"])
         if self._spare is None:
-            error = "no process can be made for the worker"
+            error = "no process can be created for the worker"
             self._say({"event": "exited", "action": action, "status": 0, "error": error})
             return
         spare, self._spare = self._spare, None

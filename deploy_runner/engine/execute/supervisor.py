@@ -186,7 +186,7 @@ def probe() -> Confinement:
         data = answer.read()
     os.waitpid(pid, 0)
     if not data:
-        return Confinement((), ("no process can be made for a worker",))
+        return Confinement((), ("no process can be created for a worker",))
     return Confinement.from_json(json.loads(data))
 
 

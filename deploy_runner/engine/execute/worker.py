@@ -257,7 +257,7 @@ def _described(error: BaseException, request: dict[str, Any]) -> dict[str, str]:
     if isinstance(error, MemoryError):
         return {
             "class": kind,
-            "message": "it needs more memory than it may use",
+            "message": "it exceeded its memory limit",
             "fix": "raise resources.memory",
         }
     message = f"{type(error).__name__}: {said}" if said else type(error).__name__

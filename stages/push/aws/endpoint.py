@@ -75,7 +75,9 @@ class Deployment:
             self._transcript.add("sagemaker:CreateEndpointConfig", name=self.config_name)
             found = describe()
         if [v["ModelName"] for v in found["ProductionVariants"]] != [self._model.name]:
-            raise ConflictError(f"the endpoint config {self.config_name} is there, and names another model")
+            raise ConflictError(
+                f"the endpoint config {self.config_name} already exists and refers to another model"
+            )
 
     def move(self, smoke_test: Callable[[], None] | None) -> None:
         """Point the endpoint at the config, wait, and test it.
@@ -100,8 +102,8 @@ class Deployment:
     def _require_own(self) -> None:
         if not self._adopt and f"{TAG}:digest" not in self._endpoint_tags():
             raise ConflictError(
-                f"the endpoint {self.endpoint} is there, and was not made by deploy-runner",
-                fix="set with.adopt: true to take it over, or choose another name",
+                f"the endpoint {self.endpoint} already exists and was not created by deploy-runner",
+                fix="set `with: {adopt: true}` to take it over, or choose another name",
             )
 
     def _describe(self) -> Any:
@@ -112,13 +114,13 @@ class Deployment:
     def _settled(self) -> str | None:
         """Return the config that the endpoint serves, once nothing is under way; None without one.
 
-        An endpoint that failed to start can't be updated: it is removed, to be made anew.
+        An endpoint that failed to start can't be updated: it is removed and recreated.
         """
         found = self._wait()
         if found is None:
             return None
         if found.endpoint_status == "Failed":
-            self._ctx.log(f"the endpoint {self.endpoint} had failed: {found.failure_reason}; it is made anew")
+            self._ctx.log(f"the endpoint {self.endpoint} had failed: {found.failure_reason}; it is recreated")
             self._delete()
             return None
         if found.endpoint_status != "InService":
@@ -148,7 +150,7 @@ class Deployment:
             return
         reason = "" if found is None else found.failure_reason
         self._delete()
-        raise GateError(f"the endpoint {self.endpoint} could not start, and was removed: {reason}")
+        raise GateError(f"the endpoint {self.endpoint} failed to start and was removed: {reason}")
 
     def _update_to(self, config: str, before: str, *, at_once: bool = False) -> None:
         """Update, and wait. Raises GateError where AWS has rolled it back."""
@@ -160,8 +162,8 @@ class Deployment:
         objects.unless(lambda: self._client.update_endpoint(**arguments), "in-progress", "already uses")
         self._transcript.add("sagemaker:UpdateEndpoint", name=self.endpoint, config=config)
         if self._settled() != config:
-            raise GateError(f"AWS has rolled back the update of {self.endpoint}: its new containers did not "
-                            f"start, or an alarm was raised; it serves {before}",
+            raise GateError(f"AWS rolled back the update of {self.endpoint}: its new containers did not "
+                            f"start, or an alarm fired; it serves {before}",
                             fix="see the endpoint's CloudWatch logs")  # fmt: skip
 
     def _take_back(self, before: str | None) -> str:
@@ -171,7 +173,7 @@ class Deployment:
             if before is None:
                 self._delete()
                 return f"the new endpoint {self.endpoint} was removed"
-            return f"the endpoint {self.endpoint} has nothing else to serve"
+            return f"the endpoint {self.endpoint} has no earlier version to serve"
         self._update_to(previous, self.config_name, at_once=True)
         return f"rolled back: {self.endpoint} serves {previous} again"
 
@@ -209,7 +211,7 @@ class Deployment:
         """Return what is deployed beside what the pipeline says."""
         found = self._describe()
         if found is None:
-            return [Finding(f"endpoint {self.endpoint}", "InService", "not there")]
+            return [Finding(f"endpoint {self.endpoint}", "InService", "missing")]
         rows = [Finding(f"endpoint {self.endpoint}", "InService", str(found.endpoint_status))]
         config = self._client.describe_endpoint_config(EndpointConfigName=found.endpoint_config_name)
         variant = config["ProductionVariants"][0]
@@ -225,11 +227,11 @@ class Deployment:
         """Serve the config before, or the newest whose digest begins with `to`; return its name."""
         before = self._settled()
         if before is None:
-            raise StageError(f"there is no endpoint {self.endpoint} in service")
+            raise StageError(f"no endpoint {self.endpoint} is in service")
         config = self._config_of(to, before) if to else self._previous()
         if config is None or config == before:
             raise StageError(f"nothing was deployed to {self.endpoint} before {before}",
-                             fix="name a digest: --to DIGEST")  # fmt: skip
+                             fix="specify a digest: --to DIGEST")  # fmt: skip
         self._update_to(config, before, at_once=True)
         described = self._client.describe_endpoint_config(EndpointConfigName=config)
         digest = self._tags_of(described["EndpointConfigArn"]).get(f"{TAG}:digest", "")
@@ -247,7 +249,9 @@ class Deployment:
                 return str(row["EndpointConfigName"])
             known[digest[:12]] = None
         shown = ", ".join(digest for digest in known if digest) or "none"
-        raise StageError(f"no package {to} was deployed to {self.endpoint}", fix=f"those that were: {shown}")
+        raise StageError(
+            f"no package {to} was deployed to {self.endpoint}", fix=f"deployed packages: {shown}"
+        )
 
 
 def _shown(value: Any) -> str:

@@ -133,7 +133,7 @@ class Registration:
         arn = str(found["ModelPackageArn"])
         name = "/".join(arn.rsplit("/", 2)[-2:])
         if found["ModelApprovalStatus"] == status:
-            return f"{name} is {status} already"
+            return f"{name} is already {status}"
         self._client.update_model_package(ModelPackageArn=arn, ModelApprovalStatus=status)
         return f"{name} is {status} now, it was {found['ModelApprovalStatus']}"
 

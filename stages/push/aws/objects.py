@@ -79,9 +79,9 @@ class Upload:
 
 
 def put_once(upload: Upload, transcript: Transcript) -> bool:
-    """Upload a file unless it is there already; say whether it was uploaded.
+    """Upload a file unless it exists; say whether it was uploaded.
 
-    Raises ConflictError where the key holds something else.
+    Raises ConflictError if the key has different content.
     """
     if is_there(upload):
         _abort_all(upload)
@@ -104,7 +104,7 @@ def is_there(upload: Upload) -> bool:
     if same and found:
         same = found == (_composite(upload) if "-" in found else _base64(bytes.fromhex(upload.digest)))
     if not same:
-        raise ConflictError(f"{upload.uri} holds something else", fix="use another prefix")
+        raise ConflictError(f"{upload.uri} has different content", fix="use another prefix")
     return True
 
 
@@ -189,7 +189,7 @@ def _put_parts(upload: Upload) -> None:
         parts = [future.result() for future in sent]
     if whole.hexdigest() != upload.digest:
         upload.s3.abort_multipart_upload(**upload.place, UploadId=upload_id)
-        raise StageError(f"{upload.path.name} has changed while it was uploaded")
+        raise StageError(f"{upload.path.name} changed while it was uploaded")
     upload.s3.complete_multipart_upload(
         **upload.place, UploadId=upload_id, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
     )
@@ -264,7 +264,7 @@ def ensure_bucket(aws: Aws, upload: Upload) -> None:
 
 
 def again(call: Callable[[], _T]) -> _T:
-    """Make a call that reads its answer as a stream; make it anew where the answer breaks off.
+    """Make a call that reads its answer as a stream; repeat it if the answer is cut off.
 
     botocore tries a request again, but not the reading of a body.
     """
@@ -290,7 +290,7 @@ def read_back(upload: Upload) -> None:
         return found.hexdigest()
 
     if again(digest) != upload.digest:
-        raise StageError(f"{upload.uri} was read back with another digest")
+        raise StageError(f"{upload.uri} has a different digest when read back")
 
 
 def unless(call: Callable[[], Any], *harmless: str) -> None:

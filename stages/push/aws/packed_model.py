@@ -21,10 +21,10 @@ class ModelParams(StageParams):
     """What a model is made of; what is left out comes from the target's `aws:`."""
 
     bucket: str | None = Field(None, description="S3 bucket")
-    prefix: str = Field("models", description="begins the object's key")
+    prefix: str = Field("models", description="prefix of the object's key")
     role_arn: str | None = Field(None, description="the role that SageMaker assumes")
     image_uri: str | None = Field(None, description="the inference container")
-    environment: dict[str, str] = Field(default={}, description="variables of the container")
+    environment: dict[str, str] = Field(default={}, description="environment variables of the container")
 
 
 class PackedModel:
@@ -73,7 +73,7 @@ class PackedModel:
             found = get()
         served = found.primary_container.model_data_url
         if served != self.url:
-            raise ConflictError(f"the model {self.name} is there, and serves {served}")
+            raise ConflictError(f"the model {self.name} already exists and serves {served}")
 
 
 def named(owner: str, *parts: Any) -> str:
@@ -83,7 +83,7 @@ def named(owner: str, *parts: Any) -> str:
 
 
 def or_none(get: Callable[[], Any]) -> Any:
-    """Return what `get` finds, or None where AWS says that it isn't there."""
+    """Return what `get` finds, or None if AWS says that it doesn't exist."""
     from botocore.exceptions import ClientError
 
     try:

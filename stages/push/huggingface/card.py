@@ -90,7 +90,7 @@ class Card:
             return []
         lines = ["## Made from\n", "| file | read by | SHA-256 |", "|---|---|---|"]
         lines += [f"| `{path}` | {stage} | `{digest}` |" for (path, digest), stage in sorted(sources.items())]
-        said = "The commit names the run, and the commit of the source, that it was made by."
+        said = "The commit message contains the id of the run and the commit of the source code."
         return ["\n".join(lines) + "\n", f"{said}\n"]
 
 
@@ -112,7 +112,7 @@ def read_reports(paths: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
             reports[name] = dict(json.loads(path.read_text("utf-8")))
         except (ValueError, TypeError):
             raise StageError(f"the report {name!r} is not a JSON object",
-                             fix="give it the output `report` of a verify stage") from None  # fmt: skip
+                             fix="use the output `report` of a verify stage") from None  # fmt: skip
     return reports
 
 

@@ -146,7 +146,7 @@ def _named(request: Any, what: str) -> str:
 def _given_up(endpoint: str, what: str, tried: int, after: str | None) -> StageError:
     if "ConnectError" in what or "ConnectTimeout" in what:
         return StageError(f"the Hub at {endpoint} can't be reached: {what.partition(': ')[2] or what}",
-                          fix="run again: what has arrived is kept")  # fmt: skip
+                          fix="run again: what was uploaded is kept")  # fmt: skip
     asked = f" and asks to wait {after} s" if after else ""
-    return StageError(f"the Hub answers {what}{asked}; given up after {tried} tries",
-                      fix="run again later: what has arrived is kept")  # fmt: skip
+    return StageError(f"the Hub responded with {what}{asked}; gave up after {tried} attempts",
+                      fix="run again later: what was uploaded is kept")  # fmt: skip

@@ -83,7 +83,7 @@ class Commit:
         return pulls[-1] if pulls else head._replace(opens_pull=True)
 
     def _refuse_foreign(self, place: Place, there: Revision, decision: Decision) -> None:
-        """Stop where a commit would replace what somebody else has put there."""
+        """Stop if a commit would replace what someone else has added."""
         before = self._first.setdefault(place.revision, {p: there.identity(p) for p in self.files})
         moved = [path for path in decision.add if there.identity(path) != before[path]]
         if moved:

@@ -90,7 +90,7 @@ class Revision:
         return {path: self._infos[path] for path in paths if self._infos[path] is not None}
 
     def identity(self, path: str) -> str:
-        """Return what changes with a file's content: git's id of it, or nothing where it isn't there."""
+        """Return what changes with a file's content: git's id of it, or nothing if it doesn't exist."""
         row = self.info([path]).get(path)
         return str(row.blob_id) if row is not None else ""
 
@@ -113,13 +113,13 @@ class Revision:
         return hashlib.sha256(self.read(path) or b"").hexdigest()
 
     def read(self, path: str) -> bytes | None:
-        """Return the content of a small file, or None where it isn't there."""
+        """Return the content of a small file, or None if it doesn't exist."""
         if path not in self._bytes:
             self._bytes[path] = _download(self._api, self._repo, path, self.sha)
         return self._bytes[path]
 
     def known(self) -> dict[str, str]:
-        """Return path → SHA-256 of what a push has put there."""
+        """Return path → SHA-256 of what a push has added."""
         return read_manifest(self.read(MANIFEST)) if self.info([MANIFEST]) else {}
 
 

@@ -36,16 +36,16 @@ def plain_error(error: Exception, repo: str) -> StageError | ConflictError:
     if isinstance(error, LocalTokenNotFoundError):
         return StageError("no token of the Hub is found", fix=TOKEN_FIX)
     if isinstance(error, HFValidationError):
-        return StageError(f"the Hub can't have a repository {repo[:120]!r}: {first_line(error)}")
+        return StageError(f"{repo[:120]!r} is not a valid repository name on the Hub: {first_line(error)}")
     said = " ".join(line.lstrip("- ") for line in str(error).splitlines() if line.strip())
     if isinstance(error, ValueError) and "metadata in README.md" in said:
         return StageError(
-            f"the Hub refuses the model card: {said}", fix="see `license`, `tags` and `language`"
+            f"the Hub rejected the model card: {said}", fix="check `license`, `tags` and `language`"
         )
     if isinstance(error, ValueError) and _QUOTA.search(said):
-        return StageError(f"the Hub has no room for {repo}: {said}")
+        return StageError(f"the Hub's storage limit prevents uploads to {repo}: {said}")
     if isinstance(error, (OSError, ValueError)):
-        return StageError(f"the Hub can't be used: {said[:300] or type(error).__name__}")
+        return StageError(f"the Hub request failed: {said[:300] or type(error).__name__}")
     raise error
 
 
@@ -69,15 +69,15 @@ def _http_error(error: Any, repo: str) -> StageError | ConflictError:
     status = status_of(error)
     said = (error.server_message or first_line(error)).replace("\n", "; ")
     if status in (402, 403, 413, 507) and _QUOTA.search(said):
-        return StageError(f"the Hub has no room for {repo}: {said}")
+        return StageError(f"the Hub's storage limit prevents uploads to {repo}: {said}")
     if isinstance(error, (GatedRepoError, DisabledRepoError)):
-        return StageError(f"{repo} can't be used with this token: {said}")
+        return StageError(f"this token has no access to {repo}: {said}")
     if status == 401 and not (isinstance(error, RepositoryNotFoundError) and "not found" in said.lower()):
         return StageError(f"the Hub doesn't accept this token: {said}", fix=TOKEN_FIX)
     if isinstance(error, RepositoryNotFoundError):
-        return StageError(f"{repo} isn't there, or is private and this token may not read it")
+        return StageError(f"{repo} does not exist, or is private and this token has no read access to it")
     if status == 403:
         return StageError(f"this token may not write to {repo}: {said}", fix=TOKEN_FIX)
     if status in (409, 412):
-        return ConflictError(f"the Hub has a conflict about {repo}: {said}", fix="run again")
-    return StageError(f"the Hub answers {status} about {repo}: {said}")
+        return ConflictError(f"the Hub reported a conflict for {repo}: {said}", fix="run again")
+    return StageError(f"the Hub responded with {status} for {repo}: {said}")

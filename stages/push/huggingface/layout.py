@@ -32,7 +32,9 @@ def onnx_files(models: Mapping[str, Path], workdir: Path) -> dict[str, Path]:
     for name, model in models.items():
         path = onnx_path(name)
         if path in names:
-            raise StageError(f"the models {names[path]!r} and {name!r} are both {path}", fix="rename one")
+            raise StageError(
+                f"the models {names[path]!r} and {name!r} have the same path {path}", fix="rename one"
+            )
         names[path] = name
         files |= _one_model(path, model, workdir)
     return files
@@ -82,5 +84,5 @@ def further_files(files: Mapping[str, Path]) -> dict[str, Path]:
     """Return further files by their path; one that leaves the repository is refused."""
     for path in files:
         if path.startswith("/") or {"", ".", ".."} & set(path.split("/")):
-            raise StageError(f"files: {path!r} is no path inside a repository", fix="e.g. `docs/data.md`")
+            raise StageError(f"files: {path!r} is not a path inside a repository", fix="e.g. `docs/data.md`")
     return dict(files)

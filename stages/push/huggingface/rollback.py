@@ -1,4 +1,4 @@
-"""Move a branch of the Hub back to what was pushed before, by a new commit; nothing large travels."""
+"""Move a branch of the Hub back to what was pushed before, by a new commit; nothing large is uploaded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHOWN = 12
 
 
 class Version(NamedTuple):
-    """What a push has put there: the digest of its manifest, at the newest commit that has it."""
+    """What a push has added: the digest of its manifest, at the newest commit that has it."""
 
     digest: str
     there: Revision
@@ -31,7 +31,7 @@ def roll_back(api: Any, repo: str, revision: str, to: str, description: str) -> 
         current, target = _choose(versions(api, repo, revision), repo, to)
         shown = f"{repo}@{revision}: {target.digest[:_SHOWN]} of commit {target.there.sha[:_SHOWN]}"
         if current.digest == target.digest:
-            return f"{shown} is there"
+            return f"{shown} is already current"
         _refuse_foreign(current.there, repo)
         try:
             made = _commit(api, repo, revision, current.there, target, description)
@@ -41,9 +41,9 @@ def roll_back(api: Any, repo: str, revision: str, to: str, description: str) -> 
             if status_of(error) != 412 or tried == _TRIES:
                 raise
         else:
-            return f"{shown} is there again, as commit {made[:_SHOWN]}"
-    raise ConflictError(f"{repo}@{revision} is being changed by somebody else, or doesn't answer",
-                        fix="see `deploy-runner status`, and run it again")  # fmt: skip
+            return f"{shown} is restored as commit {made[:_SHOWN]}"
+    raise ConflictError(f"{repo}@{revision} is being changed by someone else, or doesn't respond",
+                        fix="check `deploy-runner status`, then run it again")  # fmt: skip
 
 
 def versions(api: Any, repo: str, revision: str) -> Iterator[Version]:
@@ -69,7 +69,7 @@ def _choose(found: Iterator[Version], repo: str, to: str) -> tuple[Version, Vers
             return current, version
         seen.append(version.digest[:_SHOWN])
     what = f"{to} was never pushed to {repo}" if to else f"nothing was pushed to {repo} before"
-    raise StageError(what, fix=f"there are {', '.join(seen)}")
+    raise StageError(what, fix=f"pushed digests: {', '.join(seen)}")
 
 
 def _refuse_foreign(there: Revision, repo: str) -> None:
@@ -77,8 +77,8 @@ def _refuse_foreign(there: Revision, repo: str) -> None:
     there.info(list(known))
     foreign = [path for path, digest in known.items() if there.digest(path) not in ("", digest)]
     if foreign:
-        raise ConflictError(f"{', '.join(foreign[:3])} of {repo} was changed by somebody else",
-                            fix="run the pipeline with `overwrite: true`, or mend it on the Hub")  # fmt: skip
+        raise ConflictError(f"{', '.join(foreign[:3])} of {repo} was changed by someone else",
+                            fix="run the pipeline with `overwrite: true`, or fix it on the Hub")  # fmt: skip
 
 
 def _commit(api: Any, repo: str, revision: str, there: Revision, target: Version, description: str) -> str:

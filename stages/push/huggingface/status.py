@@ -71,4 +71,4 @@ def _tag(api: Any, asked: Asked, files: Mapping[str, Wanted]) -> list[Finding]:
     if asked.tag not in tags:
         return [Finding(f"tag {asked.tag}", wanted, "missing")]
     there = Revision(api, asked.repo, tags[asked.tag])
-    return [Finding(f"tag {asked.tag}", wanted, there.digest(MANIFEST)[:_SHOWN] or "something else")]
+    return [Finding(f"tag {asked.tag}", wanted, there.digest(MANIFEST)[:_SHOWN] or "different content")]
