@@ -132,8 +132,8 @@ def _check_signature(folder: Path, key: str | None, certificates: Sequence[str])
     try:
         config.verify(folder, folder / SIGNATURE)
     except Exception as error:
-        said = reason(error) or "it was made by another key"
-        raise GateError(f"the signature does not hold: {said}") from None
+        said = reason(error) or "it was created with another key"
+        raise GateError(f"the signature is invalid: {said}") from None
 
 
 def _statement(folder: Path) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def _member(root: Literal["env", "matrix"] | str, name: str, known: Mapping[str,
                 f"{name} is a credential, which `env` would store in plain text", f"${{{{ secrets.{name} }}}}"
             )
         where = "declare it under `env:`" if root == "env" else "declare it under `matrix:`"
-        raise _Refused(f"there is no {root}.{name} here", closest(name, known) or where)
+        raise _Refused(f"{root}.{name} is not defined here", closest(name, known) or where)
     return known[name]
 
 

@@ -29,7 +29,7 @@ def find_inputs(ground: Ground, draft: Draft, matrix: dict[str, Scalar], scope: 
     for name, value in node.value.items():
         shape = shapes.get(name)
         if shape is None and not interface.is_open(draft.type.cls.Inputs):
-            fix = closest(name, shapes) or f"it has {', '.join(shapes) or 'none'}"
+            fix = closest(name, shapes) or f"its inputs are {', '.join(shapes) or 'none'}"
             what = f"stage {draft.name!r} ({draft.spec.uses})"
             ground.say(node.child_marks(name), f"{what} has no input {name!r}", fix)
             continue
@@ -114,7 +114,7 @@ def _referenced(
         return []
     spec = draft.outputs.get(ref.output)
     if spec is None:
-        fix = closest(ref.output, draft.outputs) or f"it has {', '.join(draft.outputs)}"
+        fix = closest(ref.output, draft.outputs) or f"its outputs are {', '.join(draft.outputs)}"
         ground.say(node.mark, f"stage {ref.stage!r} has no output {ref.output!r}", fix)
         return []
     ids = _matching(ground, draft, ref, node, matrix)

@@ -176,7 +176,7 @@ def _read_pickle(path: Path, form: Format, *, trust: bool) -> Any:
         raise _refused(path, form, str(error)) from None
     except Exception as error:  # A damaged file takes torch anywhere.
         said = first_line(_ANSI.sub("", str(error))) or type(error).__name__
-        raise StageError(f"the checkpoint can't be read, it is truncated or damaged: {said}",
+        raise StageError(f"the checkpoint is truncated or damaged: {said}",
                          fix="copy it again from where it was trained") from None  # fmt: skip
 
 

@@ -214,8 +214,8 @@ class _Trainer:
         try:
             optimizer.load_state_dict(state["optimizer_state_dict"])
         except (ValueError, KeyError, RuntimeError) as error:
-            said = f"the checkpoint's optimizer doesn't fit: {first_line(error)}"
-            raise StageError(said, fix="is it the same optimizer, with the same groups?") from error
+            said = f"the checkpoint's optimizer doesn't match: {first_line(error)}"
+            raise StageError(said, fix="use the same optimizer with the same parameter groups") from error
         torch.manual_seed(self._ctx.seed)
         if isinstance(checkpoint["rng_state"], torch.Tensor):
             torch.set_rng_state(checkpoint["rng_state"])
@@ -261,7 +261,7 @@ class _Session:
             except Exception as error:
                 where = user_line(error)
                 raise StageError(f"step {step} fails: {first_line(error)}{where}",
-                                 fix="do the data and the loss fit the model?") from error  # fmt: skip
+                                 fix="check that data and loss match the model") from error  # fmt: skip
             self.optimizer.step()
             losses.append(float(loss.detach()))
         return losses

@@ -82,7 +82,7 @@ class Eager:
         except Exception as error:
             shapes = ", ".join(f"{n} {tuple(a.shape)}" for n, a in arrays.items())
             where = user_line(error)
-            said = f"the model refuses the example {shapes}: {first_line(error)}{where}"
+            said = f"the model fails on the example {shapes}: {first_line(error)}{where}"
             raise StageError(said, fix=_TYPES if "dtype" in str(error) else _SHAPES) from error
         flat = bundles.flatten_outputs(result, self.names)
         self.dtypes = self.dtypes or {n: str(t.dtype).removeprefix("torch.") for n, t in flat.items()}

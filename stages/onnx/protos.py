@@ -165,7 +165,7 @@ def refuse_unknown_nodes(model: onnx.ModelProto, excluded: list[str]) -> None:
     names = [node.name for node in model.graph.node]
     for name in excluded:
         if name not in names:
-            raise StageError(f"exclude: the model has no node {name!r}, it has {', '.join(names[:8])}, …",
+            raise StageError(f"exclude: the model has no node {name!r}, only {', '.join(names[:8])}, …",
                              fix=closest(name, names))  # fmt: skip
 
 

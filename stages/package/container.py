@@ -44,7 +44,7 @@ class PackageContainer(Stage):
     """Write the build context of a container that serves a model: Dockerfile, app, model, requirements.
 
     The app is FastAPI on uvicorn, or Flask on waitress, with onnxruntime or torch. It is run on the
-    reference cases as the container would: a context that would not serve fails here.
+    reference cases as the container would: a context that would fail to serve fails here.
     """
 
     uses = "package.container"
@@ -204,7 +204,7 @@ def _try(
             found = trial.answers([str(folder / "model"), *arguments], bodies)
         except Exception as error:
             said = first_line(error)
-            raise StageError(f"the container would not serve: {said}") from error
+            raise StageError(f"the container would fail to serve the model: {said}") from error
     if not cases:
         return
     refused = next(

@@ -114,7 +114,7 @@ def _told(when: str) -> Iterator[None]:
         yield
     except Exception as error:
         said = f"code/inference.py fails when it {when}: {type(error).__name__}: {first_line(error)}"
-        raise StageError(said, fix="the container would fail alike") from error
+        raise StageError(said, fix="the container would fail in the same way") from error
 
 
 def _run_as_container(

@@ -118,6 +118,6 @@ def _sign(ctx: Context, key: str, inputs: PackageSign.Inputs, folder: Path) -> N
         config.sign(folder, folder / SIGNATURE)
     except Exception as error:
         said = f"the artifacts can't be signed: {first_line(error)}"
-        raise StageError(said, fix="is the key a P-256 private key (PEM), the certificate its own?") from None
+        raise StageError(said, fix="use a P-256 private key (PEM) and the certificate of that key") from None
     finally:
         private.unlink()

@@ -1,4 +1,4 @@
-"""What every push is: reach a service, change it where it isn't as the inputs say, write that down."""
+"""The base of every push: reach a service, change what differs from the inputs, record the changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .transcript import Transcript
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """A service that was reached: its calls are tried by `backoff`, its changes go to `transcript`."""
+    """A connected service: `backoff` retries its calls, `transcript` records its changes."""
 
     ctx: Context
     backoff: Backoff
@@ -23,7 +23,7 @@ class Service:
 
 
 class Push(Stage):
-    """The base of every push. What follows a service's kind is `service`; the rest is each push's own."""
+    """The base of every push: one class for each kind of service defines `service`, each push the rest."""
 
     network = True
     converges = True
@@ -31,22 +31,22 @@ class Push(Stage):
     class Outputs(StageOutputs):
         """The transcript."""
 
-        transcript: File = Output("transcript.json", "every change, and what is there in the end")
+        transcript: File = Output("transcript.json", "every change, and the final state")
 
     def service(self, ctx: Context, params: Any, backoff: Backoff) -> AbstractContextManager[Any]:
-        """Yield the Service; turn whatever its client raises into one sentence."""
+        """Yield the Service; turn whatever its client raises into a StageError of one sentence."""
         raise NotImplementedError
 
     def converge(self, service: Any, params: Any, inputs: Any, outputs: Any) -> Mapping[str, Any]:
-        """Change what isn't as wanted, and check it; return what is there in the end."""
+        """Change what differs, and check it; return the final state for the transcript."""
         raise NotImplementedError
 
     def findings(self, service: Any, params: Any, inputs: Any) -> list[Finding]:
-        """Compare what is there with what the pipeline says; change nothing."""
+        """Compare the remote with the pipeline; change nothing."""
         raise NotImplementedError
 
     def restore(self, service: Any, params: Any, to: str) -> str:
-        """Bring back what was there before, or the digest that begins with `to`; say what is there."""
+        """Restore the previous release, or the one whose digest begins with `to`; return what it is."""
         return super().rollback(service.ctx, params, to)
 
     def run(self, ctx: Context, params: Any, inputs: Any, outputs: Any) -> None:
@@ -59,11 +59,11 @@ class Push(Stage):
         transcript.write(outputs.transcript, **found)
 
     def status(self, ctx: Context, params: Any, inputs: Any) -> list[Finding]:
-        """Return the findings; nobody waits for them as long as for a push."""
+        """Return the findings, with fewer retries than a push."""
         with self.service(ctx, params, Backoff(attempts=ASKED, log=ctx.log)) as service:
             return self.findings(service, params, inputs)
 
     def rollback(self, ctx: Context, params: Any, to: str) -> str:
-        """Restore what was there before."""
+        """Restore the previous release, or the one whose digest begins with `to`."""
         with self.service(ctx, params, Backoff(log=ctx.log)) as service:
             return self.restore(service, params, to)

@@ -36,7 +36,7 @@ _CARD = "README.md"
 
 
 class PushHub(Push):
-    """Make one atomic commit on the Hub with all files, and read it back.
+    """Create one atomic commit on the Hub with all files, and read it back.
 
     Existing files are not uploaded again; if all exist, nothing is committed. The commit
     names its parent, and what somebody else has changed in our files is a conflict, never overwritten.
@@ -98,8 +98,8 @@ class PushHub(Push):
     def converge(self, hub: Hub, params: Params, inputs: Inputs, outputs: Any) -> dict[str, Any]:
         """Lay out, compare, commit what differs, read back."""
         if params.pull_request and params.tag:
-            raise StageError("a pull request has no commit on the branch yet, so it can't be tagged",
-                             fix="leave out `tag` or `pull_request`")  # fmt: skip
+            raise StageError("a pull request has no commit on the branch and can't be tagged",
+                             fix="remove `tag` or `pull_request`")  # fmt: skip
         files = _files(hub.ctx, params, inputs, hub.repo)
         ensure_repo(hub, private=params.private)
         ensure_branch(hub, params.revision)
@@ -119,10 +119,10 @@ class PushHub(Push):
         return {"repo": hub.repo, "revision": place.revision, "files": digests}
 
     def credentials(self, ctx: Context, params: Params) -> str:
-        """Say that a token of the Hub is found."""
+        """Say that a Hub token was found."""
         with one_sentence(params.repo):
             require_token()
-        return "a token of the Hub is found"
+        return "a Hub token was found"
 
     def findings(self, hub: Hub, params: Params, inputs: Inputs) -> list[Finding]:
         """Compare the branch, the tag and the visibility with what is wanted."""

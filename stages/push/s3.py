@@ -66,9 +66,9 @@ class PushS3(AwsPush):
         """Compare the objects and the pointer with what the pipeline says."""
         release = _Release(aws, params, inputs.artifact)
         there = objects.is_there(release.manifest)
-        found = release.pointer.read()[0].get("digest", "not there")
+        found = release.pointer.read()[0].get("digest", "missing")
         return [
-            Finding("objects", release.uri, release.uri if there else "not there"),
+            Finding("objects", release.uri, release.uri if there else "missing"),
             Finding("pointer", release.digest, str(found)),
         ]
 

@@ -148,7 +148,7 @@ class PushSagemaker(AwsPush):
         """Compare object, registry and endpoint with what the pipeline says."""
         release = _Release(aws, params, inputs)
         there = objects.is_there(release.upload)
-        found = [Finding("object", release.upload.uri, release.upload.uri if there else "not there")]
+        found = [Finding("object", release.upload.uri, release.upload.uri if there else "missing")]
         found += release.registration.findings() if release.registration else []
         return found + release.deployment.findings()
 

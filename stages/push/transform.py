@@ -29,7 +29,7 @@ _WAIT_S = 24 * 3600.0
 
 
 class PushTransform(AwsPush):
-    """Run a batch transform job over the files of a folder, and bring back the answers.
+    """Run a batch transform job over the files of a folder, and download the responses.
 
     Its name holds the digests of the model and of the data: an existing job is waited for, not
     run twice. One that has failed is run again under the next name.
@@ -69,7 +69,7 @@ class PushTransform(AwsPush):
     def findings(self, aws: Aws, params: Params, inputs: Inputs) -> list[Finding]:
         """Say how the job is."""
         name, found = _Job(aws, params, inputs).current()
-        state = "not there" if found is None else str(found["TransformJobStatus"])
+        state = "missing" if found is None else str(found["TransformJobStatus"])
         return [Finding(f"transform job {name}", "Completed", state)]
 
 
@@ -145,13 +145,15 @@ class _Job:
         for took in waiting(_WAIT_S):
             found = self._describe(name)
             if found is None:
-                raise StageError(f"the job {name} is gone")
+                raise StageError(f"the job {name} no longer exists")
             if found["TransformJobStatus"] == "Completed":
                 return
             if found["TransformJobStatus"] in ("Failed", "Stopped"):
                 raise GateError(f"the job {name} has failed: {found.get('FailureReason', 'it was stopped')}")
             show(self._aws.ctx, name, found["TransformJobStatus"], took)
-        raise StageError(f"the job {name} still runs after {_WAIT_S:.0f} s", fix="run again to go on")
+        raise StageError(
+            f"the job {name} is still running after {_WAIT_S:.0f} s", fix="run again to continue"
+        )
 
     def download(self, name: str, folder: Path) -> None:
         """Bring back the answer to each file. Raises GateError where one is missing."""

@@ -126,9 +126,9 @@ def refusal(error: Exception, chosen: Collection[int] = ()) -> StageError:
         said = f"the model fixes the dynamic axis {fixed.group(1)!r} to {fixed.group(2)}{where}"
         return StageError(said, fix="remove it from model.prepare's `dynamic`, or use onnx.export")
     if "Constraints violated" in text:
-        said = f"the model treats some sizes of a dynamic axis otherwise than others{where}"
-        found = ", ".join(_suggested(text, chosen)) or "{name, multiple_of, min, max} of it"
-        fix = f"say {found} in model.prepare's `dynamic`, leave it out, or use torch.script"
+        said = f"the model treats some sizes of a dynamic axis differently from others{where}"
+        found = ", ".join(_suggested(text, chosen)) or "{name, multiple_of, min, max}"
+        fix = f"declare {found} in model.prepare's `dynamic`, remove it there, or use torch.script"
         return StageError(said, fix=fix)
     return StageError(
         f"the model can't be exported: {first_line(error)}{where}",
@@ -155,7 +155,7 @@ def runner(path: Path, bundle: Bundle) -> Model:
         module = torch.export.load(path).module()
     except Exception as error:
         raise StageError(f"{path.name} is not an exported program: {first_line(error)}",
-                         fix="give it the output `model` of torch.export") from error  # fmt: skip
+                         fix="use the output `model` of torch.export") from error  # fmt: skip
 
     def run(arrays: Mapping[str, Any]) -> dict[str, Any]:
         try:
@@ -164,7 +164,7 @@ def runner(path: Path, bundle: Bundle) -> Model:
         except Exception as error:
             shapes = {name: tuple(array.shape) for name, array in arrays.items()}
             said = f"the program can't run inputs of shape {shapes}: {first_line(error)}"
-            raise StageError(said, fix="say the `min` and `max` that it takes in `dynamic`") from error
+            raise StageError(said, fix="set `min` and `max` in `dynamic`") from error
         return bundles.named_arrays(result, bundle.output_names)
 
     return run

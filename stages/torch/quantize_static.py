@@ -167,7 +167,7 @@ def _fused(module: nn.Module, groups: list[list[str]]) -> nn.Module:
         return fuse_modules(module, groups) if groups else module
     except (NotImplementedError, AssertionError, AttributeError) as error:
         raise StageError(f"the modules can't be fused: {first_line(error)}",
-                         fix="name others: `fuse: []` fuses none") from error  # fmt: skip
+                         fix="fix `fuse`; `fuse: []` fuses none") from error  # fmt: skip
 
 
 def _with_stubs(module: nn.Module) -> nn.Module:

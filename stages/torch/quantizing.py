@@ -118,8 +118,8 @@ def _refusal(error: Exception) -> StageError:
     if found is None:
         where = user_line(error)
         return StageError(f"the quantized model can't run: {first_line(error)}{where}",
-                          fix="leave the modules around it out: `exclude`")  # fmt: skip
+                          fix="exclude the modules around it with `exclude`")  # fmt: skip
     return StageError(
         f"the operator {found.group(1)} has no int8 form in torch{user_line(error)}",
-        fix="leave the modules around it out with `exclude`, or use onnx.quantize_static",
+        fix="exclude the modules around it with `exclude`, or use onnx.quantize_static",
     )

@@ -100,7 +100,7 @@ def load(path: Path) -> torch.jit.ScriptModule:
             return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-any-return]
     except RuntimeError as error:
         said = f"{path.name} is not a TorchScript program: {first_line(error)}"
-        raise StageError(said, fix="give it the output of torch.trace or torch.script") from error
+        raise StageError(said, fix="use the output of torch.trace or torch.script") from error
 
 
 def runner(program: Any, inputs: list[str], outputs: list[str]) -> Model:

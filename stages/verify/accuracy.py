@@ -173,7 +173,7 @@ def _measured(metric: Callable[..., Any], outputs: Any, labels: Any) -> float:
     except Exception as error:
         said = f"the metric fails on outputs {outputs.shape} and labels {labels.shape}"
         raise StageError(f"{said}: {first_line(error)}{user_line(error)}",
-                         fix="does it fit the first output, and return a number?") from error  # fmt: skip
+                         fix="it must accept the first output and return a number") from error  # fmt: skip
     if not math.isfinite(score):
         raise StageError(f"the metric returned {score}", fix="it must return a number from 0 to 1")
     return score

@@ -219,9 +219,9 @@ def test_a_refused_condition_is_compared_before_it_counts(
             remote.assert_objects({key: digest})
         else:
             refused: type[Exception] = StageError
-            said = "AWS refused PutObject: PreconditionFailed"
+            said = "AWS rejected PutObject: PreconditionFailed"
             if kind != "nothing":
-                refused, said = ConflictError, f"{key} holds something else"
+                refused, said = ConflictError, f"{key} has different content"
             with pytest.raises(refused, match=said):
                 push_endpoint(tmp_path, remote, monkeypatch, proxy.url)
             assert remote.sagemaker.list_models()["Models"] == []

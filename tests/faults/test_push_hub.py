@@ -129,7 +129,7 @@ def test_a_conflict_without_a_meaning_stops_before_anything_is_published(
         pusher.hub.url, [Fault(status, method, path, times=50, body=b'{"error": "no"}')]
     ) as proxy:
         through(proxy, monkeypatch)
-        said = r"\A(the Hub has a conflict about local/digits: no|local/digits@main is being changed by somebody else) "
+        said = r"\A(the Hub reported a conflict for local/digits: no|local/digits@main is being changed by someone else) "
         with pytest.raises((ConflictError, StageError), match=said + r"\(run again\)\Z"):
             pusher.push()
         proxy.faults.clear()

@@ -105,7 +105,7 @@ def test_what_is_converted_is_right_at_sizes_that_were_never_run(tmp_path: Path,
 
 def test_the_sizes_that_torch_export_needs_are_said_and_then_suffice(tmp_path: Path) -> None:
     plain = prepared("camera", tmp_path, dynamic={"picture": {0: "batch", 1: "height", 2: "width"}})
-    said = r"say \{name: height, min: 5\}, \{name: width, min: 5\} in model.prepare's `dynamic`"
+    said = r"declare \{name: height, min: 5\}, \{name: width, min: 5\} in model.prepare's `dynamic`"
     for name in ("torch.export", "mobile.executorch"):
         with pytest.raises(StageError, match=said):
             run_stage(stage(name), tmp_path / name, inputs={"model": plain})

@@ -168,7 +168,7 @@ def test_a_live_target_needs_credentials(project: Project) -> None:
     )
     nowhere = {"HOME": "/nonexistent", "AWS_EC2_METADATA_DISABLED": "true"}
     error = project.run(exits=1, **nowhere)["stages"]["push"]["error"]
-    assert error == "no AWS credentials are found (export AWS_PROFILE=…, or use OIDC in CI)"
+    assert error == "no AWS credentials were found (export AWS_PROFILE=…, or use OIDC in CI)"
     assert f"FAIL credentials of push.sagemaker: {error}" in project.cli("doctor", exits=2, **nowhere).stdout
 
 

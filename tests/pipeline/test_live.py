@@ -154,7 +154,7 @@ NOBODY = {
     "HF_ENDPOINT": "http://127.0.0.1:9",
 }
 KEYS = "aws_access_key_id = x\naws_secret_access_key = y\n"
-NO_KEYS, NO_TOKEN = "no AWS credentials are found", "no token of the Hub is found"
+NO_KEYS, NO_TOKEN = "no AWS credentials were found", "no Hub token was found"
 
 
 @pytest.mark.parametrize(

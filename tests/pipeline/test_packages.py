@@ -95,5 +95,5 @@ def test_the_packages_own_code_answers_every_content_type(
     assert np.allclose(found, expected)
     with pytest.raises(ValueError, match="is not supported"):
         code.input_fn(b"", "image/png")
-    with pytest.raises(ValueError, match="neither 'inputs' by name nor 'instances'"):
+    with pytest.raises(ValueError, match="neither 'inputs' nor 'instances'"):
         code.input_fn('{"x": 1}', "application/json")

@@ -211,10 +211,10 @@ def _torchscript(path: Path) -> None:
         pytest.param(lambda p: p.write_bytes(pickle.dumps({"a": 1}, protocol=4)), "pickle protocol 4 or newer",
                      id="a bare pickle"),
         pytest.param(lambda p: torch.save({"a": torch.ones(1)}, p, pickle_protocol=4), "pickle protocol 4 or newer", id="protocol 4"),
-        pytest.param(lambda p: torch.save({"loss": 1.0, "epoch": 2}, p), "it has loss, epoch", id="no state_dict"),
+        pytest.param(lambda p: torch.save({"loss": 1.0, "epoch": 2}, p), "only loss, epoch", id="no state_dict"),
         pytest.param(lambda p: torch.save({"w": torch.ones(1), "epoch": 2}, p), "'epoch' of the state_dict is a int, not a tensor", id="mixed"),
         pytest.param(lambda p: torch.save({"model": weights(), "x": np.array([{}], dtype=object)}, p), "array of Python objects", id="objects"),
-        pytest.param(lambda p: torch.save([1, 2], p), "holds a list, not a mapping", id="a list"),
+        pytest.param(lambda p: torch.save([1, 2], p), "contains a list, not a mapping", id="a list"),
     ],
 )  # fmt: skip
 def test_what_is_no_checkpoint_is_refused_with_its_reason(tmp_path: Path, write: Any, said: str) -> None:
@@ -224,7 +224,7 @@ def test_what_is_no_checkpoint_is_refused_with_its_reason(tmp_path: Path, write:
 
 
 def test_an_unknown_key_lists_what_is_there(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="has no key 'ema', it has model_state_dict, epoch"):
+    with pytest.raises(StageError, match="has no key 'ema', only model_state_dict, epoch"):
         extract(tmp_path, {"model_state_dict": weights(), "epoch": 1}, params={"key": "ema"})
 
 
@@ -271,8 +271,8 @@ def test_a_checkpoint_that_does_not_fit_lists_every_difference(tmp_path: Path) -
     project = tmp_path / "project"
     project.mkdir()
     (project / "models.py").write_text(MODELS)
-    said = ("the checkpoint doesn't fit the model: missing linear.bias; unexpected other; "
-            "shapes differ: linear.weight is (3, 5), the model wants (3, 4)")  # fmt: skip
+    said = ("the checkpoint doesn't match the model: missing linear.bias; unexpected other; "
+            "shapes differ: linear.weight is (3, 5), the model requires (3, 4)")  # fmt: skip
     with pytest.raises(StageError, match=rf"\A{re.escape(said)}"):
         run_stage(stage("model.prepare"), tmp_path / "b", inputs={"weights": made["weights"]},
                   params={"factory": "models.py:branch", "example": {"shape": [1, 4]}}, project=project)  # fmt: skip

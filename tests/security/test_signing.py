@@ -217,7 +217,7 @@ def test_the_tool_of_openssf_verifies_ours_and_we_verify_its(
     assert done.returncode == 0, done.stderr
     assert sorted(verify(str(other), key=str(public), certificates=[]).files) == ["first.txt", "second.txt"]
     (other / "first.txt").write_text("changed")
-    with pytest.raises(GateError, match="the signature does not hold: .*Hash mismatch for 'first.txt'"):
+    with pytest.raises(GateError, match="the signature is invalid: .*Hash mismatch for 'first.txt'"):
         verify(str(other), key=str(public), certificates=[])
 
 

@@ -176,7 +176,7 @@ def written(path: Path, data: bytes) -> Path:
     return path
 
 
-LINK = "the archive's member {!r} is a link, a device or leads out of it"
+LINK = "the archive's member {!r} is a link, a device or outside the archive"
 
 
 @pytest.mark.parametrize(

@@ -170,5 +170,5 @@ def test_a_session_that_follows_it_waits_as_it_says(service: str) -> None:
         "PutObject: HTTP 503 SlowDown; try 2 in 0.4 s",
         "PutObject: ConnectionResetError; try 3 in 0.8 s",
         "PutObject: HTTP 429; try 2 in 7.0 s",
-        "PutObject: the answer broke off; try 2 in 0.4 s",
+        "PutObject: the response was cut off; try 2 in 0.4 s",
     ]

@@ -164,7 +164,7 @@ def test_a_folder_is_as_sound_as_the_worst_of_its_files(store: Store) -> None:
 def test_a_folder_whose_list_is_lost_can_not_be_read(store: Store) -> None:
     artifact = store.ingest(folder(store))
     path = store.object_path(artifact.digest)
-    said = rf"\Athe manifest of folder {artifact.digest} is lost or damaged \(run again: it is healed by re-making it\)\Z"
+    said = rf"\Athe manifest of folder {artifact.digest} is lost or damaged \(run again to rebuild it\)\Z"
     spoil(path, path.read_bytes().replace(b"run.sh", b"run.py"))
     assert store.state(artifact) == "damaged"
     with pytest.raises(StoreError, match=said):
@@ -191,7 +191,7 @@ def test_what_can_not_be_kept_is_refused_by_name(store: Store, tmp_path: Path, d
         store.ingest(taken)
     path.unlink()
     (base / "a\nb").touch()
-    with pytest.raises(StoreError, match=re.escape(r"'a\nb' has a name that can't be kept")):
+    with pytest.raises(StoreError, match=re.escape(r"'a\nb' has a name that can't be stored")):
         store.ingest(base if deep else base / "a\nb")
     assert list(store.objects()) == []
 
@@ -225,15 +225,15 @@ def test_a_path_that_is_no_input_is_refused(store: Store, tmp_path: Path) -> Non
     with pytest.raises(StoreError, match=rf"\A{root}/pipe is neither a file nor a folder\Z"):
         store.digest_path(f"{root}/pipe", str(root))
     (root / "out").symlink_to("/etc/passwd")
-    with pytest.raises(StoreError, match="out leads out of the project"):
+    with pytest.raises(StoreError, match="out points outside the project"):
         store.digest_path(f"{root}/out", str(root))
     inside = Store(root / ".deploy-runner")
     name = f"{root}/.deploy-runner/secret"
     inside.records.seal.secret()
-    with pytest.raises(StoreError, match=rf"\A{name} is of the store, which is never an input\Z"):
+    with pytest.raises(StoreError, match=rf"\A{name} belongs to the store and can't be an input\Z"):
         inside.digest_path(name, str(root))
     beside = Store(tmp_path / "beside", protected=root / ".deploy-runner")
-    with pytest.raises(StoreError, match="is of the store, which is never an input"):
+    with pytest.raises(StoreError, match="belongs to the store and can't be an input"):
         beside.digest_path(name, str(root))
 
 
@@ -391,7 +391,7 @@ def test_a_sound_store_is_said_to_be(store: Store) -> None:
     report = store.verify_all()
     assert report == VerifyReport(4, total, (), 1, ())
     assert report.ok
-    assert str(report) == f"4 objects ({total} bytes) and 1 action records: all sound"
+    assert str(report) == f"4 objects ({total} bytes) and 1 action records: all intact"
     assert report.as_dict() == {
         "ok": True,
         "objects": 4,
@@ -418,7 +418,7 @@ def test_what_is_damaged_is_removed_and_said(store: Store, tmp_path: Path) -> No
     assert not VerifyReport(0, 0, ("x",), 0, ()).ok
     assert not VerifyReport(0, 0, (), 0, ("x",)).ok
     assert str(report).splitlines() == [
-        f"3 objects ({report.bytes} bytes) and 2 action records: removed what was damaged, the next run makes it again",
+        f"3 objects ({report.bytes} bytes) and 2 action records: removed the damaged ones, the next run rebuilds them",
         *(f"  object {found}" for found in report.damaged),
         f"  action record {'k' * 64}",
     ]

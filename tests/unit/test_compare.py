@@ -196,7 +196,7 @@ def test_relative_differences_of_almost_nothing_are_finite() -> None:
 
 
 def test_an_output_that_is_missing_or_has_another_shape_is_refused() -> None:
-    with pytest.raises(GateError, match=r"\Athe model has no output 'y', it has a, b\Z"):
+    with pytest.raises(GateError, match=r"\Athe model has no output 'y', only a, b\Z"):
         compare([case([[1]])], lambda inputs: {"a": np.zeros(1), "b": np.zeros(1)})
     said = r"\Acase 0: output 'y' has the shape \(1, 2\), the reference has \(2, 1\)\Z"
     with pytest.raises(GateError, match=said):
@@ -243,7 +243,7 @@ def test_within_a_share_of_the_largest_value_of_all_cases() -> None:
 @pytest.mark.parametrize(
     ("atol", "rtol", "said"),
     [
-        (None, None, "up to 0.75, more than the 0.25 that its type's rounding explains"),
+        (None, None, "up to 0.75, more than the 0.25 that is explained by its type's rounding"),
         (0.25, None, "up to 0.75, more than atol 0.25 + rtol 0 allow"),
         (None, 0.125, "up to 0.75, more than atol 0 + rtol 0.125 allow"),
         (0.25, 0.125, "up to 0.75, more than atol 0.25 + rtol 0.125 allow"),
@@ -274,7 +274,7 @@ def test_a_gate_records_the_figures_and_refuses_what_is_beyond(tmp_path: Path) -
     with pytest.raises(GateError, match=rf"\A{re.escape(said)} \(do it\)\Z"):
         gate(ctx, broken, atol=1.5, fix="do it")
     assert ctx.figures == {**broken.figures(), "allowed": 1.5}
-    with pytest.raises(GateError, match=r"that its type's rounding explains; worst at there\Z"):
+    with pytest.raises(GateError, match=r"that is explained by its type's rounding; worst at there\Z"):
         gate(ctx, broken)
     with pytest.raises(GateError, match=r"more than atol 0 \+ rtol 0.5 allow; worst at there\Z"):
         gate(ctx, broken, rtol=0.5)

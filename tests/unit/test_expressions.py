@@ -100,19 +100,19 @@ OPEN = "begin with one of stages, vars, env, secrets, matrix and pipeline"
         ("${{ }}", f"${{{{  }}}} does not {OPEN}", ""),
         ("${{ qqq.x }}", f"${{{{ qqq.x }}}} does not {OPEN}", ""),
         ("${{ pipeline.nme }}", "there is no ${{ pipeline.nme }}", "only pipeline.name"),
-        ("${{ stages.a.outputs.b }}", "an output of a stage can be named only as a whole value under `inputs:`", ""),
-        ("${{ env.LEVLE }}", "there is no env.LEVLE here", "did you mean 'LEVEL'?"),
-        ("${{ env.OTHER }}", "there is no env.OTHER here", "declare it under `env:`"),
-        ("${{ env.HF_TOKEN }}", "HF_TOKEN is a credential, which `env` would write down", "${{ secrets.HF_TOKEN }}"),
-        ("${{ matrix.hal }}", "there is no matrix.hal here", "did you mean 'half'?"),
-        ("${{ matrix.HF_TOKEN }}", "there is no matrix.HF_TOKEN here", "declare it under `matrix:`"),
+        ("${{ stages.a.outputs.b }}", "a stage's output can only be the whole value of an input", ""),
+        ("${{ env.LEVLE }}", "env.LEVLE is not defined here", "did you mean 'LEVEL'?"),
+        ("${{ env.OTHER }}", "env.OTHER is not defined here", "declare it under `env:`"),
+        ("${{ env.HF_TOKEN }}", "HF_TOKEN is a credential, which `env` would store in plain text", "${{ secrets.HF_TOKEN }}"),
+        ("${{ matrix.hal }}", "matrix.hal is not defined here", "did you mean 'half'?"),
+        ("${{ matrix.HF_TOKEN }}", "matrix.HF_TOKEN is not defined here", "declare it under `matrix:`"),
         ("${{ vars.sise }}", "there is no vars.sise", "did you mean 'size'?"),
         ("${{ vars.qqq }}", "there is no vars.qqq", ""),
         ("${{ vars.deep.rat }}", "there is no vars.deep.rat", "did you mean 'rate'?"),
         ("${{ vars.size.x }}", "there is no vars.size.x", ""),
         ("${{ vars.deep.names.x }}", "there is no vars.deep.names.x", ""),
-        ("a${{ vars.deep }}", "${{ vars.deep }} is a collection and can't stand inside a text", ""),
-        ("${{ vars.deep.names }}b", "${{ vars.deep.names }} is a collection and can't stand inside a text", ""),
+        ("a${{ vars.deep }}", "${{ vars.deep }} is a list or mapping and can't be part of a string", ""),
+        ("${{ vars.deep.names }}b", "${{ vars.deep.names }} is a list or mapping and can't be part of a string", ""),
         ("${{ vars.size", "a '${{' is not closed by '}}'", ""),
         ("${{ vars.size }} and ${{ vars", "a '${{' is not closed by '}}'", ""),
     ],
@@ -140,10 +140,10 @@ def test_any_other_text_is_no_secret(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message", "fix"),
     [
-        ("${{ secrets.no-name }}", "'no-name' is not the name of a secret", ""),
+        ("${{ secrets.no-name }}", "'no-name' is not a valid name of a secret", ""),
         ("${{ secrets.DEPLOY_RUNNER_CACHE_KEY }}",
-         "DEPLOY_RUNNER_CACHE_KEY is deploy-runner's own, and no stage's secret", ""),
-        ("x${{ secrets.A }}", "the secret A stands inside a longer text, which would leak it",
+         "DEPLOY_RUNNER_CACHE_KEY is reserved by deploy-runner and can't be a stage's secret", ""),
+        ("x${{ secrets.A }}", "the secret A is part of a longer string, which would leak it",
          "make it the whole value of a parameter"),
     ],
 )  # fmt: skip
@@ -179,7 +179,7 @@ def test_every_wrong_reference_of_a_tree_is_said() -> None:
     resolve(load_yaml('a: "${{ vars.x }}"\nb: "${{ env.X }}"', "p.yaml"), made, problems)
     assert [str(p) for p in problems] == [
         "p.yaml:1:4: there is no vars.x",
-        "p.yaml:2:4: there is no env.X here (declare it under `env:`)",
+        "p.yaml:2:4: env.X is not defined here (declare it under `env:`)",
     ]
 
 
@@ -214,8 +214,8 @@ def test_a_whole_text_may_name_an_output(text: str, expected: OutputRef | None) 
 def test_variables_in_a_circle_are_refused_once(text: str, circle: str) -> None:
     _, variables, problems = scope(text)
     variables.all()
-    assert problems[0].message == f"vars refer to each other in a circle: {circle}"
-    assert len([p for p in problems if "circle" in p.message]) == 1
+    assert problems[0].message == f"vars refer to each other in a cycle: {circle}"
+    assert len([p for p in problems if "in a cycle" in p.message]) == 1
 
 
 def test_all_variables_are_resolved_and_every_wrong_one_is_said() -> None:

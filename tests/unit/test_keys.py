@@ -229,7 +229,7 @@ LINKED = NODE._replace(inputs={"text": NODE.inputs["text"], "made": RefSource("b
         ("implementation", {"x.py": "1"}, {"x.py": "2"}, "x.py", "the stage's code x.py changed"),
         ("implementation", {}, {"x.py": "2"}, "x.py", "the stage's code x.py was added"),
         ("code", {"x.py": "1"}, {"x.py": "2"}, "x.py", "code x.py changed"),
-        ("code", {"x.py": "1"}, None, "x.py", "code x.py is not used any more"),
+        ("code", {"x.py": "1"}, None, "x.py", "code x.py is no longer used"),
         ("packages", {"onnx": "1"}, {"onnx": "2"}, "onnx", "onnx 1 → 2"),
         ("packages", {"onnx": "1"}, None, "onnx", "onnx 1 → unused"),
         ("packages", None, {"onnx": "2"}, "onnx", "onnx unknown → 2"),
@@ -239,8 +239,8 @@ LINKED = NODE._replace(inputs={"text": NODE.inputs["text"], "made": RefSource("b
         ("outputs", {"o": ["a", "file"]}, {"o": ["b", "file"]}, "o", 'the output o ["a", "file"] → ["b", "file"]'),
         ("uses", "text.upper", "text.lower", "", 'the stage type "text.upper" → "text.lower"'),
         ("trust", None, True, "", "trust none → true"),
-        ("lineage", "1", "2", "", "what its inputs were made from changed"),
-        ("schema", 1, 2, "", "deploy-runner's own meaning of a key changed"),
+        ("lineage", "1", "2", "", "the provenance of its inputs changed"),
+        ("schema", 1, 2, "", "the key format of deploy-runner changed"),
     ],
 )  # fmt: skip
 def test_a_difference_is_a_sentence(part: str, old: Any, new: Any, component: str, sentence: str) -> None:
@@ -260,7 +260,7 @@ def test_a_difference_holds_both_values() -> None:
     new: dict[str, Any] = {"params": {"n": {"a": 2}}, "schema": 2, "trust": True}
     assert differences(old, new, NODE) == [
         Change("params.n.a", 1, 2, "`with.n.a` 1 → 2"),
-        Change("schema", 1, 2, "deploy-runner's own meaning of a key changed"),
+        Change("schema", 1, 2, "the key format of deploy-runner changed"),
         Change("trust", None, True, "trust none → true"),
     ]
 

@@ -142,7 +142,7 @@ def test_a_body_that_is_too_large_is_refused(tmp_path: Path) -> None:
         (INFERENCE.replace("def output_fn", "def other_fn"), "code/inference.py", "defines no output_fn"),
         ("import nothing_of_this_name", "code/inference.py", "No module named 'nothing_of_this_name'"),
         (INFERENCE, "code/other.py", "the package has no code/inference.py"),
-        (INFERENCE, "../inference.py", "leads out of it"),
+        (INFERENCE, "../inference.py", "outside the archive"),
         (INFERENCE, "code/inference.py", "No such file or directory"),
     ],
     ids=["a function is missing", "import", "no code", "a path that leaves", "model_fn"],

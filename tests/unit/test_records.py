@@ -13,7 +13,7 @@ from deploy_runner.store.actions import ActionRecord, LastKeys, Records, listdir
 from deploy_runner.types import Artifact
 
 KEY = "ab" + "k" * 62
-REFUSED = "its record is damaged, or was not written by this store for this action"
+REFUSED = "its action record is damaged, or was not written by this store for this action"
 
 
 def record(key: str = "k" * 64) -> ActionRecord:

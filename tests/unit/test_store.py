@@ -79,7 +79,7 @@ def test_a_folder_is_its_files_whatever_the_order_and_times(store: Store, tmp_pa
         ("symlink", "output x is a symbolic link"),
         ("hard link", "output [xy] is a hard link"),
         ("fifo", "x is not a regular file"),
-        ("name", "has a name that can't be kept"),
+        ("name", "has a name that can't be stored"),
     ],
 )
 def test_what_cannot_be_kept_is_refused(store: Store, kind: str, said: str) -> None:

@@ -1,4 +1,4 @@
-"""Reach AWS by boto3, with our policy of tries, and say in one sentence what its clients raise."""
+"""Reach AWS by boto3, with our retry policy, and turn what its clients raise into one sentence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..backoff import Backoff
 from ..converging import Push, Service
 from ..transcript import Transcript
 
-_NO_CREDENTIALS = "no AWS credentials are found"
+_NO_CREDENTIALS = "no AWS credentials were found"
 _CREDENTIALS_FIX = "export AWS_PROFILE=…, or use OIDC in CI"
 
 
@@ -25,14 +25,14 @@ class Aws(Service):
 
     @property
     def where(self) -> dict[str, Any]:
-        """Return what sagemaker-core's calls take."""
+        """Return the arguments of sagemaker-core's calls."""
         return {"session": self.session, "region": self.session.region_name}
 
     def setting(self, params: StageParams, name: str) -> str:
-        """Return a parameter, or what the target has in its place. Raises StageError for none."""
+        """Return a parameter, by default from the target. Raises StageError if neither is set."""
         value = getattr(params, name) or target(self.ctx).get(name)
         if not value:
-            raise StageError(f"{name} is not set", fix=f"set with.{name}, or target.aws.{name}")
+            raise StageError(f"{name} is not set", fix=f"set `with.{name}` or `target.aws.{name}`")
         return str(value)
 
 
@@ -52,7 +52,7 @@ class AwsPush(Push):
             yield Aws(ctx=ctx, backoff=backoff, transcript=Transcript(), session=session)
 
     def credentials(self, ctx: Context, params: Any) -> str:
-        """Say where boto3 has found credentials, and for which region."""
+        """Return where boto3 found credentials, and for which region."""
         with _plainly():
             session = _session(ctx)
             return f"found for AWS ({session.get_credentials().method}), region {session.region_name}"
@@ -91,9 +91,9 @@ def _plain_error(error: Exception) -> StageError:
     if isinstance(error, NoCredentialsError):
         return StageError(_NO_CREDENTIALS, fix=_CREDENTIALS_FIX)
     if isinstance(error, EndpointConnectionError):
-        return StageError(f"AWS can't be reached: {error}", fix="run again: what has arrived is kept")
+        return StageError(f"AWS can't be reached: {error}", fix="run again: what was uploaded is kept")
     if isinstance(error, ClientError):
         said = error.response.get("Error", {})
         what = f"{error.operation_name}: {said.get('Code', '')}: {said.get('Message', '')}"
-        return StageError(f"AWS refused {what}")
+        return StageError(f"AWS rejected {what}")
     return StageError(f"AWS can't be used: {type(error).__name__}: {first_line(error)}")

@@ -136,7 +136,7 @@ class Deployment:
             show(self._ctx, self.endpoint, found.endpoint_status, took)
         raise StageError(
             f"the endpoint {self.endpoint} is still {found.endpoint_status} after {self._wait_s:.0f} s",
-            fix="run again: it goes on waiting where it stopped",
+            fix="run again: the next run resumes waiting",
         )
 
     def _create(self) -> None:

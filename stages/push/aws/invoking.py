@@ -48,8 +48,10 @@ def by_file(session: Any, endpoint: str, *, inbox: str, wait_s: float) -> Invoke
                 return answer
             if (failure := _read(s3, given.get("FailureLocation", ""))) is not None:
                 said = failure[:200].decode("utf-8", "replace")
-                raise GateError(f"the container fails: {said}")
-        raise GateError(f"{endpoint} has put no answer at {given['OutputLocation']} after {wait_s:.0f} s")
+                raise GateError(f"the container failed: {said}")
+        raise GateError(
+            f"{endpoint} has written no response to {given['OutputLocation']} after {wait_s:.0f} s"
+        )
 
     return invoke
 
@@ -57,7 +59,7 @@ def by_file(session: Any, endpoint: str, *, inbox: str, wait_s: float) -> Invoke
 def _refused(error: Any) -> GateError:
     status = error.response.get("OriginalStatusCode", "")
     said = first_line(error.response.get("OriginalMessage") or error)
-    return GateError(f"the container answers {status}: {said}".replace(" :", ":"))
+    return GateError(f"the container responded with {status}: {said}".replace(" :", ":"))
 
 
 def _place(uri: str) -> dict[str, str]:

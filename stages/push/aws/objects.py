@@ -253,10 +253,10 @@ def ensure_bucket(aws: Aws, upload: Upload) -> None:
         s3.head_bucket(Bucket=bucket)
     except ClientError as error:
         if http_status(error) == 403:
-            raise StageError(f"the bucket {bucket} may not be read with these credentials") from error
+            raise StageError(f"these credentials don't allow reading the bucket {bucket}") from error
         if not target(aws.ctx).get("create_bucket"):
-            raise StageError(f"there is no bucket {bucket}",
-                             fix="make it, or set target.aws.create_bucket: true") from error  # fmt: skip
+            raise StageError(f"the bucket {bucket} does not exist",
+                             fix="create it, or set target.aws.create_bucket: true") from error  # fmt: skip
         place = {"CreateBucketConfiguration": {"LocationConstraint": region}}
         arguments = {} if region == "us-east-1" else place
         unless(lambda: s3.create_bucket(Bucket=bucket, **arguments), "BucketAlreadyOwnedByYou")

@@ -57,7 +57,7 @@ def require_token() -> None:
     from huggingface_hub import get_token
 
     if get_token() is None:
-        raise StageError("no token of the Hub is found", fix=TOKEN_FIX)
+        raise StageError("no Hub token was found", fix=TOKEN_FIX)
 
 
 @contextmanager

@@ -87,13 +87,13 @@ class Commit:
         before = self._first.setdefault(place.revision, {p: there.identity(p) for p in self.files})
         moved = [path for path in decision.add if there.identity(path) != before[path]]
         if moved:
-            said = f"somebody else has changed {_some(moved)} of {self.hub.repo} during the push"
-            raise ConflictError(said, fix="look at it, and run again")
+            said = f"{_some(moved)} of {self.hub.repo} was changed by someone else during the push"
+            raise ConflictError(said, fix="review the change, then run again")
         if decision.foreign and not (self.overwrite or place.opens_pull):
             raise ConflictError(
-                f"{_some(decision.foreign)} of {self.hub.repo}@{place.revision} was put there or changed by "
-                "somebody else",
-                fix="set `pull_request: true` to propose ours, or `overwrite: true` to replace it",
+                f"{_some(decision.foreign)} of {self.hub.repo}@{place.revision} was added or changed by "
+                "someone else",
+                fix="set `pull_request: true` to propose yours, or `overwrite: true` to replace it",
             )
 
     def _commit(self, place: Place, decision: Decision) -> Place:
@@ -113,20 +113,20 @@ class Commit:
         return Place(made.pr_revision or place.revision, made.oid)
 
     def _wait(self, tried: int, error: UnansweredError) -> None:
-        if not self.hub.backoff.wait(tried, f"the commit got no answer ({error})", error.retry_after):
-            raise StageError(f"the Hub doesn't answer to the commit: {error}; given up after {tried} tries",
-                             fix="run again: a commit that has happened is found") from error  # fmt: skip
+        if not self.hub.backoff.wait(tried, f"no response to the commit ({error})", error.retry_after):
+            raise StageError(f"the Hub didn't respond to the commit: {error}; gave up after {tried} attempts",
+                             fix="run again: if the commit succeeded, it is found") from error  # fmt: skip
 
     def _again(self, tried: int, error: Exception) -> None:
         if tried >= _TRIES:
-            raise ConflictError(f"{self.hub.repo}@{self.revision} is being changed by somebody else",
+            raise ConflictError(f"{self.hub.repo}@{self.revision} is being changed by someone else",
                                 fix="run again") from error  # fmt: skip
-        self.hub.ctx.log(f"{self.hub.repo}@{self.revision} has changed since it was read; reading again")
+        self.hub.ctx.log(f"{self.hub.repo}@{self.revision} changed since it was read; reading again")
 
     def _checked(self, made: Place) -> Place:
         left = decide(Revision(self.hub.api, self.hub.repo, made.sha), self.files)
         if not left.empty:
-            raise StageError(f"{_some(left.add)} of {self.hub.repo} was read back with another digest")
+            raise StageError(f"{_some(left.add)} of {self.hub.repo} has a different digest when read back")
         return made
 
     def _note(self, decision: Decision, place: Place) -> None:
@@ -162,13 +162,13 @@ def ensure_repo(hub: Hub, *, private: bool) -> None:
                 raise
         else:
             if private and not found.private:
-                raise ConflictError(f"{hub.repo} is there, and is public",
+                raise ConflictError(f"{hub.repo} already exists and is public",
                                     fix="make it private on the Hub, or set `private: false`")  # fmt: skip
             return
         if _create_repo(hub, private=private):
             hub.transcript.add("hub:create_repo", repo=hub.repo, private=private)
-    raise StageError(f"{hub.repo} is there, but this token may not read it",
-                     fix="use a token with the right to it, or another name")  # fmt: skip
+    raise StageError(f"{hub.repo} already exists, but this token has no read access to it",
+                     fix="use a token with read access, or another name")  # fmt: skip
 
 
 def _create_repo(hub: Hub, *, private: bool) -> bool:
@@ -191,7 +191,7 @@ def ensure_branch(hub: Hub, branch: str) -> None:
         if branch in [ref.name for ref in refs.branches]:
             return
         if branch in [ref.name for ref in refs.tags]:
-            raise StageError(f"{branch} is a tag of {hub.repo}, and commits go to branches",
+            raise StageError(f"{branch} is a tag of {hub.repo}, not a branch",
                              fix="set `revision` to a branch, and `tag` to the tag")  # fmt: skip
         try:
             hub.api.create_branch(hub.repo, branch=branch)
@@ -209,7 +209,7 @@ def ensure_tag(commit: Commit, tag: str, place: Place) -> None:
         known = {ref.name: ref.target_commit for ref in hub.api.list_repo_refs(hub.repo).tags}
         if tag in known:
             if not decide(Revision(hub.api, hub.repo, known[tag]), commit.files).empty:
-                raise ConflictError(f"the tag {tag} of {hub.repo} is on another content",
+                raise ConflictError(f"the tag {tag} of {hub.repo} points to different content",
                                     fix="use another tag")  # fmt: skip
             return
         try:

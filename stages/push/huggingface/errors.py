@@ -34,7 +34,7 @@ def plain_error(error: Exception, repo: str) -> StageError | ConflictError:
     if isinstance(error, HfHubHTTPError):
         return _http_error(error, repo)
     if isinstance(error, LocalTokenNotFoundError):
-        return StageError("no token of the Hub is found", fix=TOKEN_FIX)
+        return StageError("no Hub token was found", fix=TOKEN_FIX)
     if isinstance(error, HFValidationError):
         return StageError(f"{repo[:120]!r} is not a valid repository name on the Hub: {first_line(error)}")
     said = " ".join(line.lstrip("- ") for line in str(error).splitlines() if line.strip())
@@ -73,11 +73,11 @@ def _http_error(error: Any, repo: str) -> StageError | ConflictError:
     if isinstance(error, (GatedRepoError, DisabledRepoError)):
         return StageError(f"this token has no access to {repo}: {said}")
     if status == 401 and not (isinstance(error, RepositoryNotFoundError) and "not found" in said.lower()):
-        return StageError(f"the Hub doesn't accept this token: {said}", fix=TOKEN_FIX)
+        return StageError(f"the Hub rejected this token: {said}", fix=TOKEN_FIX)
     if isinstance(error, RepositoryNotFoundError):
         return StageError(f"{repo} does not exist, or is private and this token has no read access to it")
     if status == 403:
-        return StageError(f"this token may not write to {repo}: {said}", fix=TOKEN_FIX)
+        return StageError(f"this token has no write access to {repo}: {said}", fix=TOKEN_FIX)
     if status in (409, 412):
         return ConflictError(f"the Hub reported a conflict for {repo}: {said}", fix="run again")
     return StageError(f"the Hub responded with {status} for {repo}: {said}")
