@@ -96,7 +96,7 @@ def _axis(name: str, axis: str, example: Example) -> int:
     return int(axis)
 
 
-def noise(shape: Sequence[int], example: Example, seed: int) -> Any:
+def noise(shape: Sequence[int], example: Example, seed: tuple[int, int]) -> Any:
     """Return seeded values of an example's type."""
     import numpy as np
 

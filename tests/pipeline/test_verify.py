@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from deploy_runner.errors import GateError
 from deploy_runner.testing import StageRun, run_stage
+from tests.bundles import bundle as bundle_of
 from tests.bundles import stage
 from tests.conftest import HELD
 
@@ -117,3 +119,17 @@ def test_select_takes_the_best_within_the_limit(tmp_path: Path, fp32: Path, int8
         GateError, match=r"no candidate meets the limits: a loses 2\.00 points; b loses 3\.00 points"
     ):
         run_stage(stage("select"), tmp_path / "n", inputs=inputs)
+
+
+def test_a_file_that_takes_its_inputs_for_each_other_is_refused(tmp_path: Path) -> None:
+    """Two inputs of one shape are tried with values of their own, so that left - right is not right - left."""
+    reference = bundle_of(tmp_path, "two")["model"]
+    made = run_stage(stage("onnx.export"), tmp_path / "o", inputs={"model": reference})["model"]
+    model = onnx.load(made / "model.onnx")
+    other = {"left": "right", "right": "left"}
+    for node in model.graph.node:
+        node.input[:] = [other.get(name, name) for name in node.input]
+    onnx.save(model, tmp_path / "exchanged.onnx")
+    parity(tmp_path / "right", made, reference)
+    with pytest.raises(GateError, match="worst at batch5, output 'difference'"):
+        parity(tmp_path / "wrong", tmp_path / "exchanged.onnx", reference)
