@@ -91,7 +91,7 @@ def test_a_bad_folder_of_pictures_is_one_sentence(
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("yield {'pixels': 1}", "the calibration function yields no 'image', but pixels"),
+        ("yield {'pixels': 1}", "the calibration function yields no 'image', only pixels"),
         ("yield np.zeros((3, 3), np.float32)", r"a sample of 'image' has the shape \(3,\)"),
         ("raise OSError('no disk')\n    yield", "the calibration function fails: no disk at samples.py:3"),
         ("yield np.zeros((1, 8, 8), int)", "is int64, the model takes float32"),

@@ -111,9 +111,9 @@ def test_rollback_serves_what_was_there_before_and_any_earlier_digest(live: Proj
 def test_promote_approves_the_registered_version(live: Project) -> None:
     live.run(*LIVE)
     assert (
-        live.cli("promote", "endpoint", *LIVE).stdout == "g/1 is Approved now, it was PendingManualApproval\n"
+        live.cli("promote", "endpoint", *LIVE).stdout == "g/1 is now Approved, it was PendingManualApproval\n"
     )
-    assert live.cli("promote", "endpoint", *LIVE).stdout == "g/1 is Approved already\n"
+    assert live.cli("promote", "endpoint", *LIVE).stdout == "g/1 is already Approved\n"
     version = boto3.client("sagemaker", region_name="us-east-1").describe_model_package(ModelPackageName="g")
     assert version["ModelApprovalStatus"] == "Approved"
     assert "deploy-runner-digest" in version["CustomerMetadataProperties"]

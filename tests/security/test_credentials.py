@@ -157,4 +157,4 @@ def test_code_below_the_store_is_refused(project: Project) -> None:
     project.run()
     Path(project.folder / ".deploy-runner/code.py").write_text("def f(ctx, i, o): pass\n")
     project.pipeline("a: {uses: run.python, with: {function: .deploy-runner/code.py:f}}")
-    assert "the store's own" in project.cli("run", exits=2).stderr
+    assert "belongs to the store" in project.cli("run", exits=2).stderr

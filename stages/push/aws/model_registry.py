@@ -135,7 +135,7 @@ class Registration:
         if found["ModelApprovalStatus"] == status:
             return f"{name} is already {status}"
         self._client.update_model_package(ModelPackageArn=arn, ModelApprovalStatus=status)
-        return f"{name} is {status} now, it was {found['ModelApprovalStatus']}"
+        return f"{name} is now {status}, it was {found['ModelApprovalStatus']}"
 
     def _found(self) -> dict[str, Any] | None:
         try:
