@@ -86,6 +86,7 @@ def test_what_was_never_made_is_a_miss_and_the_rest_waits(bench: Bench) -> None:
         "c": ("waits", "for b"),
     }
     assert bench.plan(["a"]) == {"a": ("miss", "never made before")}
+    assert bench.planner().plan().actions[1] == Action("b", "waits", "", "for a")
     found = {node.id: (decision is None, waiting) for node, decision, waiting in bench.planner().decisions()}
     assert found == {"a": (False, []), "b": (True, ["a"]), "c": (True, ["b"])}
 
@@ -243,7 +244,8 @@ def test_an_explanation_names_what_stands_in_the_way(bench: Bench) -> None:
     made = bench.make()
     found = bench.planner().explain("c")
     assert (found.state, found.reason) == ("hit", f"nothing changed; action key {made['c'].key}")
-    assert (found.changes, found.why) == ((), found.reason)
+    assert (found.stage, found.changes, found.why) == ("c", (), found.reason)
+    assert found.decision is not None
     bench.change("b", params={"times": 3})
     found = bench.planner().explain("b")
     assert (found.stage, found.state, found.reason) == ("b", "miss", "changed since the last run")
@@ -256,13 +258,32 @@ def test_an_explanation_names_what_stands_in_the_way(bench: Bench) -> None:
 
 
 def test_an_explanation_names_every_root(bench: Bench) -> None:
-    bench.change("c", inputs={"x": RefSource("a", "text"), "y": RefSource("d", "text")})
-    bench.nodes = {
-        "a": bench.nodes["a"],
-        "d": node("d", text=PathSource("side.txt", "file")),
-        "c": bench.nodes["c"],
-    }
+    bench.change("c", inputs={"x": RefSource("b", "text"), "y": RefSource("d", "text")})
+    last = bench.nodes.pop("c")
+    bench.nodes |= {"d": node("d", text=PathSource("side.txt", "file")), "c": last}
     assert bench.planner().explain("c").reason == "for a: never made before; d: never made before"
+    bench.nodes["other"] = node("other", text=PathSource("gone.txt", "file"))
+    assert bench.planner().explain("a").stage == "a"
+
+
+def test_a_lineage_names_each_stage_once(bench: Bench) -> None:
+    last = bench.nodes.pop("c")
+    bench.nodes["d"] = node("d", text=PathSource("side.txt", "file"))
+    inputs = {"x": RefSource("d", "text"), "y": RefSource("a", "text"), "z": RefSource("b", "text")}
+    bench.nodes["c"] = last._replace(inputs=inputs, lineage=True)
+    assert list(bench.make()["c"].lineage) == ["a", "b", "d"]
+
+
+def test_what_changed_of_the_known_inputs_of_a_waiting_stage_is_said(bench: Bench) -> None:
+    bench.change("c", inputs={"x": RefSource("b", "text"), "y": RefSource("a", "text")})
+    bench.make()
+    bench.change("a", params={"times": 2})
+    bench.make("a", text={"a": "another"})
+    found = bench.planner().explain("c")
+    assert found.reason == "for b: the input `text`: the output `text` of stage a changed"
+    assert [str(change) for change in found.changes] == [
+        "the input `y`: the output `text` of stage a changed"
+    ]
 
 
 def test_what_changed_about_a_waiting_stage_itself_is_said_without_its_unknown_inputs(bench: Bench) -> None:
