@@ -86,6 +86,7 @@ def test_what_was_never_made_is_a_miss_and_the_rest_waits(bench: Bench) -> None:
         "c": ("waits", "for b"),
     }
     assert bench.plan(["a"]) == {"a": ("miss", "not built before")}
+    assert bench.planner().plan().actions[1] == Action("b", "waits", "", "for a")
     found = {node.id: (decision is None, waiting) for node, decision, waiting in bench.planner().decisions()}
     assert found == {"a": (False, []), "b": (True, ["a"]), "c": (True, ["b"])}
 
@@ -172,7 +173,7 @@ def test_a_damaged_record_is_a_miss_that_says_so(bench: Bench) -> None:
     for path in (bench.folder / "home/actions").rglob("*.json"):
         if made["b"].key.endswith(path.stem):
             path.write_bytes(b"damaged")
-    reason = "its action record is damaged, or was not written by this store for this action"
+    reason = "its record is damaged, or was not written by this store for this action"
     assert bench.plan() == {"a": HIT, "b": ("miss", reason), "c": ("waits", "for b")}
     explanation = bench.planner().explain("b")
     assert (explanation.state, explanation.reason, explanation.why) == ("miss", reason, reason)
@@ -185,7 +186,7 @@ def test_a_record_that_is_gone_leaves_nothing_to_compare(bench: Bench) -> None:
     assert bench.planner().explain("b").reason == "not built before"
     bench.store.records.put(ActionRecord("0" * 64, NODE.uses, {}, {}, made["b"].preimage))
     bench.planner().last.update({"b": "0" * 64})
-    assert bench.plan()["b"] == ("miss", "its action record is missing")
+    assert bench.plan()["b"] == ("miss", "its record is gone")
 
 
 def test_a_live_push_is_asked_each_time(bench: Bench) -> None:
@@ -220,7 +221,7 @@ def test_a_lineage_holds_every_stage_before_and_is_in_the_key(bench: Bench) -> N
     assert bench.plan()["c"] == HIT
     bench.change("a", params={"times": 3})
     bench.make("a")
-    assert bench.plan() == {"a": HIT, "b": HIT, "c": ("miss", "the provenance of its inputs changed")}
+    assert bench.plan() == {"a": HIT, "b": HIT, "c": ("miss", "what its inputs were made from changed")}
 
 
 def test_a_lineage_goes_with_every_decision(bench: Bench) -> None:
@@ -243,7 +244,8 @@ def test_an_explanation_names_what_stands_in_the_way(bench: Bench) -> None:
     made = bench.make()
     found = bench.planner().explain("c")
     assert (found.state, found.reason) == ("hit", f"nothing changed; action key {made['c'].key}")
-    assert (found.changes, found.why) == ((), found.reason)
+    assert (found.stage, found.changes, found.why) == ("c", (), found.reason)
+    assert found.decision is not None
     bench.change("b", params={"times": 3})
     found = bench.planner().explain("b")
     assert (found.stage, found.state, found.reason) == ("b", "miss", "changed since the last run")
@@ -256,13 +258,32 @@ def test_an_explanation_names_what_stands_in_the_way(bench: Bench) -> None:
 
 
 def test_an_explanation_names_every_root(bench: Bench) -> None:
-    bench.change("c", inputs={"x": RefSource("a", "text"), "y": RefSource("d", "text")})
-    bench.nodes = {
-        "a": bench.nodes["a"],
-        "d": node("d", text=PathSource("side.txt", "file")),
-        "c": bench.nodes["c"],
-    }
+    bench.change("c", inputs={"x": RefSource("b", "text"), "y": RefSource("d", "text")})
+    last = bench.nodes.pop("c")
+    bench.nodes |= {"d": node("d", text=PathSource("side.txt", "file")), "c": last}
     assert bench.planner().explain("c").reason == "for a: not built before; d: not built before"
+    bench.nodes["other"] = node("other", text=PathSource("gone.txt", "file"))
+    assert bench.planner().explain("a").stage == "a"
+
+
+def test_a_lineage_names_each_stage_once(bench: Bench) -> None:
+    last = bench.nodes.pop("c")
+    bench.nodes["d"] = node("d", text=PathSource("side.txt", "file"))
+    inputs = {"x": RefSource("d", "text"), "y": RefSource("a", "text"), "z": RefSource("b", "text")}
+    bench.nodes["c"] = last._replace(inputs=inputs, lineage=True)
+    assert list(bench.make()["c"].lineage) == ["a", "b", "d"]
+
+
+def test_what_changed_of_the_known_inputs_of_a_waiting_stage_is_said(bench: Bench) -> None:
+    bench.change("c", inputs={"x": RefSource("b", "text"), "y": RefSource("a", "text")})
+    bench.make()
+    bench.change("a", params={"times": 2})
+    bench.make("a", text={"a": "another"})
+    found = bench.planner().explain("c")
+    assert found.reason == "for b: the input `text`: the output `text` of stage a changed"
+    assert [str(change) for change in found.changes] == [
+        "the input `y`: the output `text` of stage a changed"
+    ]
 
 
 def test_what_changed_about_a_waiting_stage_itself_is_said_without_its_unknown_inputs(bench: Bench) -> None:
@@ -295,12 +316,10 @@ def test_an_input_that_is_gone_or_something_else_is_refused_at_its_place(bench: 
     file.unlink()
     refused(bench, "in.txt does not exist", "p.yaml:4:9")
     file.mkdir()
-    refused(bench, "in.txt is now a folder, it was a file", "p.yaml:4:9")
+    refused(bench, "in.txt is a folder now, it was a file", "p.yaml:4:9")
     file.rmdir()
     os.symlink("/etc/passwd", file)
-    refused(
-        bench, f"{file} points outside the project, to /etc/passwd (copy it into the project)", "p.yaml:4:9"
-    )
+    refused(bench, f"{file} leads out of the project, to /etc/passwd (copy it into it)", "p.yaml:4:9")
     file.unlink()
     os.symlink("in.txt", file)
     refused(bench, "in.txt can't be read: Too many levels of symbolic links", "p.yaml:4:9")
@@ -323,7 +342,7 @@ def test_code_that_is_gone_is_refused_at_its_stage(bench: Bench) -> None:
 def test_an_optional_output_that_was_not_made_is_missed_by_name(bench: Bench) -> None:
     bench.make()
     bench.change("b", inputs={"text": RefSource("a", "more")})
-    with pytest.raises(StageError, match=r"\Astage a produced no output `more`, which b needs\Z"):
+    with pytest.raises(StageError, match=r"\Astage a made no output `more`, which b needs\Z"):
         bench.planner().plan()
 
 

@@ -224,6 +224,9 @@ def test_what_is_sealed_beside_a_protected_store_is_not_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DEPLOY_RUNNER_CACHE_KEY", "shared")
+    other = "11" + KEY[2:]
+    Records(tmp_path / "protected").put(record(other))
+    assert Records(tmp_path / "own", protected=tmp_path / "protected").get(other) == record(other)
     Records(tmp_path / "own", protected=tmp_path / "protected").put(record(KEY))
     place(tmp_path / "protected").parent.mkdir(parents=True)
     os.link(place(tmp_path / "own"), place(tmp_path / "protected"))
@@ -232,8 +235,12 @@ def test_what_is_sealed_beside_a_protected_store_is_not_of_it(
 
 
 def test_a_store_that_is_only_read_makes_nothing(tmp_path: Path) -> None:
-    assert Records(tmp_path, writable=False).get(KEY) is None
-    assert not list(tmp_path.iterdir())
+    Records(tmp_path / "own").put(record(KEY))
+    place(tmp_path / "read").parent.mkdir(parents=True)
+    place(tmp_path / "read").write_bytes(place(tmp_path / "own").read_bytes())
+    assert Records(tmp_path / "read", writable=False).get(KEY) is None
+    assert Records(tmp_path / "another", protected=tmp_path / "read").get(KEY) is None
+    assert [path.name for path in (tmp_path / "read").iterdir()] == ["actions"]
 
 
 def test_last_keys_survive_garbage(tmp_path: Path) -> None:
