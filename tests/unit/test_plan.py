@@ -173,7 +173,7 @@ def test_a_damaged_record_is_a_miss_that_says_so(bench: Bench) -> None:
     for path in (bench.folder / "home/actions").rglob("*.json"):
         if made["b"].key.endswith(path.stem):
             path.write_bytes(b"damaged")
-    reason = "its record is damaged, or was not written by this store for this action"
+    reason = "its action record is damaged, or was not written by this store for this action"
     assert bench.plan() == {"a": HIT, "b": ("miss", reason), "c": ("waits", "for b")}
     explanation = bench.planner().explain("b")
     assert (explanation.state, explanation.reason, explanation.why) == ("miss", reason, reason)
@@ -186,7 +186,7 @@ def test_a_record_that_is_gone_leaves_nothing_to_compare(bench: Bench) -> None:
     assert bench.planner().explain("b").reason == "not built before"
     bench.store.records.put(ActionRecord("0" * 64, NODE.uses, {}, {}, made["b"].preimage))
     bench.planner().last.update({"b": "0" * 64})
-    assert bench.plan()["b"] == ("miss", "its record is gone")
+    assert bench.plan()["b"] == ("miss", "its action record is missing")
 
 
 def test_a_live_push_is_asked_each_time(bench: Bench) -> None:
@@ -221,7 +221,7 @@ def test_a_lineage_holds_every_stage_before_and_is_in_the_key(bench: Bench) -> N
     assert bench.plan()["c"] == HIT
     bench.change("a", params={"times": 3})
     bench.make("a")
-    assert bench.plan() == {"a": HIT, "b": HIT, "c": ("miss", "what its inputs were made from changed")}
+    assert bench.plan() == {"a": HIT, "b": HIT, "c": ("miss", "the provenance of its inputs changed")}
 
 
 def test_a_lineage_goes_with_every_decision(bench: Bench) -> None:
@@ -316,10 +316,10 @@ def test_an_input_that_is_gone_or_something_else_is_refused_at_its_place(bench: 
     file.unlink()
     refused(bench, "in.txt does not exist", "p.yaml:4:9")
     file.mkdir()
-    refused(bench, "in.txt is a folder now, it was a file", "p.yaml:4:9")
+    refused(bench, "in.txt is now a folder, it was a file", "p.yaml:4:9")
     file.rmdir()
     os.symlink("/etc/passwd", file)
-    refused(bench, f"{file} leads out of the project, to /etc/passwd (copy it into it)", "p.yaml:4:9")
+    refused(bench, f"{file} points outside the project, to /etc/passwd (copy it into the project)", "p.yaml:4:9")
     file.unlink()
     os.symlink("in.txt", file)
     refused(bench, "in.txt can't be read: Too many levels of symbolic links", "p.yaml:4:9")
@@ -342,7 +342,7 @@ def test_code_that_is_gone_is_refused_at_its_stage(bench: Bench) -> None:
 def test_an_optional_output_that_was_not_made_is_missed_by_name(bench: Bench) -> None:
     bench.make()
     bench.change("b", inputs={"text": RefSource("a", "more")})
-    with pytest.raises(StageError, match=r"\Astage a made no output `more`, which b needs\Z"):
+    with pytest.raises(StageError, match=r"\Astage a produced no output `more`, which b needs\Z"):
         bench.planner().plan()
 
 
