@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 BROWSER = $$({ command -v chromium && command -v chromedriver; } >/dev/null || { echo --ignore=tests/browser; \
 	echo "tests/browser is left out: apt-get install chromium chromium-driver" >&2; })
 
-.PHONY: run test test-all test-faults check docs formats bench bench-serving soak clean
+.PHONY: run test test-all test-faults mutation check docs formats bench bench-serving soak clean
 
 run: $(VENV)/.run
 	$(BIN)/python -m deploy_runner run pipeline.yaml
@@ -22,6 +22,9 @@ test-all: $(VENV)/.dev
 
 test-faults: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m faults
+
+mutation: $(VENV)/.dev
+	$(BIN)/python -m tests.mutation
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -22,6 +22,13 @@ def digest(data: bytes) -> str:
     return sha256(data).hexdigest()
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand in an empty folder: a store that takes what a relative name leads to must not take the project."""
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "home")
@@ -240,12 +247,15 @@ def test_a_path_that_is_no_input_is_refused(store: Store, tmp_path: Path) -> Non
 def test_what_a_store_lacks_is_read_from_the_protected_one(tmp_path: Path) -> None:
     protected = Store(tmp_path / "protected")
     artifact = protected.ingest(file(protected))
+    kept = ActionRecord("k" * 64, "a.b", {"o": artifact}, {}, {})
+    protected.records.put(kept)
     protected.close()
     before = sorted(protected.home.rglob("*"))
     store = Store(tmp_path / "own", protected=protected.home)
     assert store.homes == [str(tmp_path / "own"), str(tmp_path / "protected")]
     assert protected.homes == [str(tmp_path / "protected")]
     assert store.object_path(artifact.digest) == protected.object_path(artifact.digest)
+    assert store.records.get("k" * 64) == kept
     assert store.state(artifact) == "present"
     assert store.pieces(artifact)[0][0] == str(protected.object_path(artifact.digest))
     made = file(store)
@@ -302,10 +312,10 @@ def test_a_process_has_one_temporary_folder_until_it_closes(store: Store) -> Non
     store.close()
 
 
-def test_a_temporary_folder_that_can_not_be_made_leaves_no_lock(store: Store) -> None:
-    (store.home / "tmp").mkdir()
-    os.symlink("nowhere/at/all", store.home / "tmp" / "x")
-    assert Store(store.home).new_tmp().is_dir()
+def test_a_file_where_the_store_should_be_is_said(tmp_path: Path) -> None:
+    (tmp_path / "home").touch()
+    with pytest.raises(StoreError, match=rf"\A{tmp_path}/home: File exists\Z"):
+        Store(tmp_path / "home")
 
 
 def test_what_ended_processes_left_is_swept_and_nothing_else(store: Store) -> None:
