@@ -37,7 +37,7 @@ MODULES = {
     "compare": ("deploy_runner/stages/model/compare.py", ["tests/unit/test_compare.py"]),
     "backoff": ("deploy_runner/stages/push/backoff.py", ["tests/unit/test_backoff.py"]),
     "plan": ("deploy_runner/engine/plan.py", ["tests/unit/test_plan.py"]),
-    "cas": ("deploy_runner/store/cas.py", ["tests/unit/test_cas.py"]),
+    "cas": ("deploy_runner/store/cas.py", ["tests/unit/test_cas.py", "tests/unit/test_cas_shared.py"]),
     "records": ("deploy_runner/store/actions.py", ["tests/unit/test_records.py"]),
 }
 """Module → its file, and the tests of its own."""
