@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 BROWSER = $$({ command -v chromium && command -v chromedriver; } >/dev/null || { echo --ignore=tests/browser; \
 	echo "tests/browser is left out: apt-get install chromium chromium-driver" >&2; })
 
-.PHONY: run test test-all test-faults coverage check docs formats bench bench-serving soak clean
+.PHONY: run test test-all test-faults mutation coverage check docs formats bench bench-serving soak clean
 
 run: $(VENV)/.run
 	$(BIN)/python -m deploy_runner run pipeline.yaml
@@ -26,6 +26,9 @@ test-faults: $(VENV)/.dev
 # Slower than `make test`; limits of time that a test sets may be exceeded.
 coverage: $(VENV)/.dev
 	$(BIN)/python -m tests.coverage -n 2 -m "not slow and not faults" $(BROWSER)
+
+mutation: $(VENV)/.dev
+	$(BIN)/python -m tests.mutation
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

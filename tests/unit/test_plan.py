@@ -319,7 +319,9 @@ def test_an_input_that_is_gone_or_something_else_is_refused_at_its_place(bench: 
     refused(bench, "in.txt is now a folder, it was a file", "p.yaml:4:9")
     file.rmdir()
     os.symlink("/etc/passwd", file)
-    refused(bench, f"{file} points outside the project, to /etc/passwd (copy it into the project)", "p.yaml:4:9")
+    refused(
+        bench, f"{file} points outside the project, to /etc/passwd (copy it into the project)", "p.yaml:4:9"
+    )
     file.unlink()
     os.symlink("in.txt", file)
     refused(bench, "in.txt can't be read: Too many levels of symbolic links", "p.yaml:4:9")

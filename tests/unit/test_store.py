@@ -26,11 +26,6 @@ from deploy_runner.store.seal import Seal
 from deploy_runner.store.stat import StatMemo
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "home")
-
-
 def made(store: Store, data: bytes, name: str = "made") -> Path:
     path = store.new_tmp() / name
     path.write_bytes(data)
