@@ -105,7 +105,7 @@ def _edit(path: Path, **changes: Any) -> None:
         ({"optimizer_state_dict": None}, {}, StageError, "has no optimizer_state_dict"),
         ({"loss": 1e-6}, {"max_jump": 2.0}, GateError, "the checkpoint's was 1e-06: the limit is a factor of 2"),
         ({"loss": None}, {"max_jump": 2.0}, StageError, "max_jump needs the checkpoint's `loss`"),
-        ({}, {"optimizer": "AdamW", "make_optimizer": None}, StageError, "the checkpoint's optimizer doesn't fit"),
+        ({}, {"optimizer": "AdamW", "make_optimizer": None}, StageError, "the checkpoint's optimizer doesn't match"),
         ({}, {"optimizer": "Adma", "make_optimizer": None}, StageError, "torch.optim has no optimizer 'Adma'"),
         ({}, {"optimizer": "AdamW"}, StageError, "either `optimizer` or `make_optimizer`"),
         ({}, {"loss": "mse_loss"}, StageError, "step 0 fails: .*check that data and loss match"),

@@ -177,7 +177,7 @@ def test_a_pickle_with_code_is_refused_and_nothing_runs(tmp_path: Path, legacy: 
 
 def test_a_whole_module_needs_trust(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(3, 2), tmp_path / "c.pt")
-    with pytest.raises(StageError, match="a whole pickled module") as error:
+    with pytest.raises(StageError, match="is a pickled module, which contains code") as error:
         extract(tmp_path, None)
     assert "trust: true" in error.value.fix
     assert sorted(load_file(extract(tmp_path, None, trust=True)["weights"])) == ["bias", "weight"]
@@ -219,10 +219,10 @@ def _torchscript(path: Path) -> None:
         pytest.param(lambda p: p.write_bytes(pickle.dumps({"a": 1}, protocol=4)), "pickle protocol 4 or newer",
                      id="a bare pickle"),
         pytest.param(lambda p: torch.save({"a": torch.ones(1)}, p, pickle_protocol=4), "pickle protocol 4 or newer", id="protocol 4"),
-        pytest.param(lambda p: torch.save({"loss": 1.0, "epoch": 2}, p), "it has loss, epoch", id="no state_dict"),
+        pytest.param(lambda p: torch.save({"loss": 1.0, "epoch": 2}, p), "only loss, epoch", id="no state_dict"),
         pytest.param(lambda p: torch.save({"w": torch.ones(1), "epoch": 2}, p), "'epoch' of the state_dict is a int, not a tensor", id="mixed"),
         pytest.param(lambda p: torch.save({"model": weights(), "x": np.array([{}], dtype=object)}, p), "array of Python objects", id="objects"),
-        pytest.param(lambda p: torch.save([1, 2], p), "holds a list, not a mapping", id="a list"),
+        pytest.param(lambda p: torch.save([1, 2], p), "contains a list, not a mapping", id="a list"),
     ],
 )  # fmt: skip
 def test_what_is_no_checkpoint_is_refused_with_its_reason(tmp_path: Path, write: Any, said: str) -> None:
@@ -232,7 +232,7 @@ def test_what_is_no_checkpoint_is_refused_with_its_reason(tmp_path: Path, write:
 
 
 def test_an_unknown_key_lists_what_is_there(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="has no key 'ema', it has model_state_dict, epoch"):
+    with pytest.raises(StageError, match="has no key 'ema', only model_state_dict, epoch"):
         extract(tmp_path, {"model_state_dict": weights(), "epoch": 1}, params={"key": "ema"})
 
 

@@ -282,7 +282,7 @@ def test_an_extra_state_of_plain_values_and_tensors_travels(tmp_path: Path) -> N
 def test_an_extra_state_that_needs_a_pickle_is_refused(tmp_path: Path) -> None:
     state = make("plain").state_dict() | {"_extra_state": {"path": [Path("a/b")]}}
     with pytest.raises(
-        StageError, match="the extra state '_extra_state' holds a PurePosixPath, which can't be stored"
+        StageError, match="the extra state '_extra_state' contains a PurePosixPath, which can't be stored"
     ):
         extract(tmp_path, state)
 
