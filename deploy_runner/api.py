@@ -62,7 +62,7 @@ class Pipeline:
         """Return a new planner, which reads every input again."""
         from .engine.plan import Planner
 
-        return Planner(self.graph, self.store, self.files, self.environ)
+        return Planner(self.graph, self.store, self.files)
 
 
 def home_of(pipeline: Path, environ: Mapping[str, str]) -> Path:

@@ -6,7 +6,6 @@ they can't disagree.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -78,12 +77,9 @@ class Explanation(NamedTuple):
 class Planner:
     """Judges the stages of one graph against one store, as both are now."""
 
-    def __init__(
-        self, graph: Graph, store: Store, files: Files, environ: Mapping[str, str] = os.environ
-    ) -> None:
+    def __init__(self, graph: Graph, store: Store, files: Files) -> None:
         self.graph = graph
         self._store = store
-        self._environ = environ
         self.environment = KeyEnvironment(store.memo.digest)
         self._paths: dict[str, Artifact] = {}
         self._images: dict[str, Mapping[str, Json]] = {}

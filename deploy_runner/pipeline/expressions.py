@@ -40,7 +40,7 @@ class Scope:
     """
 
     name: str
-    variables: Callable[[str, Mark], Json]
+    variables: Callable[[str], Json]
     env: Mapping[str, str]
     matrix: Mapping[str, Json] = field(default_factory=dict)
     secrets: set[str] = field(default_factory=set)
@@ -86,8 +86,8 @@ def _resolve_text(node: Node, scope: Scope, problems: list[Problem]) -> Any:
     try:
         whole = _REFERENCE.fullmatch(text)
         if whole:
-            return _as_nodes(_value(whole.group(1), scope, node.mark, whole=True), node.mark)
-        result = _REFERENCE.sub(lambda m: _text(m.group(1), scope, node.mark), text)
+            return _as_nodes(_value(whole.group(1), scope, whole=True), node.mark)
+        result = _REFERENCE.sub(lambda m: _text(m.group(1), scope), text)
         if "${{" in result:
             raise _Refused("a '${{' is not closed by '}}'")
     except _Refused as error:
@@ -105,8 +105,8 @@ def _as_nodes(value: Json, mark: Mark) -> Any:
     return value
 
 
-def _text(expression: str, scope: Scope, mark: Mark) -> str:
-    value = _value(expression, scope, mark, whole=False)
+def _text(expression: str, scope: Scope) -> str:
+    value = _value(expression, scope, whole=False)
     if isinstance(value, (dict, list)):
         raise _Refused(f"${{{{ {expression} }}}} is a list or mapping and can't be part of a string")
     if isinstance(value, bool) or value is None:
@@ -114,13 +114,13 @@ def _text(expression: str, scope: Scope, mark: Mark) -> str:
     return str(value)
 
 
-def _value(expression: str, scope: Scope, mark: Mark, *, whole: bool) -> Json:
+def _value(expression: str, scope: Scope, *, whole: bool) -> Json:
     root, _, rest = expression.partition(".")
     if root not in _ROOTS or not rest:
         known = "one of stages, vars, env, secrets, matrix and pipeline"
         raise _Refused(f"${{{{ {expression} }}}} does not begin with {known}", closest(root, _ROOTS))
     if root == "vars":
-        return scope.variables(rest, mark)
+        return scope.variables(rest)
     if root == "pipeline":
         if rest != "name":
             raise _Refused(f"there is no ${{{{ {expression} }}}}", "only pipeline.name")
@@ -169,7 +169,7 @@ class Variables:
         self._resolving: list[str] = []
         self._done: dict[str, Json] = {}
 
-    def __call__(self, path: str, mark: Mark) -> Json:
+    def __call__(self, path: str) -> Json:
         """Return the value at a dotted path."""
         first, *rest = path.split(".")
         members = self._node.value if self._node is not None else {}

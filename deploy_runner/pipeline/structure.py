@@ -68,7 +68,7 @@ def make_scope(ground: Ground, spec: PipelineSpec) -> Scope:
             ground.say(mark, f"the environment variable {name} is not set", f"export {name}=…")
         else:
             env[name] = value
-    scope = Scope(spec.name, lambda path, mark: None, env)
+    scope = Scope(spec.name, lambda path: None, env)
     scope.variables = Variables(ground.root.value.get("vars"), scope, ground.problems)
     return scope
 

@@ -31,7 +31,7 @@ def scope(text: str = VARS, *, allow_secrets: bool = False) -> tuple[Scope, Vari
     problems: list[Problem] = []
     made = Scope(
         "demo",
-        lambda path, mark: variables(path, mark),
+        lambda path: variables(path),
         {"LEVEL": "3"},
         {"n": 3, "yes": True, "no": False, "none": None, "half": 1.5},
         allow_secrets=allow_secrets,
@@ -237,7 +237,7 @@ def test_a_variable_is_resolved_once() -> None:
     variables.all()
     variables.all()
     assert len(problems) == 1
-    assert variables("b", MARK) == "null null"
+    assert variables("b") == "null null"
 
 
 def test_a_pipeline_without_variables_has_none() -> None:
