@@ -31,6 +31,8 @@ def dry_run(
         "aws": ["deploy_runner.local.aws"],
         "hub": ["deploy_runner.local.hub", "--root", str(folder / "hub")],
     }
+    if unknown := [name for name in services if name not in commands]:
+        raise StageError(f"services: there is no local server {unknown[0]!r}, only {' and '.join(commands)}")
     with ExitStack() as stack:
         processes = {
             name: stack.enter_context(_process(commands[name], folder / f"{name}.log")) for name in services

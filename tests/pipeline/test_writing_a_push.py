@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -165,3 +166,30 @@ def test_its_own_test_passes(website: Project, server: WebServer, tmp_path: Path
 def test_there_is_nothing_to_promote(website: Project) -> None:
     done = website.cli("promote", "publish", *LIVE, exits=1)
     assert "stage type 'push.web' has nothing to promote" in done.stderr
+
+
+def test_a_service_that_does_not_exist_is_named(project: Project) -> None:
+    stage = """
+        from deploy_runner.sdk import Stage, StageInputs, StageOutputs, StageParams
+
+        class Gcp(Stage):
+            '''Push somewhere else.'''
+
+            uses = "push.gcp"
+            network = converges = True
+            services = ("gcp",)
+
+            class Params(StageParams):
+                pass
+
+            class Inputs(StageInputs):
+                pass
+
+            class Outputs(StageOutputs):
+                pass
+    """
+    project.write("stages/push/gcp.py", dedent(stage))
+    project.pipeline("out: {uses: push.gcp}")
+    done = project.cli("run", exits=1)
+    assert "services: there is no local server 'gcp', only aws and hub" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
