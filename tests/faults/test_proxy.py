@@ -7,6 +7,7 @@ import os
 import resource
 import socket
 from collections.abc import Iterator
+from contextlib import closing
 from http.client import HTTPConnection, IncompleteRead
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -72,10 +73,14 @@ def echo() -> Iterator[str]:
 
 
 def ask(proxy: FaultProxy, method: str = "POST", path: str = "/x", body: Any = b"", **headers: str) -> Any:
-    connection = HTTPConnection("127.0.0.1", urlsplit(proxy.url).port or 0, timeout=30)
-    connection.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()})
-    answer = connection.getresponse()
-    return answer.status, answer.read(), dict(answer.headers)
+    with connected(proxy) as connection:
+        connection.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()})
+        with connection.getresponse() as answer:
+            return answer.status, answer.read(), dict(answer.headers)
+
+
+def connected(proxy: FaultProxy, timeout_s: float = 30) -> closing[HTTPConnection]:
+    return closing(HTTPConnection("127.0.0.1", urlsplit(proxy.url).port or 0, timeout=timeout_s))
 
 
 def test_bodies_of_every_framing_pass_through_unchanged(echo: str) -> None:
@@ -94,8 +99,7 @@ def test_bodies_of_every_framing_pass_through_unchanged(echo: str) -> None:
 
 
 def test_one_connection_carries_many_requests(echo: str) -> None:
-    with FaultProxy(echo, [Fault(503, nth=2)]) as proxy:
-        connection = HTTPConnection("127.0.0.1", urlsplit(proxy.url).port or 0, timeout=30)
+    with FaultProxy(echo, [Fault(503, nth=2)]) as proxy, connected(proxy) as connection:
         statuses = []
         for _ in range(3):
             connection.request("POST", "/x", b"abc")
@@ -160,8 +164,7 @@ def test_an_answer_is_cut_in_its_middle(echo: str) -> None:
 
 
 def test_a_slow_answer_comes_after_upstream_has_acted(echo: str) -> None:
-    with FaultProxy(echo, [Fault("slow", delay_s=60)]) as proxy:
-        connection = HTTPConnection("127.0.0.1", urlsplit(proxy.url).port or 0, timeout=0.3)
+    with FaultProxy(echo, [Fault("slow", delay_s=60)]) as proxy, connected(proxy, 0.3) as connection:
         connection.request("POST", "/x", b"abc")
         with pytest.raises(TimeoutError, match="timed out"):
             connection.getresponse()

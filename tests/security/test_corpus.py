@@ -21,12 +21,12 @@ from tests.security.samples import Place, Sample
 
 SAMPLES = samples()
 SECRET = b"0123456789abcdef the secret outside"
-_MEMBERS, _TIMES, _BYTES = 20_000, 40, 256 << 20
+_MEMBERS, _TIMES, _BYTES = 20_000, 80, 256 << 20
 
 
 @pytest.fixture(scope="module")
 def enough_s() -> float:
-    """What may be spent on a file: as much CPU as listing 800,000 members of a zip costs on this machine."""
+    """What may be spent on a file: as much CPU as listing 1,600,000 members of a zip costs on this machine."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for index in range(_MEMBERS):
