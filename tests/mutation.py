@@ -67,7 +67,7 @@ def measure(module: str, *, sample: int | None = None, tests: Sequence[str] = ()
     with tempfile.TemporaryDirectory(prefix="mutation-") as name:
         folder = Path(name)
         _copy(folder, source, tests or own)
-        chosen = _chosen(source, sample)
+        chosen = _chosen(folder, source, sample)
         done = _mutmut(folder, *chosen)
         ended = _ended(folder / "mutants" / f"{source}.meta")
         tried = {mutant: ended.get(mutant, "") for mutant in chosen or ended}
@@ -103,15 +103,16 @@ def _files(folder: Path) -> list[Path]:
     ]
 
 
-def _chosen(source: str, sample: int | None) -> list[str]:
+def _chosen(folder: Path, source: str, sample: int | None) -> list[str]:
     """Return the names of the mutants to try; none means all."""
     from mutmut.mutation.file_mutation import mutate_file_contents
     from mutmut.utils.format_utils import get_mutant_name
 
     if sample is None:
         return []
-    text = (ROOT / source).read_text()
-    names = [get_mutant_name(Path(source), name) for name in mutate_file_contents(source, text).mutant_names]
+    with contextlib.chdir(folder):  # Its settings are read from here.
+        made = mutate_file_contents(source, Path(source).read_text()).mutant_names
+    names = [get_mutant_name(Path(source), name) for name in made]
     return random.Random(source).sample(names, min(sample, len(names)))
 
 
