@@ -67,14 +67,13 @@ class Convert(NamedTuple):
         pipeline = api.load(path)
         places = {}
         for name in formats:
-            stage, _, output = FORMATS[name][0].rpartition(".")
+            stage, output = FORMATS[name][0].split(".")
             place = folder / name / Path(pipeline.graph.stages[stage].outputs[output].path).name
             if place.exists():
                 raise UsageError(f"{place} already exists", fix="choose another folder with --output")
-            places[f"{stage}.{output}"] = place
+            places[stage, output] = place
         record = run_and_show(pipeline, [], RunOptions(), View(self.json, self.log, self.quiet))
-        for name, place in places.items():
-            stage, _, output = name.rpartition(".")
+        for (stage, output), place in places.items():
             artifact = record.artifacts(stage).get(output)
             if artifact is not None:
                 place.parent.mkdir(parents=True, exist_ok=True)

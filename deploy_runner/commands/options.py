@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -18,6 +19,7 @@ from typing import (
     NamedTuple,
     Protocol,
     Self,
+    TypeGuard,
     cast,
     get_args,
     get_origin,
@@ -180,6 +182,7 @@ def _taken(field: _Field, values: Mapping[str, Any]) -> object:
     return tuple(value) if _is_repeated(field.type) else value
 
 
+@cache
 def _fields(verb: type[Verb]) -> list[_Field]:
     from typing import get_type_hints
 
@@ -192,7 +195,7 @@ def _fields(verb: type[Verb]) -> list[_Field]:
     return found
 
 
-def _is_group(kind: Any) -> bool:
+def _is_group(kind: Any) -> TypeGuard[type[Group]]:
     return hasattr(kind, "declare")
 
 

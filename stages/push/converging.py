@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ class Service:
     transcript: Transcript
 
 
-class Push(Stage):
+class Push(Stage, ABC):
     """The base of every push: one class for each kind of service defines `service`, each push the rest."""
 
     network = True
@@ -33,17 +34,17 @@ class Push(Stage):
 
         transcript: File = Output("transcript.json", "every change, and the final state")
 
+    @abstractmethod
     def service(self, ctx: Context, params: Any, backoff: Backoff) -> AbstractContextManager[Any]:
         """Yield the Service; turn whatever its client raises into a StageError of one sentence."""
-        raise NotImplementedError
 
+    @abstractmethod
     def converge(self, service: Any, params: Any, inputs: Any, outputs: Any) -> Mapping[str, Any]:
         """Change what differs, and check it; return the final state for the transcript."""
-        raise NotImplementedError
 
+    @abstractmethod
     def findings(self, service: Any, params: Any, inputs: Any) -> list[Finding]:
         """Compare the remote with the pipeline; change nothing."""
-        raise NotImplementedError
 
     def restore(self, service: Any, params: Any, to: str) -> str:
         """Restore the previous release, or the one whose digest begins with `to`; return what it is."""
