@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,16 @@ class StageRun:
 
     def __getitem__(self, output: str) -> Path:
         return self.outputs[output]
+
+
+@contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """Import as a worker does: a stage that tries the code in its outputs leaves no `__pycache__` there."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def _digests(inputs: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -75,5 +87,6 @@ def run_stage(
         _load=lambda code: loading.load(code, files),
         **context,
     )
-    stage().run(ctx, checked, stage.Inputs(**(inputs or {})), stage.Outputs(**places))
+    with _no_bytecode():
+        stage().run(ctx, checked, stage.Inputs(**(inputs or {})), stage.Outputs(**places))
     return StageRun({n: p for n, p in places.items() if p.exists()}, ctx.figures, ctx)
