@@ -38,7 +38,10 @@ def test_a_no_op_run_imports_nothing_heavy(chain: Project) -> None:
     chain.run()
     found = modules_after(chain, "run")
     assert not found & {*HEAVY, "pydantic", "yaml", "rich", "jinja2", "asyncio", "deploy_runner.sdk"}
-    assert not any(name.startswith("deploy_runner.engine.execute.crew") for name in found)
+    assert not any(
+        name.startswith(("deploy_runner.engine.execute.crew", "deploy_runner.engine.execute.dispatch"))
+        for name in found
+    )
 
 
 def test_the_import_contracts_hold() -> None:
@@ -155,7 +158,7 @@ def test_our_own_files_are_written_in_one_place_only() -> None:
         "commands/scaffold.py Init.__call__": "the user's checkpoint is copied beside the new pipeline",
         "commands/running.py run_and_show": "the job summary of GitHub is appended to",
         "engine/execute/ask.py _answered": "a pipe",
-        "engine/execute/crew.py Crew._log": "a log that only grows",
+        "engine/execute/dispatch.py Dispatch.log": "a log that only grows",
         "engine/execute/families.py _Posted.detach": "a file of the kernel",
         "engine/execute/fork.py ForkServer.spawn": "memory of the kernel",
         "engine/execute/kernel.py enter_user_namespace": "a file of the kernel",

@@ -9,15 +9,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from ...errors import DeployRunnerError, GateError, StageError
 from ...pipeline.credentials import secret_values
 from ...store.actions import ActionRecord
 from ...store.cas import Store
-from ...store.locks import Lock
-from ...types import Event, Graph, Json, PathSource, StageNode, StageResult, State
+from ...types import Event, Json, PathSource, StageNode, StageResult, State
 from ..keys import KeyEnvironment
 from ..plan import Decision
 from .collect import collect, keep_evidence, read_result
@@ -26,7 +25,8 @@ from .sandbox import NOT_STARTED, Confinement
 from .worker import PROGRESS
 
 __all__ = [
-    "Action", "finish", "live_environment", "progress_event", "raise_failure", "request", "secrets_of",
+    "Action", "Project", "finish", "live_environment", "progress_event", "raise_failure", "request",
+    "secrets_of",
 ]  # fmt: skip
 
 _GIT_S = 10.0
@@ -43,6 +43,14 @@ _TAIL_LINES = 200
 _WORD = re.compile(r"[^\s:;,'\"`()]+")
 
 
+class Project(NamedTuple):
+    """What an action needs to know of its pipeline: the folder, whether its target is live, the run."""
+
+    root: str
+    live: bool
+    run: str = ""
+
+
 @dataclass(slots=True)
 class Action:
     """A stage that is running, or about to."""
@@ -50,10 +58,8 @@ class Action:
     node: StageNode
     decision: Decision
     folder: Path
-    lock: Lock
-    log_path: Path
     redactor: Redactor
-    started_s: float
+    started_s: float = field(default_factory=time.monotonic)
     pid: int = 0
     confinement: Confinement = NOT_STARTED
     pipe: int = -1
@@ -63,6 +69,11 @@ class Action:
     unfinished: bytes = b""
     tail: list[str] = field(default_factory=list)
     close: Callable[[], None] = lambda: None
+
+    @property
+    def name(self) -> str:
+        """Return the action's name, which no other action of the run has."""
+        return self.folder.name
 
     @property
     def work(self) -> Path:
@@ -97,13 +108,12 @@ def progress_event(stage: str, line: str) -> Event:
 
 def request(
     action: Action,
-    graph: Graph,
+    project: Project,
     store: Store,
     keys: KeyEnvironment,
     environ: Mapping[str, str],
     cloud: Mapping[str, str],
     *,
-    run: str,
     require_sandbox: bool = False,
 ) -> dict[str, Any]:
     """Return what the worker needs to know. Raises StageError for a secret that is not set."""
@@ -111,13 +121,13 @@ def request(
     digests = keys.digests(node.code)
     resources = node.resources
     return {
-        "action": action.folder.name,
+        "action": action.name,
         "stage": node.id,
         "module": node.module,
         "class_name": node.class_name,
         "stage_dir": node.stage_dir,
         "params": dict(node.params),
-        "inputs": [_staged(node, name, action.decision, graph, store) for name in action.decision.inputs],
+        "inputs": [_staged(node, name, action.decision, project, store) for name in action.decision.inputs],
         "outputs": {n: [o.path, o.kind, o.optional] for n, o in node.outputs.items()},
         "work": str(action.work),
         "result": str(action.folder / "result.json"),
@@ -131,11 +141,11 @@ def request(
         "secrets": secrets_of(node, environ),
         "lineage": dict(action.decision.lineage),
         "digests": {n: a.digest for n, a in action.decision.inputs.items() if a.kind == "file"},
-        "run": run if graph.live else "",
-        "commit": commit_of(graph.root) if graph.live and node.converges else "",
+        "run": project.run if project.live else "",
+        "commit": commit_of(project.root) if project.live and node.converges else "",
         "code": {f.name: [f.path, digests[f.name]] for f in node.code},
         "packages": {name: keys.version(name) for name in node.packages},
-        "project": graph.root,
+        "project": project.root,
         "stores": store.homes,
         "user_home": environ.get("HOME", ""),
         "network": node.network,
@@ -173,14 +183,14 @@ def secrets_of(node: StageNode, environ: Mapping[str, str]) -> dict[str, str]:
     return secret_values(node.secrets, environ)
 
 
-def _staged(node: StageNode, name: str, decision: Decision, graph: Graph, store: Store) -> dict[str, Any]:
+def _staged(node: StageNode, name: str, decision: Decision, project: Project, store: Store) -> dict[str, Any]:
     """Return where an input comes from and where it goes: `inputs/<name><suffix>`."""
     artifact = decision.inputs[name]
     suffix = decision.suffixes[name] if artifact.kind == "file" else ""
     row: dict[str, Any] = {"name": name, "place": f"{name}{suffix}", "kind": artifact.kind}
     source = node.inputs[name]
     if isinstance(source, PathSource):
-        row["path"] = f"{graph.root}/{source.path}"
+        row["path"] = f"{project.root}/{source.path}"
         row["artifact"] = [artifact.digest, artifact.kind, artifact.size]
     else:
         row["pieces"] = store.pieces(artifact)
@@ -226,7 +236,7 @@ def credentials_of(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def finish(
-    action: Action, status: int, store: Store, graph: Graph, *, seconds: float, spawn_error: str
+    action: Action, status: int, store: Store, project: Project, *, seconds: float, spawn_error: str
 ) -> tuple[StageResult, ActionRecord | None]:
     """Return how the stage ended, and the record to put before its lock is given back.
 
@@ -242,7 +252,7 @@ def finish(
     try:
         if action.stopping == "interrupted":
             return ended._replace(state="interrupted", reason="the run was interrupted"), None
-        raise_failure(action, status, result, spawn_error, root=graph.root)
+        raise_failure(action, status, result, spawn_error, root=project.root)
         outputs = collect(action.folder, node.outputs, store, action.redactor)
     except DeployRunnerError as error:
         message = action.redactor.text(str(error))
@@ -250,9 +260,9 @@ def finish(
         evidence = keep_evidence(action.folder) if keep else ""
         return ended._replace(error=message, exit_code=error.exit_code, evidence=evidence), None
     state: State = "healed" if decision.state == "heal" else "ran"
-    if node.converges and graph.live and result.get("converged"):
+    if node.converges and project.live and result.get("converged"):
         state = "converged"
-    if node.converges and graph.live:
+    if node.converges and project.live:
         return ended._replace(state=state, outputs=outputs), None
     record = ActionRecord(decision.key, node.uses, outputs, figures, decision.preimage, seconds)
     return ended._replace(state=state, outputs=outputs), record

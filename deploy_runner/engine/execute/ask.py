@@ -7,7 +7,6 @@ in a run; what it prints is passed on without secrets.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from ...errors import StageError
 from ...store.cas import Store
 from ...types import Graph, StageNode
 from ..plan import Decision, Planner
-from .action import Action, live_environment, raise_failure, request, secrets_of
+from .action import Action, Project, live_environment, raise_failure, request, secrets_of
 from .collect import read_result
 from .fork import ForkServer
 from .redact import Redactor
@@ -43,13 +42,10 @@ def ask(
     """
     folder = store.new_tmp() / f"ask-{node.id}"
     (folder / "work").mkdir(parents=True)
-    action = Action(
-        node, decision or _NOTHING, folder, store.lock("ask"), folder / "log",
-        Redactor(secrets_of(node, environ)), time.monotonic(),
-    )  # fmt: skip
-    asked = request(
-        action, graph, store, planner.environment, environ, live_environment(environ), run=""
-    ) | {"ask": dict(question)}  # fmt: skip
+    action = Action(node, decision or _NOTHING, folder, Redactor(secrets_of(node, environ)))
+    project = Project(graph.root, graph.live)
+    cloud = live_environment(environ)
+    asked = request(action, project, store, planner.environment, environ, cloud) | {"ask": dict(question)}
     status = _answered(asked, action, log)
     result = read_result(folder)
     raise_failure(action, status, result, "", root=graph.root)

@@ -8,15 +8,18 @@ import site
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from ...types import StageNode
 from ...usercode.installed import search_path
 
-__all__ = ["ForkServer", "environment", "interpreter"]
+__all__ = ["ForkServer", "ForkServers", "environment", "interpreter", "preloads"]
 
 _LONGEST_BYTES = 1 << 16
+_BUILTIN = "deploy_runner.stages."
 
 
 def interpreter(program: str) -> list[str]:
@@ -99,3 +102,58 @@ class ForkServer:
             self._process.wait(grace_s)
         self._process.kill()
         self._process.wait()
+
+
+def preloads(nodes: Iterable[StageNode]) -> dict[bool, list[str]]:
+    """Return what the fork servers for these stages import: the heavy one (True) and the other."""
+    modules: dict[bool, dict[str, None]] = {True: {}, False: {}}
+    known = list(nodes)
+    for node in known:
+        modules[bool(node.preload)] |= dict.fromkeys(node.preload)
+    for node in known:
+        if node.module.startswith(_BUILTIN):
+            modules[bool(node.preload)][node.module] = None
+    return {heavy: list(found) for heavy, found in modules.items()}
+
+
+class ForkServers:
+    """The fork servers of one process, each started when it is first needed.
+
+    Stages that need no heavy library have a server of their own, whose workers start faster. `modules` is
+    what each imports; `home` returns the folder that libraries may write to while they are imported.
+    `early` is a server without heavy libraries that was started in advance.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[bool, Sequence[str]],
+        home: Callable[[], Path],
+        *,
+        threads: int,
+        early: ForkServer | None = None,
+    ) -> None:
+        self._modules = modules
+        self._home = home
+        self._threads = threads
+        self._early = early
+        self._running: dict[bool, ForkServer] = {}
+
+    def get(self, *, heavy: bool) -> ForkServer:
+        """Return a running server."""
+        if heavy not in self._running:
+            server = None
+            if not heavy:
+                server, self._early = self._early, None
+            server = server or ForkServer(threads=self._threads)
+            server.preload(self._modules[heavy], home=str(self._home()))
+            self._running[heavy] = server
+        return self._running[heavy]
+
+    def forget(self, *, heavy: bool) -> None:
+        """Stop a server that has ended, so that the next worker gets a new one."""
+        self._running.pop(heavy).stop()
+
+    def stop(self, *, grace_s: float = 0) -> None:
+        """End the servers, after at most `grace_s` for each to end its workers."""
+        while self._running:
+            self._running.popitem()[1].stop(grace_s=grace_s)

@@ -19,7 +19,8 @@ from ...types import Artifact, Event, Graph, RunOptions, StageNode, StageResult
 from ..plan import Decision, Planner
 
 if TYPE_CHECKING:
-    from .crew import Crew
+    from .crews import Audience, Crew
+    from .dispatch import Dispatch
     from .fork import ForkServer
 
 __all__ = ["execute"]
@@ -50,13 +51,25 @@ def execute(
         if options.force and (not targets or id_ in targets or graph.stages[id_].base in targets)
     )  # fmt: skip
 
-    def make_crew() -> Crew:
-        from .crew import Crew
+    def make_dispatch() -> Dispatch:
+        from .action import Project
+        from .crew import LocalCrew
+        from .dispatch import Dispatch
+        from .fork import ForkServers, preloads
 
-        return Crew(graph, planner, store, wanted, options, emit, run_folder, environ, early=early)
+        modules = preloads(graph.stages[id_] for id_ in wanted)
+        threads = options.cpu or len(os.sched_getaffinity(0))
+        servers = ForkServers(modules, store.new_tmp, threads=threads, early=early)
+        project = Project(graph.root, graph.live, run_folder.name)
+        keys = planner.environment
+
+        def hire(audience: Audience) -> Crew:
+            return LocalCrew(project, store, keys, options, environ, audience, servers)
+
+        return Dispatch(graph, planner, store, options, emit, run_folder, environ, hire)
 
     store.sweep_tmp()
-    return _Run(graph, planner, wanted, forced, emit, make_crew, fail_fast=options.fail_fast).go()
+    return _Run(graph, planner, wanted, forced, emit, make_dispatch, fail_fast=options.fail_fast).go()
 
 
 class _Run:
@@ -69,7 +82,7 @@ class _Run:
         wanted: tuple[str, ...],
         forced: frozenset[str],
         emit: Callable[[Event], None],
-        make_crew: Callable[[], Crew],
+        make_dispatch: Callable[[], Dispatch],
         *,
         fail_fast: bool,
     ) -> None:
@@ -77,8 +90,8 @@ class _Run:
         self._planner = planner
         self._forced = forced
         self._emit = emit
-        self._make_crew = make_crew
-        self._crew: Crew | None = None
+        self._make_dispatch = make_dispatch
+        self._dispatch: Dispatch | None = None
         self._fail_fast = fail_fast
         self._results: dict[str, StageResult] = {}
         self._made: dict[str, Mapping[str, Artifact]] = {}
@@ -93,16 +106,16 @@ class _Run:
 
     def go(self) -> dict[str, StageResult]:
         try:
-            while self._ready or (self._crew is not None and self._crew.busy):
+            while self._ready or (self._dispatch is not None and self._dispatch.busy):
                 while self._ready:
                     id_ = self._order[heapq.heappop(self._ready)]
                     self._begin(self._nodes[id_])
-                if self._crew is not None and self._crew.busy:
-                    for result in self._crew.wait():
+                if self._dispatch is not None and self._dispatch.busy:
+                    for result in self._dispatch.wait():
                         self._end(result)
         finally:
-            if self._crew is not None:
-                self._crew.close()
+            if self._dispatch is not None:
+                self._dispatch.close()
         keys = {id_: r.key for id_, r in self._results.items() if r.state in ("ran", "hit", "healed")}
         self._planner.last.update(keys)
         return {id_: self._results[id_] for id_ in self._order}
@@ -120,13 +133,13 @@ class _Run:
         if decision.state == "hit" and node.id not in self._forced:
             self._end(_hit(node, decision))
             return
-        if self._crew is None:
-            self._crew = self._make_crew()
-        self._crew.add(node, decision, self._made, forced=node.id in self._forced)
+        if self._dispatch is None:
+            self._dispatch = self._make_dispatch()
+        self._dispatch.add(node, decision, self._made, forced=node.id in self._forced)
 
     def _refusal(self, node: StageNode) -> StageResult | None:
         """Return why a stage can't be run at all, if it can't."""
-        if self._crew is not None and self._crew.interrupted:
+        if self._dispatch is not None and self._dispatch.interrupted:
             return StageResult(node.id, "interrupted", reason="the run was interrupted")
         for need in node.upstream:
             ended = self._results[need].state
@@ -144,8 +157,8 @@ class _Run:
         self._results[result.id] = result
         self._made[result.id] = result.outputs
         self._emit(Event("stage-finished", time.time(), result.id, result=result))
-        if result.state == "failed" and self._fail_fast and self._crew is not None:
-            self._crew.drop_waiting("skipped", f"--fail-fast: {result.id}")
+        if result.state == "failed" and self._fail_fast and self._dispatch is not None:
+            self._dispatch.drop_waiting("skipped", f"--fail-fast: {result.id}")
         for follower in self._followers[result.id]:
             self._missing[follower] -= 1
             if not self._missing[follower]:

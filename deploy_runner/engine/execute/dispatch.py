@@ -1,0 +1,237 @@
+"""From a decision to an action of a crew, and from its end to a result: the same for every crew.
+
+A stage waits here for its action's lock, under which it is decided again: another run may have built it
+meanwhile. The lock is released only when the record is stored.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import DeployRunnerError
+from ...store.actions import ActionRecord
+from ...store.cas import Store
+from ...store.locks import Lock
+from ...store.removal import remove_tree
+from ...types import Event, Graph, RunOptions, StageNode, StageResult, State
+from ..plan import Decision, Outputs, Planner
+from .action import Action, credentials_of, progress_event, secrets_of
+from .crews import Audience, Crew, Ended
+from .redact import Redactor
+from .worker import PROGRESS
+
+__all__ = ["Dispatch"]
+
+_POLL_S = 0.05
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A stage that waits for its action's lock, or for room in the crew."""
+
+    node: StageNode
+    decision: Decision
+    upstream: Mapping[str, Outputs]
+    forced: bool
+    lock: Lock
+
+
+class Dispatch:
+    """Gives stages to a crew; `wait` returns the results as they come. `hire` makes the crew."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        planner: Planner,
+        store: Store,
+        options: RunOptions,
+        emit: Callable[[Event], None],
+        run_folder: Path,
+        environ: Mapping[str, str],
+        hire: Callable[[Audience], Crew],
+    ) -> None:
+        self.interrupted = False
+        self._graph = graph
+        self._planner = planner
+        self._store = store
+        self._options = options
+        self._emit = emit
+        self._run_folder = run_folder
+        self._environ = environ
+        self._waiting: list[_Waiting] = []
+        self._running: dict[str, tuple[Action, Lock]] = {}
+        self._count = 0
+        self._done: list[StageResult] = []
+        self._trash: list[Path] = []
+        self._unrecorded: list[tuple[Lock, ActionRecord | None]] = []
+        self._crew = hire(self)
+        self._handlers = self._catch_signals()
+
+    @property
+    def busy(self) -> bool:
+        """Say whether anything is running, waiting, or to be fetched."""
+        return bool(self._waiting or self._running or self._done)
+
+    # Signals ---------------------------------------------------------------------------------
+
+    def _catch_signals(self) -> dict[int, Any]:
+        import threading
+
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        return {n: signal.signal(n, self._interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        self.interrupted = True
+        self._crew.wake()
+
+    def drop_waiting(self, state: State, reason: str) -> None:
+        """End what has not started yet with this state."""
+        for waiting in self._waiting:
+            self._done.append(StageResult(waiting.node.id, state, reason=reason))
+            waiting.lock.release()
+        self._waiting.clear()
+
+    def _stop_all(self) -> None:
+        self.drop_waiting("interrupted", "the run was interrupted")
+        for action, _ in self._running.values():
+            self._crew.stop(action, "interrupted")
+
+    # Starting --------------------------------------------------------------------------------
+
+    def add(
+        self, node: StageNode, decision: Decision, upstream: Mapping[str, Outputs], *, forced: bool
+    ) -> None:
+        """Take a stage in; it starts as soon as its lock and its resources are free."""
+        lock = self._store.lock(decision.key)
+        self._waiting.append(_Waiting(node, decision, upstream, forced, lock))
+        self._start_ready()
+
+    def _start_ready(self) -> None:
+        for waiting in list(self._waiting):
+            if not self._crew.room(waiting.node):
+                continue
+            try:
+                if waiting.lock.try_acquire():
+                    self._waiting.remove(waiting)
+                    self._start(waiting)
+            except DeployRunnerError as error:
+                if waiting in self._waiting:
+                    self._waiting.remove(waiting)
+                waiting.lock.release()
+                self._done.append(_failed(waiting.node, waiting.decision, error))
+
+    def _start(self, waiting: _Waiting) -> None:
+        """Begin an action whose lock is held, unless another run has done it since the decision was taken."""
+        node, decision = waiting.node, waiting.decision
+        if decision.state != "miss" or self._store.records.get(decision.key) is not None:
+            decision = self._planner.decide(node, waiting.upstream)
+        if decision.state == "hit" and not waiting.forced:
+            waiting.lock.release()
+            record = decision.record
+            assert record is not None
+            self._done.append(StageResult(
+                node.id, "hit", decision.key, record.outputs, record.figures,
+                reason="built by another run"))  # fmt: skip
+            return
+        reason = "forced" if waiting.forced else self._planner.why(node, decision)
+        decision = decision._replace(reason=reason)
+        self._count += 1
+        folder = self._store.new_tmp() / f"{self._count:04d}"
+        secrets = secrets_of(node, self._environ)
+        if self._graph.live and node.network:
+            secrets = credentials_of(self._environ) | secrets
+        action = Action(node, decision, folder, Redactor(secrets))
+        self._running[action.name] = (action, waiting.lock)
+        try:
+            self._crew.add(action)
+        except BaseException:
+            del self._running[action.name]
+            self._trash.append(folder)
+            raise
+
+    def started(self, action: Action) -> None:
+        """Tell the audience of the run that an action has started."""
+        self._emit(Event("stage-started", time.time(), action.node.id, text=action.decision.reason))
+
+    def log(self, action: Action, line: str) -> None:
+        """Store a line that an action printed, and pass it on."""
+        if line.startswith(PROGRESS):
+            self._emit(progress_event(action.node.id, line))
+            return
+        path = self._run_folder / "logs" / f"{action.node.id}.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        self._emit(Event("stage-log", time.time(), action.node.id, line))
+
+    # Ending ----------------------------------------------------------------------------------
+
+    def wait(self) -> list[StageResult]:
+        """Wait until at least one stage has ended, and return the results."""
+        while not self._done:
+            if self.interrupted:
+                self._stop_all()
+            self._start_ready()
+            if self._done:
+                break
+            self._tidy()
+            # Another run may hold a lock: flock(2) can't be selected on.
+            blocked = any(self._crew.room(waiting.node) for waiting in self._waiting)
+            for ended in self._crew.wait(_POLL_S if blocked else None):
+                self._take(ended)
+        done, self._done = self._done, []
+        return done
+
+    def _take(self, ended: Ended) -> None:
+        action, result = ended.action, ended.result
+        _, lock = self._running.pop(action.name)
+        self._unrecorded.append((lock, ended.record))
+        if result.evidence:
+            place = self._run_folder / "refused" / action.node.id
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(result.evidence, place)
+            result = result._replace(evidence=str(place))
+        if self._options.keep_workdirs:
+            kept = self._run_folder / "workdirs" / action.node.id
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            action.work.rename(kept)
+            result = result._replace(workdir=str(kept))
+        self._trash.append(action.folder)
+        self._done.append(result)
+
+    def _tidy(self) -> None:
+        """Put records and remove folders: now, because the stages that waited have started.
+
+        A lock is given back only when its record is there, so that no other run does the work again.
+        """
+        while self._unrecorded:
+            lock, record = self._unrecorded.pop()
+            try:
+                if record is not None:
+                    self._store.records.put(record)
+            finally:
+                lock.release(remove=True)
+        while self._trash:
+            remove_tree(self._trash.pop())
+
+    def close(self) -> None:
+        """Stop what still runs, release the locks, and give the signals back."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        try:
+            self._tidy()
+        finally:
+            self._crew.close()
+            for _, lock in self._running.values():
+                lock.release()
+
+
+def _failed(node: StageNode, decision: Decision, error: DeployRunnerError) -> StageResult:
+    return StageResult(node.id, "failed", decision.key, error=str(error), exit_code=error.exit_code)
