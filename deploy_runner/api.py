@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from .engine.runs import Recorder, RunRecord
@@ -24,7 +25,7 @@ from .pipeline.compiled import compile_pipeline
 from .pipeline.identity import Files, identity
 from .store.files import write_atomic
 from .store.namespace import configured_home, own_home, protected_home
-from .types import Event, Graph, RunOptions, StageResult
+from .types import Event, Graph, RemoteSpec, RunOptions, StageResult
 
 if TYPE_CHECKING:
     from .engine.execute.fork import ForkServer
@@ -54,9 +55,20 @@ class Pipeline:
     @cached_property
     def store(self) -> Store:
         """The store; the first access creates its folder."""
-        from .store.cas import Store
+        from .store.shared import open_store
 
-        return Store(self.home, protected=protected_home(self.home, self.environ))
+        return open_store(
+            self.home,
+            protected=protected_home(self.home, self.environ),
+            remote=self.remote,
+            environ=self.environ,
+        )
+
+    @property
+    def remote(self) -> RemoteSpec | None:
+        """The shared cache: `DEPLOY_RUNNER_REMOTE`, where that is set, else the pipeline's."""
+        url = self.environ.get("DEPLOY_RUNNER_REMOTE", self.graph.cache.url)
+        return self.graph.cache._replace(url=url) if url else None
 
     def planner(self) -> Planner:
         """Return a new planner, which reads every input again."""
@@ -135,10 +147,15 @@ def run(
     with pipeline.store.hold():
         recorder = Recorder(pipeline.home, pipeline.graph, pipeline.files, now_s=started_s)
 
+        emitting = Lock()
+
         def emit(event: Event) -> None:
-            recorder(event)
-            if on_event is not None:
-                on_event(event)
+            with emitting:  # Transfers of a shared cache report from threads of their own.
+                recorder(event)
+                if on_event is not None:
+                    on_event(event)
+
+        pipeline.store.begin(lambda sentence: emit(Event("run-note", time.time(), text=sentence)))
 
         results = execute(
             pipeline.graph,
@@ -151,6 +168,8 @@ def run(
             environ=pipeline.environ,
             early=early,
         )
+        if not any(result.state == "interrupted" for result in results.values()):
+            pipeline.store.finish()
         record = recorder.finish(results, now_s=time.time(), exit_code=_exit_code(results))
         if any(result.state != "hit" for result in results.values()):
             _write_report(pipeline, record, results)
@@ -172,6 +191,7 @@ def _write_report(pipeline: Pipeline, record: RunRecord, results: Mapping[str, S
         for id_, result in results.items()
         for name, artifact in result.outputs.items()
         if html.is_picture(pipeline.graph.stages[id_].outputs[name]) and artifact.size <= _PICTURE_BYTES
+        if pipeline.store.state(artifact) == "present"
     }
     page = html.render(record, pipeline.graph, pictures)
     write_atomic(record.folder / "report.html", page.encode(), tmp=pipeline.home / "tmp")

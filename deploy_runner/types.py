@@ -17,6 +17,7 @@ __all__ = [
     "OutputSpec",
     "PathSource",
     "RefSource",
+    "RemoteSpec",
     "Resources",
     "Scalar",
     "Source",
@@ -100,6 +101,21 @@ class Resources(NamedTuple):
     timeout_s: float = 0.0
 
 
+class RemoteSpec(NamedTuple):
+    """A shared cache: where it is, who may write, and how long a request may take.
+
+    `url` is s3://, gs://, az:// or file://. A record counts if it is signed by one of `public_keys`, or by
+    this machine's own `DEPLOY_RUNNER_CACHE_KEY`. With `push` what a run makes goes there; with `required` a
+    run fails where the remote can't be used. `timeout_s` is for a request, and for a stalled transfer.
+    """
+
+    url: str
+    push: bool = False
+    required: bool = False
+    public_keys: tuple[str, ...] = ()
+    timeout_s: float = 10.0
+
+
 class StageNode(NamedTuple):
     """One stage of a compiled pipeline, matrix expanded, references resolved.
 
@@ -158,6 +174,7 @@ class Graph(NamedTuple):
     origins: Mapping[str, str] = {}
     target: Mapping[str, Json] = {}
     live: bool = False
+    cache: RemoteSpec = RemoteSpec("")
 
 
 State = Literal["ran", "hit", "healed", "converged", "failed", "skipped", "interrupted"]
@@ -222,7 +239,7 @@ class Finding(NamedTuple):
 class Event(NamedTuple):
     """Something that happened in a run.
 
-    `kind`: "run-started", "stage-started", "stage-log" (text), "stage-progress" (text,
+    `kind`: "run-note" (text), "run-started", "stage-started", "stage-log" (text), "stage-progress" (text,
     fraction), "stage-finished" (result), "run-finished". `time_s` is seconds since the epoch.
     """
 

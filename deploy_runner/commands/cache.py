@@ -49,8 +49,10 @@ class Cache(NamedTuple):
         return 0
 
     def _verify(self, store: Store) -> int:
+        from ..store.verify import verify
+
         with store.hold():
-            report = store.verify_all()
+            report = verify(store)
         print(json.dumps(report.as_dict()) if self.json else report)
         return 0 if report.ok else 1
 

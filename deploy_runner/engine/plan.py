@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from ..errors import Problem, SpecError, StageError, StoreError
+from ..errors import DeployRunnerError, Problem, SpecError, StageError, StoreError
 from ..pipeline.graph import select
 from ..pipeline.identity import Files
 from ..store.actions import ActionRecord, LastKeys
@@ -37,6 +37,16 @@ class Decision(NamedTuple):
     reason: str = ""
     record: ActionRecord | None = None
     lineage: Mapping[str, Json] = {}
+
+
+class _Identity(NamedTuple):
+    """The first fields of a Decision, and its lineage."""
+
+    key: str
+    preimage: Mapping[str, Json]
+    inputs: Mapping[str, Artifact]
+    suffixes: Mapping[str, str]
+    lineage: Mapping[str, Json]
 
 
 class Action(NamedTuple):
@@ -91,6 +101,22 @@ class Planner:
         Raises SpecError where a file of the project is missing, StageError where an upstream
         stage left out an optional output that this one needs.
         """
+        identity = self._identify(node, upstream)
+        key, *_, lineage = identity
+        known = identity[:4]
+        if node.converges and self.graph.live:
+            reason = "a live push is compared with the remote each time"
+            return Decision("converge", *known, reason, None, lineage)
+        record = self._store.find(key)
+        if record is None:
+            return Decision("miss", *known, self._store.problem(key), None, lineage)
+        reason = self._store.lack_of(record)
+        if reason:  # A miss in effect; told apart, so that the run says that the store was damaged.
+            return Decision("heal", *known, reason, record, lineage)
+        return Decision("hit", *known, "", record, lineage)
+
+    def _identify(self, node: StageNode, upstream: Mapping[str, Outputs]) -> _Identity:
+        """Return the key of a stage, with what it was made of."""
         inputs = {name: self._input(node, name, upstream) for name in node.inputs}
         suffixes = {name: suffix_of(node, name, self.graph.stages) for name in inputs}
         try:
@@ -103,18 +129,26 @@ class Planner:
         if lineage:
             image["lineage"] = action_key(lineage)
         self._images[node.id] = image
-        key = action_key(image)
-        known = (key, image, inputs, suffixes)
-        if node.converges and self.graph.live:
-            reason = "a live push is compared with the remote each time"
-            return Decision("converge", *known, reason, None, lineage)
-        record = self._store.records.get(key)
-        if record is None:
-            return Decision("miss", *known, self._store.records.problem(key), None, lineage)
-        reason = self._unsound(record)
-        if reason:  # A miss in effect; told apart, so that the run says that the store was damaged.
-            return Decision("heal", *known, reason, record, lineage)
-        return Decision("hit", *known, "", record, lineage)
+        return _Identity(action_key(image), image, inputs, suffixes, lineage)
+
+    def give_up(self, key: str) -> None:
+        """Take notice that the outputs of this action were not available: it is no hit any more."""
+        self._store.give_up(key)
+
+    @property
+    def shares(self) -> bool:
+        """Say whether it is worth while to look several stages up at once."""
+        return self._store.shares
+
+    def look_up(self, nodes: Sequence[StageNode], upstream: Mapping[str, Outputs]) -> None:
+        """Have the store find the records of several stages at once, for `decide` to come."""
+        keys = []
+        for node in nodes:
+            try:
+                keys.append(self._identify(node, upstream)[0])
+            except DeployRunnerError:
+                continue  # `decide` says it.
+        self._store.look_up(keys)
 
     def _lineage(self, node: StageNode, upstream: Mapping[str, Outputs]) -> dict[str, Json]:
         """Return stage id → its pre-image, the sources of its inputs and its outputs, of all before it."""
@@ -132,13 +166,6 @@ class Planner:
                 "made": {name: [a.digest, a.kind, a.size] for name, a in upstream[id_].items()},
             }
         return dict(sorted(found.items()))
-
-    def _unsound(self, record: ActionRecord) -> str:
-        for name, artifact in record.outputs.items():
-            state = self._store.state(artifact)
-            if state != "present":
-                return f"the output `{name}` is {state} in the store"
-        return ""
 
     def _input(self, node: StageNode, name: str, upstream: Mapping[str, Outputs]) -> Artifact:
         source = node.inputs[name]

@@ -23,7 +23,7 @@ from .matrices import expand
 from .overlay import Document
 from .refusals import credentials_in_the_open, stores_file
 from .spec import find_mark, parse_duration, parse_size, problems_of
-from .structure import add_draft, make_scope, read_structure, read_target
+from .structure import add_draft, make_scope, read_cache, read_structure, read_target
 
 __all__ = ["build"]
 
@@ -55,6 +55,7 @@ def _graph(ground: Ground) -> Graph | None:
     assert isinstance(variables, Variables)
     values = variables.all()
     target = read_target(ground, scope)
+    cache = read_cache(ground, scope)
     for name, stage in spec.stages.items():
         add_draft(ground, name, stage)
     for draft in ground.drafts.values():
@@ -75,6 +76,7 @@ def _graph(ground: Ground) -> Graph | None:
         origins=ground.document.origins,
         target=target,
         live=bool(target.get("live")),
+        cache=cache,
     )
 
 

@@ -28,6 +28,7 @@ from ..types import (
     OutputSpec,
     PathSource,
     RefSource,
+    RemoteSpec,
     Resources,
     Source,
     SourceFile,
@@ -195,6 +196,7 @@ def _graph_to_json(graph: Graph) -> dict[str, Any]:
         "origins": dict(graph.origins),
         "target": dict(graph.target),
         "live": graph.live,
+        "cache": list(graph.cache),
         "fields": StageNode._fields,
         "sources": [[[f.name, f.path] for f in files] for files in sources],
         "stages": rows,
@@ -230,7 +232,9 @@ def _graph_from_json(value: dict[str, Any]) -> Graph:
         raise ValueError
     sources = [tuple(SourceFile(*f) for f in files) for files in value.pop("sources")]
     nodes = [_node_from_row(row, sources) for row in value.pop("stages")]
-    return Graph(stages={node.id: node for node in nodes}, **value)
+    url, push, required, public_keys, timeout_s = value.pop("cache")
+    cache = RemoteSpec(url, push, required, tuple(public_keys), timeout_s)
+    return Graph(stages={node.id: node for node in nodes}, cache=cache, **value)
 
 
 def _node_from_row(row: list[Any], sources: list[tuple[SourceFile, ...]]) -> StageNode:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from ..errors import Problem, closest
@@ -14,6 +14,7 @@ from ..types import Json, Mark
 from .loader import Node
 
 __all__ = [
+    "CacheSpec",
     "PipelineSpec",
     "ResourcesSpec",
     "StageSpec",
@@ -70,6 +71,44 @@ class TargetSpec(BaseModel):
     live: bool = Field(False, description="true: a real remote; false: local servers of a dry run")
 
 
+class CacheSpec(_Model):
+    """A cache that several machines share."""
+
+    remote: str = Field(
+        "", description="s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or file:///folder"
+    )
+    push: bool = Field(False, description="write what is made to it; false: read only")
+    required: bool = Field(False, description="fail where it can't be used; false: continue without it")
+    public_keys: list[str] = Field(
+        default=[], description="the keys whose records count; `cache status` prints the one of a machine"
+    )
+    timeout: str | int | float = Field(
+        "10s", description="the limit of a request, and of a transfer in which nothing moves"
+    )
+
+    @field_validator("remote")
+    @classmethod
+    def _is_address(cls, remote: str) -> str:
+        if remote and not re.match(r"(s3|gs|az)://[^/\s]|file:///|.*\$\{\{", remote):
+            raise ValueError("it is not s3://…, gs://…, az://… or file:///…")
+        return remote
+
+    @field_validator("public_keys")
+    @classmethod
+    def _are_keys(cls, keys: list[str]) -> list[str]:
+        for key in keys:
+            if not re.fullmatch(r"ed25519:[A-Za-z0-9+/]{43}=", key):
+                raise ValueError(f"{key!r} is not a key as `deploy-runner cache status` prints it")
+        return keys
+
+    @field_validator("timeout")
+    @classmethod
+    def _is_duration(cls, timeout: str | int | float) -> str | int | float:
+        if parse_duration(timeout) <= 0:
+            raise ValueError("it must be more than 0")
+        return timeout
+
+
 class StageSpec(_Model):
     """One stage of the pipeline."""
 
@@ -99,6 +138,7 @@ class PipelineSpec(_Model):
         default={}, description="environment variables with their defaults; null: required"
     )
     target: TargetSpec = Field(default=TargetSpec(), description="where pushes go")
+    cache: CacheSpec = Field(default=CacheSpec(), description="a cache that several machines share")
     stages: dict[str, StageSpec] = Field(description="the stages by name")
 
 

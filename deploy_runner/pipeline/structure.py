@@ -5,15 +5,24 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from ..errors import SpecError, closest
-from ..types import Json, Kind, OutputSpec
+from ..types import Json, Kind, OutputSpec, RemoteSpec
 from . import interface
 from .drafts import Draft, Ground
 from .expressions import Scope, Variables, resolve
 from .inputs import leaves_project
 from .loader import plain
-from .spec import STAGE_ID, PipelineSpec, StageSpec, TargetSpec, find_mark, problems_of
+from .spec import (
+    STAGE_ID,
+    CacheSpec,
+    PipelineSpec,
+    StageSpec,
+    TargetSpec,
+    find_mark,
+    parse_duration,
+    problems_of,
+)
 
-__all__ = ["add_draft", "make_scope", "read_structure", "read_target"]
+__all__ = ["add_draft", "make_scope", "read_cache", "read_structure", "read_target"]
 
 
 def read_structure(ground: Ground) -> PipelineSpec | None:
@@ -84,6 +93,21 @@ def read_target(ground: Ground, scope: Scope) -> dict[str, Json]:
     except ValidationError as error:
         ground.problems += problems_of(error, node, "the target", TargetSpec.model_fields)
         return {}
+
+
+def read_cache(ground: Ground, scope: Scope) -> RemoteSpec:
+    """Return the shared cache; its `url` is empty where there is none."""
+    node = ground.root.value.get("cache")
+    spec = CacheSpec()
+    if node is not None:
+        data = plain(resolve(node, scope, ground.problems))
+        try:
+            spec = CacheSpec.model_validate(data)
+        except ValidationError as error:
+            if data != plain(node):  # Else `read_structure` has said it.
+                ground.problems += problems_of(error, node, "the cache", CacheSpec.model_fields)
+    timeout_s = parse_duration(spec.timeout)
+    return RemoteSpec(spec.remote, spec.push, spec.required, tuple(spec.public_keys), timeout_s)
 
 
 def add_draft(ground: Ground, name: str, spec: StageSpec) -> None:

@@ -50,6 +50,8 @@ class PlainReporter:
             self._print(f"> {event.stage:<{self._width}}  {event.text}".rstrip())
         elif event.kind == "stage-log" and self._log:
             self._print(f"  {event.stage}: {event.text}")
+        elif event.kind == "run-note":
+            self._print(event.text)
         elif event.kind == "stage-finished" and event.result is not None:
             self._print(finished_line(event.result, self._width, color=self._color))
 

@@ -11,14 +11,17 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ..types import Artifact, Json
 from .files import read_or_none, refuse_exhaustion, remove_whatever, write_atomic
 from .layout import give_way, subfolders
 from .seal import Seal
 
-__all__ = ["ActionRecord", "LastKeys", "Records"]
+__all__ = ["ActionRecord", "LastKeys", "Records", "Whereabouts", "record_body", "record_of"]
+
+Whereabouts = Literal["", "there", "lost"]
+"""Whether the objects of a record need not be here: the shared cache has them, or was found not to."""
 
 
 class ActionRecord(NamedTuple):
@@ -30,6 +33,7 @@ class ActionRecord(NamedTuple):
     figures: Mapping[str, Json]
     preimage: Mapping[str, Json]
     seconds: float = 0.0
+    remote: Whereabouts = ""
 
 
 class Records:
@@ -56,7 +60,7 @@ class Records:
         if data is None:
             return None
         body = self.seal.opened(data, "action", key, path)
-        record = _record(key, body) if body is not None else None
+        record = record_of(key, body) if body is not None else None
         if record is None:
             self._refused[key] = (
                 "its action record is damaged, or was not written by this store for this action"
@@ -69,21 +73,14 @@ class Records:
         return self._refused.get(key, there)
 
     def put(self, record: ActionRecord) -> None:
-        """Write a record. Raises StoreError where the store can't be written."""
-        outputs = {n: [a.digest, a.kind, a.size] for n, a in record.outputs.items()}
-        value = {
-            "key": record.key,
-            "uses": record.uses,
-            "outputs": outputs,
-            "figures": dict(record.figures),
-            "preimage": dict(record.preimage),
-            "seconds": record.seconds,
-        }
-        body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-        sealed = self.seal.sealed(body, "action", record.key)
+        """Write a record. Raises StoreError where the store can't be written.
+
+        One whose objects a shared cache has isn't synced: after a loss of power it is asked for again.
+        """
+        sealed = self.seal.sealed(record_body(record), "action", record.key)
         path = Path(self._path(record.key))
         give_way(os.fspath(path.parent))
-        write_atomic(path, sealed, tmp=Path(self._home) / "tmp")
+        write_atomic(path, sealed, tmp=Path(self._home) / "tmp", durable=not record.remote)
 
     def remove(self, key: str) -> None:
         """Forget a record."""
@@ -101,12 +98,27 @@ class Records:
                     yield shard + name.removesuffix(".json")
 
 
-def _record(key: str, body: bytes) -> ActionRecord | None:
+def record_body(record: ActionRecord) -> bytes:
+    """Return a record as JSON."""
+    value = {
+        "key": record.key,
+        "uses": record.uses,
+        "outputs": {n: [a.digest, a.kind, a.size] for n, a in record.outputs.items()},
+        "figures": dict(record.figures),
+        "preimage": dict(record.preimage),
+        "seconds": record.seconds,
+    }
+    if record.remote:
+        value["remote"] = record.remote
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def record_of(key: str, body: bytes) -> ActionRecord | None:
     """Return the record that a body holds, or None where it is of another version of deploy-runner."""
     try:
         value = json.loads(body)
         outputs = {n: Artifact(*a) for n, a in value["outputs"].items()}
-        rest = (value["figures"], value["preimage"], value["seconds"])
+        rest = (value["figures"], value["preimage"], value["seconds"], value.get("remote", ""))
         return ActionRecord(key, value["uses"], outputs, *rest)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -11,14 +11,14 @@ from __future__ import annotations
 import json
 import os
 import stat as stat_module
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from ..errors import StoreError
-from ..types import Artifact, Json
-from .actions import Records, listdir
+from ..types import Artifact
+from .actions import ActionRecord, Records, listdir
 from .copies import Piece, copy_pieces
 from .files import (
     NEW,
@@ -26,7 +26,6 @@ from .files import (
     fsync_folder,
     read_or_none,
     refuse_exhaustion,
-    remove_whatever,
     store_error,
 )
 from .folders import Member, folder_artifact, manifest, sha256_bytes, stay_inside, walk
@@ -35,46 +34,13 @@ from .layout import give_way, settle, subfolders
 from .locks import Lock
 from .namespace import stores_own
 from .removal import remove_tree
-from .stat import Fingerprint, StatMemo, sha256_file, state_of
+from .stat import StatMemo, is_sound, sha256_file, state_of
 
-__all__ = ["Presence", "Store", "VerifyReport"]
+__all__ = ["Claim", "Presence", "Store"]
 
 Presence = Literal["present", "missing", "damaged"]
-
-
-class VerifyReport(NamedTuple):
-    """What a verification of every object found; damaged objects have been removed."""
-
-    objects: int
-    bytes: int
-    damaged: tuple[str, ...]
-    records: int
-    refused_records: tuple[str, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Say whether everything was sound."""
-        return not (self.damaged or self.refused_records)
-
-    def as_dict(self) -> dict[str, Json]:
-        """Return the report as JSON."""
-        return {
-            "ok": self.ok,
-            "objects": self.objects,
-            "bytes": self.bytes,
-            "damaged": list(self.damaged),
-            "records": self.records,
-            "refused_records": list(self.refused_records),
-        }
-
-    def __str__(self) -> str:
-        head = f"{self.objects} objects ({self.bytes} bytes) and {self.records} action records"
-        if self.ok:
-            return f"{head}: all intact"
-        lines = [f"{head}: removed the damaged ones, the next run rebuilds them"]
-        lines += [f"  object {digest}" for digest in self.damaged]
-        lines += [f"  action record {key}" for key in self.refused_records]
-        return "\n".join(lines)
+Claim = Literal["asked", "ours", "theirs", "made"]
+"""asked: no answer yet. ours: make it. theirs: another machine makes it. made: its record is there."""
 
 
 class Store:
@@ -83,8 +49,11 @@ class Store:
     A lost or damaged object is healed by running the stage again that made it: outputs are reproducible,
     so that gives the same bytes, and no second copy of gigabytes is kept for repairs only.
 
-    What it lacks is looked for in the `protected` store, of which nothing is ever changed.
+    What it lacks is looked for in the `protected` store, of which nothing is ever changed. Where it `shares`
+    a cache with other machines, several keys are better looked up at once.
     """
+
+    shares = False
 
     def __init__(self, home: Path, *, protected: Path | None = None) -> None:
         self.home = home
@@ -155,6 +124,48 @@ class Store:
                 return "damaged"
             self.memo.remember(path, state, known)
         return "present" if known == digest else "damaged"
+
+    def look_up(self, keys: Iterable[str]) -> None:
+        """Have `find` ready for the records of several keys."""
+
+    def find(self, key: str) -> ActionRecord | None:
+        """Return the record of a key, or None where there is none that is sound."""
+        return self.records.get(key)
+
+    def problem(self, key: str) -> str:
+        """Say why the record of a key was refused, or nothing."""
+        return self.records.problem(key)
+
+    def lack_of(self, record: ActionRecord) -> str:
+        """Say which output of a record is not available any more, or nothing."""
+        for name, artifact in record.outputs.items():
+            state = self.state(artifact)
+            if state != "present":
+                return f"the output `{name}` is {state} in the store"
+        return ""
+
+    def fetch(self, artifact: Artifact, report: Callable[[int], None] = lambda count: None) -> bool:
+        """Say whether an artifact is here to be used; a shared store brings what is missing.
+
+        `report` is told of the bytes that come.
+        """
+        return self.state(artifact) == "present"
+
+    def begin(self, note: Callable[[str], None]) -> None:
+        """Begin a run: `note` is told what the user should know of a shared cache."""
+
+    def finish(self) -> None:
+        """End a run: wait for what is on its way to a shared cache, as long as it moves."""
+
+    def give_up(self, key: str) -> None:
+        """Take notice that the outputs of a record were not available: it has to be made again."""
+
+    def claim(self, key: str) -> Claim:
+        """Say whether this run makes an action. Other machines may, where a cache is shared."""
+        return "ours"
+
+    def settle(self, key: str, record: ActionRecord | None, *, again: bool = False) -> None:
+        """Take notice that a claimed action has ended, with this record or without one."""
 
     def members(self, artifact: Artifact) -> list[Member]:
         """Return the files of a folder artifact. Raises StoreError if its manifest is lost."""
@@ -274,24 +285,39 @@ class Store:
             os.rename(name, target, src_dir_fd=folder)
         # A rename goes by name: what was hashed is the descriptor, and the name may have been given to
         # another file in between. Only the very file, or another run's equal object, may stay.
-        if not os.path.samestat(os.lstat(target), os.fstat(file)) and not _sound(target, digest):
+        if not os.path.samestat(os.lstat(target), os.fstat(file)) and not is_sound(target, digest):
             os.unlink(target)
             raise StoreError(f"output {name} was replaced while it was taken")
         fsync_folder(shard)
 
     def _put_bytes(self, data: bytes, digest: str) -> None:
-        if self._object_state(digest, len(data), True) == "present":
-            return
-        path = f"{self.new_tmp()}/manifest-{digest}-{os.urandom(4).hex()}"
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
-        try:
+        def write(fd: int) -> str:
             view = memoryview(data)
             while view:
                 view = view[os.write(fd, view) :]
+            return digest
+
+        if self._object_state(digest, len(data), True) != "present":
+            self.place(digest, write)
+
+    def place(self, digest: str, write: Callable[[int], str]) -> bool:
+        """Have an object written to an open file, and place it if `write` returns its digest.
+
+        Raises OSError.
+        """
+        path = f"{self.new_tmp()}/{digest}-{os.urandom(4).hex()}"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+        try:
+            if write(fd) != digest:
+                return False
             os.fsync(fd)
             self._place(path, digest, file=fd)
+            path = ""
         finally:
             os.close(fd)
+            if path:
+                os.unlink(path)
+        return True
 
     # Living together -------------------------------------------------------------------------
 
@@ -360,38 +386,3 @@ class Store:
             for rest in listdir(f"{self._objects}/{shard}"):
                 if len(shard) == 2 and len(rest) == 62:
                     yield shard + rest, f"{self._objects}/{shard}/{rest}"
-
-    def verify_all(self) -> VerifyReport:
-        """Read every object and record whatever the memo says; remove what is damaged."""
-        sizes, damaged = [], []
-        for digest, path in self.objects():
-            try:
-                state = state_of(os.lstat(path))
-            except FileNotFoundError:
-                continue  # gc was quicker.
-            sizes.append(state[0])
-            if not _sound(path, digest) and _remove_unless_replaced(path, state):
-                damaged.append(digest)
-        keys = list(self.records.keys())
-        refused = tuple(key for key in keys if self.records.own(key) is None)
-        for key in refused:
-            self.records.remove(key)
-        return VerifyReport(len(sizes), sum(sizes), tuple(damaged), len(keys), refused)
-
-
-def _sound(path: str, digest: str) -> bool:
-    try:
-        return not os.path.islink(path) and sha256_file(path) == digest
-    except OSError:
-        return False
-
-
-def _remove_unless_replaced(path: str, state: Fingerprint) -> bool:
-    """Remove a damaged object, unless a run has put a sound one in its place meanwhile."""
-    try:
-        if state_of(os.lstat(path)) != state:
-            return False
-        remove_whatever(path)
-    except FileNotFoundError:
-        return False
-    return True

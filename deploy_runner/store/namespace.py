@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .layout import FOLDERS
 
-__all__ = ["configured_home", "own_home", "protected_home", "store_homes", "stores_own"]
+__all__ = ["configured_home", "is_pull_request", "own_home", "protected_home", "store_homes", "stores_own"]
 
 _FOLDER = "pull-requests"
 _OWN = frozenset(
@@ -59,7 +59,7 @@ def _below(path: str, folder: str) -> bool:
 
 def own_home(home: Path, environ: Mapping[str, str]) -> Path:
     """Return the folder of the store that a run in this environment may write."""
-    if not _is_pull_request(environ):
+    if not is_pull_request(environ):
         return home
     number = re.fullmatch(r"refs/pull/(\d+)/\w+", environ.get("GITHUB_REF", ""))
     return home / _FOLDER / (number[1] if number else "any")
@@ -72,10 +72,11 @@ def protected_home(own: Path, environ: Mapping[str, str]) -> Path | None:
     """
     if configured := environ.get("DEPLOY_RUNNER_PROTECTED_HOME"):
         return Path(configured).absolute()
-    if _is_pull_request(environ) and own.parent.name == _FOLDER:
+    if is_pull_request(environ) and own.parent.name == _FOLDER:
         return own.parent.parent
     return None
 
 
-def _is_pull_request(environ: Mapping[str, str]) -> bool:
+def is_pull_request(environ: Mapping[str, str]) -> bool:
+    """Say whether this run is for a pull request on GitHub."""
     return environ.get("GITHUB_EVENT_NAME", "").startswith("pull_request")

@@ -20,7 +20,7 @@ from .files import open_regular
 if TYPE_CHECKING:
     import sqlite3
 
-__all__ = ["Fingerprint", "StatMemo", "fingerprint", "sha256_file", "state_of"]
+__all__ = ["Fingerprint", "StatMemo", "fingerprint", "is_sound", "sha256_file", "state_of"]
 
 Fingerprint = tuple[int, int, int, int, int]
 """(size, mtime_ns, ctime_ns, inode, device)."""
@@ -42,6 +42,14 @@ def sha256_file(path: str | Path | int) -> str:
             return file_digest(file, "sha256").hexdigest()
     with open(path, "rb", opener=open_regular) as file:
         return file_digest(file, "sha256").hexdigest()
+
+
+def is_sound(path: str, digest: str) -> bool:
+    """Say whether there is a file of this digest, which is no link."""
+    try:
+        return not os.path.islink(path) and sha256_file(path) == digest
+    except OSError:
+        return False
 
 
 def fingerprint(path: str) -> Fingerprint:

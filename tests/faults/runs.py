@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 from deploy_runner.store.cas import Store
+from deploy_runner.store.verify import verify
 from tests.conftest import Project
 
 __all__ = ["assert_sound", "orphans", "prepare"]
@@ -46,5 +47,5 @@ def orphans(home: Path) -> list[str]:
 def assert_sound(home: Path) -> None:
     """Check every object of a store, if there is one."""
     if home.exists():
-        report = Store(home).verify_all()
+        report = verify(Store(home))
         assert report.ok, report

@@ -12,6 +12,7 @@ import pytest
 
 from deploy_runner.engine.runs import recorded_runs
 from deploy_runner.store.cas import Store
+from deploy_runner.store.verify import verify
 from tests.conftest import Project
 from tests.faults.runs import orphans, prepare
 
@@ -63,7 +64,7 @@ def corrupt(project: Project, count: int, damages: tuple[str, ...], seed: int) -
             assert {k: v["outputs"] for k, v in record.stages.items()} == expected, where
         result = project.run()
         assert {k: v["outputs"] for k, v in result["stages"].items()} == expected, where
-        report = Store(home).verify_all()
+        report = verify(Store(home))
         assert report.ok, f"{where}: {report}"
         assert not orphans(home), where
         if rng.random() < 0.05:  # Old damage adds up in nothing: begin anew now and then.

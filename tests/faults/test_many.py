@@ -13,6 +13,7 @@ from itertools import count
 import pytest
 
 from deploy_runner.store.cas import Store
+from deploy_runner.store.verify import verify
 from tests.conftest import Project
 from tests.faults.runs import prepare
 
@@ -127,7 +128,7 @@ def race(project: Project, seconds: float) -> int:
     with ThreadPoolExecutor(RUNS + 2) as pool:
         futures = [pool.submit(runs, i) for i in range(RUNS)] + [pool.submit(collect), pool.submit(look)]
         total = sum(future.result() for future in futures)
-    report = Store(home).verify_all()
+    report = verify(Store(home))
     assert report.ok, report
     assert {k: v["outputs"] for k, v in project.run()["stages"].items()} == expected
     return total

@@ -22,6 +22,7 @@ import pytest
 
 from deploy_runner.store.cas import Store
 from deploy_runner.store.stat import sha256_file
+from deploy_runner.store.verify import verify
 from tests.conftest import ROOT, Project
 from tests.faults.disk import Disk, File
 from tests.faults.runs import orphans, prepare
@@ -83,7 +84,7 @@ def goes_on(project: Project, home: Path, expected: dict[str, object]) -> None:
     """Assert that the next run makes the same, and leaves a sound store and nothing else."""
     result = project.run(DEPLOY_RUNNER_HOME=str(home))
     assert {k: v["outputs"] for k, v in result["stages"].items()} == expected, home
-    assert Store(home).verify_all().ok, home
+    assert verify(Store(home)).ok, home
     assert not orphans(home), home
 
 

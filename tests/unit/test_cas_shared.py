@@ -9,8 +9,9 @@ import pytest
 
 from deploy_runner.errors import StoreError
 from deploy_runner.store.actions import ActionRecord
-from deploy_runner.store.cas import Store, VerifyReport
+from deploy_runner.store.cas import Store
 from deploy_runner.store.locks import Lock
+from deploy_runner.store.verify import VerifyReport, verify
 from tests.unit.objects import file, folder, spoil
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -116,7 +117,7 @@ def test_a_sound_store_is_said_to_be(store: Store) -> None:
     (store.home / "cas/sha256/stray" / ("0" * 62)).touch()
     (store.object_path(artifact.digest).parent / "short").touch()
     total = sum(path.stat().st_size for path in (store.home / "cas").rglob("*") if path.is_file())
-    report = store.verify_all()
+    report = verify(store)
     assert report == VerifyReport(4, total, (), 1, ())
     assert report.ok
     assert str(report) == f"4 objects ({total} bytes) and 1 action records: all intact"
@@ -139,7 +140,7 @@ def test_what_is_damaged_is_removed_and_said(store: Store, tmp_path: Path) -> No
     for key in ("k" * 64, "j" * 64):
         store.records.put(ActionRecord(key, "a.b", {}, {}, {}))
     (store.home / "actions/kk" / f"{'k' * 62}.json").write_bytes(b"x")
-    report = store.verify_all()
+    report = verify(store)
     assert sorted(report.damaged) == sorted([flipped.digest, linked.digest])
     assert (report.objects, report.records, report.refused_records) == (3, 2, ("k" * 64,))
     assert not report.ok
@@ -155,4 +156,4 @@ def test_what_is_damaged_is_removed_and_said(store: Store, tmp_path: Path) -> No
     assert [found for found, _ in store.objects()] == [sound.digest]
     assert (tmp_path / "three").read_bytes() == b"three"
     assert list(store.records.keys()) == ["j" * 64]
-    assert store.verify_all().ok
+    assert verify(store).ok

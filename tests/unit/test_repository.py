@@ -170,7 +170,7 @@ def test_our_own_files_are_written_in_one_place_only() -> None:
         "local/hub_uploads.py UploadHandler._lfs_complete": "private to the Hub of a dry run",
         "local/hub_uploads.py UploadHandler._lfs_put": "private to the Hub of a dry run",
         "local/servers.py _process": "the log of a dry run's server",
-        "store/cas.py Store._put_bytes": "an object: synced and renamed as store/files.py does, by descriptors",
+        "store/cas.py Store.place": "an object: synced and renamed as store/files.py does, by descriptors",
         "store/files.py _create": "the one place",
         "store/files.py copy_private": "a copy for a worker, which is no file of ours",
         "store/locks.py Lock.__init__": "a lock's empty file",

@@ -12,11 +12,12 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from ...errors import StageError
+from ...errors import DeployRunnerError, StageError
 from ...store.cas import Store
 from ...types import RunOptions, StageNode
 from ..keys import KeyEnvironment
 from .action import Action, Project, finish, live_environment, request
+from .arrivals import Arrivals, Arrived
 from .crews import Audience, Ended
 from .fork import ForkServer, ForkServers
 from .sandbox import NOT_STARTED, Confinement
@@ -56,6 +57,7 @@ class LocalCrew:
         self._selector = selectors.DefaultSelector()
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._selector.register(self._wake_r, selectors.EVENT_READ, self._woken)
+        self._arrivals = Arrivals(store, audience.log, self.wake)
 
     @property
     def busy(self) -> bool:
@@ -74,9 +76,15 @@ class LocalCrew:
         return cpu <= self._cpu and (not self._memory or memory <= self._memory)
 
     def add(self, action: Action) -> None:
-        """Start an action. Raises DeployRunnerError if its worker can't be started."""
+        """Start an action once its inputs are here. Raises DeployRunnerError if it can't be started."""
         action.work.mkdir(parents=True)
         self._audience.started(action)
+        if self._arrivals.await_inputs(action):
+            self._running[action.name] = action
+        else:
+            self._begin(action)
+
+    def _begin(self, action: Action) -> None:
         try:
             self._launch(action)
         except BaseException:
@@ -135,9 +143,27 @@ class LocalCrew:
         if not self._ended:
             for key, _ in self._selector.select(self._timeout(timeout_s)):
                 key.data()
+            for arrived in self._arrivals.take():
+                self._go_on(arrived)
             self._enforce_limits()
         ended, self._ended = self._ended, []
         return ended
+
+    def _go_on(self, arrived: Arrived) -> None:
+        """Start an action whose inputs have been brought, or end it."""
+        action = arrived.action
+        del self._running[action.name]
+        error = arrived.error
+        if not (action.stopping or error or arrived.lost):
+            try:
+                self._begin(action)
+            except DeployRunnerError as refused:
+                error = str(refused)
+            else:
+                return
+        seconds = time.monotonic() - action.started_s
+        ended = finish(action, 0, self._store, self._project, seconds=seconds, spawn_error=error)
+        self._ended.append(Ended(action, *ended, lost=() if action.stopping else arrived.lost))
 
     def wake(self) -> None:
         """Have `wait` return. It may be called from a signal handler or from another thread."""
@@ -234,8 +260,10 @@ class LocalCrew:
         """End everything that still runs."""
         for action in self._running.values():
             action.signal(signal.SIGKILL)
+            action.stopping = action.stopping or "interrupted"
             action.close()
             self._close_pipe(action)
+        self._arrivals.close()
         self._servers.stop(grace_s=_GRACE_S if self._running else 0)
         self._selector.close()
         os.close(self._wake_r)

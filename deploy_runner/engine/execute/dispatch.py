@@ -12,21 +12,21 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...errors import DeployRunnerError
 from ...store.actions import ActionRecord
 from ...store.cas import Store
 from ...store.locks import Lock
 from ...store.removal import remove_tree
-from ...types import Event, Graph, RunOptions, StageNode, StageResult, State
+from ...types import Artifact, Event, Graph, RunOptions, StageNode, StageResult, State
 from ..plan import Decision, Outputs, Planner
 from .action import Action, credentials_of, progress_event, secrets_of
 from .crews import Audience, Crew, Ended
 from .redact import Redactor
 from .worker import PROGRESS
 
-__all__ = ["Dispatch"]
+__all__ = ["Dispatch", "Lost"]
 
 _POLL_S = 0.05
 
@@ -40,6 +40,14 @@ class _Waiting:
     upstream: Mapping[str, Outputs]
     forced: bool
     lock: Lock
+    told: bool = False
+
+
+class Lost(NamedTuple):
+    """A stage that can't run: these inputs have to be made again first."""
+
+    stage: str
+    inputs: tuple[Artifact, ...]
 
 
 class Dispatch:
@@ -67,9 +75,9 @@ class Dispatch:
         self._waiting: list[_Waiting] = []
         self._running: dict[str, tuple[Action, Lock]] = {}
         self._count = 0
-        self._done: list[StageResult] = []
+        self._done: list[StageResult | Lost] = []
         self._trash: list[Path] = []
-        self._unrecorded: list[tuple[Lock, ActionRecord | None]] = []
+        self._unrecorded: list[tuple[Lock, Action, ActionRecord | None]] = []
         self._crew = hire(self)
         self._handlers = self._catch_signals()
 
@@ -118,14 +126,26 @@ class Dispatch:
             if not self._crew.room(waiting.node):
                 continue
             try:
-                if waiting.lock.try_acquire():
+                if waiting.lock.try_acquire() and self._is_ours(waiting):
                     self._waiting.remove(waiting)
                     self._start(waiting)
             except DeployRunnerError as error:
                 if waiting in self._waiting:
                     self._waiting.remove(waiting)
+                self._store.settle(waiting.decision.key, None)
                 waiting.lock.release()
                 self._done.append(_failed(waiting.node, waiting.decision, error))
+
+    def _is_ours(self, waiting: _Waiting) -> bool:
+        """Say whether no other machine makes the action, as far as that is known by now."""
+        if waiting.forced or waiting.decision.state == "converge":
+            return True
+        claim = self._store.claim(waiting.decision.key)
+        if claim == "theirs" and not waiting.told:
+            waiting.told = True
+            text = f"{waiting.node.id}: another machine is making it"
+            self._emit(Event("run-note", time.time(), waiting.node.id, text))
+        return claim in ("ours", "made")
 
     def _start(self, waiting: _Waiting) -> None:
         """Begin an action whose lock is held, unless another run has done it since the decision was taken."""
@@ -133,6 +153,7 @@ class Dispatch:
         if decision.state != "miss" or self._store.records.get(decision.key) is not None:
             decision = self._planner.decide(node, waiting.upstream)
         if decision.state == "hit" and not waiting.forced:
+            self._store.settle(decision.key, None)
             waiting.lock.release()
             record = decision.record
             assert record is not None
@@ -173,7 +194,7 @@ class Dispatch:
 
     # Ending ----------------------------------------------------------------------------------
 
-    def wait(self) -> list[StageResult]:
+    def wait(self) -> list[StageResult | Lost]:
         """Wait until at least one stage has ended, and return the results."""
         while not self._done:
             if self.interrupted:
@@ -192,7 +213,7 @@ class Dispatch:
     def _take(self, ended: Ended) -> None:
         action, result = ended.action, ended.result
         _, lock = self._running.pop(action.name)
-        self._unrecorded.append((lock, ended.record))
+        self._unrecorded.append((lock, action, ended.record))
         if result.evidence:
             place = self._run_folder / "refused" / action.node.id
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -204,7 +225,7 @@ class Dispatch:
             action.work.rename(kept)
             result = result._replace(workdir=str(kept))
         self._trash.append(action.folder)
-        self._done.append(result)
+        self._done.append(Lost(action.node.id, ended.lost) if ended.lost else result)
 
     def _tidy(self) -> None:
         """Put records and remove folders: now, because the stages that waited have started.
@@ -212,10 +233,11 @@ class Dispatch:
         A lock is given back only when its record is there, so that no other run does the work again.
         """
         while self._unrecorded:
-            lock, record = self._unrecorded.pop()
+            lock, action, record = self._unrecorded.pop()
             try:
                 if record is not None:
                     self._store.records.put(record)
+                self._store.settle(action.decision.key, record, again=action.decision.state == "heal")
             finally:
                 lock.release(remove=True)
         while self._trash:

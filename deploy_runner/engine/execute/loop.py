@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,15 +16,18 @@ from typing import TYPE_CHECKING
 from ...errors import DeployRunnerError
 from ...pipeline.graph import select
 from ...store.cas import Store
-from ...types import Artifact, Event, Graph, RunOptions, StageNode, StageResult
+from ...types import Artifact, Event, Graph, RefSource, RunOptions, StageNode, StageResult
 from ..plan import Decision, Planner
 
 if TYPE_CHECKING:
     from .crews import Audience, Crew
-    from .dispatch import Dispatch
+    from .dispatch import Dispatch, Lost
     from .fork import ForkServer
 
 __all__ = ["execute"]
+
+_TRIES = 3
+"""How often the inputs of one stage are made again because they is not available."""
 
 
 def execute(
@@ -94,6 +98,10 @@ class _Run:
         self._dispatch: Dispatch | None = None
         self._fail_fast = fail_fast
         self._results: dict[str, StageResult] = {}
+        self._ended: set[str] = set()
+        self._looked_up: set[int] = set()
+        self._again: dict[str, list[str]] = {}
+        self._tries: Counter[str] = Counter()
         self._made: dict[str, Mapping[str, Artifact]] = {}
         self._position = {id_: index for index, id_ in enumerate(wanted)}
         self._missing = {id_: len(node.upstream) for id_, node in self._nodes.items()}
@@ -108,11 +116,15 @@ class _Run:
         try:
             while self._ready or (self._dispatch is not None and self._dispatch.busy):
                 while self._ready:
+                    self._look_up()
                     id_ = self._order[heapq.heappop(self._ready)]
                     self._begin(self._nodes[id_])
                 if self._dispatch is not None and self._dispatch.busy:
-                    for result in self._dispatch.wait():
-                        self._end(result)
+                    for ended in self._dispatch.wait():
+                        if isinstance(ended, StageResult):
+                            self._end(ended)
+                        else:
+                            self._make_again(ended)
         finally:
             if self._dispatch is not None:
                 self._dispatch.close()
@@ -120,7 +132,21 @@ class _Run:
         self._planner.last.update(keys)
         return {id_: self._results[id_] for id_ in self._order}
 
+    def _look_up(self) -> None:
+        """Ask a shared cache for the records of all stages that are ready, before the first is decided."""
+        if self._planner.shares and self._ready[0] not in self._looked_up:
+            new = [position for position in self._ready if position not in self._looked_up]
+            self._looked_up.update(new)
+            nodes = [self._nodes[self._order[position]] for position in new]
+            self._planner.look_up(nodes, self._made)
+
     def _begin(self, node: StageNode) -> None:
+        again = [need for need in node.upstream if need not in self._results]
+        if again:  # It was ready before they were found to be lost.
+            self._missing[node.id] = len(again)
+            for need in again:
+                self._again[need].append(node.id)
+            return
         refusal = self._refusal(node)
         if refusal is not None:
             self._end(refusal)
@@ -153,13 +179,35 @@ class _Run:
             return StageResult(node.id, "skipped", reason=f"--fail-fast: {failed}")
         return None
 
+    def _make_again(self, lost: Lost) -> None:
+        """Run the stages again whose outputs a stage needs and that are lost, then the stage."""
+        node = self._nodes[lost.stage]
+        self._tries[node.id] += 1
+        if self._tries[node.id] > _TRIES:
+            text = f"its input {lost.inputs[0].digest} is not available, though it was built again"
+            self._end(StageResult(node.id, "failed", error=text, exit_code=1))
+            return
+        makers = {
+            source.stage
+            for source in node.inputs.values()
+            if isinstance(source, RefSource) and self._made[source.stage].get(source.output) in lost.inputs
+        }
+        self._missing[node.id] = len(makers)
+        for maker in makers:
+            if maker not in self._again:
+                self._planner.give_up(self._results.pop(maker).key)
+                heapq.heappush(self._ready, self._position[maker])
+            self._again.setdefault(maker, []).append(node.id)
+
     def _end(self, result: StageResult) -> None:
         self._results[result.id] = result
         self._made[result.id] = result.outputs
         self._emit(Event("stage-finished", time.time(), result.id, result=result))
         if result.state == "failed" and self._fail_fast and self._dispatch is not None:
             self._dispatch.drop_waiting("skipped", f"--fail-fast: {result.id}")
-        for follower in self._followers[result.id]:
+        followers = self._again.pop(result.id, []) if result.id in self._ended else self._followers[result.id]
+        self._ended.add(result.id)
+        for follower in followers:
             self._missing[follower] -= 1
             if not self._missing[follower]:
                 heapq.heappush(self._ready, self._position[follower])

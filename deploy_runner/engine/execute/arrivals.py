@@ -1,0 +1,97 @@
+"""Bring the inputs that an action needs and that a shared cache has, while other actions run."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ...errors import DeployRunnerError
+from ...store.cas import Store
+from ...types import Artifact, PathSource
+from .action import Action
+from .worker import PROGRESS
+
+__all__ = ["Arrivals", "Arrived"]
+
+_SAID_EVERY_S = 0.5
+
+
+class Arrived(NamedTuple):
+    """An action whose inputs are here, but for those that are `lost`, or for an `error` of the store."""
+
+    action: Action
+    lost: tuple[Artifact, ...] = ()
+    error: str = ""
+
+
+class _Stopped(Exception):
+    pass
+
+
+class Arrivals:
+    """What is on its way to a crew: a thread per action, `wake` when it has ended."""
+
+    def __init__(self, store: Store, log: Callable[[Action, str], None], wake: Callable[[], None]) -> None:
+        self._store = store
+        self._log = log
+        self._wake = wake
+        self._threads: dict[str, threading.Thread] = {}
+        self._arrived: list[Arrived] = []
+
+    def await_inputs(self, action: Action) -> bool:
+        """Say whether an action has to wait; `take` returns it when it need not any more."""
+        sources = action.node.inputs
+        inputs = (
+            a for name, a in action.decision.inputs.items() if not isinstance(sources[name], PathSource)
+        )
+        away = [artifact for artifact in dict.fromkeys(inputs) if self._store.state(artifact) != "present"]
+        if away:
+            thread = threading.Thread(target=self._bring, args=(action, away))
+            self._threads[action.name] = thread
+            thread.start()
+        return bool(away)
+
+    def take(self) -> list[Arrived]:
+        """Return what has ended since."""
+        arrived, self._arrived = self._arrived, []
+        for one in arrived:
+            self._threads.pop(one.action.name).join()
+        return arrived
+
+    def close(self) -> None:
+        """Wait for what is under way; for an action that is `stopping` it ends with the next bytes."""
+        for thread in self._threads.values():
+            thread.join()
+
+    def _bring(self, action: Action, away: list[Artifact]) -> None:
+        report = self._reporter(action, sum(artifact.size for artifact in away))
+        arrived = Arrived(action)
+        try:
+            lost = tuple(artifact for artifact in away if not self._store.fetch(artifact, report))
+            arrived = Arrived(action, lost)
+        except _Stopped:
+            pass
+        except (DeployRunnerError, OSError) as error:
+            arrived = Arrived(action, error=str(error))
+        self._arrived.append(arrived)
+        self._wake()
+
+    def _reporter(self, action: Action, total: int) -> Callable[[int], None]:
+        lock = threading.Lock()
+        said_s, come = time.monotonic(), 0
+
+        def report(count: int) -> None:
+            nonlocal said_s, come
+            if action.stopping:
+                raise _Stopped
+            with lock:
+                come += count
+                if time.monotonic() - said_s < _SAID_EVERY_S:
+                    return
+                said_s = time.monotonic()
+            text = f"inputs: {come >> 20} of {total >> 20} MiB from the shared cache"
+            self._log(action, f"{PROGRESS}{come / max(1, total)}\x1f{text}")
+
+        return report

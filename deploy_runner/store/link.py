@@ -1,0 +1,94 @@
+"""What one process knows of its shared cache: whether it can be read and written, and whom it trusts.
+
+A remote that fails is left alone from then on, reading and writing apart, and said once: a run continues with
+what is here. With `required` the failure is raised instead.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Literal, TypeVar
+
+from ..errors import UsageError
+from ..types import RemoteSpec
+from .namespace import is_pull_request
+from .remote import Remote, RemoteError
+from .signatures import SHORTEST_SECRET, Signatures
+
+__all__ = ["Direction", "Link", "object_name", "record_name"]
+
+Direction = Literal["read", "written"]
+_Result = TypeVar("_Result")
+
+
+def object_name(digest: str) -> str:
+    """Return the name of an object in a shared cache."""
+    return f"v1/objects/{digest[:2]}/{digest[2:]}"
+
+
+def record_name(key: str) -> str:
+    """Return the name of an action record in a shared cache."""
+    return f"v1/records/{key[:2]}/{key[2:]}.json"
+
+
+class Link:
+    """The remote of a spec as this process may use it. `note` is told each sentence for the user, once."""
+
+    def __init__(self, spec: RemoteSpec, environ: Mapping[str, str]) -> None:
+        self.spec = spec
+        self.remote = Remote(spec, environ)
+        self.note: Callable[[str], None] = lambda sentence: None
+        self._environ = environ
+        self._off: dict[Direction, RemoteError] = {}
+        self._lock = threading.Lock()
+
+    @cached_property
+    def signatures(self) -> Signatures:
+        """The keys that count. Raises UsageError for one that is none."""
+        return Signatures(self.spec.public_keys, self._environ)
+
+    @cached_property
+    def reads(self) -> bool:
+        """Say whether records from there can be trusted at all."""
+        if not self.signatures.can_check:
+            self.refuse("read", RemoteError(
+                f"nothing in {self.remote.url} can be trusted: no public key is configured",
+                fix="set cache.public_keys, or DEPLOY_RUNNER_CACHE_KEY"))  # fmt: skip
+        return self.signatures.can_check
+
+    @cached_property
+    def pushes(self) -> bool:
+        """Say whether what is made here goes there: never from a pull request, and never unsigned."""
+        if not self.spec.push or is_pull_request(self._environ):
+            return False
+        if not self.signatures.can_sign:
+            state = "too short" if self._environ.get("DEPLOY_RUNNER_CACHE_KEY") else "not set"
+            self.refuse("written", RemoteError(
+                f"nothing is pushed to {self.remote.url}: DEPLOY_RUNNER_CACHE_KEY is {state}",
+                fix=f"set {SHORTEST_SECRET} characters or more, e.g. `openssl rand -hex 32`"))  # fmt: skip
+        return self.signatures.can_sign
+
+    def works(self, direction: Direction) -> bool:
+        """Say whether nothing has failed yet in this direction."""
+        return direction not in self._off
+
+    def refuse(self, direction: Direction, error: RemoteError) -> None:
+        """Take notice that the remote can't be read or written. Raises it where the cache is required."""
+        with self._lock:
+            known = self._off.setdefault(direction, error) is not error
+        if self.spec.required:
+            raise UsageError(error.message, fix=error.fix)
+        if not known:
+            self.note(f"the shared cache is not {direction} any more: {error}")
+
+    def attempt(self, direction: Direction, do: Callable[[], _Result], otherwise: _Result) -> _Result:
+        """Return what `do` returns, or `otherwise` where the remote fails or has failed before."""
+        if not self.works(direction):
+            return otherwise
+        try:
+            return do()
+        except RemoteError as error:
+            self.refuse(direction, error)
+            return otherwise

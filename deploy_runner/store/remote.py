@@ -1,0 +1,271 @@
+"""The object store of a shared cache: bytes by name, in S3, Google Cloud Storage, Azure or a folder.
+
+The one module that imports obstore, on first use. It knows names and bytes, and says what failed in one
+sentence; what they mean, and what is done about a failure, is for `shared`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..errors import StoreError, UsageError
+from ..types import RemoteSpec
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+__all__ = ["Listed", "Remote", "RemoteError", "Taken"]
+
+_SCHEMES = ("s3", "gs", "az", "file")
+_PART_BYTES = 8 << 20
+_MOST_PARTS = 9000
+"""S3 takes 10,000 parts at most."""
+_PARTS_AT_ONCE = 4
+_STREAM_BYTES = 2 << 20
+_LARGEST_SMALL_BYTES = 64 << 20
+"""No record, manifest or lease is larger; what is would be read whole into memory."""
+_PART_S = 120.0
+"""The limit for sending a part: 70 kB/s."""
+_RETRIES = 2
+
+
+class RemoteError(StoreError):
+    """The remote can't be used: it is down, slow, refuses, or does not exist."""
+
+
+class Taken(Exception):
+    """A conditional write came too late: the name is taken, or has other content by now."""
+
+
+class Listed(NamedTuple):
+    """One object of a listing: `age_s` is by this machine's clock."""
+
+    name: str
+    size: int
+    age_s: float
+
+
+class Remote:
+    """The remote at a URL. Every method raises RemoteError where it can't be used."""
+
+    def __init__(self, spec: RemoteSpec, environ: Mapping[str, str]) -> None:
+        self.url = spec.url.rstrip("/")
+        self._timeout_s = spec.timeout_s
+        self._environ = environ
+        scheme = spec.url.partition("://")[0]
+        if scheme not in _SCHEMES or not spec.url.partition("://")[2].strip("/"):
+            known = "s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or file:///folder"
+            raise UsageError(f"{spec.url!r} is not an address of a shared cache", fix=f"use {known}")
+
+    # Clients ---------------------------------------------------------------------------------
+
+    @cached_property
+    def _small(self) -> ObjectStore:
+        """The client of requests that are short: each as a whole has the time limit."""
+        return self._client(timeout=_seconds(self._timeout_s))
+
+    @cached_property
+    def _bulk(self) -> ObjectStore:
+        """The client of transfers: what has a limit is the wait for the next bytes, or for one part."""
+        return self._client(
+            read_timeout=_seconds(self._timeout_s), timeout=_seconds(max(_PART_S, self._timeout_s))
+        )
+
+    def _client(self, **options: str) -> ObjectStore:
+        try:
+            from obstore.store import LocalStore, from_url
+        except ImportError:
+            raise UsageError(
+                "a shared cache needs the extra `remote`", fix='pip install "deploy-runner[remote]"'
+            ) from None
+        backoff = {
+            "init_backoff": timedelta(milliseconds=100),
+            "max_backoff": timedelta(seconds=1),
+            "base": 2,
+        }
+        retries: Any = {
+            "max_retries": _RETRIES, "retry_timeout": timedelta(seconds=self._timeout_s), "backoff": backoff,
+        }  # fmt: skip
+        with self._errors("be opened"):
+            if self.url.startswith("file://"):
+                return LocalStore(self.url.removeprefix("file://"))
+            client: Any = {"connect_timeout": _seconds(min(5.0, self._timeout_s)), **options}
+            if self._environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+                client["allow_http"] = True
+            return from_url(self.url, client_options=client, retry_config=retries, **self._credentials())
+
+    def _credentials(self) -> dict[str, Any]:
+        """Return boto3's credentials where the environment has none: those of a profile or of SSO."""
+        known = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+                 "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_SKIP_SIGNATURE")  # fmt: skip
+        if not self.url.startswith("s3://") or any(name in self._environ for name in known):
+            return {}
+        try:
+            from obstore.auth.boto3 import Boto3CredentialProvider
+
+            return {"credential_provider": Boto3CredentialProvider()}
+        except (ImportError, ValueError):  # Without boto3, or with it and nothing configured.
+            return {}
+
+    # Small content ---------------------------------------------------------------------------
+
+    def read(self, name: str) -> tuple[bytes, str] | None:
+        """Return a small object's content and its etag, or None where there is none."""
+        import obstore
+
+        with self._errors("be read"):
+            try:
+                found = obstore.get(self._small, name)
+                if found.meta["size"] > _LARGEST_SMALL_BYTES:
+                    return None
+                return bytes(found.bytes()), found.meta["e_tag"] or ""
+            except FileNotFoundError as error:
+                _refuse_no_bucket(error)
+                return None
+
+    def write(self, name: str, data: bytes, *, new: bool = False, etag: str = "") -> str:
+        """Write a small object and return its etag.
+
+        With `new` only where the name is free, with `etag` only where the content is still that one: else
+        Taken is raised. Where the remote can't compare etags, what is there is replaced without comparing.
+        """
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        mode: Any = "create" if new else {"e_tag": etag} if etag else "overwrite"
+        with self._errors("be written"):
+            try:
+                return obstore.put(self._small, name, data, mode=mode, use_multipart=False)["e_tag"] or ""
+            except (AlreadyExistsError, PreconditionError):
+                raise Taken from None
+            except NotImplementedError:
+                return obstore.put(self._small, name, data, use_multipart=False)["e_tag"] or ""
+            except FileNotFoundError as error:
+                _refuse_no_bucket(error)
+                raise Taken from None  # What should have been replaced is gone.
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Remove objects; one that does not exist is no error."""
+        import obstore
+
+        with self._errors("be written"):
+            for name in names:
+                try:
+                    obstore.delete(self._small, name)
+                except FileNotFoundError as error:
+                    _refuse_no_bucket(error)
+
+    def list(self, folder: str) -> Iterator[Listed]:
+        """Yield every object below a folder; a thousand a request."""
+        import datetime
+
+        import obstore
+
+        with self._errors("be listed"):
+            for page in obstore.list(self._bulk, folder):
+                now = datetime.datetime.now(datetime.UTC)
+                for found in page:
+                    age_s = (now - found["last_modified"]).total_seconds()
+                    yield Listed(found["path"], found["size"], age_s)
+
+    def size(self, name: str) -> int | None:
+        """Return an object's size in bytes, or None where there is none."""
+        import obstore
+
+        with self._errors("be read"):
+            try:
+                return int(obstore.head(self._small, name)["size"])
+            except FileNotFoundError as error:
+                _refuse_no_bucket(error)
+                return None
+
+    # Bulk ------------------------------------------------------------------------------------
+
+    def stream(self, name: str, start: int, end: int) -> Iterator[bytes]:
+        """Yield the bytes from `start` to `end` of an object, as they come; memory doesn't grow with it.
+
+        Raises FileNotFoundError where there is none.
+        """
+        import obstore
+
+        with self._errors("be read"):
+            whole: Any = {"range": (start, end)} if start < end else {}
+            found = obstore.get(self._bulk, name, options=whole)
+            yield from found.stream(min_chunk_size=_STREAM_BYTES)
+
+    def send(self, name: str, parts: Iterable[bytes], size: int) -> None:
+        """Write an object of `size` bytes from parts; where these raise, there is none afterwards."""
+        import obstore
+
+        with self._errors("be written"):
+            try:
+                obstore.put(
+                    self._bulk, name, iter(parts), chunk_size=part_bytes(size), max_concurrency=_PARTS_AT_ONCE
+                )
+            except FileNotFoundError as error:
+                _refuse_no_bucket(error)
+                raise
+
+    @contextmanager
+    def _errors(self, verb: str) -> Iterator[None]:
+        from obstore.exceptions import BaseError
+
+        try:
+            yield
+        except (BaseError, OSError, ValueError) as error:
+            if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error):
+                raise
+            message, fix = _sentence(error)
+            raise RemoteError(f"{self.url} can't {verb}: {message}", fix=fix) from error
+
+
+def part_bytes(size: int) -> int:
+    """Return how large the parts of an object are sent."""
+    return max(_PART_BYTES, -(-size // _MOST_PARTS))
+
+
+def _seconds(seconds: float) -> str:
+    return f"{int(seconds * 1000)}ms"
+
+
+def _refuse_no_bucket(error: FileNotFoundError) -> None:
+    """Raise again what says not that an object is missing, but what it would be in."""
+    if "NoSuchBucket" in str(error):
+        raise error
+
+
+_SENTENCES: tuple[tuple[str, str, str], ...] = (
+    ("NoSuchBucket", "the bucket doesn't exist", "create it, or correct cache.remote"),
+    ("ContainerNotFound", "the container doesn't exist", "create it, or correct cache.remote"),
+    ("Unable to canonicalize", "the folder doesn't exist", "create or mount it, or correct cache.remote"),
+    ("Account must be specified", "no account is named", "set AZURE_STORAGE_ACCOUNT_NAME"),
+    ("InvalidAccessKeyId", "the access key is unknown there", "check the credentials"),
+    ("SignatureDoesNotMatch", "the secret key is wrong", "check the credentials"),
+    ("ExpiredToken", "the credentials have expired", "renew them"),
+    ("PermanentRedirect", "the bucket is in another region", "set AWS_REGION"),
+    ("Error getting credentials", "there are no credentials", "set AWS_PROFILE or AWS_ACCESS_KEY_ID"),
+    ("169.254.169.254", "there are no credentials", "set AWS_PROFILE or AWS_ACCESS_KEY_ID"),
+    ("AccessDenied", "permission is denied", "check the policy of the bucket"),
+    ("403 Forbidden", "permission is denied", "check the policy of the bucket"),
+    ("401 Unauthorized", "the credentials are refused", "check the credentials"),
+    ("operation timed out", "it didn't answer in time", "raise cache.timeout"),
+    ("kind: Timeout", "it didn't answer in time", "raise cache.timeout"),
+    ("Connect", "it can't be reached", ""),
+)  # fmt: skip
+
+
+def _sentence(error: BaseException) -> tuple[str, str]:
+    """Return what an error of obstore says, in a few words, and what to do."""
+    said = str(error)
+    for mark, message, fix in _SENTENCES:
+        if mark in said:
+            return message, fix
+    first = said.partition("\n")[0].partition("Debug source:")[0].strip()
+    return first[:200] or type(error).__name__, ""
+
+
+Progress = Callable[[int], None]
