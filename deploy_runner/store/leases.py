@@ -48,6 +48,7 @@ class Leases:
         self._beaten_s = 0.0
         self._thread: threading.Thread | None = None
         self._failure: UsageError | None = None
+        self._wake: Callable[[], None] = lambda: None
 
     def ask(self, key: str) -> Claim:
         """Say how it stands with an action; the first time it is asked for begins to claim it.
@@ -62,6 +63,11 @@ class Leases:
                 self._start()
                 self._changed.notify_all()
             return self._claims[key].state
+
+    def listen(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called as soon as a claim has an answer; what was called before is not any more."""
+        with self._changed:
+            self._wake = wake
 
     def release(self, key: str) -> None:
         """Give a claim up: its record is there, or will never be."""
@@ -110,6 +116,9 @@ class Leases:
                     self._quietly(self._beat)
                 for key, claimed in due:
                     self._advance(key, claimed)
+                    if claimed.state in ("ours", "made"):
+                        with self._changed:
+                            self._wake()
             except UsageError as error:
                 self._failure = error
                 return

@@ -10,7 +10,7 @@ import selectors
 import signal
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from ...errors import DeployRunnerError, StageError
 from ...store.cas import Store
@@ -167,7 +167,8 @@ class LocalCrew:
 
     def wake(self) -> None:
         """Have `wait` return. It may be called from a signal handler or from another thread."""
-        os.write(self._wake_w, b"!")
+        with suppress(BlockingIOError):  # It is full: `wait` returns as it is.
+            os.write(self._wake_w, b"!")
 
     def _woken(self) -> None:
         os.read(self._wake_r, 4096)

@@ -79,6 +79,7 @@ class Dispatch:
         self._trash: list[Path] = []
         self._unrecorded: list[tuple[Lock, Action, ActionRecord | None]] = []
         self._crew = hire(self)
+        store.listen(self._crew.wake)
         self._handlers = self._catch_signals()
 
     @property
@@ -247,6 +248,7 @@ class Dispatch:
         """Stop what still runs, release the locks, and give the signals back."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        self._store.listen(lambda: None)
         try:
             self._tidy()
         finally:
