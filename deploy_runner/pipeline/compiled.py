@@ -23,6 +23,7 @@ from ..store.seal import Seal
 from ..store.stat import fingerprint
 from ..types import (
     SCHEMA_VERSION,
+    Executor,
     Graph,
     Mark,
     OutputSpec,
@@ -195,6 +196,7 @@ def _graph_to_json(graph: Graph) -> dict[str, Any]:
         "origins": dict(graph.origins),
         "target": dict(graph.target),
         "live": graph.live,
+        "executor": list(graph.executor),
         "fields": StageNode._fields,
         "sources": [[[f.name, f.path] for f in files] for files in sources],
         "stages": rows,
@@ -230,7 +232,8 @@ def _graph_from_json(value: dict[str, Any]) -> Graph:
         raise ValueError
     sources = [tuple(SourceFile(*f) for f in files) for files in value.pop("sources")]
     nodes = [_node_from_row(row, sources) for row in value.pop("stages")]
-    return Graph(stages={node.id: node for node in nodes}, **value)
+    executor = Executor(*value.pop("executor"))
+    return Graph(stages={node.id: node for node in nodes}, executor=executor, **value)
 
 
 def _node_from_row(row: list[Any], sources: list[tuple[SourceFile, ...]]) -> StageNode:

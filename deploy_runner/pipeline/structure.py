@@ -5,15 +5,15 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from ..errors import SpecError, closest
-from ..types import Json, Kind, OutputSpec
+from ..types import Executor, Json, Kind, OutputSpec
 from . import interface
 from .drafts import Draft, Ground
 from .expressions import Scope, Variables, resolve
 from .inputs import leaves_project
 from .loader import plain
-from .spec import STAGE_ID, PipelineSpec, StageSpec, TargetSpec, find_mark, problems_of
+from .spec import STAGE_ID, ExecutorSpec, PipelineSpec, StageSpec, TargetSpec, find_mark, problems_of
 
-__all__ = ["add_draft", "make_scope", "read_structure", "read_target"]
+__all__ = ["add_draft", "make_scope", "read_executor", "read_structure", "read_target"]
 
 
 def read_structure(ground: Ground) -> PipelineSpec | None:
@@ -23,6 +23,7 @@ def read_structure(ground: Ground) -> PipelineSpec | None:
     stages = data.get("stages")
     if isinstance(stages, dict):
         _check_stage_shapes(ground, stages)
+    _check_executor(ground, data)
     try:
         spec = PipelineSpec.model_validate(data)
     except ValidationError as error:
@@ -57,6 +58,15 @@ def _check_stage_shapes(ground: Ground, stages: dict[str, Json]) -> None:
             del stages[name]
 
 
+def _check_executor(ground: Ground, data: dict[str, Json]) -> None:
+    try:
+        ExecutorSpec.model_validate(data.get("executor", {}))
+    except ValidationError as error:
+        node = ground.root.value["executor"]
+        ground.problems += problems_of(error, node, "the executor", ExecutorSpec.model_fields)
+        del data["executor"]
+
+
 def make_scope(ground: Ground, spec: PipelineSpec) -> Scope:
     """Return what references of the whole pipeline may name."""
     env: dict[str, str] = {}
@@ -84,6 +94,17 @@ def read_target(ground: Ground, scope: Scope) -> dict[str, Json]:
     except ValidationError as error:
         ground.problems += problems_of(error, node, "the target", TargetSpec.model_fields)
         return {}
+
+
+def read_executor(ground: Ground, spec: PipelineSpec, scope: Scope) -> Executor:
+    """Return where stages run; a reference in the address is resolved."""
+    name, address = spec.executor.name, spec.executor.address
+    if not address:
+        return Executor(name)
+    node = ground.root.value["executor"].value["address"]
+    if name != "ray":
+        ground.say(node.mark, f"the executor {name} has no address", "add `name: ray`")
+    return Executor(name, str(resolve(node, scope, ground.problems).value))
 
 
 def add_draft(ground: Ground, name: str, spec: StageSpec) -> None:
