@@ -16,6 +16,7 @@ from ...errors import DeployRunnerError, StageError
 from ...store.cas import Store
 from ...types import RunOptions, StageNode
 from ..keys import KeyEnvironment
+from . import gpus
 from .action import Action, Project, finish, live_environment, request
 from .arrivals import Arrivals, Arrived
 from .crews import Audience, Ended
@@ -73,10 +74,17 @@ class LocalCrew:
         used = [action.node.resources for action in self._running.values()]
         cpu = sum(r.cpu for r in used) + node.resources.cpu
         memory = sum(r.memory_bytes for r in used) + node.resources.memory_bytes
+        if node.resources.gpu and node.resources.gpu > len(self._free_gpus()):
+            return node.resources.gpu > len(gpus.usable(self._environ))  # `add` says that it can't run.
         return cpu <= self._cpu and (not self._memory or memory <= self._memory)
+
+    def _free_gpus(self) -> tuple[str, ...]:
+        used = {name for action in self._running.values() for name in action.gpus}
+        return tuple(name for name in gpus.usable(self._environ) if name not in used)
 
     def add(self, action: Action) -> None:
         """Start an action once its inputs are here. Raises DeployRunnerError if it can't be started."""
+        action.gpus = self._gpus_for(action.node)
         action.work.mkdir(parents=True)
         self._audience.started(action)
         if self._arrivals.await_inputs(action):
@@ -90,6 +98,21 @@ class LocalCrew:
         except BaseException:
             action.close()
             raise
+
+    def _gpus_for(self, node: StageNode) -> tuple[str, ...]:
+        """Return the GPUs that a stage gets. Raises StageError for what this machine doesn't have."""
+        wanted = node.resources
+        if not (wanted.gpu or wanted.custom):
+            return ()
+        fix = "run with `--executor ray` on a cluster that has it"
+        for name in wanted.custom:
+            raise StageError(f"it needs the resource {name!r}, which a local run doesn't know", fix=fix)
+        count = len(gpus.usable(self._environ))
+        if wanted.gpu > count:
+            lack = f"{wanted.gpu} GPU{'s' if wanted.gpu > 1 else ''}, and this machine has {count or 'none'}"
+            by = f" in {gpus.VISIBLE}" if gpus.VISIBLE in self._environ else ""
+            raise StageError(f"it needs {lack}{by}", fix=fix)
+        return self._free_gpus()[: wanted.gpu]
 
     def _launch(self, action: Action) -> None:
         asked = request(
