@@ -9,7 +9,7 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 
 from ...errors import DeployRunnerError, StageError
@@ -67,14 +67,15 @@ class LocalCrew:
 
     # Starting --------------------------------------------------------------------------------
 
-    def room(self, node: StageNode) -> bool:
-        """Say whether a stage's resources are free."""
-        if not self._running:
+    def room(self, node: StageNode, beside: Sequence[StageNode] = ()) -> bool:
+        """Say whether a stage's resources are free, with these others too."""
+        used = [*(action.node.resources for action in self._running.values()), *(n.resources for n in beside)]
+        if not used:
             return True  # A stage that needs more than there is runs alone.
-        used = [action.node.resources for action in self._running.values()]
         cpu = sum(r.cpu for r in used) + node.resources.cpu
         memory = sum(r.memory_bytes for r in used) + node.resources.memory_bytes
-        if node.resources.gpu and node.resources.gpu > len(self._free_gpus()):
+        gpu = sum(n.resources.gpu for n in beside) + node.resources.gpu
+        if node.resources.gpu and gpu > len(self._free_gpus()):
             return node.resources.gpu > len(gpus.usable(self._environ))  # `add` says that it can't run.
         return cpu <= self._cpu and (not self._memory or memory <= self._memory)
 

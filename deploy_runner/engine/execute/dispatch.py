@@ -104,6 +104,8 @@ class Dispatch:
         """End what has not started yet with this state."""
         for waiting in self._waiting:
             self._done.append(StageResult(waiting.node.id, state, reason=reason))
+            if waiting.lock.held:
+                self._store.settle(waiting.decision.key, None)
             waiting.lock.release()
         self._waiting.clear()
 
@@ -123,13 +125,29 @@ class Dispatch:
         self._start_ready()
 
     def _start_ready(self) -> None:
+        claimed: list[StageNode] = []
+        full: set[object] = set()
+        ahead = not self._store.shares
         for waiting in list(self._waiting):
-            if not self._crew.room(waiting.node):
-                continue
+            resources = waiting.node.resources
+            need = (*resources[:-1], *resources.custom.items())
+            fits = need not in full and self._crew.room(waiting.node, claimed)
+            if not fits:
+                full.add(need)
+                if ahead:
+                    continue
             try:
-                if waiting.lock.try_acquire() and self._is_ours(waiting):
+                if not waiting.lock.try_acquire():
+                    continue
+                if self._is_ours(waiting) and fits:
                     self._waiting.remove(waiting)
                     self._start(waiting)
+                elif waiting.told:  # Another machine makes it.
+                    continue
+                elif fits:
+                    claimed.append(waiting.node)
+                else:  # One more than can be started is claimed, to lose no time. The rest is left to others.
+                    ahead = True
             except DeployRunnerError as error:
                 if waiting in self._waiting:
                     self._waiting.remove(waiting)
