@@ -234,6 +234,8 @@ class SharedStore(Store):
 
         Raises RemoteError where that fails, StoreError for an object that isn't here.
         """
+        if artifact.kind == "folder":  # One that was made elsewhere may have its files there alone.
+            self._bring_manifest(artifact.digest)
         objects = list(self._objects_of(artifact))
         list(self._pool.map(lambda o: self._send(*o, again=again, report=report), objects))
 

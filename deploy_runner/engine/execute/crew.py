@@ -67,6 +67,9 @@ class LocalCrew:
 
     # Starting --------------------------------------------------------------------------------
 
+    def prepare(self, node: StageNode) -> None:
+        """Do nothing: a local crew is always ready."""
+
     def room(self, node: StageNode, beside: Sequence[StageNode] = ()) -> bool:
         """Say whether a stage's resources are free, with these others too."""
         used = [*(action.node.resources for action in self._running.values()), *(n.resources for n in beside)]
