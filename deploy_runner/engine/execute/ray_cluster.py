@@ -11,8 +11,8 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,6 +62,8 @@ class Cluster:
     """
 
     def __init__(self, address: str, *, cpu: int, memory_bytes: int | None, wake: Callable[[], None]) -> None:
+        if not address or _has_token():  # Ray looks for its token by itself in some of its ways to connect.
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
         ray = _import()
         self._ray = ray
         self._wake = wake
@@ -71,7 +73,7 @@ class Cluster:
         self._outcomes: deque[Outcome] = deque()
         self._mail: deque[Batch] = deque()
         self._refs: dict[str, Any] = {}
-        self._task = ray.remote(_perform).options(max_retries=_RETRIES, retry_exceptions=False)
+        self._task = ray.remote(max_retries=_RETRIES, retry_exceptions=False)(_perform)
         self._mailbox = ray.remote(_Mailbox).options(num_cpus=0, max_restarts=-1).remote()
         self._polling = False
         self._nodes: list[Mapping[str, float]] = []
@@ -211,13 +213,13 @@ def _import() -> Any:
 
 def _connect(ray: Any, address: str, cpu: int, memory_bytes: int | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
-    if not address or _has_token():  # Ray takes its token by itself in some of the ways to connect only.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         if address:
             _reach(address)
-            ray.init(address, **quiet)
-        else:
+            with _silence():
+                ray.init(address, **quiet)
+            return
+        with _silence():
             ray.init(
                 "local", num_cpus=cpu, include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES,
                 _memory=memory_bytes, **quiet,
@@ -227,6 +229,19 @@ def _connect(ray: Any, address: str, cpu: int, memory_bytes: int | None) -> None
     except Exception as error:
         message, fix = _refusal(address, str(error))
         raise UsageError(message, fix=fix) from None
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Drop what is written to standard error meanwhile: Ray's C++ parts do that whatever they are told."""
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def _has_token() -> bool:
