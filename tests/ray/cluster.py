@@ -26,7 +26,7 @@ from tests.conftest import ROOT
 __all__ = ["Cluster", "joined"]
 
 NODES = {"one": 1, "two": 1}
-"""The nodes that are always there, and their CPUs. Each has a resource of its name."""
+"""The nodes that are always there, and their CPUs. Each has a resource of its name; `two` has two GPUs."""
 _STARTED_S = 180
 _FIRST_S = 60
 _ENVIRONMENT = {
@@ -58,13 +58,17 @@ class Cluster:
         """Return the folder of a node's own store."""
         return self.folder / "homes" / name
 
-    def add(self, name: str, **env: str) -> None:
-        """Add a node with one CPU, a resource of its name, and this environment."""
-        self._ask("add", name, 1, env)
+    def add(self, name: str, cpus: int = 1, **env: str) -> None:
+        """Add a node with so many CPUs, a resource of its name, and this environment."""
+        self._ask("add", name, cpus, env)
 
     def kill(self, name: str) -> None:
         """End a node without grace, with all its processes."""
         self._ask("kill", name)
+
+    def remove(self, name: str) -> None:
+        """End a node that was added, unless it was killed."""
+        self._ask("remove", name)
 
     def processes(self, name: str) -> list[int]:
         """Return the ids of the processes that have a node's home in their environment."""
@@ -140,11 +144,16 @@ class _Host:
     def add(self, name: str, cpus: int, env: Mapping[str, str]) -> None:
         home = {"DEPLOY_RUNNER_HOME": str(self._folder / "homes" / name), "DEPLOY_RUNNER_CACHE_KEY": ""}
         self._nodes[name] = self._cluster.add_node(
-            num_cpus=cpus, resources={name: 1}, env_vars={**home, **env}, object_store_memory=80_000_000
-        )
+            num_cpus=cpus, num_gpus=2 if name == "two" else 0, resources={name: 1}, env_vars={**home, **env},
+            object_store_memory=80_000_000,
+        )  # fmt: skip
 
     def kill(self, name: str) -> None:
         self._cluster.remove_node(self._nodes.pop(name), allow_graceful=False)
+
+    def remove(self, name: str) -> None:
+        if name in self._nodes:
+            self._cluster.remove_node(self._nodes.pop(name))
 
     def shutdown(self) -> None:
         self._cluster.shutdown()

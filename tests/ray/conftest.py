@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,8 +41,6 @@ class RayProject(Project):
 
     def alike(self, folder: Path) -> RayProject:
         """Return a copy of this project in another folder, with an empty store and an empty cache."""
-        import shutil
-
         (folder / "copy").mkdir(parents=True)
         copy = RayProject(folder / "copy" / "project", self.cluster)
         shutil.copytree(
@@ -49,6 +49,14 @@ class RayProject(Project):
         text = (copy.folder / "pipeline.yaml").read_text()
         (copy.folder / "pipeline.yaml").write_text(text.replace(str(self.remote), str(copy.remote)))
         return copy
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of loopback on which nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
 
 
 @pytest.fixture
