@@ -11,16 +11,20 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Literal, TypeVar
 
-from ..errors import UsageError
+from ..errors import DeployRunnerError
 from ..types import RemoteSpec
 from .namespace import is_pull_request
 from .remote import Remote, RemoteError
 from .signatures import SHORTEST_SECRET, Signatures
 
-__all__ = ["Direction", "Link", "object_name", "record_name"]
+__all__ = ["Direction", "Link", "RequiredError", "object_name", "record_name"]
 
 Direction = Literal["read", "written"]
 _Result = TypeVar("_Result")
+
+
+class RequiredError(DeployRunnerError):
+    """The shared cache is required, and can't be used."""
 
 
 def object_name(digest: str) -> str:
@@ -79,7 +83,7 @@ class Link:
         with self._lock:
             known = self._off.setdefault(direction, error) is not error
         if self.spec.required:
-            raise UsageError(error.message, fix=error.fix)
+            raise RequiredError(error.message, fix=error.fix)
         if not known:
             self.note(f"the shared cache is not {direction} any more: {error}")
 

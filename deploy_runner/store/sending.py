@@ -46,7 +46,7 @@ class Sending:
     def finish(self) -> None:
         """Wait for what is on its way, as long as it moves; say how much is left, if it doesn't.
 
-        Raises what a task has raised, so that nothing that is required is left out in silence.
+        Raises RequiredError where the cache is required and fails.
         """
         pace_s = max(self._link.spec.timeout_s, 1.0)
         before, said_s, checked_s = self._bytes, time.monotonic(), time.monotonic()

@@ -187,7 +187,7 @@ class SharedStore(Store):
     # Sending ---------------------------------------------------------------------------------
 
     def claim(self, key: str) -> Claim:
-        """Say whether this run makes an action. Raises UsageError where the cache is required and fails."""
+        """Say whether this run makes an action. Raises RequiredError where the cache is required and fails."""
         return self.leases.ask(key)
 
     def listen(self, wake: Callable[[], None]) -> None:
@@ -223,11 +223,17 @@ class SharedStore(Store):
         def send() -> bool:
             for artifact in record.outputs.values():
                 self.send(artifact, again=again, report=report)
-            body = self.link.signatures.signed(record_body(record._replace(remote="")), "action", record.key)
-            self.link.remote.write(record_name(record.key), body)
+            self.send_record(record)
             return True
 
         return self.link.attempt("written", send, otherwise=False)
+
+    def send_record(self, record: ActionRecord) -> None:
+        """Sign a record and send it; what it names has to be there. Raises RemoteError."""
+        body = record_body(record._replace(remote=""))
+        self.link.remote.write(
+            record_name(record.key), self.link.signatures.signed(body, "action", record.key)
+        )
 
     def send(self, artifact: Artifact, *, again: bool = False, report: Report = lambda count: None) -> None:
         """Send what the shared cache lacks of an artifact.
@@ -259,7 +265,7 @@ class SharedStore(Store):
             raise StoreError(f"object {digest} is lost or damaged", fix="run again") from error
 
     def finish(self) -> None:
-        """Wait for what is on its way there. Raises UsageError where the cache is required and fails."""
+        """Wait for what is on its way there. Raises RequiredError where the cache is required and fails."""
         if "sending" in self.__dict__:
             self.sending.finish()
 
