@@ -21,6 +21,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from .engine.runs import Recorder, RunRecord
+from .errors import DeployRunnerError
 from .pipeline.compiled import compile_pipeline
 from .pipeline.identity import Files, identity
 from .store.files import write_atomic
@@ -156,7 +157,6 @@ def run(
                     on_event(event)
 
         pipeline.store.begin(lambda sentence: emit(Event("run-note", time.time(), text=sentence)))
-
         results = execute(
             pipeline.graph,
             pipeline.planner(),
@@ -168,12 +168,24 @@ def run(
             environ=pipeline.environ,
             early=early,
         )
+        unsent = None
         if not any(result.state == "interrupted" for result in results.values()):
-            pipeline.store.finish()
+            unsent = _unsent(pipeline.store)
         record = recorder.finish(results, now_s=time.time(), exit_code=_exit_code(results))
         if any(result.state != "hit" for result in results.values()):
             _write_report(pipeline, record, results)
+    if unsent is not None:
+        raise unsent
     return record
+
+
+def _unsent(store: Store) -> DeployRunnerError | None:
+    """Wait for what is on its way to a shared cache; return why what is required has not arrived."""
+    try:
+        store.finish()
+    except DeployRunnerError as error:
+        return error
+    return None
 
 
 def _exit_code(results: Mapping[str, StageResult]) -> int:

@@ -21,6 +21,10 @@ __all__ = ["Direction", "Link", "RequiredError", "object_name", "record_name"]
 
 Direction = Literal["read", "written"]
 _Result = TypeVar("_Result")
+_NOTES: Mapping[Direction, str] = {
+    "read": "continuing without the shared cache: {}",
+    "written": "nothing more is written to the shared cache: {}",
+}
 
 
 class RequiredError(DeployRunnerError):
@@ -81,11 +85,12 @@ class Link:
     def refuse(self, direction: Direction, error: RemoteError) -> None:
         """Take notice that the remote can't be read or written. Raises it where the cache is required."""
         with self._lock:
+            said = any(other.cause == error.cause != "" for other in self._off.values())
             known = self._off.setdefault(direction, error) is not error
         if self.spec.required:
             raise RequiredError(error.message, fix=error.fix)
-        if not known:
-            self.note(f"the shared cache is not {direction} any more: {error}")
+        if not (known or said):
+            self.note(_NOTES[direction].format(error))
 
     def attempt(self, direction: Direction, do: Callable[[], _Result], otherwise: _Result) -> _Result:
         """Return what `do` returns, or `otherwise` where the remote fails or has failed before."""

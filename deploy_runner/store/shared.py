@@ -28,7 +28,6 @@ from .transfer import download, read_parts
 __all__ = ["SharedStore", "open_store"]
 
 _REQUESTS_AT_ONCE = 16
-_SMALL_BYTES = 8 << 20
 
 Report = Callable[[int], None]
 _Object = tuple[str, int]
@@ -187,7 +186,7 @@ class SharedStore(Store):
     # Sending ---------------------------------------------------------------------------------
 
     def claim(self, key: str) -> Claim:
-        """Say whether this run makes an action. Raises RequiredError where the cache is required and fails."""
+        """Say whether this run makes an action. Raises RequiredError."""
         return self.leases.ask(key)
 
     def listen(self, wake: Callable[[], None]) -> None:
@@ -257,10 +256,7 @@ class SharedStore(Store):
             return
         try:
             parts = read_parts(path, digest, part_bytes(size), report)
-            if size <= _SMALL_BYTES:
-                self.link.remote.write(name, b"".join(parts))
-            else:
-                self.link.remote.send(name, parts, size)
+            self.link.remote.send(name, parts, size)
         except (FileNotFoundError, ValueError) as error:
             raise StoreError(f"object {digest} is lost or damaged", fix="run again") from error
 
