@@ -35,7 +35,11 @@ _RETRIES = 2
 
 
 class RemoteError(StoreError):
-    """The remote can't be used: it is down, slow, refuses, or does not exist."""
+    """The remote can't be used: it is down, slow, or rejects us. `cause` says why, without the address."""
+
+    def __init__(self, message: str, *, fix: str = "", cause: str = "") -> None:
+        super().__init__(message, fix=fix)
+        self.cause = cause
 
 
 class Taken(Exception):
