@@ -139,6 +139,11 @@ class SharedStore(Store):
 
     # Bringing --------------------------------------------------------------------------------
 
+    @property
+    def reaches_all(self) -> bool:
+        """Say whether the shared cache has been read without a failure, so far."""
+        return self.link.works("read")
+
     def fetch(self, artifact: Artifact, report: Report = lambda count: None) -> bool:
         """Bring what is missing of an artifact; say whether all of it is here. Raises StoreError."""
         if self.state(artifact) == "present":
