@@ -82,6 +82,9 @@ def test_what_expired_is_said_and_the_next_run_rebuilds_it(chain: Project, share
         "(run `deploy-runner run pipeline.yaml a` to rebuild it)\n"
     )
     assert "the output `text` is missing in the store" in chain.cli("get", "a", exits=2, **two).stderr
+    assert chain.states(**two) == {"a": "healed"}
+    assert chain.output("a", **two) == b"HELLO!"
+    assert shared.names("v1/objects") == [name]
 
 
 def test_a_damaged_object_is_not_taken(chain: Project, shared: Shared) -> None:
@@ -93,6 +96,9 @@ def test_a_damaged_object_is_not_taken(chain: Project, shared: Shared) -> None:
     assert "does not have it any more" in chain.cli("get", "a", exits=1, **two).stderr
     assert not objects(two)
     assert not (chain.folder / "upper.txt").exists()
+    assert chain.states(**two) == {"a": "healed"}
+    assert shared.read(name) == b"HELLO"
+    assert chain.output("a", **machine(chain, shared, "three")) == b"HELLO"
 
 
 def test_a_remote_that_is_gone_is_said_in_a_sentence(chain: Project, bucket: Bucket) -> None:
