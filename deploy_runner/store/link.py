@@ -82,6 +82,10 @@ class Link:
         """Say whether nothing has failed yet in this direction."""
         return direction not in self._off
 
+    def failure(self, direction: Direction) -> RemoteError | None:
+        """Return what failed first in this direction."""
+        return self._off.get(direction)
+
     def refuse(self, direction: Direction, error: RemoteError) -> None:
         """Take notice that the remote can't be read or written. Raises it where the cache is required."""
         with self._lock:

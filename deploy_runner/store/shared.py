@@ -96,7 +96,10 @@ class SharedStore(Store):
         return self._refused.get(key, "") or super().problem(key)
 
     def _bring_record(self, key: str) -> ActionRecord | None:
-        """Take over a record from the shared cache; None where it has none that counts."""
+        """Take over a record from the shared cache; None where it has none that counts.
+
+        The one whose objects were found to be lost doesn't count until another machine has made it again.
+        """
         if not self.link.reads:
             return None
         found = self.link.attempt("read", lambda: self.link.remote.read(record_name(key)), None)
@@ -105,6 +108,9 @@ class SharedStore(Store):
             self._absent.add(key)
             return None
         self._absent.discard(key)
+        known = self.records.get(key)
+        if known is not None and known.remote == "lost" and known._replace(remote="") == record:
+            return None
         record = record._replace(remote="there")
         self.records.put(record)
         return record
@@ -137,6 +143,11 @@ class SharedStore(Store):
             self.records.put(record._replace(remote="lost"))
 
     # Bringing --------------------------------------------------------------------------------
+
+    @property
+    def reaches_all(self) -> bool:
+        """Say whether the shared cache has been read without a failure, so far."""
+        return self.link.works("read")
 
     def fetch(self, artifact: Artifact, report: Report = lambda count: None) -> bool:
         """Bring what is missing of an artifact; say whether all of it is here. Raises StoreError."""
