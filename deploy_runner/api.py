@@ -21,6 +21,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from .engine.runs import Recorder, RunRecord
+from .errors import DeployRunnerError
 from .pipeline.compiled import compile_pipeline
 from .pipeline.identity import Files, identity
 from .store.files import write_atomic
@@ -43,26 +44,37 @@ class Pipeline:
     """A compiled pipeline and the store that keeps its artifacts.
 
     `graph` holds the stages, `home` is the store's folder, `files` identifies the pipeline in the run
-    history, `environ` is the environment that it was compiled with.
+    history, `environ` is the environment that it was compiled with. `note` is told, outside a run, what the
+    user should know of a shared cache.
     """
 
-    def __init__(self, graph: Graph, home: Path, files: Files, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        home: Path,
+        files: Files,
+        environ: Mapping[str, str],
+        note: Callable[[str], None] | None = None,
+    ) -> None:
         self.graph = graph
         self.home = home
         self.files = files
         self.environ = environ
+        self.note = note or (lambda sentence: None)
 
     @cached_property
     def store(self) -> Store:
         """The store; the first access creates its folder."""
         from .store.shared import open_store
 
-        return open_store(
+        opened = open_store(
             self.home,
             protected=protected_home(self.home, self.environ),
             remote=self.remote,
             environ=self.environ,
         )
+        opened.begin(self.note)
+        return opened
 
     @property
     def remote(self) -> RemoteSpec | None:
@@ -99,12 +111,14 @@ def load(
     sets: Sequence[str] = (),
     environ: Mapping[str, str] | None = None,
     on_compile: Callable[[], None] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Pipeline:
     """Read and check a pipeline with its overlays (`config`) and `--set` expressions (`sets`).
 
     Raises SpecError with every problem of the file, or UsageError if the file does not exist. An
     invalid pipeline writes nothing. `on_compile` is called before compilation starts; it is not called
-    if the compiled pipeline is in the store.
+    if the compiled pipeline is in the store. `note` is called with each sentence about a shared cache;
+    during a run, such sentences are events.
     """
     environ = os.environ if environ is None else environ
     path = Path(pipeline)
@@ -113,7 +127,7 @@ def load(
     graph = compile_pipeline(
         path, overlays=overlays, sets=list(sets), environ=environ, home=home, on_compile=on_compile
     )
-    return Pipeline(graph, home, identity(path, overlays, home), environ)
+    return Pipeline(graph, home, identity(path, overlays, home), environ, note)
 
 
 def plan(pipeline: Pipeline, stages: Sequence[str] = ()) -> Plan:
@@ -156,24 +170,38 @@ def run(
                     on_event(event)
 
         pipeline.store.begin(lambda sentence: emit(Event("run-note", time.time(), text=sentence)))
-
-        results = execute(
-            pipeline.graph,
-            pipeline.planner(),
-            pipeline.store,
-            options,
-            targets=list(stages) or None,
-            emit=emit,
-            run_folder=recorder.folder,
-            environ=pipeline.environ,
-            early=early,
-        )
-        if not any(result.state == "interrupted" for result in results.values()):
-            pipeline.store.finish()
+        unsent = None
+        try:
+            results = execute(
+                pipeline.graph,
+                pipeline.planner(),
+                pipeline.store,
+                options,
+                targets=list(stages) or None,
+                emit=emit,
+                run_folder=recorder.folder,
+                environ=pipeline.environ,
+                early=early,
+            )
+            if not any(result.state == "interrupted" for result in results.values()):
+                unsent = _unsent(pipeline.store)
+        finally:
+            pipeline.store.begin(pipeline.note)
         record = recorder.finish(results, now_s=time.time(), exit_code=_exit_code(results))
         if any(result.state != "hit" for result in results.values()):
             _write_report(pipeline, record, results)
+    if unsent is not None:
+        raise unsent
     return record
+
+
+def _unsent(store: Store) -> DeployRunnerError | None:
+    """Wait for what is on its way to a shared cache; return why what is required has not arrived."""
+    try:
+        store.finish()
+    except DeployRunnerError as error:
+        return error
+    return None
 
 
 def _exit_code(results: Mapping[str, StageResult]) -> int:
@@ -191,7 +219,7 @@ def _write_report(pipeline: Pipeline, record: RunRecord, results: Mapping[str, S
         for id_, result in results.items()
         for name, artifact in result.outputs.items()
         if html.is_picture(pipeline.graph.stages[id_].outputs[name]) and artifact.size <= _PICTURE_BYTES
-        if pipeline.store.state(artifact) == "present"
+        if pipeline.store.fetch(artifact)
     }
     page = html.render(record, pipeline.graph, pictures)
     write_atomic(record.folder / "report.html", page.encode(), tmp=pipeline.home / "tmp")

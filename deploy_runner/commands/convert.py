@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from ..errors import UsageError
+from ..errors import StoreError, UsageError
 from ..store.files import write_atomic
 from ..types import RunOptions
 from ..usercode.loading import split
-from .options import Argument, JsonResult, LogSwitch, Option, QuietSwitch, whole_numbers
+from .downloads import Needed, bring
+from .options import Argument, JsonResult, LogSwitch, Option, QuietSwitch, to_stderr, whole_numbers
 from .running import View, run_and_show
+
+if TYPE_CHECKING:
+    from ..api import Pipeline
 
 __all__ = ["FORMATS", "Convert"]
 
@@ -64,7 +69,7 @@ class Convert(NamedTuple):
             path, self.checkpoint, formats,
             factory=self.factory, shape=self.shape, dtype=self.dtype, calibration=self.calibration,
         )  # fmt: skip
-        pipeline = api.load(path)
+        pipeline = api.load(path, note=None if self.quiet else to_stderr)
         places = {}
         for name in formats:
             stage, output = FORMATS[name][0].split(".")
@@ -73,14 +78,27 @@ class Convert(NamedTuple):
                 raise UsageError(f"{place} already exists", fix="choose another folder with --output")
             places[stage, output] = place
         record = run_and_show(pipeline, [], RunOptions(), View(self.json, self.log, self.quiet))
-        for (stage, output), place in places.items():
-            artifact = record.artifacts(stage).get(output)
-            if artifact is not None:
-                place.parent.mkdir(parents=True, exist_ok=True)
-                pipeline.store.materialise(artifact, place)
-                if not self.quiet:
-                    print(place, file=sys.stderr if self.json else sys.stdout)
+        lost: list[StoreError] = []
+        with pipeline.store.hold():
+            for (stage, output), place in places.items():
+                artifact = record.artifacts(stage).get(output)
+                if artifact is not None:
+                    rebuild = f"deploy-runner run {shlex.quote(self.pipeline)} {stage}"
+                    needed = Needed(artifact, stage, str(record.stages[stage]["key"]), rebuild)
+                    try:
+                        self._copy(pipeline, needed, place)
+                    except StoreError as error:
+                        lost.append(error)
+        if lost:
+            raise StoreError("\n".join(map(str, lost)))
         return record.exit_code
+
+    def _copy(self, pipeline: Pipeline, needed: Needed, place: Path) -> None:
+        bring(pipeline.store, [needed], quiet=self.quiet)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        pipeline.store.materialise(needed.artifact, place)
+        if not self.quiet:
+            print(place, file=sys.stderr if self.json else sys.stdout)
 
 
 def _write_pipeline(

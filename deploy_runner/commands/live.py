@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from ..errors import UsageError
-from ..types import Finding, Graph, StageNode
-from .options import JsonSwitch, Option, Selection
+from ..types import Finding, Graph, RefSource, StageNode
+from .downloads import Needed, bring
+from .options import JsonSwitch, Option, Selection, to_stderr
 
 if TYPE_CHECKING:
     from ..api import Pipeline
@@ -28,7 +29,7 @@ class Status(NamedTuple):
 
     def __call__(self) -> int:
         """Print every fact about the remote beside what the pipeline says; exit 1 where they differ."""
-        found = status(self.selection.load(), self.selection.names, log=_to_stderr)
+        found = status(self.selection.load(), self.selection.names, log=to_stderr)
         in_sync = all(f.in_sync for findings in found.values() for f in findings)
         if self.json:
             stages = {s: [{**f._asdict(), "in_sync": f.in_sync} for f in rows] for s, rows in found.items()}
@@ -52,7 +53,7 @@ class Rollback(NamedTuple):
     def __call__(self) -> int:
         """Have the push bring it back, and print what it said."""
         name = _one_push(self.selection, "rollback")
-        _print_done(rollback(self.selection.load(), name, self.to, log=_to_stderr), as_json=self.json)
+        _print_done(rollback(self.selection.load(), name, self.to, log=to_stderr), as_json=self.json)
         return 0
 
 
@@ -69,7 +70,7 @@ class Promote(NamedTuple):
     def __call__(self) -> int:
         """Have the push set the status, and print what it said."""
         name = _one_push(self.selection, "promote")
-        _print_done(promote(self.selection.load(), name, self.status, log=_to_stderr), as_json=self.json)
+        _print_done(promote(self.selection.load(), name, self.status, log=to_stderr), as_json=self.json)
         return 0
 
 
@@ -79,10 +80,6 @@ def _one_push(selection: Selection, verb: str) -> str:
             f"{verb} needs the name of one push stage", fix=f"`deploy-runner {verb} STAGE --config FILE`"
         )
     return selection.names[0]
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def _print_done(said: str, *, as_json: bool) -> None:
@@ -108,12 +105,15 @@ def status(
     planner = pipeline.planner()
     wanted = [node.id for node in _pushes(pipeline.graph, stages)]
     with pipeline.store.hold():
-        for node, decision, waiting in list(planner.decisions(wanted)):
+        decisions = list(planner.decisions(wanted))
+        keys = {node.id: decision.key for node, decision, _ in decisions if decision is not None}
+        for node, decision, waiting in decisions:
             if node.id not in wanted:
                 continue
             if decision is None:
                 found[node.id] = [Finding("inputs", "made", f"{', '.join(waiting)} not built yet")]
                 continue
+            _bring_inputs(pipeline, node, decision, keys)
             rows = _ask(pipeline, node, decision, {"verb": "status"}, log)
             found[node.id] = [Finding(*row) for row in rows]
     return found
@@ -145,11 +145,14 @@ def promote(
     _require_live(pipeline.graph)
     (node,) = _pushes(pipeline.graph, [stage])
     with pipeline.store.hold():
-        decision = next(d for n, d, _ in list(pipeline.planner().decisions([stage])) if n is node)
+        decisions = list(pipeline.planner().decisions([stage]))
+        keys = {n.id: d.key for n, d, _ in decisions if d is not None}
+        decision = next(d for n, d, _ in decisions if n is node)
         if decision is None:
             raise UsageError(
                 f"the inputs of {stage} have not been built yet", fix=f"deploy-runner run {stage}"
             )
+        _bring_inputs(pipeline, node, decision, keys)
         return str(_ask(pipeline, node, decision, {"verb": "promote", "status": status}, log))
 
 
@@ -169,6 +172,16 @@ def _pushes(graph: Graph, stages: Sequence[str]) -> list[StageNode]:
         if not graph.stages[name].converges:
             raise UsageError(f"{name} ({graph.stages[name].uses}) is not a push stage")
     return [node for node in pushes if not stages or node.id in stages]
+
+
+def _bring_inputs(pipeline: Pipeline, node: StageNode, decision: Decision, keys: Mapping[str, str]) -> None:
+    """Have what the stage reads of earlier ones here. Raises StoreError for what isn't available."""
+    path = shlex.quote(pipeline.graph.pipeline)
+    bring(pipeline.store, [
+        Needed(decision.inputs[name], f"{source.stage}.{source.output}", keys[source.stage],
+               f"deploy-runner run {path} {shlex.quote(source.stage)}")
+        for name, source in node.inputs.items() if isinstance(source, RefSource)
+    ])  # fmt: skip
 
 
 def _ask(

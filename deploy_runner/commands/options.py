@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import (
@@ -43,6 +44,7 @@ __all__ = [
     "given",
     "positive",
     "size",
+    "to_stderr",
     "whole_numbers",
 ]
 
@@ -107,7 +109,7 @@ class Selection(NamedTuple):
         """Load the pipeline; `on_compile` is called first where it was not compiled before."""
         from ..api import load
 
-        return load(self.path, config=self.config, sets=self.sets, on_compile=on_compile)
+        return load(self.path, config=self.config, sets=self.sets, on_compile=on_compile, note=to_stderr)
 
     @classmethod
     def declare(cls, parser: argparse.ArgumentParser, help: str) -> None:  # noqa: A002
@@ -226,6 +228,11 @@ def _add_option(parser: argparse.ArgumentParser, field: _Field, about: Option) -
 def _choices(kind: Any) -> Sequence[str] | None:
     members = (kind, *get_args(kind))  # Those of a union: `Literal[…] | None`.
     return next((get_args(one) for one in members if get_origin(one) is Literal), None)
+
+
+def to_stderr(line: str) -> None:
+    """Print a line for the user beside what a command prints for others."""
+    print(line, file=sys.stderr)
 
 
 def positive(text: str) -> int:

@@ -16,6 +16,7 @@ from ..api import explain, place_of
 from ..engine.runs import RunRecord, read_record, recorded_runs
 from ..errors import UsageError, closest
 from ..types import Artifact, Json
+from .downloads import Needed, bring
 from .options import JsonSwitch, Option, Selection
 
 if TYPE_CHECKING:
@@ -32,8 +33,13 @@ _MADE = ("ran", "hit", "healed", "converged")
 class Found(NamedTuple):
     """An output that was asked for: the artifact, and the name of the file or folder that it is."""
 
-    artifact: Artifact
+    needed: Needed
     file: str
+
+    @property
+    def artifact(self) -> Artifact:
+        """The artifact."""
+        return self.needed.artifact
 
 
 class Show(NamedTuple):
@@ -215,9 +221,7 @@ class Get(NamedTuple):
                 destination /= found.file
             if destination.exists():
                 raise UsageError(f"{destination} already exists", fix="choose another path with --to")
-            state = pipeline.store.state(found.artifact)
-            if state != "present":
-                raise UsageError(f"{names[0]} is {state} in the store", fix="`deploy-runner run` rebuilds it")
+            bring(pipeline.store, [found.needed])
             destination.parent.mkdir(parents=True, exist_ok=True)
             pipeline.store.materialise(found.artifact, destination)
         print(destination)
@@ -235,14 +239,15 @@ def find_output(pipeline: Pipeline, name: str, selection: Selection, run: str) -
     stage, output = (name, "") if name in known else (name.rpartition(".")[0], name.rpartition(".")[2])
     if stage not in known:
         raise _unknown(stage or name, known, f"run {record.id} has" if record else f"{selection.path} has")
-    made = record.artifacts(stage) if record else _current(pipeline, stage, selection)
+    key, made = _recorded(record, stage) if record else _current(pipeline, stage, selection)
     output = output or _only(stage, made)
     declared = stages[stage].outputs if stage in stages else {}
     if output not in made:
         where = f" in run {record.id}" if record else ""
         wrong = "made no" if output in declared else "has no"
         raise UsageError(f"stage {stage!r} {wrong} output {output!r}{where}", fix=", ".join(made))
-    return Found(made[output], Path(declared[output].path).name if output in declared else output)
+    needed = Needed(made[output], name, key, _run_command(selection, stage))
+    return Found(needed, Path(declared[output].path).name if output in declared else output)
 
 
 def _only(stage: str, made: Mapping[str, Artifact]) -> str:
@@ -254,17 +259,24 @@ def _only(stage: str, made: Mapping[str, Artifact]) -> str:
     raise UsageError(f"stage {stage!r} has several outputs: {', '.join(made)}", fix=fix)
 
 
-def _current(pipeline: Pipeline, stage: str, selection: Selection) -> Mapping[str, Artifact]:
-    """Return the outputs of a stage that is up to date: a hit, or a live push since which nothing changed."""
+def _recorded(record: RunRecord, stage: str) -> tuple[str, Mapping[str, Artifact]]:
+    return str(record.stages[stage]["key"]), record.artifacts(stage)
+
+
+def _current(pipeline: Pipeline, stage: str, selection: Selection) -> tuple[str, Mapping[str, Artifact]]:
+    """Return the key and the outputs of a stage that is up to date.
+
+    That is a hit, or a live push since which nothing changed.
+    """
     verdict = explain(pipeline, stage)
     decision = verdict.decision
     if decision is not None and decision.state == "hit" and decision.record is not None:
-        return decision.record.outputs
+        return decision.key, decision.record.outputs
     record = _newest_with(pipeline, stage)
     made = record.artifacts(stage) if record else {}
-    pushed = decision is not None and decision.state == "converge" and decision.key
-    if record and made and record.stages[stage]["key"] == pushed:
-        return made
+    pushed = decision.key if decision is not None and decision.state == "converge" else ""
+    if record and made and pushed and record.stages[stage]["key"] == pushed:
+        return pushed, made
     fix = f"run `{_run_command(selection, stage)}`"
     if record and made:
         fix += f"; --run {record.number} selects the output of its last run"

@@ -24,6 +24,7 @@ from typing import Annotated, Any, NamedTuple, Self
 from ..engine.runs import recorded_runs
 from ..errors import DeployRunnerError, UsageError
 from ..server.options import OPTIONS, add_options
+from .downloads import bring
 from .options import DEFAULT_PIPELINE, Selection
 from .results import RUN_INSTEAD, find_output
 
@@ -177,6 +178,7 @@ class _Supervisor:
             digests = [output.artifact.digest for output in found]
             if digests == self._served:
                 return found[0].file
+            bring(self._pipeline.store, [output.needed for output in found])
             place = self._folder / f"generation-{self._generation}"
             place.mkdir()
             for output, name in zip(found, (found[0].file, "reference"), strict=False):

@@ -18,9 +18,8 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from ..errors import UsageError
 from .cas import Claim
-from .link import Link
+from .link import Link, RequiredError
 from .remote import RemoteError, Taken
 
 __all__ = ["Leases"]
@@ -47,13 +46,13 @@ class Leases:
         self._beats = 0
         self._beaten_s = 0.0
         self._thread: threading.Thread | None = None
-        self._failure: UsageError | None = None
+        self._failure: RequiredError | None = None
         self._wake: Callable[[], None] = lambda: None
 
     def ask(self, key: str) -> Claim:
         """Say how it stands with an action; the first time it is asked for begins to claim it.
 
-        Raises UsageError where the shared cache is required and has failed.
+        Raises RequiredError where the shared cache is required and has failed.
         """
         with self._changed:
             if self._failure is not None:
@@ -119,7 +118,7 @@ class Leases:
                     if claimed.state in ("ours", "made"):
                         with self._changed:
                             self._wake()
-            except UsageError as error:
+            except RequiredError as error:
                 self._failure = error
                 return
 

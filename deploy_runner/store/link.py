@@ -11,16 +11,24 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Literal, TypeVar
 
-from ..errors import UsageError
+from ..errors import DeployRunnerError
 from ..types import RemoteSpec
 from .namespace import is_pull_request
 from .remote import Remote, RemoteError
 from .signatures import SHORTEST_SECRET, Signatures
 
-__all__ = ["Direction", "Link", "object_name", "record_name"]
+__all__ = ["Direction", "Link", "RequiredError", "object_name", "record_name"]
 
 Direction = Literal["read", "written"]
 _Result = TypeVar("_Result")
+_NOTES: Mapping[Direction, str] = {
+    "read": "continuing without the shared cache: {}",
+    "written": "nothing more is written to the shared cache: {}",
+}
+
+
+class RequiredError(DeployRunnerError):
+    """The shared cache is required, and can't be used."""
 
 
 def object_name(digest: str) -> str:
@@ -74,14 +82,19 @@ class Link:
         """Say whether nothing has failed yet in this direction."""
         return direction not in self._off
 
+    def failure(self, direction: Direction) -> RemoteError | None:
+        """Return what failed first in this direction."""
+        return self._off.get(direction)
+
     def refuse(self, direction: Direction, error: RemoteError) -> None:
         """Take notice that the remote can't be read or written. Raises it where the cache is required."""
         with self._lock:
+            said = any(other.cause == error.cause != "" for other in self._off.values())
             known = self._off.setdefault(direction, error) is not error
         if self.spec.required:
-            raise UsageError(error.message, fix=error.fix)
-        if not known:
-            self.note(f"the shared cache is not {direction} any more: {error}")
+            raise RequiredError(error.message, fix=error.fix)
+        if not (known or said):
+            self.note(_NOTES[direction].format(error))
 
     def attempt(self, direction: Direction, do: Callable[[], _Result], otherwise: _Result) -> _Result:
         """Return what `do` returns, or `otherwise` where the remote fails or has failed before."""

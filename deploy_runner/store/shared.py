@@ -28,7 +28,6 @@ from .transfer import download, read_parts
 __all__ = ["SharedStore", "open_store"]
 
 _REQUESTS_AT_ONCE = 16
-_SMALL_BYTES = 8 << 20
 
 Report = Callable[[int], None]
 _Object = tuple[str, int]
@@ -97,7 +96,10 @@ class SharedStore(Store):
         return self._refused.get(key, "") or super().problem(key)
 
     def _bring_record(self, key: str) -> ActionRecord | None:
-        """Take over a record from the shared cache; None where it has none that counts."""
+        """Take over a record from the shared cache; None where it has none that counts.
+
+        The one whose objects were found to be lost doesn't count until another machine has made it again.
+        """
         if not self.link.reads:
             return None
         found = self.link.attempt("read", lambda: self.link.remote.read(record_name(key)), None)
@@ -106,6 +108,9 @@ class SharedStore(Store):
             self._absent.add(key)
             return None
         self._absent.discard(key)
+        known = self.records.get(key)
+        if known is not None and known.remote == "lost" and known._replace(remote="") == record:
+            return None
         record = record._replace(remote="there")
         self.records.put(record)
         return record
@@ -138,6 +143,11 @@ class SharedStore(Store):
             self.records.put(record._replace(remote="lost"))
 
     # Bringing --------------------------------------------------------------------------------
+
+    @property
+    def reaches_all(self) -> bool:
+        """Say whether the shared cache has been read without a failure, so far."""
+        return self.link.works("read")
 
     def fetch(self, artifact: Artifact, report: Report = lambda count: None) -> bool:
         """Bring what is missing of an artifact; say whether all of it is here. Raises StoreError."""
@@ -187,7 +197,7 @@ class SharedStore(Store):
     # Sending ---------------------------------------------------------------------------------
 
     def claim(self, key: str) -> Claim:
-        """Say whether this run makes an action. Raises UsageError where the cache is required and fails."""
+        """Say whether this run makes an action. Raises RequiredError."""
         return self.leases.ask(key)
 
     def listen(self, wake: Callable[[], None]) -> None:
@@ -223,11 +233,17 @@ class SharedStore(Store):
         def send() -> bool:
             for artifact in record.outputs.values():
                 self.send(artifact, again=again, report=report)
-            body = self.link.signatures.signed(record_body(record._replace(remote="")), "action", record.key)
-            self.link.remote.write(record_name(record.key), body)
+            self.send_record(record)
             return True
 
         return self.link.attempt("written", send, otherwise=False)
+
+    def send_record(self, record: ActionRecord) -> None:
+        """Sign a record and send it; what it names has to be there. Raises RemoteError."""
+        body = record_body(record._replace(remote=""))
+        self.link.remote.write(
+            record_name(record.key), self.link.signatures.signed(body, "action", record.key)
+        )
 
     def send(self, artifact: Artifact, *, again: bool = False, report: Report = lambda count: None) -> None:
         """Send what the shared cache lacks of an artifact.
@@ -253,15 +269,12 @@ class SharedStore(Store):
             return
         try:
             parts = read_parts(path, digest, part_bytes(size), report)
-            if size <= _SMALL_BYTES:
-                self.link.remote.write(name, b"".join(parts))
-            else:
-                self.link.remote.send(name, parts, size)
+            self.link.remote.send(name, parts, size)
         except (FileNotFoundError, ValueError) as error:
             raise StoreError(f"object {digest} is lost or damaged", fix="run again") from error
 
     def finish(self) -> None:
-        """Wait for what is on its way there. Raises UsageError where the cache is required and fails."""
+        """Wait for what is on its way there. Raises RequiredError where the cache is required and fails."""
         if "sending" in self.__dict__:
             self.sending.finish()
 

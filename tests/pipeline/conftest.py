@@ -1,14 +1,17 @@
-"""The digits, prepared and exported once for each module that asks."""
+"""The digits, prepared and exported once for each module that asks, and shared caches."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from deploy_runner.testing import run_stage
 from tests.bundles import stage
 from tests.conftest import CALIBRATION, DIGITS, HELD, ROOT
+from tests.remotes import Bucket, Share, Shared, s3_server
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +44,30 @@ def int8(folder: Path, fp32: Path) -> Path:
     """The digits as calibrated int8."""
     inputs = {"model": fp32, "calibration": CALIBRATION}
     return run_stage(stage("onnx.quantize_static"), folder / "int8", inputs=inputs)["model"]
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment that leads to an S3 of loopback."""
+    with s3_server(tmp_path_factory.mktemp("s3") / "server") as env:
+        yield env
+
+
+@pytest.fixture(params=["s3", "file"])
+def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Shared:
+    """An empty shared cache, in a bucket's prefix and in a folder whose names have spaces."""
+    if request.param == "file":
+        return Share(tmp_path / "a share" / "größe")
+    return Bucket(request.getfixturevalue("s3"), f"cache-{uuid4().hex}", "our team/größe")
+
+
+@pytest.fixture
+def bucket(s3: dict[str, str]) -> Bucket:
+    """An empty bucket."""
+    return Bucket(s3, f"cache-{uuid4().hex}", "")
+
+
+@pytest.fixture
+def share(tmp_path: Path) -> Share:
+    """An empty folder that several machines mount."""
+    return Share(tmp_path / "share")
