@@ -62,6 +62,8 @@ class Cluster:
     """
 
     def __init__(self, address: str, *, cpu: int, memory_bytes: int | None, wake: Callable[[], None]) -> None:
+        if address:
+            _reach(address)
         if not address or _has_token():  # Ray looks for its token by itself in some of its ways to connect.
             os.environ.setdefault("RAY_AUTH_MODE", "token")
         ray = _import()
@@ -215,7 +217,6 @@ def _connect(ray: Any, address: str, cpu: int, memory_bytes: int | None) -> None
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     try:
         if address:
-            _reach(address)
             with _silence():
                 ray.init(address, **quiet)
             return
