@@ -31,7 +31,6 @@ _REQUESTS_AT_ONCE = 16
 _SMALL_BYTES = 8 << 20
 
 Report = Callable[[int], None]
-_Object = tuple[str, int]
 
 
 def open_store(
@@ -230,21 +229,26 @@ class SharedStore(Store):
         def send() -> bool:
             for artifact in record.outputs.values():
                 self.send(artifact, again=again, report=report)
-            body = self.link.signatures.signed(record_body(record._replace(remote="")), "action", record.key)
-            self.link.remote.write(record_name(record.key), body)
+            self.send_record(record)
             return True
 
         return self.link.attempt("written", send, otherwise=False)
+
+    def send_record(self, record: ActionRecord) -> None:
+        """Send a record, whose objects are there. Raises RemoteError."""
+        body = self.link.signatures.signed(record_body(record._replace(remote="")), "action", record.key)
+        self.link.remote.write(record_name(record.key), body)
 
     def send(self, artifact: Artifact, *, again: bool = False, report: Report = lambda count: None) -> None:
         """Send what the shared cache lacks of an artifact.
 
         Raises RemoteError where that fails, StoreError for an object that isn't here.
         """
-        objects = list(self._objects_of(artifact))
-        list(self._pool.map(lambda o: self._send(*o, again=again, report=report), objects))
+        objects = list(self.objects_of(artifact))
+        list(self._pool.map(lambda o: self.send_object(*o, again=again, report=report), objects))
 
-    def _objects_of(self, artifact: Artifact) -> Iterator[_Object]:
+    def objects_of(self, artifact: Artifact) -> Iterator[tuple[str, int]]:
+        """Yield the digest and the size of each object of an artifact: of a folder, its manifest last."""
         if artifact.kind == "folder":
             members = self.members(artifact)
             yield from dict.fromkeys((m.digest, m.size) for m in members)
@@ -252,7 +256,8 @@ class SharedStore(Store):
         else:
             yield artifact.digest, artifact.size
 
-    def _send(self, digest: str, size: int, *, again: bool, report: Report) -> None:
+    def send_object(self, digest: str, size: int, *, again: bool, report: Report) -> None:
+        """Send an object, unless the shared cache has it, or `again`. Raises as `send` does."""
         name, path = object_name(digest), os.fspath(self.object_path(digest))
         if not again and self.link.remote.size(name) == size:
             return

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Project
-from tests.remotes import Bucket, Shared
+from tests.conftest import DIGITS, Project
+from tests.remotes import Bucket, Share, Shared, machine, objects
 
 STEPS = """
 def many(ctx, inputs, outputs, files=3):
@@ -35,16 +36,6 @@ def odd(project: Project) -> Project:
     project.write("steps.py", STEPS)
     project.pipeline(STAGES, head="cache: {push: true}\n")
     return project
-
-
-def machine(project: Project, shared: Shared, name: str) -> dict[str, str]:
-    """Return the environment of another machine: the same project, and a store of its own."""
-    return {**shared.env, "DEPLOY_RUNNER_HOME": str(project.folder.parent / name)}
-
-
-def objects(env: dict[str, str]) -> list[Path]:
-    """Return the object files of a machine's store."""
-    return [path for path in (Path(env["DEPLOY_RUNNER_HOME"]) / "cas").rglob("*") if path.is_file()]
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -124,3 +115,32 @@ def test_verbs_that_only_look_say_that_a_remote_is_gone(chain: Project, bucket: 
         done = chain.cli(verb, "a", **env)
         assert done.stderr.startswith("the shared cache is not read any more: ")
         assert len(done.stderr.splitlines()) == 1
+
+
+def test_convert_copies_what_another_machine_made(tmp_path: Path, share: Share) -> None:
+    folder = Project(tmp_path / "convert")
+    for name in ("digits.pt", "model.py"):
+        shutil.copy(DIGITS / name, folder.folder / name)
+    convert = (
+        "convert",
+        "digits.pt",
+        "--factory",
+        "model.py:build",
+        "--shape",
+        "1,1,8,8",
+        "--to",
+        "safetensors",
+    )
+    one, two = machine(folder, share, "one"), machine(folder, share, "two")
+    folder.cli(*convert, "--output", "first", **one)
+    folder.cli("cache", "push", "convert.yaml", **one)
+    assert share.names("v1/records")
+    folder.cli(*convert, "--output", "second", **two)
+    assert tree(folder.folder / "first") == tree(folder.folder / "second")
+    (name,) = (n for n in share.names("v1/objects") if len(share.read(n)) > 10_000)
+    share.remove(name)
+    three = machine(folder, share, "three")
+    said = folder.cli(*convert, "--output", "third", exits=1, **three).stderr
+    assert "run `deploy-runner run convert.yaml weights` to rebuild it" in said
+    folder.cli(*convert, "--output", "third", **three)
+    assert tree(folder.folder / "first") == tree(folder.folder / "third")
