@@ -63,7 +63,7 @@ class Link:
         if not self.signatures.can_check:
             self.refuse("read", RemoteError(
                 f"nothing in {self.remote.url} can be trusted: no public key is configured",
-                fix="set cache.public_keys, or DEPLOY_RUNNER_CACHE_KEY"))  # fmt: skip
+                fix="set cache.public_keys, or DEPLOY_RUNNER_CACHE_KEY", exit_code=2))  # fmt: skip
         return self.signatures.can_check
 
     @cached_property
@@ -71,12 +71,22 @@ class Link:
         """Say whether what is made here goes there: never from a pull request, and never unsigned."""
         if not self.spec.push or is_pull_request(self._environ):
             return False
-        if not self.signatures.can_sign:
-            state = "too short" if self._environ.get("DEPLOY_RUNNER_CACHE_KEY") else "not set"
+        if obstacle := self.obstacle:
             self.refuse("written", RemoteError(
-                f"nothing is pushed to {self.remote.url}: DEPLOY_RUNNER_CACHE_KEY is {state}",
-                fix=f"set {SHORTEST_SECRET} characters or more, e.g. `openssl rand -hex 32`"))  # fmt: skip
-        return self.signatures.can_sign
+                f"nothing is pushed to {self.remote.url}: {obstacle.message}", fix=obstacle.fix,
+                exit_code=2))  # fmt: skip
+        return obstacle is None
+
+    @cached_property
+    def obstacle(self) -> UsageError | None:
+        """Return why this machine may not write there, whatever the pipeline says of it, if it may not."""
+        if is_pull_request(self._environ):
+            return UsageError("a pull request only reads it", fix="push from a protected branch")
+        if self.signatures.can_sign:
+            return None
+        state = "too short" if self._environ.get("DEPLOY_RUNNER_CACHE_KEY") else "not set"
+        fix = f"set {SHORTEST_SECRET} characters or more, e.g. `openssl rand -hex 32`"
+        return UsageError(f"DEPLOY_RUNNER_CACHE_KEY is {state}", fix=fix)
 
     def works(self, direction: Direction) -> bool:
         """Say whether nothing has failed yet in this direction."""
