@@ -114,6 +114,12 @@ class FaultProxy:
         """Return the address, without a slash at its end."""
         return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
+    def disturb(self, faults: Sequence[Fault]) -> None:
+        """Begin to count again, with these faults and no others."""
+        with self._lock:
+            self.faults, self._seen = list(faults), {}
+            self.requests.clear()
+
     @property
     def injected(self) -> list[Kind]:
         """Return the faults that have happened, in order."""
