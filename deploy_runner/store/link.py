@@ -21,6 +21,7 @@ __all__ = ["Direction", "Link", "object_name", "record_name"]
 
 Direction = Literal["read", "written"]
 _Result = TypeVar("_Result")
+_LONGER = f"set {SHORTEST_SECRET} characters or more, e.g. `openssl rand -hex 32`"
 
 
 def object_name(digest: str) -> str:
@@ -53,9 +54,10 @@ class Link:
     def reads(self) -> bool:
         """Say whether records from there can be trusted at all."""
         if not self.signatures.can_check:
-            self.refuse("read", RemoteError(
-                f"nothing in {self.remote.url} can be trusted: no public key is configured",
-                fix="set cache.public_keys, or DEPLOY_RUNNER_CACHE_KEY"))  # fmt: skip
+            why, fix = "no public key is configured", "set cache.public_keys, or DEPLOY_RUNNER_CACHE_KEY"
+            if self._environ.get("DEPLOY_RUNNER_CACHE_KEY"):
+                why, fix = "DEPLOY_RUNNER_CACHE_KEY is too short", _LONGER
+            self.refuse("read", RemoteError(f"nothing in {self.remote.url} can be trusted: {why}", fix=fix))
         return self.signatures.can_check
 
     @cached_property
@@ -66,8 +68,8 @@ class Link:
         if not self.signatures.can_sign:
             state = "too short" if self._environ.get("DEPLOY_RUNNER_CACHE_KEY") else "not set"
             self.refuse("written", RemoteError(
-                f"nothing is pushed to {self.remote.url}: DEPLOY_RUNNER_CACHE_KEY is {state}",
-                fix=f"set {SHORTEST_SECRET} characters or more, e.g. `openssl rand -hex 32`"))  # fmt: skip
+                f"nothing is pushed to {self.remote.url}: DEPLOY_RUNNER_CACHE_KEY is {state}", fix=_LONGER
+            ))  # fmt: skip
         return self.signatures.can_sign
 
     def works(self, direction: Direction) -> bool:
