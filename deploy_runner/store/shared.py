@@ -185,7 +185,7 @@ class SharedStore(Store):
             return self.link.attempt("read", bring, otherwise=False)
 
     def _bring_manifest(self, digest: str) -> bool:
-        if self.object_path(digest).exists():
+        if self._object_state(digest, 0, False) == "present":
             return True
         found = self.link.attempt("read", lambda: self.link.remote.read(object_name(digest)), None)
         if found is None or sha256_bytes(found[0]) != digest:
