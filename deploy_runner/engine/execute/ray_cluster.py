@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -69,6 +70,8 @@ class Cluster:
         ray = _import()
         self._ray = ray
         self._wake = wake
+        self._lock = threading.Lock()
+        self._closed = False
         self._ours = not ray.is_initialized()
         if self._ours:
             _connect(ray, address, cpu, memory_bytes)
@@ -123,7 +126,12 @@ class Cluster:
         except BaseException as error:
             outcome = Outcome(name, error=self._sentence(error))
         self._outcomes.append(outcome)
-        self._wake()
+        self._tell()
+
+    def _tell(self) -> None:
+        with self._lock:
+            if not self._closed:
+                self._wake()
 
     def _sentence(self, error: BaseException) -> str:
         known = self._ray.exceptions
@@ -161,7 +169,7 @@ class Cluster:
         with suppress(Exception):  # The mailbox's node has ended: a new one is made.
             self._mail.extend(Batch(*row) for row in future.result())
         self._polling = False
-        self._wake()
+        self._tell()
 
     def cancel(self, name: str, *, force: bool = False) -> None:
         """End a task: one that runs is interrupted, or killed with `force`."""
@@ -171,6 +179,8 @@ class Cluster:
 
     def close(self) -> None:
         """Cancel what still runs, and disconnect, which ends everything of this run in the cluster."""
+        with self._lock:
+            self._closed = True
         for name in list(self._refs):
             self.cancel(name, force=True)
         with suppress(Exception):
