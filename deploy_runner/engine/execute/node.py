@@ -27,7 +27,7 @@ from ...store.removal import remove_tree
 from ...store.shared import SharedStore, open_store
 from ...types import Artifact, RunOptions, StageResult
 from ..keys import KeyEnvironment
-from .action import Action, Project
+from .action import Action
 from .crew import LocalCrew
 from .fork import ForkServers
 from .parcels import Address, Parcel, Returned, differences, lay_out
@@ -90,10 +90,9 @@ class _Desk:
 
 
 class _Place(NamedTuple):
-    """What stays from one action to the next: for one run's project and stores."""
+    """What stays from one action to the next, with warm fork servers."""
 
     address: Address
-    project: Project
     require_sandbox: bool
 
 
@@ -106,6 +105,7 @@ class _Node:
         self._environ: dict[str, str] = dict(os.environ)
         self._desk = _Desk()
         self._crew: LocalCrew | None = None
+        self._servers: ForkServers
         self._place: _Place | None = None
         self._stores: dict[Address, Store] = {}
         self._stack = ExitStack()
@@ -172,7 +172,8 @@ class _Node:
             return Returned(_failed(parcel, None), tuple(lost))
         folder = store.new_tmp() / f"project-{parcel.project.run}"
         node, project = lay_out(parcel, store, folder)
-        crew = self._crew_for(_Place(parcel.address, project, parcel.require_sandbox), parcel, store, keys)
+        crew = self._crew_for(_Place(parcel.address, parcel.require_sandbox), parcel, store, keys)
+        crew.project = project
         self._count += 1
         action = Action(node, parcel.decision, store.new_tmp() / f"{parcel.name}-{self._count}", Redactor({}))
         try:
@@ -212,15 +213,19 @@ class _Node:
         return self._stores[address]
 
     def _crew_for(self, place: _Place, parcel: Parcel, store: Store, keys: KeyEnvironment) -> LocalCrew:
-        """Return the crew of this run, with its warm fork servers."""
+        """Return the crew for this place, with its warm fork servers."""
         if self._crew is None or place != self._place:
             if self._crew is not None:
                 self._crew.close()
                 self._crew = None
-            servers = ForkServers(parcel.preload, store.new_tmp, threads=len(os.sched_getaffinity(0)))
+            threads = len(os.sched_getaffinity(0))
+            self._servers = ForkServers(parcel.preload, store.new_tmp, threads=threads)
             options = RunOptions(require_sandbox=parcel.require_sandbox)
-            self._crew = LocalCrew(place.project, store, keys, options, self._environ, self._desk, servers)
+            self._crew = LocalCrew(
+                parcel.project, store, keys, options, self._environ, self._desk, self._servers
+            )
             self._place = place
+        self._servers.also(parcel.preload)
         return self._crew
 
 
