@@ -103,15 +103,17 @@ def test_a_damaged_object_is_not_taken(chain: Project, shared: Shared) -> None:
     assert chain.output("a", **machine(chain, shared, "three")) == b"HELLO"
 
 
-def test_a_remote_that_is_gone_is_said_in_a_sentence(chain: Project, bucket: Bucket) -> None:
+def test_a_remote_that_is_gone_is_said_in_a_sentence(chain: Project, plain_bucket: Bucket) -> None:
     chain.pipeline("a: {uses: text.upper, inputs: {text: in.txt}}", head="cache: {push: true, timeout: 1s}\n")
-    one, two = machine(chain, bucket, "one"), machine(chain, bucket, "two")
+    one, two = machine(chain, plain_bucket, "one"), machine(chain, plain_bucket, "two")
     chain.run(**one)
     chain.run(**two)
     assert not objects(two)
     two["AWS_ENDPOINT_URL"] = "http://127.0.0.1:9"
     note, error = chain.cli("get", "a", exits=1, **two).stderr.splitlines()
-    assert note.startswith(f"the shared cache is not read any more: {bucket.url.rstrip('/')} can't be read: ")
+    assert note.startswith(
+        f"the shared cache is not read any more: {plain_bucket.url.rstrip('/')} can't be read: "
+    )
     assert error == (
         "error: a is missing in the store, and the shared cache can't be read "
         "(try again later, or run `deploy-runner run pipeline.yaml a --force` to rebuild it)"
@@ -120,8 +122,8 @@ def test_a_remote_that_is_gone_is_said_in_a_sentence(chain: Project, bucket: Buc
     assert chain.output("a", **two) == b"HELLO"
 
 
-def test_verbs_that_only_look_say_that_a_remote_is_gone(chain: Project, bucket: Bucket) -> None:
-    env = machine(chain, bucket, "one") | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+def test_verbs_that_only_look_say_that_a_remote_is_gone(chain: Project, plain_bucket: Bucket) -> None:
+    env = machine(chain, plain_bucket, "one") | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
     for verb in ("plan", "explain"):
         done = chain.cli(verb, "a", **env)
         assert done.stderr.startswith("the shared cache is not read any more: ")
