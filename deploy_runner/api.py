@@ -21,6 +21,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from .engine.runs import Recorder, RunRecord
+from .errors import DeployRunnerError
 from .pipeline.compiled import compile_pipeline
 from .pipeline.identity import Files, identity
 from .store.files import write_atomic
@@ -169,6 +170,7 @@ def run(
                     on_event(event)
 
         pipeline.store.begin(lambda sentence: emit(Event("run-note", time.time(), text=sentence)))
+        unsent = None
         try:
             results = execute(
                 pipeline.graph,
@@ -182,13 +184,24 @@ def run(
                 early=early,
             )
             if not any(result.state == "interrupted" for result in results.values()):
-                pipeline.store.finish()
+                unsent = _unsent(pipeline.store)
         finally:
             pipeline.store.begin(pipeline.note)
         record = recorder.finish(results, now_s=time.time(), exit_code=_exit_code(results))
         if any(result.state != "hit" for result in results.values()):
             _write_report(pipeline, record, results)
+    if unsent is not None:
+        raise unsent
     return record
+
+
+def _unsent(store: Store) -> DeployRunnerError | None:
+    """Wait for what is on its way to a shared cache; return why what is required has not arrived."""
+    try:
+        store.finish()
+    except DeployRunnerError as error:
+        return error
+    return None
 
 
 def _exit_code(results: Mapping[str, StageResult]) -> int:

@@ -9,6 +9,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Artifact",
     "Event",
+    "Executor",
     "Finding",
     "Graph",
     "Json",
@@ -94,11 +95,16 @@ class SourceFile(NamedTuple):
 
 
 class Resources(NamedTuple):
-    """A stage's limits: CPU cores, memory in bytes, time in seconds; 0 is no limit."""
+    """A stage's limits: CPU cores, memory in bytes, time in seconds; 0 is no limit.
+
+    `gpu` is the number of GPUs that it needs, `custom` other resources of a cluster's machines by name.
+    """
 
     cpu: int = 1
     memory_bytes: int = 0
     timeout_s: float = 0.0
+    gpu: int = 0
+    custom: Mapping[str, float] = {}
 
 
 class RemoteSpec(NamedTuple):
@@ -158,6 +164,13 @@ class StageNode(NamedTuple):
         return tuple(dict.fromkeys((*refs, *self.needs)))
 
 
+class Executor(NamedTuple):
+    """Where stages run: "local" or "ray"; `address` is that of the cluster, empty for a local Ray."""
+
+    name: str = "local"
+    address: str = ""
+
+
 class Graph(NamedTuple):
     """A compiled pipeline: stages in topological order, and where every value came from.
 
@@ -175,6 +188,7 @@ class Graph(NamedTuple):
     target: Mapping[str, Json] = {}
     live: bool = False
     cache: RemoteSpec = RemoteSpec("")
+    executor: Executor = Executor()
 
 
 State = Literal["ran", "hit", "healed", "converged", "failed", "skipped", "interrupted"]
@@ -183,7 +197,8 @@ State = Literal["ran", "hit", "healed", "converged", "failed", "skipped", "inter
 class RunOptions(NamedTuple):
     """The options of a run.
 
-    `cpu` is the number of cores to use (default: all) and `memory_bytes` the memory (default: no limit).
+    `cpu` is the number of cores to use (default: all) and `memory_bytes` the memory (default: no limit), of
+    this machine. `executor` and `ray_address` replace the pipeline's `executor:`.
     `fail_fast` stops at the first failure; `force` runs the named stages even on a cache hit;
     `keep_workdirs` keeps the working folder of each stage that ran; `require_sandbox` refuses to run on a
     machine that can't confine stages fully.
@@ -195,6 +210,8 @@ class RunOptions(NamedTuple):
     force: bool = False
     keep_workdirs: bool = False
     require_sandbox: bool = False
+    executor: str | None = None
+    ray_address: str | None = None
 
 
 class StageResult(NamedTuple):

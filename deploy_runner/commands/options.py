@@ -226,7 +226,8 @@ def _add_option(parser: argparse.ArgumentParser, field: _Field, about: Option) -
 
 
 def _choices(kind: Any) -> Sequence[str] | None:
-    return get_args(kind) if get_origin(kind) is Literal else None
+    members = (kind, *get_args(kind))  # Those of a union: `Literal[…] | None`.
+    return next((get_args(one) for one in members if get_origin(one) is Literal), None)
 
 
 def to_stderr(line: str) -> None:

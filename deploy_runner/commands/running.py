@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from ..types import Event, RunOptions, StageResult
 from .options import JsonResult, LogSwitch, Option, QuietSwitch, Selection, positive, size
@@ -42,6 +42,12 @@ class Run(NamedTuple):
     require_sandbox: Annotated[
         bool, Option("run nothing if this machine can't confine stages fully (see `doctor`)")
     ] = False
+    executor: Annotated[
+        Literal["local", "ray"] | None, Option("where stages run (default: as the pipeline says, or local)")
+    ] = None
+    ray_address: Annotated[
+        str | None, Option("the cluster, e.g. ray://head:10001 (default: Ray on this machine)", "ADDRESS")
+    ] = None
     log: LogSwitch = False
     quiet: QuietSwitch = False
 
@@ -57,6 +63,7 @@ class Run(NamedTuple):
         options = RunOptions(
             cpu=self.cpu, memory_bytes=self.memory, fail_fast=self.fail_fast, force=self.force,
             keep_workdirs=self.keep_workdirs, require_sandbox=self.require_sandbox,
+            executor=self.executor, ray_address=self.ray_address,
         )  # fmt: skip
         try:
             pipeline = self.selection.load(on_compile=start_server)

@@ -17,7 +17,7 @@ from ..store.cas import Store
 from ..types import Artifact, Graph, Json, PathSource, StageNode
 from .keys import Change, KeyEnvironment, action_key, differences, preimage, suffix_of
 
-__all__ = ["Action", "Decision", "Explanation", "Plan", "Planner"]
+__all__ = ["Action", "Decision", "Explanation", "Identity", "Plan", "Planner"]
 
 Outputs = Mapping[str, Artifact]
 Verdict = Literal["hit", "miss", "heal", "converge"]
@@ -39,7 +39,7 @@ class Decision(NamedTuple):
     lineage: Mapping[str, Json] = {}
 
 
-class _Identity(NamedTuple):
+class Identity(NamedTuple):
     """The first fields of a Decision, and its lineage."""
 
     key: str
@@ -129,7 +129,7 @@ class Planner:
         Raises SpecError where a file of the project is missing, StageError where an upstream
         stage left out an optional output that this one needs.
         """
-        identity = self._identify(node, upstream)
+        identity = self.identify(node, upstream)
         key, *_, lineage = identity
         known = identity[:4]
         if node.converges and self.graph.live:
@@ -143,7 +143,7 @@ class Planner:
             return Decision("heal", *known, reason, record, lineage)
         return Decision("hit", *known, "", record, lineage)
 
-    def _identify(self, node: StageNode, upstream: Mapping[str, Outputs]) -> _Identity:
+    def identify(self, node: StageNode, upstream: Mapping[str, Outputs]) -> Identity:
         """Return the key of a stage, with what it was made of."""
         inputs = {name: self._input(node, name, upstream) for name in node.inputs}
         suffixes = {name: suffix_of(node, name, self.graph.stages) for name in inputs}
@@ -157,7 +157,7 @@ class Planner:
         if lineage:
             image["lineage"] = action_key(lineage)
         self._images[node.id] = image
-        return _Identity(action_key(image), image, inputs, suffixes, lineage)
+        return Identity(action_key(image), image, inputs, suffixes, lineage)
 
     def give_up(self, key: str) -> None:
         """Take notice that the outputs of this action were not available: it is no hit any more."""
@@ -173,7 +173,7 @@ class Planner:
         keys = []
         for node in nodes:
             try:
-                keys.append(self._identify(node, upstream)[0])
+                keys.append(self.identify(node, upstream)[0])
             except DeployRunnerError:
                 continue  # `decide` says it.
         self._store.look_up(keys)

@@ -23,7 +23,14 @@ from .matrices import expand
 from .overlay import Document
 from .refusals import credentials_in_the_open, stores_file
 from .spec import find_mark, parse_duration, parse_size, problems_of
-from .structure import add_draft, make_scope, read_cache, read_structure, read_target
+from .structure import (
+    add_draft,
+    make_scope,
+    read_cache,
+    read_executor,
+    read_structure,
+    read_target,
+)
 
 __all__ = ["build"]
 
@@ -56,6 +63,7 @@ def _graph(ground: Ground) -> Graph | None:
     values = variables.all()
     target = read_target(ground, scope)
     cache = read_cache(ground, scope)
+    executor = read_executor(ground, spec, scope)
     for name, stage in spec.stages.items():
         add_draft(ground, name, stage)
     for draft in ground.drafts.values():
@@ -77,6 +85,7 @@ def _graph(ground: Ground) -> Graph | None:
         target=target,
         live=bool(target.get("live")),
         cache=cache,
+        executor=executor,
     )
 
 
@@ -174,7 +183,11 @@ def _resources(ground: Ground, draft: Draft) -> Resources:
         timeout = parse_duration(spec.timeout)
     except ValueError as error:
         ground.say(find_mark(draft.node, ("timeout",)), str(error))
-    return Resources(spec.resources.cpu, memory, timeout)
+    for name, amount in spec.resources.custom.items():
+        if amount <= 0:
+            ground.say(find_mark(draft.node, ("resources", "custom", name)),
+                      f"the amount of {name} must be more than 0, not {amount:g}")  # fmt: skip
+    return Resources(spec.resources.cpu, memory, timeout, spec.resources.gpu, spec.resources.custom)
 
 
 def _code(ground: Ground, draft: Draft, params: BaseModel) -> tuple[tuple[SourceFile, ...], list[str]]:

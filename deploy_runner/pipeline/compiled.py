@@ -23,6 +23,7 @@ from ..store.seal import Seal
 from ..store.stat import fingerprint
 from ..types import (
     SCHEMA_VERSION,
+    Executor,
     Graph,
     Mark,
     OutputSpec,
@@ -197,6 +198,7 @@ def _graph_to_json(graph: Graph) -> dict[str, Any]:
         "target": dict(graph.target),
         "live": graph.live,
         "cache": list(graph.cache),
+        "executor": list(graph.executor),
         "fields": StageNode._fields,
         "sources": [[[f.name, f.path] for f in files] for files in sources],
         "stages": rows,
@@ -234,7 +236,8 @@ def _graph_from_json(value: dict[str, Any]) -> Graph:
     nodes = [_node_from_row(row, sources) for row in value.pop("stages")]
     url, push, required, public_keys, timeout_s = value.pop("cache")
     cache = RemoteSpec(url, push, required, tuple(public_keys), timeout_s)
-    return Graph(stages={node.id: node for node in nodes}, cache=cache, **value)
+    executor = Executor(*value.pop("executor"))
+    return Graph(stages={node.id: node for node in nodes}, cache=cache, executor=executor, **value)
 
 
 def _node_from_row(row: list[Any], sources: list[tuple[SourceFile, ...]]) -> StageNode:

@@ -15,6 +15,7 @@ from .loader import Node
 
 __all__ = [
     "CacheSpec",
+    "ExecutorSpec",
     "PipelineSpec",
     "ResourcesSpec",
     "StageSpec",
@@ -60,6 +61,21 @@ class ResourcesSpec(_Model):
 
     cpu: int = Field(1, ge=1, description="CPU cores")
     memory: str | int = Field(0, description="memory, e.g. 2GiB; 0: no limit")
+    gpu: int = Field(0, ge=0, description="GPUs that the stage gets for itself")
+    custom: dict[str, float | int] = Field(
+        default={}, description="other resources of a cluster's machines by name, e.g. {a100: 1}"
+    )
+
+
+class ExecutorSpec(_Model):
+    """Where stages run."""
+
+    name: Literal["local", "ray"] = Field(
+        "local", description="local: on this machine; ray: on a Ray cluster"
+    )
+    address: str = Field(
+        "", description="the cluster, e.g. ray://head:10001; empty: Ray is started on this machine"
+    )
 
 
 class TargetSpec(BaseModel):
@@ -139,6 +155,7 @@ class PipelineSpec(_Model):
     )
     target: TargetSpec = Field(default=TargetSpec(), description="where pushes go")
     cache: CacheSpec = Field(default=CacheSpec(), description="a cache that several machines share")
+    executor: ExecutorSpec = Field(default=ExecutorSpec(), description="where stages run")
     stages: dict[str, StageSpec] = Field(description="the stages by name")
 
 

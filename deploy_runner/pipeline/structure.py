@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from ..errors import SpecError, closest
-from ..types import Json, Kind, OutputSpec, RemoteSpec
+from ..types import Executor, Json, Kind, OutputSpec, RemoteSpec
 from . import interface
 from .drafts import Draft, Ground
 from .expressions import Scope, Variables, resolve
@@ -14,6 +14,7 @@ from .loader import plain
 from .spec import (
     STAGE_ID,
     CacheSpec,
+    ExecutorSpec,
     PipelineSpec,
     StageSpec,
     TargetSpec,
@@ -22,7 +23,7 @@ from .spec import (
     problems_of,
 )
 
-__all__ = ["add_draft", "make_scope", "read_cache", "read_structure", "read_target"]
+__all__ = ["add_draft", "make_scope", "read_cache", "read_executor", "read_structure", "read_target"]
 
 
 def read_structure(ground: Ground) -> PipelineSpec | None:
@@ -32,6 +33,7 @@ def read_structure(ground: Ground) -> PipelineSpec | None:
     stages = data.get("stages")
     if isinstance(stages, dict):
         _check_stage_shapes(ground, stages)
+    _check_executor(ground, data)
     try:
         spec = PipelineSpec.model_validate(data)
     except ValidationError as error:
@@ -64,6 +66,15 @@ def _check_stage_shapes(ground: Ground, stages: dict[str, Json]) -> None:
             ground.problems += problems_of(error, node, f"stage {name!r}", known)
             ground.broken.add(name)
             del stages[name]
+
+
+def _check_executor(ground: Ground, data: dict[str, Json]) -> None:
+    try:
+        ExecutorSpec.model_validate(data.get("executor", {}))
+    except ValidationError as error:
+        node = ground.root.value["executor"]
+        ground.problems += problems_of(error, node, "the executor", ExecutorSpec.model_fields)
+        del data["executor"]
 
 
 def make_scope(ground: Ground, spec: PipelineSpec) -> Scope:
@@ -108,6 +119,17 @@ def read_cache(ground: Ground, scope: Scope) -> RemoteSpec:
                 ground.problems += problems_of(error, node, "the cache", CacheSpec.model_fields)
     timeout_s = parse_duration(spec.timeout)
     return RemoteSpec(spec.remote, spec.push, spec.required, tuple(spec.public_keys), timeout_s)
+
+
+def read_executor(ground: Ground, spec: PipelineSpec, scope: Scope) -> Executor:
+    """Return where stages run; a reference in the address is resolved."""
+    name, address = spec.executor.name, spec.executor.address
+    if not address:
+        return Executor(name)
+    node = ground.root.value["executor"].value["address"]
+    if name != "ray":
+        ground.say(node.mark, f"the executor {name} has no address", "add `name: ray`")
+    return Executor(name, str(resolve(node, scope, ground.problems).value))
 
 
 def add_draft(ground: Ground, name: str, spec: StageSpec) -> None:

@@ -169,6 +169,9 @@ class Store:
         """Say whether this run makes an action. Other machines may, where a cache is shared."""
         return "ours"
 
+    def listen(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called, from another thread, as soon as a claim has an answer."""
+
     def settle(self, key: str, record: ActionRecord | None, *, again: bool = False) -> None:
         """Take notice that a claimed action has ended, with this record or without one."""
 

@@ -18,9 +18,8 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from ..errors import UsageError
 from .cas import Claim
-from .link import Link
+from .link import Link, RequiredError
 from .remote import RemoteError, Taken
 
 __all__ = ["Leases"]
@@ -47,12 +46,13 @@ class Leases:
         self._beats = 0
         self._beaten_s = 0.0
         self._thread: threading.Thread | None = None
-        self._failure: UsageError | None = None
+        self._failure: RequiredError | None = None
+        self._wake: Callable[[], None] = lambda: None
 
     def ask(self, key: str) -> Claim:
         """Say how it stands with an action; the first time it is asked for begins to claim it.
 
-        Raises UsageError where the shared cache is required and has failed.
+        Raises RequiredError where the shared cache is required and has failed.
         """
         with self._changed:
             if self._failure is not None:
@@ -62,6 +62,11 @@ class Leases:
                 self._start()
                 self._changed.notify_all()
             return self._claims[key].state
+
+    def listen(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called as soon as a claim has an answer; what was called before is not any more."""
+        with self._changed:
+            self._wake = wake
 
     def release(self, key: str) -> None:
         """Give a claim up: its record is there, or will never be."""
@@ -110,7 +115,10 @@ class Leases:
                     self._quietly(self._beat)
                 for key, claimed in due:
                     self._advance(key, claimed)
-            except UsageError as error:
+                    if claimed.state in ("ours", "made"):
+                        with self._changed:
+                            self._wake()
+            except RequiredError as error:
                 self._failure = error
                 return
 

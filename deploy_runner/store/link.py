@@ -11,16 +11,29 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Literal, TypeVar
 
-from ..errors import UsageError
+from ..errors import DeployRunnerError, UsageError
 from ..types import RemoteSpec
 from .namespace import is_pull_request
 from .remote import Remote, RemoteError
 from .signatures import SHORTEST_SECRET, Signatures
 
-__all__ = ["Direction", "Link", "object_name", "record_name"]
+__all__ = ["Direction", "Link", "RequiredError", "object_name", "record_name"]
 
 Direction = Literal["read", "written"]
 _Result = TypeVar("_Result")
+_NOTES: Mapping[Direction, str] = {
+    "read": "continuing without the shared cache: {}",
+    "written": "nothing more is written to the shared cache: {}",
+}
+_LONGER = f"set {SHORTEST_SECRET} characters or more, e.g. `openssl rand -hex 32`"
+
+
+class RequiredError(DeployRunnerError):
+    """The shared cache is required, and can't be used."""
+
+    def __init__(self, error: RemoteError) -> None:
+        super().__init__(error.message, fix=error.fix)
+        self.exit_code = error.exit_code
 
 
 def object_name(digest: str) -> str:
@@ -53,9 +66,13 @@ class Link:
     def reads(self) -> bool:
         """Say whether records from there can be trusted at all."""
         if not self.signatures.can_check:
-            self.refuse("read", RemoteError(
-                f"nothing in {self.remote.url} can be trusted: no public key is configured",
-                fix="set cache.public_keys, or DEPLOY_RUNNER_CACHE_KEY", exit_code=2))  # fmt: skip
+            why, fix = "no public key is configured", "set cache.public_keys, or DEPLOY_RUNNER_CACHE_KEY"
+            if self._environ.get("DEPLOY_RUNNER_CACHE_KEY"):
+                why, fix = "DEPLOY_RUNNER_CACHE_KEY is too short", _LONGER
+            self.refuse(
+                "read",
+                RemoteError(f"nothing in {self.remote.url} can be trusted: {why}", fix=fix, exit_code=2),
+            )
         return self.signatures.can_check
 
     @cached_property
@@ -77,8 +94,7 @@ class Link:
         if self.signatures.can_sign:
             return None
         state = "too short" if self._environ.get("DEPLOY_RUNNER_CACHE_KEY") else "not set"
-        fix = f"set {SHORTEST_SECRET} characters or more, e.g. `openssl rand -hex 32`"
-        return UsageError(f"DEPLOY_RUNNER_CACHE_KEY is {state}", fix=fix)
+        return UsageError(f"DEPLOY_RUNNER_CACHE_KEY is {state}", fix=_LONGER)
 
     def works(self, direction: Direction) -> bool:
         """Say whether nothing has failed yet in this direction."""
@@ -91,11 +107,12 @@ class Link:
     def refuse(self, direction: Direction, error: RemoteError) -> None:
         """Take notice that the remote can't be read or written. Raises it where the cache is required."""
         with self._lock:
+            said = any(other.cause == error.cause != "" for other in self._off.values())
             known = self._off.setdefault(direction, error) is not error
         if self.spec.required:
-            raise UsageError(error.message, fix=error.fix)
-        if not known:
-            self.note(f"the shared cache is not {direction} any more: {error}")
+            raise RequiredError(error)
+        if not (known or said):
+            self.note(_NOTES[direction].format(error))
 
     def attempt(self, direction: Direction, do: Callable[[], _Result], otherwise: _Result) -> _Result:
         """Return what `do` returns, or `otherwise` where the remote fails or has failed before."""

@@ -29,15 +29,20 @@ _STREAM_BYTES = 2 << 20
 _LARGEST_SMALL_BYTES = 64 << 20
 """No record, manifest or lease is larger; what is would be read whole into memory."""
 _PART_S = 120.0
-"""The limit for sending a part: 70 kB/s."""
+"""The limit for sending a part: four at once need 280 kB/s."""
+_LONGEST_S = 24 * 3600.0
 _RETRIES = 2
 
 
 class RemoteError(StoreError):
-    """The remote can't be used: it is down or slow, or (exit code 2) wrongly configured."""
+    """The remote can't be used: it is down or slow, or (exit code 2) wrongly configured.
 
-    def __init__(self, message: str, *, fix: str = "", exit_code: int = 1) -> None:
+    `cause` says why, without the address.
+    """
+
+    def __init__(self, message: str, *, fix: str = "", cause: str = "", exit_code: int = 1) -> None:
         super().__init__(message, fix=fix)
+        self.cause = cause
         self.exit_code = exit_code
 
 
@@ -73,11 +78,14 @@ class Remote:
         return self._client(timeout=_seconds(self._timeout_s))
 
     @cached_property
-    def _bulk(self) -> ObjectStore:
-        """The client of transfers: what has a limit is the wait for the next bytes, or for one part."""
-        return self._client(
-            read_timeout=_seconds(self._timeout_s), timeout=_seconds(max(_PART_S, self._timeout_s))
-        )
+    def _incoming(self) -> ObjectStore:
+        """The client of downloads: what has a limit is the wait for the next bytes."""
+        return self._client(read_timeout=_seconds(self._timeout_s), timeout=_seconds(_LONGEST_S))
+
+    @cached_property
+    def _outgoing(self) -> ObjectStore:
+        """The client of uploads: each part has a limit, because nothing comes back while one is sent."""
+        return self._client(timeout=_seconds(max(_PART_S, self._timeout_s)))
 
     def _client(self, **options: str) -> ObjectStore:
         try:
@@ -170,7 +178,7 @@ class Remote:
         import obstore
 
         with self._errors("be listed"):
-            for page in obstore.list(self._bulk, folder):
+            for page in obstore.list(self._small, folder):
                 now = datetime.datetime.now(datetime.UTC)
                 for found in page:
                     age_s = (now - found["last_modified"]).total_seconds()
@@ -198,18 +206,22 @@ class Remote:
 
         with self._errors("be read"):
             whole: Any = {"range": (start, end)} if start < end else {}
-            found = obstore.get(self._bulk, name, options=whole)
+            found = obstore.get(self._incoming, name, options=whole)
             yield from found.stream(min_chunk_size=_STREAM_BYTES)
 
     def send(self, name: str, parts: Iterable[bytes], size: int) -> None:
-        """Write an object of `size` bytes from parts; where these raise, there is none afterwards."""
+        """Write an object of `size` bytes from parts; if these raise, there is none afterwards."""
         import obstore
 
         with self._errors("be written"):
             try:
+                if size <= _PART_BYTES:
+                    obstore.put(self._outgoing, name, b"".join(parts), use_multipart=False)
+                    return
                 obstore.put(
-                    self._bulk, name, iter(parts), chunk_size=part_bytes(size), max_concurrency=_PARTS_AT_ONCE
-                )
+                    self._outgoing, name, iter(parts),
+                    chunk_size=part_bytes(size), max_concurrency=_PARTS_AT_ONCE,
+                )  # fmt: skip
             except FileNotFoundError as error:
                 _refuse_no_bucket(error)
                 raise
@@ -224,7 +236,8 @@ class Remote:
             if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error):
                 raise
             message, fix, exit_code = _sentence(error)
-            raise RemoteError(f"{self.url} can't {verb}: {message}", fix=fix, exit_code=exit_code) from error
+            said = f"{self.url} can't {verb}: {message}"
+            raise RemoteError(said, fix=fix, cause=message, exit_code=exit_code) from error
 
 
 def part_bytes(size: int) -> int:

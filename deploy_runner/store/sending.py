@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from queue import SimpleQueue
 
 from ..errors import StoreError
 from .link import Link
@@ -15,10 +16,11 @@ __all__ = ["Sending"]
 
 _AT_ONCE = 4
 _SAID_EVERY_S = 10.0
-_SLOWEST_BYTES_PER_S = 64 << 10
-"""What moves more slowly is not waited for at the end of a run."""
+_PATIENCE = 3.0
+"""In time limits of a request: if no part of an object is taken for so long, the rest isn't waited for."""
 
 Report = Callable[[int], None]
+Task = Callable[[Report], bool]
 
 
 class Sending:
@@ -26,16 +28,31 @@ class Sending:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._pool = ThreadPoolExecutor(_AT_ONCE, "sending")
+        self._queue: SimpleQueue[tuple[Task, Future[bool]] | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
         self._tasks: set[Future[bool]] = set()
         self._bytes = 0
         self._sent = 0
         self._lock = threading.Lock()
         self._given_up = False
 
-    def add(self, task: Callable[[Report], bool]) -> None:
+    def add(self, task: Task) -> None:
         """Begin a task as soon as a thread is free."""
-        self._tasks.add(self._pool.submit(task, self._count))
+        future: Future[bool] = Future()
+        self._tasks.add(future)
+        self._queue.put((task, future))
+        if len(self._threads) < _AT_ONCE:
+            # They die with the process: who interrupts a run doesn't wait for a remote that stalls.
+            self._threads.append(threading.Thread(target=self._work, name="sending", daemon=True))
+            self._threads[-1].start()
+
+    def _work(self) -> None:
+        while (found := self._queue.get()) is not None:
+            task, future = found
+            try:
+                future.set_result(not self._given_up and task(self._count))
+            except BaseException as error:
+                future.set_exception(error)
 
     def _count(self, count: int) -> None:
         if self._given_up:
@@ -46,22 +63,20 @@ class Sending:
     def finish(self) -> None:
         """Wait for what is on its way, as long as it moves; say how much is left, if it doesn't.
 
-        Raises what a task has raised, so that nothing that is required is left out in silence.
+        Raises RequiredError where the cache is required and fails.
         """
-        pace_s = max(self._link.spec.timeout_s, 1.0)
+        pace_s = _PATIENCE * self._link.spec.timeout_s
         before, said_s, checked_s = self._bytes, time.monotonic(), time.monotonic()
         while self._tasks:
-            done, self._tasks = wait(self._tasks, pace_s / 10, FIRST_COMPLETED)
+            done, self._tasks = wait(self._tasks, min(pace_s, 1.0), FIRST_COMPLETED)
             for task in done:
                 self._take(task)
             now = time.monotonic()
-            if done:
+            if done or self._bytes > before:
                 before, checked_s = self._bytes, now
             elif now - checked_s >= pace_s:
-                if self._bytes - before < _SLOWEST_BYTES_PER_S * pace_s:
-                    self._give_up()
-                    return
-                before, checked_s = self._bytes, now
+                self._give_up()
+                return
             if self._tasks and now - said_s >= _SAID_EVERY_S:
                 said_s = now
                 left = len(self._tasks)
@@ -81,6 +96,7 @@ class Sending:
         )
 
     def close(self) -> None:
-        """End what has not been sent: what is under way continues to the end of a request at most."""
+        """Send nothing more: what is under way ends with its request."""
         self._given_up = True
-        self._pool.shutdown(cancel_futures=True)
+        for _ in self._threads:
+            self._queue.put(None)

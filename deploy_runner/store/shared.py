@@ -28,7 +28,6 @@ from .transfer import download, read_parts
 __all__ = ["SharedStore", "open_store"]
 
 _REQUESTS_AT_ONCE = 16
-_SMALL_BYTES = 8 << 20
 
 Report = Callable[[int], None]
 
@@ -186,7 +185,7 @@ class SharedStore(Store):
             return self.link.attempt("read", bring, otherwise=False)
 
     def _bring_manifest(self, digest: str) -> bool:
-        if self.object_path(digest).exists():
+        if self._object_state(digest, 0, False) == "present":
             return True
         found = self.link.attempt("read", lambda: self.link.remote.read(object_name(digest)), None)
         if found is None or sha256_bytes(found[0]) != digest:
@@ -197,8 +196,12 @@ class SharedStore(Store):
     # Sending ---------------------------------------------------------------------------------
 
     def claim(self, key: str) -> Claim:
-        """Say whether this run makes an action. Raises UsageError where the cache is required and fails."""
+        """Say whether this run makes an action. Raises RequiredError."""
         return self.leases.ask(key)
+
+    def listen(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called, from another thread, as soon as a claim has an answer."""
+        self.leases.listen(wake)
 
     def settle(self, key: str, record: ActionRecord | None, *, again: bool = False) -> None:
         """Send an action's record in the background, then give the claim up.
@@ -263,15 +266,12 @@ class SharedStore(Store):
             return
         try:
             parts = read_parts(path, digest, part_bytes(size), report)
-            if size <= _SMALL_BYTES:
-                self.link.remote.write(name, b"".join(parts))
-            else:
-                self.link.remote.send(name, parts, size)
+            self.link.remote.send(name, parts, size)
         except (FileNotFoundError, ValueError) as error:
             raise StoreError(f"object {digest} is lost or damaged", fix="run again") from error
 
     def finish(self) -> None:
-        """Wait for what is on its way there. Raises UsageError where the cache is required and fails."""
+        """Wait for what is on its way there. Raises RequiredError where the cache is required and fails."""
         if "sending" in self.__dict__:
             self.sending.finish()
 

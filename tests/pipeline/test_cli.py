@@ -30,7 +30,7 @@ def test_the_set_of_verbs_and_flags_is_frozen() -> None:
     flags = {s for parser in actions.values() for a in parser._actions for s in a.option_strings}  # type: ignore[union-attr]
     assert flags == {
         "-h", "--help", "--debug", "--config", "--set", "--json", "--fail-fast", "--force", "--cpu", "--memory",
-        "--keep-workdirs", "--require-sandbox", "--log", "-q", "--quiet", "--values", "--format", "--run", "--runs", "--replay",
+        "--keep-workdirs", "--require-sandbox", "--executor", "--ray-address", "--log", "-q", "--quiet", "--values", "--format", "--run", "--runs", "--replay",
         "-o", "--to", "--old", "--new", "--keep-runs", "--dry-run", "--factory", "--shape",
         "--dtype", "--calibration", "--output", "--pipeline",
         "--key", "--certificate", "--status",

@@ -25,6 +25,10 @@ def problems(project: Project) -> list[str]:
         ("a: {uses: text.upper}", "pipeline.yaml:4:3: stage 'a' (text.upper) needs the input 'text': the text"),
         ("a: {uses: text.upper, inputs: {txt: in.txt, text: in.txt}}",
          "pipeline.yaml:4:34: stage 'a' (text.upper) has no input 'txt' (did you mean 'text'?)"),
+        ("a: {uses: text.upper, inputs: {text: in.txt}, resources: {gpu: -1}}",
+         "pipeline.yaml:4:66: stage 'a': 'resources.gpu' must be at least 0, not -1"),
+        ("a: {uses: text.upper, inputs: {text: in.txt}, resources: {custom: {a100: 0}}}",
+         "pipeline.yaml:4:76: the amount of a100 must be more than 0, not 0"),
         ("a: {uses: text.upper, inputs: {text: inn.txt}}",
          "pipeline.yaml:4:40: inn.txt does not exist (did you mean 'in.txt'?)"),
         ("a: {uses: text.upper, inputs: {text: stages}}",
@@ -196,6 +200,28 @@ def test_a_required_variable_of_the_environment_is_asked_for(project: Project) -
     assert problems(project) == [
         "pipeline.yaml:3:7: the environment variable NOPE is not set (export NOPE=…)"
     ]
+
+
+@pytest.mark.parametrize(
+    ("executor", "said"),
+    [
+        (
+            "{name: kubernetes}",
+            "pipeline.yaml:3:18: the executor: 'name' must be 'local' or 'ray', not 'kubernetes'",
+        ),
+        (
+            "{address: 'ray://head:10001'}",
+            "pipeline.yaml:3:21: the executor local has no address (add `name: ray`)",
+        ),
+        (
+            "{name: ray, adress: x}",
+            "pipeline.yaml:3:23: the executor has no 'adress' (did you mean 'address'?)",
+        ),
+    ],
+)
+def test_a_wrong_executor_says_what_is_possible(project: Project, executor: str, said: str) -> None:
+    project.pipeline("a: {uses: text.upper, inputs: {text: in.txt}}", head=f"executor: {executor}\n")
+    assert problems(project) == [said]
 
 
 def test_a_wrong_set_expression_is_a_usage_error(project: Project) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from tests.conftest import ROOT, Project
 BIN = Path(sys.executable).parent
 WORKFLOWS = [
     *sorted((ROOT / ".github/workflows").glob("*.yml")),
-    ROOT / "examples/github-workflow/deploy.yml",
+    *sorted((ROOT / "examples/github-workflow").glob("*.yml")),
 ]
 
 
@@ -55,6 +56,27 @@ def test_every_action_is_pinned_by_its_commit() -> None:
 def test_inputs_reach_scripts_through_the_environment_only() -> None:
     for step in yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"]:
         assert "${{" not in step.get("run", "")
+
+
+def test_the_docs_list_every_input_with_its_default() -> None:
+    inputs = yaml.safe_load((ROOT / "action.yml").read_text())["inputs"]
+    rows = re.findall(
+        r"^\| `([\w-]+)` \| (?:`(.*?)`)? ?\| .+ \|$",
+        (ROOT / "docs/github-actions.md").read_text(),
+        re.MULTILINE,
+    )
+    assert dict(rows) == {name: given["default"] for name, given in inputs.items()}
+
+
+@pytest.mark.parametrize(("remote", "extras"), [("", "onnx"), ("s3://bucket/prefix", "onnx,remote")])
+def test_a_shared_cache_installs_its_extra(remote: str, extras: str, tmp_path: Path) -> None:
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    steps = yaml.safe_load((ROOT / "action.yml").read_text())["runs"]["steps"]
+    script = next(step["run"] for step in steps if step.get("name") == "Install deploy-runner")
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PACKAGE": ".", "EXTRAS": "onnx", "REMOTE": remote}
+    done = subprocess.run(["bash", "-ec", script], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == f".[{extras}]"
 
 
 def run_step(project: Project, tmp_path: Path, **env: str) -> subprocess.CompletedProcess[str]:

@@ -19,6 +19,7 @@ from ...store.cas import Store
 from ...types import Event, Json, PathSource, StageNode, StageResult, State
 from ..keys import KeyEnvironment
 from ..plan import Decision
+from . import gpus
 from .collect import collect, keep_evidence, read_result
 from .redact import Redactor
 from .sandbox import NOT_STARTED, Confinement
@@ -68,6 +69,7 @@ class Action:
     kill_at_s: float = 0.0
     unfinished: bytes = b""
     tail: list[str] = field(default_factory=list)
+    gpus: tuple[str, ...] = ()
     close: Callable[[], None] = lambda: None
 
     @property
@@ -150,6 +152,7 @@ def request(
         "user_home": environ.get("HOME", ""),
         "network": node.network,
         "readable": [*_beside(node), *_named_files(cloud)],
+        "devices": gpus.devices() if action.gpus else [],
         "memory_bytes": resources.memory_bytes,
         "require_sandbox": require_sandbox,
     }
@@ -212,6 +215,8 @@ def _environment(action: Action, environ: Mapping[str, str], cloud: Mapping[str,
         "DEPLOY_RUNNER_STAGE": action.node.id,
         "DEPLOY_RUNNER_SEED": str(int(action.decision.key[:8], 16)),
     }
+    if action.gpus:
+        env[gpus.VISIBLE] = ",".join(action.gpus)
     return {**env, **cloud, **action.node.env}
 
 

@@ -9,13 +9,14 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 
 from ...errors import DeployRunnerError, StageError
 from ...store.cas import Store
 from ...types import RunOptions, StageNode
 from ..keys import KeyEnvironment
+from . import gpus
 from .action import Action, Project, finish, live_environment, request
 from .arrivals import Arrivals, Arrived
 from .crews import Audience, Ended
@@ -66,17 +67,25 @@ class LocalCrew:
 
     # Starting --------------------------------------------------------------------------------
 
-    def room(self, node: StageNode) -> bool:
-        """Say whether a stage's resources are free."""
-        if not self._running:
+    def room(self, node: StageNode, beside: Sequence[StageNode] = ()) -> bool:
+        """Say whether a stage's resources are free, with these others too."""
+        used = [*(action.node.resources for action in self._running.values()), *(n.resources for n in beside)]
+        if not used:
             return True  # A stage that needs more than there is runs alone.
-        used = [action.node.resources for action in self._running.values()]
         cpu = sum(r.cpu for r in used) + node.resources.cpu
         memory = sum(r.memory_bytes for r in used) + node.resources.memory_bytes
+        gpu = sum(n.resources.gpu for n in beside) + node.resources.gpu
+        if node.resources.gpu and gpu > len(self._free_gpus()):
+            return node.resources.gpu > len(gpus.usable(self._environ))  # `add` says that it can't run.
         return cpu <= self._cpu and (not self._memory or memory <= self._memory)
+
+    def _free_gpus(self) -> tuple[str, ...]:
+        used = {name for action in self._running.values() for name in action.gpus}
+        return tuple(name for name in gpus.usable(self._environ) if name not in used)
 
     def add(self, action: Action) -> None:
         """Start an action once its inputs are here. Raises DeployRunnerError if it can't be started."""
+        action.gpus = self._gpus_for(action.node)
         action.work.mkdir(parents=True)
         self._audience.started(action)
         if self._arrivals.await_inputs(action):
@@ -90,6 +99,21 @@ class LocalCrew:
         except BaseException:
             action.close()
             raise
+
+    def _gpus_for(self, node: StageNode) -> tuple[str, ...]:
+        """Return the GPUs that a stage gets. Raises StageError for what this machine doesn't have."""
+        wanted = node.resources
+        if not (wanted.gpu or wanted.custom):
+            return ()
+        fix = "run with `--executor ray` on a cluster that has it"
+        for name in wanted.custom:
+            raise StageError(f"it needs the resource {name!r}, which a local run doesn't know", fix=fix)
+        count = len(gpus.usable(self._environ))
+        if wanted.gpu > count:
+            lack = f"{wanted.gpu} GPU{'s' if wanted.gpu > 1 else ''}, and this machine has {count or 'none'}"
+            by = f" in {gpus.VISIBLE}" if gpus.VISIBLE in self._environ else ""
+            raise StageError(f"it needs {lack}{by}", fix=fix)
+        return self._free_gpus()[: wanted.gpu]
 
     def _launch(self, action: Action) -> None:
         asked = request(
@@ -167,7 +191,8 @@ class LocalCrew:
 
     def wake(self) -> None:
         """Have `wait` return. It may be called from a signal handler or from another thread."""
-        os.write(self._wake_w, b"!")
+        with suppress(BlockingIOError):  # It is full: `wait` returns as it is.
+            os.write(self._wake_w, b"!")
 
     def _woken(self) -> None:
         os.read(self._wake_r, 4096)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from ...store.actions import ActionRecord
@@ -40,8 +41,8 @@ class Crew(Protocol):
     def busy(self) -> bool:
         """Say whether an action has been added that `wait` has not returned."""
 
-    def room(self, node: StageNode) -> bool:
-        """Say whether a stage may be added now."""
+    def room(self, node: StageNode, beside: Sequence[StageNode] = ()) -> bool:
+        """Say whether a stage may be added now, and these others too."""
 
     def add(self, action: Action) -> None:
         """Start an action, now or as soon as a machine is free. Raises DeployRunnerError if it can't be."""

@@ -79,6 +79,7 @@ class Dispatch:
         self._trash: list[Path] = []
         self._unrecorded: list[tuple[Lock, Action, ActionRecord | None]] = []
         self._crew = hire(self)
+        store.listen(self._crew.wake)
         self._handlers = self._catch_signals()
 
     @property
@@ -103,6 +104,8 @@ class Dispatch:
         """End what has not started yet with this state."""
         for waiting in self._waiting:
             self._done.append(StageResult(waiting.node.id, state, reason=reason))
+            if waiting.lock.held:
+                self._store.settle(waiting.decision.key, None)
             waiting.lock.release()
         self._waiting.clear()
 
@@ -122,13 +125,29 @@ class Dispatch:
         self._start_ready()
 
     def _start_ready(self) -> None:
+        claimed: list[StageNode] = []
+        full: set[object] = set()
+        ahead = not self._store.shares
         for waiting in list(self._waiting):
-            if not self._crew.room(waiting.node):
-                continue
+            resources = waiting.node.resources
+            need = (*resources[:-1], *resources.custom.items())
+            fits = need not in full and self._crew.room(waiting.node, claimed)
+            if not fits:
+                full.add(need)
+                if ahead:
+                    continue
             try:
-                if waiting.lock.try_acquire() and self._is_ours(waiting):
+                if not waiting.lock.try_acquire():
+                    continue
+                if self._is_ours(waiting) and fits:
                     self._waiting.remove(waiting)
                     self._start(waiting)
+                elif waiting.told:  # Another machine makes it.
+                    continue
+                elif fits:
+                    claimed.append(waiting.node)
+                else:  # One more than can be started is claimed, to lose no time. The rest is left to others.
+                    ahead = True
             except DeployRunnerError as error:
                 if waiting in self._waiting:
                     self._waiting.remove(waiting)
@@ -247,6 +266,7 @@ class Dispatch:
         """Stop what still runs, release the locks, and give the signals back."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        self._store.listen(lambda: None)
         try:
             self._tidy()
         finally:

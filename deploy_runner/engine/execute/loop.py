@@ -13,10 +13,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import DeployRunnerError
+from ...errors import DeployRunnerError, UsageError
 from ...pipeline.graph import select
 from ...store.cas import Store
-from ...types import Artifact, Event, Graph, RefSource, RunOptions, StageNode, StageResult
+from ...types import (
+    Artifact,
+    Event,
+    Executor,
+    Graph,
+    RefSource,
+    RunOptions,
+    StageNode,
+    StageResult,
+)
 from ..plan import Decision, Planner
 
 if TYPE_CHECKING:
@@ -49,6 +58,7 @@ def execute(
     server that was started ahead. Raises UsageError for an unknown target, and, if the sandbox is required,
     where this machine can't confine a stage; StoreError where the store can't be used.
     """
+    _executor(graph, options)
     wanted = select(graph, targets)
     forced = frozenset(
         id_ for id_ in wanted
@@ -74,6 +84,15 @@ def execute(
 
     store.sweep_tmp()
     return _Run(graph, planner, wanted, forced, emit, make_dispatch, fail_fast=options.fail_fast).go()
+
+
+def _executor(graph: Graph, options: RunOptions) -> Executor:
+    """Return where the stages run. Raises UsageError for an address without a cluster to be used."""
+    name = options.executor or graph.executor.name
+    address = options.ray_address or (graph.executor.address if name == graph.executor.name else "")
+    if address and name != "ray":
+        raise UsageError(f"the executor {name} has no address", fix="add --executor ray")
+    return Executor(name, address)
 
 
 class _Run:

@@ -133,20 +133,27 @@ class Sandbox:
             for place in dict.fromkeys((path, os.path.realpath(path))):
                 self._rules.allow(self._root.inside(place) if self._root else place, write=write)
 
-    def close_up(self, *, read: Iterable[str], write: Iterable[str], hide: Iterable[str] = ()) -> Confinement:
+    def close_up(
+        self,
+        *,
+        read: Iterable[str],
+        write: Iterable[str],
+        hide: Iterable[str] = (),
+        devices: Sequence[str] = (),
+    ) -> Confinement:
         """Confine this process and its children; return what was used, and what is lacking.
 
-        It may read the system, the interpreter and `read`, and write below `write`. Of `hide`, wherever
-        that lies, it sees no more than these name.
+        It may read the system, the interpreter and `read`, write below `write`, and use `devices`. Of `hide`,
+        wherever that lies, it sees no more than these name.
         """
         write = list(write)
         read = self._hide(list(read), hide)
         if self._root is not None:
-            for path in sorted(read):
+            for path in (*sorted(read), *devices):
                 self._root.show(path)
             self._root.seal(write)
         self._allow(read, write=False)
-        self._allow((*write, *(("/dev/shm",) if self._root else ())), write=True)
+        self._allow((*write, *devices, *(("/dev/shm",) if self._root else ())), write=True)
         self._limit_processes()
         if self._root is not None:
             self._root.enter()

@@ -124,7 +124,7 @@ def _confine(request: dict[str, Any], sandbox: Sandbox) -> Confinement:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     read = _readable(request)
     hide = [request["project"], *request["stores"]]
-    confinement = sandbox.close_up(read=read, write=[request["work"]], hide=hide)
+    confinement = sandbox.close_up(read=read, write=[request["work"]], hide=hide, devices=request["devices"])
     if not sandbox.guards_files:
         WriteGuard(request["work"]).install()
     if sandbox.refuses_sockets:

@@ -1,0 +1,39 @@
+"""The GPUs of this machine: how many a run may use, and what a worker needs to reach them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+
+__all__ = ["VISIBLE", "devices", "usable"]
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""What tells CUDA which GPUs a process may use: numbers or UUIDs with commas between them."""
+_DRIVER = "/proc/driver/nvidia/gpus"
+"""A folder for each GPU. Reading it takes microseconds; NVML or torch would take up to a second."""
+_DEVICES = "/dev"
+
+
+def usable(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the GPUs that a run may use, as `CUDA_VISIBLE_DEVICES` names them.
+
+    They are those that the variable names, up to one that is invalid, as CUDA does; without it all of
+    the machine.
+    """
+    named = environ.get(VISIBLE)
+    if named is None:
+        with suppress(OSError):
+            return tuple(str(index) for index, _ in enumerate(os.listdir(_DRIVER)))
+        return ()
+    found: list[str] = []
+    for name in map(str.strip, named.split(",")):
+        if not name or name.startswith("-"):
+            break
+        found.append(name)
+    return tuple(found)
+
+
+def devices() -> list[str]:
+    """Return the device files of NVIDIA's driver."""
+    return sorted(f"{_DEVICES}/{name}" for name in os.listdir(_DEVICES) if name.startswith("nvidia"))
