@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -134,26 +135,18 @@ def test_convert_copies_what_another_machine_made(tmp_path: Path, share: Share) 
     folder = Project(tmp_path / "convert")
     for name in ("digits.pt", "model.py"):
         shutil.copy(DIGITS / name, folder.folder / name)
-    convert = (
-        "convert",
-        "digits.pt",
-        "--factory",
-        "model.py:build",
-        "--shape",
-        "1,1,8,8",
-        "--to",
-        "safetensors",
-    )
-    one, two = machine(folder, share, "one"), machine(folder, share, "two")
-    folder.cli(*convert, "--output", "first", **one)
+    wanted = ("--factory", "model.py:build", "--shape", "1,1,8,8", "--to", "safetensors,full")
+    convert = ("convert", "digits.pt", *wanted, "--output")
+    one, two, three = (machine(folder, share, name) for name in ("one", "two", "three"))
+    folder.cli(*convert, "first", **one)
     folder.cli("cache", "push", "convert.yaml", **one)
-    assert share.names("v1/records")
-    folder.cli(*convert, "--output", "second", **two)
-    assert tree(folder.folder / "first") == tree(folder.folder / "second")
-    (name,) = (n for n in share.names("v1/objects") if len(share.read(n)) > 10_000)
-    share.remove(name)
-    three = machine(folder, share, "three")
-    said = folder.cli(*convert, "--output", "third", exits=1, **three).stderr
+    folder.cli(*convert, "second", **two)
+    first = tree(folder.folder / "first")
+    assert tree(folder.folder / "second") == first
+    digest = sha256(first["safetensors/weights.safetensors"]).hexdigest()
+    share.remove(f"v1/objects/{digest[:2]}/{digest[2:]}")
+    said = folder.cli(*convert, "third", exits=1, **three).stderr
     assert "run `deploy-runner run convert.yaml weights` to rebuild it" in said
-    folder.cli(*convert, "--output", "third", **three)
-    assert tree(folder.folder / "first") == tree(folder.folder / "third")
+    assert (folder.folder / "third" / "full").exists()
+    folder.cli(*convert, "fourth", **three)
+    assert tree(folder.folder / "fourth") == first

@@ -68,6 +68,7 @@ def test_push_sends_what_was_built_here_and_nothing_twice(project: Project, shar
     assert (again["records"], again["objects"], again["known"]) == (0, 0, 3)
     assert project.states(**two) == {"a": "hit", "b": "hit", "parts": "hit"}
     # What came from there is not what was built here: it is never sent, even where it is lacking.
+    ask(project, "pull", **two)
     shared.remove(shared.names("v1/records")[0])
     assert ask(project, "push", **two)["records"] == 0
     assert (ask(project, "push", **one)["records"], len(shared.names("v1/records"))) == (1, 3)
@@ -241,9 +242,20 @@ def test_gc_keeps_what_records_of_another_key_name(project: Project, share: Shar
     for name in share.names():
         share.age(name, 2)
     assert ask(project, "gc", "--remote", **two)["objects"] == 0
-    for name in share.names("v1/records"):  # What nobody has signed, and what isn't even JSON.
-        share.write(name, b"x" * 129 + b'{"uses": 1, "outputs": {"o": [["l"], "folder", 1]}}')
-    assert ask(project, "gc", "--remote", **two)["objects"] == 23
+    # Whatever somebody writes there, it is no more than a name.
+    (text,) = (name for name in share.names("v1/objects") if share.read(name) == b"HELLO")
+    outputs = {
+        "a": ["".join(text.split("/")[2:]), "folder", 1],
+        "b": [["x"], "folder", 1],
+        "c": ["../x", "file", 1],
+    }
+    record = {"uses": "x", "outputs": outputs, "figures": {}, "preimage": {}, "seconds": 1}
+    forged, *others = share.names("v1/records")
+    share.write(forged, b"x" * 129 + json.dumps(record).encode())
+    for name in others:
+        share.write(name, b"not even JSON")
+    assert ask(project, "gc", "--remote", **two)["objects"] == 22
+    assert share.names("v1/objects") == [text]
 
 
 def test_gc_on_a_bucket_keeps_what_is_young(project: Project, plain_bucket: Bucket) -> None:
