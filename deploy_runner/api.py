@@ -21,6 +21,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from .engine.runs import Recorder, RunRecord
+from .errors import DeployRunnerError
 from .pipeline.compiled import compile_pipeline
 from .pipeline.identity import Files, identity
 from .store.files import write_atomic
@@ -36,6 +37,7 @@ __all__ = ["Pipeline", "explain", "home_of", "load", "place_of", "plan", "run"]
 
 _AS_USUAL = RunOptions()
 
+_INTERRUPTED = 130
 _PICTURE_BYTES = 2 * 1024 * 1024
 
 
@@ -168,9 +170,15 @@ def run(
             environ=pipeline.environ,
             early=early,
         )
-        if not any(result.state == "interrupted" for result in results.values()):
-            pipeline.store.finish()
-        record = recorder.finish(results, now_s=time.time(), exit_code=_exit_code(results))
+        exit_code = _exit_code(results)
+        try:
+            if exit_code != _INTERRUPTED:
+                pipeline.store.finish()
+        except (DeployRunnerError, KeyboardInterrupt) as error:
+            exit_code = getattr(error, "exit_code", _INTERRUPTED)
+            raise
+        finally:  # What is made is made, whether it was sent or not.
+            record = recorder.finish(results, now_s=time.time(), exit_code=exit_code)
         if any(result.state != "hit" for result in results.values()):
             _write_report(pipeline, record, results)
     return record
@@ -178,7 +186,7 @@ def run(
 
 def _exit_code(results: Mapping[str, StageResult]) -> int:
     if any(result.state == "interrupted" for result in results.values()):
-        return 130
+        return _INTERRUPTED
     failed = [r.exit_code or 1 for r in results.values() if r.state == "failed"]
     return max(failed, default=0)
 
