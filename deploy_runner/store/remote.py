@@ -6,6 +6,7 @@ sentence; what they mean, and what is done about a failure, is for `shared`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -28,8 +29,10 @@ _PARTS_AT_ONCE = 4
 _STREAM_BYTES = 2 << 20
 _LARGEST_SMALL_BYTES = 64 << 20
 """No record, manifest or lease is larger; what is would be read whole into memory."""
-_PART_S = 120.0
-"""The limit for sending a part: 70 kB/s."""
+_PART_OF_TIMEOUT = 3.0
+"""What a part may take to be sent, in time limits: by default four at once at 1.1 MB/s, as of a slow DSL."""
+_STREAM_S = 120.0
+"""After this a download begins another request where it was: a client has no request without a limit."""
 _RETRIES = 2
 
 
@@ -70,10 +73,15 @@ class Remote:
 
     @cached_property
     def _bulk(self) -> ObjectStore:
-        """The client of transfers: what has a limit is the wait for the next bytes, or for one part."""
+        """The client of downloads: what has a limit is the wait for the next bytes."""
         return self._client(
-            read_timeout=_seconds(self._timeout_s), timeout=_seconds(max(_PART_S, self._timeout_s))
+            read_timeout=_seconds(self._timeout_s), timeout=_seconds(max(_STREAM_S, self._timeout_s))
         )
+
+    @cached_property
+    def _uploads(self) -> ObjectStore:
+        """The client of uploads: each part has a limit, because its answer comes when all of it is sent."""
+        return self._client(timeout=_seconds(self._timeout_s * _PART_OF_TIMEOUT))
 
     def _client(self, **options: str) -> ObjectStore:
         try:
@@ -137,15 +145,19 @@ class Remote:
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
         mode: Any = "create" if new else {"e_tag": etag} if etag else "overwrite"
-        with self._errors("be written"):
+        with self._errors("be written", strict=True):
             try:
                 return obstore.put(self._small, name, data, mode=mode, use_multipart=False)["e_tag"] or ""
             except (AlreadyExistsError, PreconditionError):
+                if mode == "overwrite":
+                    raise
                 raise Taken from None
             except NotImplementedError:
                 return obstore.put(self._small, name, data, use_multipart=False)["e_tag"] or ""
             except FileNotFoundError as error:
                 _refuse_no_bucket(error)
+                if not etag:
+                    raise
                 raise Taken from None  # What should have been replaced is gone.
 
     def delete(self, names: Iterable[str]) -> None:
@@ -201,23 +213,20 @@ class Remote:
         """Write an object of `size` bytes from parts; where these raise, there is none afterwards."""
         import obstore
 
-        with self._errors("be written"):
-            try:
-                obstore.put(
-                    self._bulk, name, iter(parts), chunk_size=part_bytes(size), max_concurrency=_PARTS_AT_ONCE
-                )
-            except FileNotFoundError as error:
-                _refuse_no_bucket(error)
-                raise
+        with self._errors("be written", strict=True):
+            obstore.put(
+                self._uploads, name, iter(parts), chunk_size=part_bytes(size), max_concurrency=_PARTS_AT_ONCE
+            )
 
     @contextmanager
-    def _errors(self, verb: str) -> Iterator[None]:
+    def _errors(self, verb: str, *, strict: bool = False) -> Iterator[None]:
+        """Raise what obstore raises as RemoteError; FileNotFoundError stays, unless `strict`."""
         from obstore.exceptions import BaseError
 
         try:
             yield
         except (BaseError, OSError, ValueError) as error:
-            if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error):
+            if isinstance(error, FileNotFoundError) and not strict and "NoSuchBucket" not in str(error):
                 raise
             message, fix = _sentence(error)
             raise RemoteError(f"{self.url} can't {verb}: {message}", fix=fix) from error
@@ -264,6 +273,8 @@ def _sentence(error: BaseException) -> tuple[str, str]:
     for mark, message, fix in _SENTENCES:
         if mark in said:
             return message, fix
+    if status := re.search(r"status code: (\d{3}[ A-Za-z]*)", said):
+        return f"it answers {status[1].strip()}", ""
     first = said.partition("\n")[0].partition("Debug source:")[0].strip()
     return first[:200] or type(error).__name__, ""
 

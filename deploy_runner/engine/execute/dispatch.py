@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ...errors import DeployRunnerError
 from ...store.actions import ActionRecord
-from ...store.cas import Store
+from ...store.cas import Claim, Store
 from ...store.locks import Lock
 from ...store.removal import remove_tree
 from ...types import Artifact, Event, Graph, RunOptions, StageNode, StageResult, State
@@ -40,6 +40,7 @@ class _Waiting:
     upstream: Mapping[str, Outputs]
     forced: bool
     lock: Lock
+    claim: Claim | None = None
     told: bool = False
 
 
@@ -78,7 +79,9 @@ class Dispatch:
         self._done: list[StageResult | Lost] = []
         self._trash: list[Path] = []
         self._unrecorded: list[tuple[Lock, Action, ActionRecord | None]] = []
+        self._claims_at_once = options.cpu or len(os.sched_getaffinity(0))
         self._crew = hire(self)
+        store.tell_claims(self._crew.wake)
         self._handlers = self._catch_signals()
 
     @property
@@ -103,7 +106,7 @@ class Dispatch:
         """End what has not started yet with this state."""
         for waiting in self._waiting:
             self._done.append(StageResult(waiting.node.id, state, reason=reason))
-            waiting.lock.release()
+            self._give_up(waiting)
         self._waiting.clear()
 
     def _stop_all(self) -> None:
@@ -132,20 +135,34 @@ class Dispatch:
             except DeployRunnerError as error:
                 if waiting in self._waiting:
                     self._waiting.remove(waiting)
-                self._store.settle(waiting.decision.key, None)
-                waiting.lock.release()
+                self._give_up(waiting)
                 self._done.append(_failed(waiting.node, waiting.decision, error))
 
     def _is_ours(self, waiting: _Waiting) -> bool:
-        """Say whether no other machine makes the action, as far as that is known by now."""
-        if waiting.forced or waiting.decision.state == "converge":
+        """Say whether no other machine makes the action, as far as that is known by now.
+
+        No more are claimed than can start: what this machine claims and doesn't begin, no other begins.
+        """
+        decision = waiting.decision
+        if waiting.forced or decision.state == "converge":
             return True
-        claim = self._store.claim(waiting.decision.key)
-        if claim == "theirs" and not waiting.told:
+        if waiting.claim is None:
+            if decision.state == "miss" and self._store.records.get(decision.key) is not None:
+                return True  # Another run on this machine has made it.
+            if sum(w.claim in ("asked", "ours") for w in self._waiting) >= self._claims_at_once:
+                return False
+        waiting.claim = self._store.claim(decision.key)
+        if waiting.claim == "theirs" and not waiting.told:
             waiting.told = True
             text = f"{waiting.node.id}: another machine is making it"
             self._emit(Event("run-note", time.time(), waiting.node.id, text))
-        return claim in ("ours", "made")
+        return waiting.claim in ("ours", "made")
+
+    def _give_up(self, waiting: _Waiting) -> None:
+        """Let others make what has not been started here."""
+        if waiting.claim is not None:
+            self._store.settle(waiting.decision.key, None)
+        waiting.lock.release()
 
     def _start(self, waiting: _Waiting) -> None:
         """Begin an action whose lock is held, unless another run has done it since the decision was taken."""
@@ -153,8 +170,7 @@ class Dispatch:
         if decision.state != "miss" or self._store.records.get(decision.key) is not None:
             decision = self._planner.decide(node, waiting.upstream)
         if decision.state == "hit" and not waiting.forced:
-            self._store.settle(decision.key, None)
-            waiting.lock.release()
+            self._give_up(waiting)
             record = decision.record
             assert record is not None
             self._done.append(StageResult(
@@ -247,6 +263,7 @@ class Dispatch:
         """Stop what still runs, release the locks, and give the signals back."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        self._store.tell_claims(lambda: None)
         try:
             self._tidy()
         finally:
