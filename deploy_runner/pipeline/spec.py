@@ -76,6 +76,9 @@ class ExecutorSpec(_Model):
     address: str = Field(
         "", description="the cluster, e.g. ray://head:10001; empty: Ray is started on this machine"
     )
+    autoscaling: bool = Field(
+        False, description="the cluster adds machines by itself: wait for one that a stage needs"
+    )
 
 
 class TargetSpec(BaseModel):

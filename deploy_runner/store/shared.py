@@ -291,6 +291,8 @@ class SharedStore(Store):
 
         Raises RemoteError where that fails, StoreError for an object that isn't here.
         """
+        if artifact.kind == "folder":  # One that was made elsewhere may have its files there alone.
+            self._bring_manifest(artifact.digest)
         objects = list(self.objects_of(artifact))
         threads = self._threads("uploads")
         list(threads.map(lambda o: self.send_object(*o, again=again, report=report), objects))

@@ -118,7 +118,11 @@ class Dispatch:
     def add(
         self, node: StageNode, decision: Decision, upstream: Mapping[str, Outputs], *, forced: bool
     ) -> None:
-        """Take a stage in; it starts as soon as its lock and its resources are free."""
+        """Take a stage in; it starts as soon as its lock and its resources are free.
+
+        Raises UsageError where the crew can't be used at all.
+        """
+        self._crew.prepare(node)
         lock = self._store.lock(decision.key)
         self._waiting.append(_Waiting(node, decision, upstream, forced, lock))
         self._start_ready()
@@ -245,7 +249,7 @@ class Dispatch:
             place.parent.mkdir(parents=True, exist_ok=True)
             os.rename(result.evidence, place)
             result = result._replace(evidence=str(place))
-        if self._options.keep_workdirs:
+        if self._options.keep_workdirs and action.work.exists():
             kept = self._run_folder / "workdirs" / action.node.id
             kept.parent.mkdir(parents=True, exist_ok=True)
             action.work.rename(kept)
