@@ -154,7 +154,10 @@ class Remote:
                 return obstore.put(self._small, name, data, use_multipart=False)["e_tag"] or ""
             except FileNotFoundError as error:
                 _refuse_no_bucket(error)
-                raise Taken from None  # What should have been replaced is gone.
+                if etag:  # What should have been replaced is gone.
+                    raise Taken from None
+                fix = "correct cache.remote, or AWS_ENDPOINT_URL"
+                raise RemoteError(f"{self.url} can't be written: there is no such place", fix=fix) from error
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove objects; one that does not exist is no error."""
@@ -229,7 +232,7 @@ class Remote:
         try:
             yield
         except (BaseError, OSError, ValueError) as error:
-            if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error):
+            if isinstance(error, FileNotFoundError) and not _is_no_bucket(error):
                 raise
             message, fix = _sentence(error)
             raise RemoteError(f"{self.url} can't {verb}: {message}", fix=fix, cause=message) from error
@@ -246,8 +249,12 @@ def _seconds(seconds: float) -> str:
 
 def _refuse_no_bucket(error: FileNotFoundError) -> None:
     """Raise again what says not that an object is missing, but what it would be in."""
-    if "NoSuchBucket" in str(error):
+    if _is_no_bucket(error):
         raise error
+
+
+def _is_no_bucket(error: FileNotFoundError) -> bool:
+    return any(name in str(error) for name in ("NoSuchBucket", "ContainerNotFound"))
 
 
 _SENTENCES: tuple[tuple[str, str, str], ...] = (
