@@ -9,11 +9,14 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.machines import Bucket, Machines, Share
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "examples" / "digits"
@@ -212,6 +215,53 @@ def used_port() -> Iterator[int]:
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, str]]:
+    """The environment that leads to a local S3."""
+    from deploy_runner.local.servers import dry_run
+
+    folder = tmp_path_factory.mktemp("s3") / "server"
+    with dry_run(folder, services=("aws",), log=lambda line: None) as env:
+        yield env
+
+
+@pytest.fixture
+def bucket(s3_server: Mapping[str, str]) -> Iterator[Bucket]:
+    """A shared cache in a bucket of its own, behind a proxy of its own."""
+    from tests.faults.proxy import FaultProxy
+    from tests.machines import Bucket
+
+    with FaultProxy(s3_server["AWS_ENDPOINT_URL"]) as proxy:
+        yield Bucket(s3_server, f"bucket-{os.urandom(4).hex()}", proxy)
+
+
+@pytest.fixture(params=["folder", "s3"])
+def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Share:
+    """A shared cache, in a folder and in a bucket."""
+    from tests.machines import Share
+
+    if request.param == "folder":
+        return Share(tmp_path / "share")
+    found: Share = request.getfixturevalue("bucket")
+    return found
+
+
+@pytest.fixture
+def machines(tmp_path: Path, remote: Share) -> Machines:
+    """Machines that share a cache of either kind."""
+    from tests.machines import Machines
+
+    return Machines(tmp_path, remote)
+
+
+@pytest.fixture
+def s3_machines(tmp_path: Path, bucket: Bucket) -> Machines:
+    """Machines that share a bucket."""
+    from tests.machines import Machines
+
+    return Machines(tmp_path, bucket)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 from urllib.parse import unquote
 
 from deploy_runner.local.servers import dry_run
+from tests.conftest import Project
 
-__all__ = ["SECRET", "Bucket", "Share", "Shared", "s3_server"]
+__all__ = ["SECRET", "Bucket", "Share", "Shared", "machine", "objects", "s3_server"]
 
 SECRET = "the secret by which records of these tests are signed"
 
@@ -33,6 +34,16 @@ class Shared(Protocol):
 
     def remove(self, name: str) -> None:
         """Take an object away, as a lifecycle rule does."""
+
+
+def machine(project: Project, shared: Shared, name: str) -> dict[str, str]:
+    """Return the environment of another machine: the same project, and a store of its own."""
+    return {**shared.env, "DEPLOY_RUNNER_HOME": str(project.folder.parent / name)}
+
+
+def objects(env: Mapping[str, str]) -> list[Path]:
+    """Return the object files of a machine's store."""
+    return [path for path in (Path(env["DEPLOY_RUNNER_HOME"]) / "cas").rglob("*") if path.is_file()]
 
 
 @contextmanager

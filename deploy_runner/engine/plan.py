@@ -84,6 +84,34 @@ class Explanation(NamedTuple):
         return "; ".join(map(str, self.changes)) or self.reason
 
 
+class _Ahead:
+    """Which stages can be looked up together: each is returned once, with those that are ready as well."""
+
+    def __init__(self, nodes: Sequence[StageNode]) -> None:
+        self._nodes = {node.id: node for node in nodes}
+        self._missing = {node.id: len(node.upstream) for node in nodes}
+        self._followers: dict[str, list[str]] = {node.id: [] for node in nodes}
+        for node in nodes:
+            for need in node.upstream:
+                self._followers[need].append(node.id)
+        self._ready = {id_: None for id_, count in self._missing.items() if not count}
+
+    def ready(self, node: StageNode) -> list[StageNode]:
+        """Return all stages that are ready and were not returned yet, if `node` is one of them."""
+        if node.id not in self._ready:
+            return []
+        found = [self._nodes[id_] for id_ in self._ready]
+        self._ready.clear()
+        return found
+
+    def hit(self, node: StageNode) -> None:
+        """Take notice that the outputs of a stage are known."""
+        for follower in self._followers[node.id]:
+            self._missing[follower] -= 1
+            if not self._missing[follower]:
+                self._ready[follower] = None
+
+
 class Planner:
     """Judges the stages of one graph against one store, as both are now."""
 
@@ -212,12 +240,18 @@ class Planner:
     ) -> Iterator[tuple[StageNode, Decision | None, list[str]]]:
         """Yield each stage with its verdict, or with None and the stages that have to run before it."""
         made: dict[str, Outputs] = {}
-        for id_ in select(self.graph, targets):
+        chosen = select(self.graph, targets)
+        ahead = _Ahead([self.graph.stages[id_] for id_ in chosen]) if self.shares else None
+        for id_ in chosen:
             node = self.graph.stages[id_]
+            if ahead is not None and (ready := ahead.ready(node)):
+                self.look_up(ready, made)
             waiting = [need for need in node.upstream if need not in made]
             decision = None if waiting else self.decide(node, made)
             if decision is not None and decision.state == "hit" and decision.record is not None:
                 made[id_] = decision.record.outputs
+                if ahead is not None:
+                    ahead.hit(node)
             yield node, decision, waiting
         self._store.memo.flush()
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Literal, TypeVar
 
-from ..errors import DeployRunnerError
+from ..errors import DeployRunnerError, UsageError
 from ..types import RemoteSpec
 from .namespace import is_pull_request
 from .remote import Remote, RemoteError
@@ -25,10 +25,15 @@ _NOTES: Mapping[Direction, str] = {
     "read": "continuing without the shared cache: {}",
     "written": "nothing more is written to the shared cache: {}",
 }
+_LONGER = f"set {SHORTEST_SECRET} characters or more, e.g. `openssl rand -hex 32`"
 
 
 class RequiredError(DeployRunnerError):
     """The shared cache is required, and can't be used."""
+
+    def __init__(self, error: RemoteError) -> None:
+        super().__init__(error.message, fix=error.fix)
+        self.exit_code = error.exit_code
 
 
 def object_name(digest: str) -> str:
@@ -61,9 +66,13 @@ class Link:
     def reads(self) -> bool:
         """Say whether records from there can be trusted at all."""
         if not self.signatures.can_check:
-            self.refuse("read", RemoteError(
-                f"nothing in {self.remote.url} can be trusted: no public key is configured",
-                fix="set cache.public_keys, or DEPLOY_RUNNER_CACHE_KEY"))  # fmt: skip
+            why, fix = "no public key is configured", "set cache.public_keys, or DEPLOY_RUNNER_CACHE_KEY"
+            if self._environ.get("DEPLOY_RUNNER_CACHE_KEY"):
+                why, fix = "DEPLOY_RUNNER_CACHE_KEY is too short", _LONGER
+            self.refuse(
+                "read",
+                RemoteError(f"nothing in {self.remote.url} can be trusted: {why}", fix=fix, exit_code=2),
+            )
         return self.signatures.can_check
 
     @cached_property
@@ -71,12 +80,21 @@ class Link:
         """Say whether what is made here goes there: never from a pull request, and never unsigned."""
         if not self.spec.push or is_pull_request(self._environ):
             return False
-        if not self.signatures.can_sign:
-            state = "too short" if self._environ.get("DEPLOY_RUNNER_CACHE_KEY") else "not set"
+        if obstacle := self.obstacle:
             self.refuse("written", RemoteError(
-                f"nothing is pushed to {self.remote.url}: DEPLOY_RUNNER_CACHE_KEY is {state}",
-                fix=f"set {SHORTEST_SECRET} characters or more, e.g. `openssl rand -hex 32`"))  # fmt: skip
-        return self.signatures.can_sign
+                f"nothing is pushed to {self.remote.url}: {obstacle.message}", fix=obstacle.fix,
+                exit_code=2))  # fmt: skip
+        return obstacle is None
+
+    @cached_property
+    def obstacle(self) -> UsageError | None:
+        """Return why this machine may not write there, whatever the pipeline says of it, if it may not."""
+        if is_pull_request(self._environ):
+            return UsageError("a pull request only reads it", fix="push from a protected branch")
+        if self.signatures.can_sign:
+            return None
+        state = "too short" if self._environ.get("DEPLOY_RUNNER_CACHE_KEY") else "not set"
+        return UsageError(f"DEPLOY_RUNNER_CACHE_KEY is {state}", fix=_LONGER)
 
     def works(self, direction: Direction) -> bool:
         """Say whether nothing has failed yet in this direction."""
@@ -92,7 +110,7 @@ class Link:
             said = any(other.cause == error.cause != "" for other in self._off.values())
             known = self._off.setdefault(direction, error) is not error
         if self.spec.required:
-            raise RequiredError(error.message, fix=error.fix)
+            raise RequiredError(error)
         if not (known or said):
             self.note(_NOTES[direction].format(error))
 

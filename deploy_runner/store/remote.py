@@ -35,11 +35,15 @@ _RETRIES = 2
 
 
 class RemoteError(StoreError):
-    """The remote can't be used: it is down, slow, or rejects us. `cause` says why, without the address."""
+    """The remote can't be used: it is down or slow, or (exit code 2) wrongly configured.
 
-    def __init__(self, message: str, *, fix: str = "", cause: str = "") -> None:
+    `cause` says why, without the address.
+    """
+
+    def __init__(self, message: str, *, fix: str = "", cause: str = "", exit_code: int = 1) -> None:
         super().__init__(message, fix=fix)
         self.cause = cause
+        self.exit_code = exit_code
 
 
 class Taken(Exception):
@@ -157,7 +161,8 @@ class Remote:
                 if etag:  # What should have been replaced is gone.
                     raise Taken from None
                 fix = "correct cache.remote, or AWS_ENDPOINT_URL"
-                raise RemoteError(f"{self.url} can't be written: there is no such place", fix=fix) from error
+                said = f"{self.url} can't be written: it doesn't exist"
+                raise RemoteError(said, fix=fix, exit_code=2) from error
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove objects; one that does not exist is no error."""
@@ -234,8 +239,9 @@ class Remote:
         except (BaseError, OSError, ValueError) as error:
             if isinstance(error, FileNotFoundError) and not _is_no_bucket(error):
                 raise
-            message, fix = _sentence(error)
-            raise RemoteError(f"{self.url} can't {verb}: {message}", fix=fix, cause=message) from error
+            message, fix, exit_code = _sentence(error)
+            said = f"{self.url} can't {verb}: {message}"
+            raise RemoteError(said, fix=fix, cause=message, exit_code=exit_code) from error
 
 
 def part_bytes(size: int) -> int:
@@ -257,7 +263,7 @@ def _is_no_bucket(error: FileNotFoundError) -> bool:
     return any(name in str(error) for name in ("NoSuchBucket", "ContainerNotFound"))
 
 
-_SENTENCES: tuple[tuple[str, str, str], ...] = (
+_MISTAKES: tuple[tuple[str, str, str], ...] = (
     ("NoSuchBucket", "the bucket doesn't exist", "create it, or correct cache.remote"),
     ("ContainerNotFound", "the container doesn't exist", "create it, or correct cache.remote"),
     ("Unable to canonicalize", "the folder doesn't exist", "create or mount it, or correct cache.remote"),
@@ -271,20 +277,25 @@ _SENTENCES: tuple[tuple[str, str, str], ...] = (
     ("AccessDenied", "permission is denied", "check the policy of the bucket"),
     ("403 Forbidden", "permission is denied", "check the policy of the bucket"),
     ("401 Unauthorized", "the credentials are refused", "check the credentials"),
+)  # fmt: skip
+"""What an error says, the message, and what to do: a matter of configuration."""
+
+_OUTAGES: tuple[tuple[str, str, str], ...] = (
     ("operation timed out", "it didn't answer in time", "raise cache.timeout"),
     ("kind: Timeout", "it didn't answer in time", "raise cache.timeout"),
     ("Connect", "it can't be reached", ""),
 )  # fmt: skip
 
 
-def _sentence(error: BaseException) -> tuple[str, str]:
-    """Return what an error of obstore says, in a few words, and what to do."""
+def _sentence(error: BaseException) -> tuple[str, str, int]:
+    """Return what an error of obstore says, in a few words, what to do, and the exit code."""
     said = str(error)
-    for mark, message, fix in _SENTENCES:
-        if mark in said:
-            return message, fix
+    for exit_code, sentences in ((2, _MISTAKES), (1, _OUTAGES)):
+        for mark, message, fix in sentences:
+            if mark in said:
+                return message, fix, exit_code
     first = said.partition("\n")[0].partition("Debug source:")[0].strip()
-    return first[:200] or type(error).__name__, ""
+    return first[:200] or type(error).__name__, "", 1
 
 
 Progress = Callable[[int], None]

@@ -30,7 +30,6 @@ __all__ = ["SharedStore", "open_store"]
 _REQUESTS_AT_ONCE = 16
 
 Report = Callable[[int], None]
-_Object = tuple[str, int]
 
 
 def open_store(
@@ -186,7 +185,7 @@ class SharedStore(Store):
             return self.link.attempt("read", bring, otherwise=False)
 
     def _bring_manifest(self, digest: str) -> bool:
-        if self.object_path(digest).exists():
+        if self._object_state(digest, 0, False) == "present":
             return True
         found = self.link.attempt("read", lambda: self.link.remote.read(object_name(digest)), None)
         if found is None or sha256_bytes(found[0]) != digest:
@@ -239,21 +238,20 @@ class SharedStore(Store):
         return self.link.attempt("written", send, otherwise=False)
 
     def send_record(self, record: ActionRecord) -> None:
-        """Sign a record and send it; what it names has to be there. Raises RemoteError."""
-        body = record_body(record._replace(remote=""))
-        self.link.remote.write(
-            record_name(record.key), self.link.signatures.signed(body, "action", record.key)
-        )
+        """Send a record, whose objects are there. Raises RemoteError."""
+        body = self.link.signatures.signed(record_body(record._replace(remote="")), "action", record.key)
+        self.link.remote.write(record_name(record.key), body)
 
     def send(self, artifact: Artifact, *, again: bool = False, report: Report = lambda count: None) -> None:
         """Send what the shared cache lacks of an artifact.
 
         Raises RemoteError where that fails, StoreError for an object that isn't here.
         """
-        objects = list(self._objects_of(artifact))
-        list(self._pool.map(lambda o: self._send(*o, again=again, report=report), objects))
+        objects = list(self.objects_of(artifact))
+        list(self._pool.map(lambda o: self.send_object(*o, again=again, report=report), objects))
 
-    def _objects_of(self, artifact: Artifact) -> Iterator[_Object]:
+    def objects_of(self, artifact: Artifact) -> Iterator[tuple[str, int]]:
+        """Yield the digest and the size of each object of an artifact: of a folder, its manifest last."""
         if artifact.kind == "folder":
             members = self.members(artifact)
             yield from dict.fromkeys((m.digest, m.size) for m in members)
@@ -261,7 +259,8 @@ class SharedStore(Store):
         else:
             yield artifact.digest, artifact.size
 
-    def _send(self, digest: str, size: int, *, again: bool, report: Report) -> None:
+    def send_object(self, digest: str, size: int, *, again: bool, report: Report) -> None:
+        """Send an object, unless the shared cache has it, or `again`. Raises as `send` does."""
         name, path = object_name(digest), os.fspath(self.object_path(digest))
         if not again and self.link.remote.size(name) == size:
             return

@@ -61,6 +61,11 @@ class Signatures:
         assert self._private is not None
         return b"%s\n%s" % (self._private.sign(_text(body, kind, name)).hex().encode(), body)
 
+    @staticmethod
+    def claimed(data: bytes) -> bytes:
+        """Return what somebody says to have signed, without a check."""
+        return data[_HEAD_BYTES:]
+
     def opened(self, data: bytes, kind: str, name: str) -> bytes | None:
         """Return what a trusted key signed as this kind under this name, or None."""
         from cryptography.exceptions import InvalidSignature

@@ -15,7 +15,7 @@ from hashlib import sha256
 
 from .remote import Remote, RemoteError
 
-__all__ = ["download", "read_parts"]
+__all__ = ["digest_of", "download", "read_parts"]
 
 _WATCHED_S = 1.0
 _SLOW_BYTES_PER_S = 100 << 20
@@ -138,6 +138,29 @@ def download(remote: Remote, name: str, size: int, fd: int, report: Report) -> s
     RemoteError where it can't be downloaded, OSError where it can't be written.
     """
     return _Download(remote, name, size, fd, report).digest()
+
+
+def digest_of(remote: Remote, name: str, size: int, report: Report) -> str:
+    """Return the SHA-256 of an object of `size` bytes without keeping any; a break is continued after.
+
+    Raises FileNotFoundError where there is none or it is shorter, RemoteError where it can't be read.
+    """
+    hashed, at, breaks = sha256(), 0, 0
+    while at < size:
+        before = at
+        try:
+            for chunk in remote.stream(name, at, size):
+                hashed.update(chunk)
+                at += len(chunk)
+                report(len(chunk))
+        except RemoteError:
+            breaks = 0 if at > before else breaks + 1
+            if breaks >= _BREAKS:
+                raise
+        else:
+            if at < size:
+                raise FileNotFoundError(name)
+    return hashed.hexdigest()
 
 
 def read_parts(path: str, digest: str, part_bytes: int, report: Report) -> Iterator[bytes]:

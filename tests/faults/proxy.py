@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,17 +22,21 @@ from types import TracebackType
 from typing import Literal
 from urllib.parse import urlsplit
 
+from tests.faults.wire import Rows, Wire, encode, framing_of, head_of, named, reset
+
 __all__ = ["Fault", "FaultProxy", "Kind", "Request"]
 
-Kind = int | Literal["reset", "partial", "commit_then_reset", "truncated", "slow"]
+Kind = (
+    int
+    | Literal[
+        "reset", "partial", "commit_then_reset", "truncated", "slow", "stall", "hang", "throttled", "lie"
+    ]
+)
 """A status is answered by the proxy alone. `reset` comes before upstream has seen anything, `partial`
 when it has half of the body; `commit_then_reset` when it has answered; `truncated` in the middle of its
-answer's body; `slow` delays the answer."""
+answer's body; `slow` delays the answer. `stall` never answers, `hang` stops in the middle of the answer's
+body, both with the connection open; `throttled` passes bodies on at a pace; `lie` alters the answer."""
 
-_Rows = list[tuple[str, str]]
-
-_CHUNK_BYTES = 1 << 18
-_HEAD_BYTES = 1 << 16
 _TIMEOUT_S = 120.0
 
 
@@ -42,7 +45,8 @@ class Fault:
     """What goes wrong with the `nth` request (from 1) that matches, and the `times - 1` after it.
 
     `method` matches the whole method, `path` any part of the path with its query, both as patterns.
-    `headers` and `body` are those of a status; `delay_s` is that of `slow`.
+    `headers` and `body` are those of a status; `delay_s` is that of `slow`, `bytes_per_s` of `throttled`.
+    A `lie` is what `alter` makes of the answer's body, with `headers` in the place of its own.
     """
 
     kind: Kind
@@ -53,6 +57,8 @@ class Fault:
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
     delay_s: float = 1.0
+    bytes_per_s: float = 1 << 20
+    alter: Callable[[bytes], bytes] = bytes
 
     def matches(self, request: Request) -> bool:
         """Say whether a request is one of those that this fault counts."""
@@ -108,6 +114,12 @@ class FaultProxy:
         """Return the address, without a slash at its end."""
         return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
+    def disturb(self, faults: Sequence[Fault]) -> None:
+        """Begin to count again, with these faults and no others."""
+        with self._lock:
+            self.faults, self._seen = list(faults), {}
+            self.requests.clear()
+
     @property
     def injected(self) -> list[Kind]:
         """Return the faults that have happened, in order."""
@@ -125,11 +137,11 @@ class FaultProxy:
         self._listener.close()
         with self._lock:
             for client in self._clients:
-                _reset(client)
+                reset(client)
 
-    def connect(self) -> _Wire:
+    def connect(self) -> Wire:
         """Return a new connection to upstream."""
-        return _Wire(socket.create_connection(self._upstream, timeout=_TIMEOUT_S))
+        return Wire(socket.create_connection(self._upstream, timeout=_TIMEOUT_S))
 
     def note(self, request: Request) -> Fault | None:
         """Record a request; return what is to go wrong with it."""
@@ -157,93 +169,39 @@ class FaultProxy:
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        wire = _Wire(client)
+        wire = Wire(client)
         try:
             while _Exchange(self, wire).run():
                 pass
         except (OSError, ValueError, EOFError):
-            _reset(client)
+            reset(client)
         finally:
             with self._lock:
                 self._clients.discard(client)
             client.close()
 
 
-class _Wire:
-    """A socket that is read by lines and by sizes."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.sock = sock
-        self._buffer = b""
-
-    def until(self, mark: bytes) -> bytes:
-        """Return everything up to and with `mark`; EOFError where the peer has closed before it."""
-        while mark not in self._buffer:
-            if len(self._buffer) > _HEAD_BYTES:
-                raise ValueError("a head without an end")
-            data = self.sock.recv(_CHUNK_BYTES)
-            if not data:
-                raise EOFError
-            self._buffer += data
-        found, _, self._buffer = self._buffer.partition(mark)
-        return found + mark
-
-    def some(self, most: int) -> bytes:
-        """Return what is there, up to `most` bytes; nothing where the peer has closed."""
-        if self._buffer:
-            found, self._buffer = self._buffer[:most], self._buffer[most:]
-            return found
-        return self.sock.recv(min(most, _CHUNK_BYTES))
-
-    def body(self, framing: int | Literal["chunked", "close"]) -> Iterator[bytes]:
-        """Yield a body's bytes as they are on the wire, chunk headers included."""
-        if framing == "chunked":
-            yield from self._chunks()
-            return
-        left = framing if isinstance(framing, int) else 1 << 62
-        while left:
-            data = self.some(left)
-            if not data:
-                if framing == "close":
-                    return
-                raise EOFError
-            left -= len(data)
-            yield data
-
-    def _chunks(self) -> Iterator[bytes]:
-        while True:
-            line = self.until(b"\r\n")
-            yield line
-            size = int(line.split(b";")[0], 16)
-            if not size:
-                break
-            yield from self.body(size + 2)
-        while True:
-            trailer = self.until(b"\r\n")
-            yield trailer
-            if trailer == b"\r\n":
-                return
-
-
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(self, proxy: FaultProxy, client: _Wire) -> None:
+    def __init__(self, proxy: FaultProxy, client: Wire) -> None:
         self._proxy = proxy
         self._client = client
 
     def run(self) -> bool:
         """Pass a request on, or break it; say whether the connection can be used again."""
         try:
-            line, rows = _head(self._client.until(b"\r\n\r\n"))
+            line, rows = head_of(self._client.until(b"\r\n\r\n"))
         except EOFError:
             return False
         method, path, _ = line.split(" ", 2)
-        self._request = request = Request(method, path, time.monotonic(), _named(rows))
+        self._request = request = Request(method, path, time.monotonic(), named(rows))
         fault = self._proxy.note(request)
         self._proxy.observe("received", request)
         if request.fault == "reset":
+            return self._cut()
+        if request.fault == "stall":
+            self._proxy.closed.wait()
             return self._cut()
         if fault is not None and isinstance(fault.kind, int):
             return self._refuse(fault.kind, fault)
@@ -253,10 +211,10 @@ class _Exchange:
         finally:
             upstream.sock.close()
 
-    def _pass(self, upstream: _Wire, line: str, rows: _Rows, fault: Fault | None) -> bool:
+    def _pass(self, upstream: Wire, line: str, rows: Rows, fault: Fault | None) -> bool:
         # A connection upstream is for one request: nothing is left over for the next one.
         sent = [row for row in rows if row[0].lower() not in ("connection", "expect")]
-        upstream.sock.sendall(_encode(line, [*sent, ("Connection", "close")]))
+        upstream.sock.sendall(encode(line, [*sent, ("Connection", "close")]))
         try:
             if not self._pump_request(upstream, fault):
                 return self._cut()
@@ -269,11 +227,11 @@ class _Exchange:
         headers = self._request.headers
         if headers.get("expect", "").lower() == "100-continue":
             self._client.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        for data in self._client.body(_framing(headers, default=0)):
+        for data in self._client.body(framing_of(headers, default=0)):
             self._request.bytes_in += len(data)
             yield data
 
-    def _pump_request(self, upstream: _Wire, fault: Fault | None) -> bool:
+    def _pump_request(self, upstream: Wire, fault: Fault | None) -> bool:
         """Send the body upstream; False where the fault cuts it."""
         size = int(self._request.headers.get("content-length") or 0)
         passed_half = False
@@ -285,15 +243,16 @@ class _Exchange:
                     return False
                 self._proxy.observe("half", self._request)
             upstream.sock.sendall(data)
+            self._keep_pace(fault, len(data))
         return fault is None or fault.kind != "partial"
 
-    def _pump_answer(self, upstream: _Wire, fault: Fault | None) -> bool:
-        line, rows = _head(upstream.until(b"\r\n\r\n"))
+    def _pump_answer(self, upstream: Wire, fault: Fault | None) -> bool:
+        line, rows = head_of(upstream.until(b"\r\n\r\n"))
         while line.split(" ")[1].startswith("1"):
-            line, rows = _head(upstream.until(b"\r\n\r\n"))
+            line, rows = head_of(upstream.until(b"\r\n\r\n"))
         status = self._request.upstream_status = int(line.split(" ")[1])
         empty = self._request.method == "HEAD" or status in (204, 304)
-        framing = 0 if empty else _framing(_named(rows), default="close")
+        framing = 0 if empty else framing_of(named(rows), default="close")
         if fault is not None and fault.kind == "commit_then_reset":
             for _ in upstream.body(framing):
                 pass
@@ -301,20 +260,42 @@ class _Exchange:
         self._proxy.observe("answered", self._request)
         if fault is not None and fault.kind == "slow":
             self._proxy.closed.wait(fault.delay_s)
+        if fault is not None and fault.kind == "lie":
+            return self._lie(line, rows, b"".join(upstream.body(framing)), fault)
         again = framing != "close"
         self._request.status = status
         kept = [row for row in rows if row[0].lower() != "connection"]
         kept.append(("Connection", "keep-alive" if again else "close"))
-        self._client.sock.sendall(_encode(line.replace("HTTP/1.0", "HTTP/1.1"), kept))
-        if fault is not None and fault.kind == "truncated":
-            return self._truncate(next(upstream.body(framing), b""))
+        self._client.sock.sendall(encode(line.replace("HTTP/1.0", "HTTP/1.1"), kept))
+        if fault is not None and fault.kind in ("truncated", "hang"):
+            self._truncate(next(upstream.body(framing), b""))
+            if fault.kind == "hang":
+                self._proxy.closed.wait()
+            return False
         for data in upstream.body(framing):
             self._client.sock.sendall(data)
+            self._keep_pace(fault, len(data))
         return again
 
-    def _truncate(self, first: bytes) -> bool:
+    def _keep_pace(self, fault: Fault | None, sent_bytes: int) -> None:
+        if fault is not None and fault.kind == "throttled":
+            self._proxy.closed.wait(sent_bytes / fault.bytes_per_s)
+
+    def _truncate(self, first: bytes) -> None:
         """Send a part of an answer, then nothing more; its end is a clean close."""
         self._client.sock.sendall(first[: len(first) // 2])
+
+    def _lie(self, line: str, rows: Rows, body: bytes, fault: Fault) -> bool:
+        """Answer with another body, or other headers, than upstream did; then the connection ends."""
+        self._request.status = int(line.split(" ")[1])
+        told = fault.alter(body)
+        given = {"Content-Length": str(len(told)), **dict(fault.headers), "Connection": "close"}
+        replaced = {name.lower() for name in given} | {"transfer-encoding"}
+        kept = [row for row in rows if row[0].lower() not in replaced]
+        if self._request.method == "HEAD" and "Content-Length" not in dict(fault.headers):
+            given["Content-Length"] = named(rows).get("content-length", "0")
+        head = encode(line.replace("HTTP/1.0", "HTTP/1.1"), [*kept, *given.items()])
+        self._client.sock.sendall(head + (b"" if self._request.method == "HEAD" else told))
         return False
 
     def _refuse(self, status: int, fault: Fault) -> bool:
@@ -327,42 +308,9 @@ class _Exchange:
         rows = [("Content-Length", str(len(fault.body))), *fault.headers]
         rows.append(("Connection", "close" if waits else "keep-alive"))
         body = b"" if self._request.method == "HEAD" else fault.body
-        self._client.sock.sendall(_encode(f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", rows) + body)
+        self._client.sock.sendall(encode(f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", rows) + body)
         return not waits
 
     def _cut(self) -> bool:
-        _reset(self._client.sock)
+        reset(self._client.sock)
         return False
-
-
-def _head(data: bytes) -> tuple[str, _Rows]:
-    line, *rows = data.decode("latin-1").rstrip("\r\n").split("\r\n")
-    split = (row.partition(":") for row in rows)
-    return line, [(name, value.strip()) for name, _, value in split]
-
-
-def _named(rows: _Rows) -> dict[str, str]:
-    return {name.lower(): value for name, value in rows}
-
-
-def _encode(line: str, rows: _Rows) -> bytes:
-    lines = [line, *(f"{name}: {value}" for name, value in rows)]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
-
-
-def _framing(
-    headers: dict[str, str], *, default: int | Literal["close"]
-) -> int | Literal["chunked", "close"]:
-    """Return a body's length, or how else its end is known; `headers` have small letters."""
-    if headers.get("transfer-encoding", "").lower() == "chunked":
-        return "chunked"
-    return int(headers["content-length"]) if "content-length" in headers else default
-
-
-def _reset(sock: socket.socket) -> None:
-    """Close with RST: what the peer sees when a server or a middlebox has died."""
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    except OSError:
-        return
-    sock.close()

@@ -6,6 +6,7 @@ import hashlib
 import os
 import resource
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from http.client import HTTPConnection, IncompleteRead
@@ -169,6 +170,45 @@ def test_a_slow_answer_comes_after_upstream_has_acted(echo: str) -> None:
         with pytest.raises(TimeoutError, match="timed out"):
             connection.getresponse()
         assert Echo.seen == ["/x"]
+
+
+def test_a_stalled_request_is_never_answered_and_upstream_sees_nothing(echo: str) -> None:
+    with FaultProxy(echo, [Fault("stall")]) as proxy, connected(proxy, 0.3) as connection:
+        connection.request("POST", "/x", b"abc")
+        with pytest.raises(TimeoutError, match="timed out"):
+            connection.getresponse()
+        assert Echo.seen == []
+        assert ask(proxy)[0] == 200
+
+
+def test_an_answer_hangs_in_its_middle(echo: str) -> None:
+    with FaultProxy(echo, [Fault("hang")]) as proxy, connected(proxy, 0.3) as connection:
+        connection.request("POST", "/x", b"abc")
+        answer = connection.getresponse()
+        assert len(answer.read1()) == int(answer.headers["Content-Length"]) // 2
+        with pytest.raises(TimeoutError, match="timed out"):
+            answer.read()
+
+
+def test_a_lie_has_the_body_and_the_headers_that_it_was_given(echo: str) -> None:
+    faults = [
+        Fault("lie", alter=lambda body: body[::-1]),
+        Fault("lie", nth=2, alter=lambda body: b"", headers=(("Content-Length", "7"), ("ETag", '"x"'))),
+    ]
+    with FaultProxy(echo, faults) as proxy:
+        right = f"{hashlib.sha256(b'abc').hexdigest()} {proxy.url.removeprefix('http://')}".encode()
+        assert ask(proxy, body=b"abc")[:2] == (200, right[::-1])
+        with pytest.raises(IncompleteRead, match="7 more expected"):
+            ask(proxy)
+        assert ask(proxy, body=b"abc")[:2] == (200, right)
+
+
+def test_a_throttled_body_arrives_whole(echo: str) -> None:
+    data = os.urandom(600_000)
+    with FaultProxy(echo, [Fault("throttled", bytes_per_s=6_000_000)]) as proxy:
+        started_s = time.monotonic()
+        assert ask(proxy, body=data)[1].startswith(hashlib.sha256(data).hexdigest().encode())
+        assert time.monotonic() - started_s > 0.1
 
 
 def test_a_fault_counts_the_requests_that_match_it(echo: str) -> None:

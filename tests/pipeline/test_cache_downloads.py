@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Project
-from tests.remotes import Bucket, Shared
+from tests.conftest import DIGITS, Project
+from tests.remotes import Bucket, Share, Shared, machine, objects
 
 STEPS = """
-def many(ctx, inputs, outputs, files=3):
+def many(ctx, inputs, outputs, files=30):
     for n in range(files):
         place = outputs["made"] / f"Teil {n % 7} ä" / f"größe {n}.bin"
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -23,7 +24,7 @@ def empty(ctx, inputs, outputs):
     outputs["made"].write_bytes(b"")
 """
 STAGES = """
-many: {uses: run.python, with: {function: "steps.py:many", params: {files: 2000}}, outputs: {made: "viele Dinge/"}}
+many: {uses: run.python, with: {function: "steps.py:many"}, outputs: {made: "viele Dinge/"}}
 odd: {uses: run.python, with: {function: "steps.py:odd"}, outputs: {made: "ein Name ü.txt"}}
 empty: {uses: run.python, with: {function: "steps.py:empty"}, outputs: {made: empty.bin}}
 """
@@ -35,16 +36,6 @@ def odd(project: Project) -> Project:
     project.write("steps.py", STEPS)
     project.pipeline(STAGES, head="cache: {push: true}\n")
     return project
-
-
-def machine(project: Project, shared: Shared, name: str) -> dict[str, str]:
-    """Return the environment of another machine: the same project, and a store of its own."""
-    return {**shared.env, "DEPLOY_RUNNER_HOME": str(project.folder.parent / name)}
-
-
-def objects(env: dict[str, str]) -> list[Path]:
-    """Return the object files of a machine's store."""
-    return [path for path in (Path(env["DEPLOY_RUNNER_HOME"]) / "cas").rglob("*") if path.is_file()]
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -63,9 +54,20 @@ def test_get_downloads_folders_empty_files_and_names_with_spaces(odd: Project, s
     odd.cli("get", "many", "--to", "first", **one)
     odd.cli("get", "many", "--to", "second", **two)
     first, second = tree(odd.folder / "first"), tree(odd.folder / "second")
-    assert len(second) == 2000
+    assert len(second) == 30
     assert first == second
     assert odd.run(**two)["hit"] == 3
+
+
+def test_a_folder_of_2000_files_is_downloaded_whole(odd: Project, share: Share) -> None:
+    odd.pipeline(STAGES.replace('many"}', 'many", params: {files: 2000}}'), head="cache: {push: true}\n")
+    one, two = machine(odd, share, "one"), machine(odd, share, "two")
+    odd.run("pipeline.yaml", "many", **one)
+    odd.cli("get", "many", "--to", "first", **one)
+    odd.cli("get", "many", "--to", "second", **two)
+    first, second = tree(odd.folder / "first"), tree(odd.folder / "second")
+    assert len(second) == 2000
+    assert first == second
 
 
 def test_what_expired_is_said_and_the_next_run_rebuilds_it(chain: Project, shared: Shared) -> None:
@@ -124,3 +126,32 @@ def test_verbs_that_only_look_say_that_a_remote_is_gone(chain: Project, bucket: 
         done = chain.cli(verb, "a", **env)
         assert done.stderr.startswith("the shared cache is not read any more: ")
         assert len(done.stderr.splitlines()) == 1
+
+
+def test_convert_copies_what_another_machine_made(tmp_path: Path, share: Share) -> None:
+    folder = Project(tmp_path / "convert")
+    for name in ("digits.pt", "model.py"):
+        shutil.copy(DIGITS / name, folder.folder / name)
+    convert = (
+        "convert",
+        "digits.pt",
+        "--factory",
+        "model.py:build",
+        "--shape",
+        "1,1,8,8",
+        "--to",
+        "safetensors",
+    )
+    one, two = machine(folder, share, "one"), machine(folder, share, "two")
+    folder.cli(*convert, "--output", "first", **one)
+    folder.cli("cache", "push", "convert.yaml", **one)
+    assert share.names("v1/records")
+    folder.cli(*convert, "--output", "second", **two)
+    assert tree(folder.folder / "first") == tree(folder.folder / "second")
+    (name,) = (n for n in share.names("v1/objects") if len(share.read(n)) > 10_000)
+    share.remove(name)
+    three = machine(folder, share, "three")
+    said = folder.cli(*convert, "--output", "third", exits=1, **three).stderr
+    assert "run `deploy-runner run convert.yaml weights` to rebuild it" in said
+    folder.cli(*convert, "--output", "third", **three)
+    assert tree(folder.folder / "first") == tree(folder.folder / "third")

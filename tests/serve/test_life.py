@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Project
+from tests.remotes import Share, machine
 from tests.serve import models
 from tests.serve.models import Digits
 from tests.serve.server import LONG, Answer, Server, ask, client, listening, refusal, running, serving
@@ -112,6 +113,28 @@ def test_an_output_of_a_pipeline_is_served_and_replaced_by_the_next_runs(
         assert (server.name, digest(server)) == ("test", server.digest)
         shutil.copy(other / "model.onnx", project.folder / "in.onnx")
         project.run()
+        server.wait_for("reload")
+        assert digest(server) != server.digest
+
+
+def test_an_output_that_another_machine_built_is_served(
+    digits: Digits, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share = Share(tmp_path / "share")
+    project = Project(tmp_path / "project")
+    project.pipeline("a: {uses: run.command, inputs: {given: in.onnx}, outputs: {model: model.onnx}, "
+                     "with: {command: 'cp $INPUT_GIVEN $OUTPUT_MODEL'}}",
+                     head="cache: {push: true}\n")  # fmt: skip
+    shutil.copy(digits.onnx / "model.onnx", project.folder / "in.onnx")
+    one, two = machine(project, share, "one"), machine(project, share, "two")
+    project.run(**one)
+    for name, value in two.items():
+        monkeypatch.setenv(name, value)
+    with serving("a", folder=tmp_path, cwd=project.folder) as server:
+        assert digest(server) == server.digest
+        shutil.copy(other / "model.onnx", project.folder / "in.onnx")
+        project.run(**one)
+        server.signal(signal.SIGHUP)
         server.wait_for("reload")
         assert digest(server) != server.digest
 

@@ -361,3 +361,21 @@ def test_a_plan_writes_down_what_it_has_hashed(bench: Bench) -> None:
         os.utime(bench.folder / name, (1, 1))
     bench.planner().plan()
     assert (bench.folder / "home/stat.sqlite").exists()
+
+
+def test_a_shared_store_is_asked_for_all_ready_stages_at_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = {f"w{n}": node(f"w{n}", text=RefSource("a", "text", "file")) for n in range(3)}
+    bench.nodes = {**bench.nodes, **wide, "z": node("z", text=PathSource("side.txt", "file"))}
+    keys = {decision.key: name for name, decision in bench.make().items()}
+    asked: list[list[str]] = []
+    monkeypatch.setattr(bench.store, "shares", True)
+    monkeypatch.setattr(bench.store, "look_up", lambda found: asked.append([keys[key] for key in found]))
+    assert set(bench.plan().values()) == {HIT}
+    assert asked == [["a", "z"], ["b", "w0", "w1", "w2"], ["c"]]
+    (bench.folder / "in.txt").write_text("other")
+    keys[bench.planner().decide(bench.nodes["a"], {}).key] = "other a"
+    asked.clear()
+    assert bench.plan()["w0"] == ("waits", "for a")
+    assert asked == [["other a", "z"]]

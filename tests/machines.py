@@ -1,0 +1,136 @@
+"""Machines that share a cache: project folders with one remote, a folder or an S3 behind the fault proxy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from http.client import HTTPConnection
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import obstore
+from obstore.store import S3Store
+
+from deploy_runner.store.signatures import Signatures
+from tests.conftest import TEXT_STAGES, Project
+from tests.faults.proxy import Fault, FaultProxy, Request
+
+__all__ = ["CHAIN", "SECRET", "Bucket", "Machines", "Share", "public_key"]
+
+SECRET = "a secret of more than 32 characters"
+CHAIN = """
+a: {uses: text.upper, inputs: {text: in.txt}, with: {suffix: "!"}}
+b: {uses: text.join, inputs: {texts: {a: "${{ stages.a.outputs.text }}"}}}
+c: {uses: run.command, inputs: {d: "${{ stages.b.outputs.folder }}", t: "${{ stages.b.outputs.text }}"},
+    outputs: {o: o}, with: {command: "cat $INPUT_D/sub/a.txt $INPUT_D/b.txt $INPUT_T > $OUTPUT_O"}}
+"""
+"""Files and a folder, Python and a command, each stage with the one before it as its input."""
+
+
+def public_key(secret: str = SECRET) -> str:
+    """Return the public key of a secret."""
+    return Signatures([], {"DEPLOY_RUNNER_CACHE_KEY": secret}).public_key
+
+
+class Share:
+    """A remote in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self.folder = folder
+        self.url = f"file://{folder}"
+        self.env: Mapping[str, str] = {}
+
+    def names(self, under: str = "") -> list[str]:
+        """Return the names of all objects below a folder."""
+        files = (p for p in (self.folder / "v1" / under).rglob("*") if p.is_file())
+        return sorted(p.relative_to(self.folder / "v1").as_posix() for p in files)
+
+    def read(self, name: str) -> bytes:
+        """Return an object's content."""
+        return (self.folder / "v1" / name).read_bytes()
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replace an object."""
+        path = self.folder / "v1" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+    def remove(self, under: str) -> None:
+        """Remove all objects below a folder, as a lifecycle rule does."""
+        for name in self.names(under):
+            (self.folder / "v1" / name).unlink()
+
+
+class Bucket(Share):
+    """A remote in a bucket of a local S3, reached through `proxy`."""
+
+    def __init__(self, server: Mapping[str, str], name: str, proxy: FaultProxy) -> None:
+        self.proxy = proxy
+        self.bucket = name
+        self.url = f"s3://{name}/team"
+        self.env = {**server, "AWS_ENDPOINT_URL": proxy.url, "AWS_REGION": "us-east-1"}
+        client = S3Store(
+            name, endpoint=server["AWS_ENDPOINT_URL"], region="us-east-1", client_options={"allow_http": True},
+            access_key_id="a", secret_access_key="b",
+        )  # fmt: skip
+        self._direct = client  # What the test asks is not counted.
+        connection = HTTPConnection(urlsplit(server["AWS_ENDPOINT_URL"]).netloc, timeout=30)
+        with closing(connection):
+            connection.request("PUT", f"/{name}")
+            assert connection.getresponse().status == 200
+
+    def names(self, under: str = "") -> list[str]:
+        """Return the names of all objects below a folder."""
+        found = obstore.list(self._direct, "team/v1").collect()
+        names = (meta["path"].removeprefix("team/v1/") for meta in found)
+        return sorted(name for name in names if name.startswith(under))
+
+    def read(self, name: str) -> bytes:
+        """Return an object's content."""
+        return bytes(obstore.get(self._direct, f"team/v1/{name}").bytes())
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replace an object."""
+        obstore.put(self._direct, f"team/v1/{name}", data, use_multipart=False)
+
+    def remove(self, under: str) -> None:
+        """Remove all objects below a folder, as a lifecycle rule does."""
+        for name in self.names(under):
+            obstore.delete(self._direct, f"team/v1/{name}")
+
+    def asked(self, method: str = "", under: str = "") -> list[Request]:
+        """Return the requests that came so far, of a method and below a folder."""
+        return [
+            r for r in self.proxy.requests
+            if method in ("", r.method) and r.path.startswith(f"/{self.bucket}/team/v1/{under}")
+        ]  # fmt: skip
+
+    def disturb(self, *faults: Fault) -> None:
+        """Begin to count requests again, with these faults and no others."""
+        self.proxy.disturb(faults)
+
+
+class Machines:
+    """Makes the machines of one test: each a project in a folder of its own."""
+
+    def __init__(self, folder: Path, remote: Share) -> None:
+        self.remote = remote
+        self._folder = folder
+
+    def machine(
+        self, name: str, stages: str = CHAIN, *, push: bool = True, secret: str = SECRET, keys: Sequence[str] = (),
+        required: bool = False, timeout: str = "2s",
+    ) -> Project:  # fmt: skip
+        """Return a machine; one without a secret trusts the public `keys` alone."""
+        project = Project(self._folder / name)
+        project.write("stages/texts.py", TEXT_STAGES)
+        project.write("in.txt", "hello")
+        said = [f"remote: '{self.remote.url}'", f"push: {str(push).lower()}", f"timeout: {timeout}"]
+        said += [f"public_keys: [{', '.join(keys)}]"] if keys else []
+        said += ["required: true"] if required else []
+        project.pipeline(stages, head=f"cache: {{{', '.join(said)}}}\n")
+        project.env |= dict(self.remote.env)
+        if secret:
+            project.env["DEPLOY_RUNNER_CACHE_KEY"] = secret
+        return project
