@@ -141,7 +141,7 @@ class Leases:
         try:
             if not self._link.works("read"):
                 claimed.state = "ours"
-            elif self._link.pushes and self._link.works("written"):
+            elif self._writes:
                 self._claim(key, claimed)
             else:
                 self._look(key, claimed)
@@ -150,6 +150,11 @@ class Leases:
             self._link.refuse("written" if claimed.writing else "read", error)
         claimed.writing = False
         claimed.due_s = time.monotonic() + claimed.pause_s()
+
+    @property
+    def _writes(self) -> bool:
+        """Say whether this machine can still take a lease; else it waits for those of others alone."""
+        return self._link.pushes and self._link.works("written")
 
     def _claim(self, key: str, claimed: _Claimed) -> None:
         if claimed.state == "asked" or claimed.gone:
@@ -186,7 +191,7 @@ class Leases:
         if found is None:
             if claimed.state == "theirs" and self._is_made(key):
                 claimed.state = "made"
-            elif not self._link.pushes:
+            elif not self._writes:
                 claimed.state = "ours"
             return "gone"
         claimed.state = "theirs"
@@ -198,7 +203,7 @@ class Leases:
         claimed.since_s = claimed.since_s or now
         if now - claimed.seen_s < self._length_s and now - claimed.since_s < _LONGEST_WAIT_S:
             return "alive"
-        if not self._link.pushes:
+        if not self._writes:
             claimed.state = "ours"
         return "dead"
 

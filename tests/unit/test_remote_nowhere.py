@@ -44,6 +44,6 @@ def test_a_run_whose_shared_cache_does_not_exist_ends(chain: Project, nowhere: s
         "AWS_ENDPOINT_URL": nowhere, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y",
     }  # fmt: skip
     done = chain.cli("run", "--set", "cache.push=true", **env)
-    assert "3 stages: 3 ran" in done.stdout + done.stderr
-    assert done.stderr.count("the shared cache") == 1, done.stderr
-    assert "doesn't exist" in done.stderr
+    assert "3 stages: 3 ran" in done.stdout
+    assert done.stdout.count("the shared cache") == 1, done.stdout
+    assert "doesn't exist" in done.stdout
