@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ def stalled() -> Iterator[dict[str, str]]:
         }  # fmt: skip
 
 
-def about_the_cache(project: Project, *args: str, exits: int = 0, **env: str) -> list[str]:
+def about_the_cache(project: Project, *args: str, exits: Any = 0, **env: str) -> list[str]:
     """Return what `doctor` says of the shared cache."""
     lines = project.cli("doctor", *args, exits=exits, **env).stdout.splitlines()
     return [line for line in lines if "shared cache" in line or "signing key" in line]
