@@ -62,7 +62,7 @@ def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Shared:
 
 
 @pytest.fixture
-def bucket(s3: dict[str, str]) -> Bucket:
+def plain_bucket(s3: dict[str, str]) -> Bucket:
     """An empty bucket."""
     return Bucket(s3, f"cache-{uuid4().hex}", "")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -103,15 +104,17 @@ def test_a_damaged_object_is_not_taken(chain: Project, shared: Shared) -> None:
     assert chain.output("a", **machine(chain, shared, "three")) == b"HELLO"
 
 
-def test_a_remote_that_is_gone_is_said_in_a_sentence(chain: Project, bucket: Bucket) -> None:
+def test_a_remote_that_is_gone_is_said_in_a_sentence(chain: Project, plain_bucket: Bucket) -> None:
     chain.pipeline("a: {uses: text.upper, inputs: {text: in.txt}}", head="cache: {push: true, timeout: 1s}\n")
-    one, two = machine(chain, bucket, "one"), machine(chain, bucket, "two")
+    one, two = machine(chain, plain_bucket, "one"), machine(chain, plain_bucket, "two")
     chain.run(**one)
     chain.run(**two)
     assert not objects(two)
     two["AWS_ENDPOINT_URL"] = "http://127.0.0.1:9"
     note, error = chain.cli("get", "a", exits=1, **two).stderr.splitlines()
-    assert note.startswith(f"the shared cache is not read any more: {bucket.url.rstrip('/')} can't be read: ")
+    assert note.startswith(
+        f"the shared cache is not read any more: {plain_bucket.url.rstrip('/')} can't be read: "
+    )
     assert error == (
         "error: a is missing in the store, and the shared cache can't be read "
         "(try again later, or run `deploy-runner run pipeline.yaml a --force` to rebuild it)"
@@ -120,8 +123,8 @@ def test_a_remote_that_is_gone_is_said_in_a_sentence(chain: Project, bucket: Buc
     assert chain.output("a", **two) == b"HELLO"
 
 
-def test_verbs_that_only_look_say_that_a_remote_is_gone(chain: Project, bucket: Bucket) -> None:
-    env = machine(chain, bucket, "one") | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+def test_verbs_that_only_look_say_that_a_remote_is_gone(chain: Project, plain_bucket: Bucket) -> None:
+    env = machine(chain, plain_bucket, "one") | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
     for verb in ("plan", "explain"):
         done = chain.cli(verb, "a", **env)
         assert done.stderr.startswith("the shared cache is not read any more: ")
@@ -132,26 +135,18 @@ def test_convert_copies_what_another_machine_made(tmp_path: Path, share: Share) 
     folder = Project(tmp_path / "convert")
     for name in ("digits.pt", "model.py"):
         shutil.copy(DIGITS / name, folder.folder / name)
-    convert = (
-        "convert",
-        "digits.pt",
-        "--factory",
-        "model.py:build",
-        "--shape",
-        "1,1,8,8",
-        "--to",
-        "safetensors",
-    )
-    one, two = machine(folder, share, "one"), machine(folder, share, "two")
-    folder.cli(*convert, "--output", "first", **one)
+    wanted = ("--factory", "model.py:build", "--shape", "1,1,8,8", "--to", "safetensors,full")
+    convert = ("convert", "digits.pt", *wanted, "--output")
+    one, two, three = (machine(folder, share, name) for name in ("one", "two", "three"))
+    folder.cli(*convert, "first", **one)
     folder.cli("cache", "push", "convert.yaml", **one)
-    assert share.names("v1/records")
-    folder.cli(*convert, "--output", "second", **two)
-    assert tree(folder.folder / "first") == tree(folder.folder / "second")
-    (name,) = (n for n in share.names("v1/objects") if len(share.read(n)) > 10_000)
-    share.remove(name)
-    three = machine(folder, share, "three")
-    said = folder.cli(*convert, "--output", "third", exits=1, **three).stderr
+    folder.cli(*convert, "second", **two)
+    first = tree(folder.folder / "first")
+    assert tree(folder.folder / "second") == first
+    digest = sha256(first["safetensors/weights.safetensors"]).hexdigest()
+    share.remove(f"v1/objects/{digest[:2]}/{digest[2:]}")
+    said = folder.cli(*convert, "third", exits=1, **three).stderr
     assert "run `deploy-runner run convert.yaml weights` to rebuild it" in said
-    folder.cli(*convert, "--output", "third", **three)
-    assert tree(folder.folder / "first") == tree(folder.folder / "third")
+    assert (folder.folder / "third" / "full").exists()
+    folder.cli(*convert, "fourth", **three)
+    assert tree(folder.folder / "fourth") == first

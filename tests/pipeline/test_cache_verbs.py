@@ -68,6 +68,7 @@ def test_push_sends_what_was_built_here_and_nothing_twice(project: Project, shar
     assert (again["records"], again["objects"], again["known"]) == (0, 0, 3)
     assert project.states(**two) == {"a": "hit", "b": "hit", "parts": "hit"}
     # What came from there is not what was built here: it is never sent, even where it is lacking.
+    ask(project, "pull", **two)
     shared.remove(shared.names("v1/records")[0])
     assert ask(project, "push", **two)["records"] == 0
     assert (ask(project, "push", **one)["records"], len(shared.names("v1/records"))) == (1, 3)
@@ -117,11 +118,11 @@ def test_push_says_what_is_left_when_the_remote_fails_midway(project: Project, s
     assert len(share.names("v1/records")) == 3
 
 
-def test_a_large_object_goes_in_parts_and_comes_back(project: Project, bucket: Bucket) -> None:
+def test_a_large_object_goes_in_parts_and_comes_back(project: Project, plain_bucket: Bucket) -> None:
     project.pipeline(
         'large: {uses: run.python, with: {function: "steps.py:large"}, outputs: {made: big.bin}}'
     )
-    one, two = machine(project, bucket, "one"), machine(project, bucket, "two")
+    one, two = machine(project, plain_bucket, "one"), machine(project, plain_bucket, "two")
     project.run(**one)
     assert ask(project, "push", **one)["bytes"] == (20 << 20) + 3
     assert ask(project, "pull", **two)["bytes"] == (20 << 20) + 3
@@ -241,21 +242,32 @@ def test_gc_keeps_what_records_of_another_key_name(project: Project, share: Shar
     for name in share.names():
         share.age(name, 2)
     assert ask(project, "gc", "--remote", **two)["objects"] == 0
-    for name in share.names("v1/records"):  # What nobody has signed, and what isn't even JSON.
-        share.write(name, b"x" * 129 + b'{"uses": 1, "outputs": {"o": [["l"], "folder", 1]}}')
-    assert ask(project, "gc", "--remote", **two)["objects"] == 23
+    # Whatever somebody writes there, it is no more than a name.
+    (text,) = (name for name in share.names("v1/objects") if share.read(name) == b"HELLO")
+    outputs = {
+        "a": ["".join(text.split("/")[2:]), "folder", 1],
+        "b": [["x"], "folder", 1],
+        "c": ["../x", "file", 1],
+    }
+    record = {"uses": "x", "outputs": outputs, "figures": {}, "preimage": {}, "seconds": 1}
+    forged, *others = share.names("v1/records")
+    share.write(forged, b"x" * 129 + json.dumps(record).encode())
+    for name in others:
+        share.write(name, b"not even JSON")
+    assert ask(project, "gc", "--remote", **two)["objects"] == 22
+    assert share.names("v1/objects") == [text]
 
 
-def test_gc_on_a_bucket_keeps_what_is_young(project: Project, bucket: Bucket) -> None:
-    one = machine(project, bucket, "one")
+def test_gc_on_a_bucket_keeps_what_is_young(project: Project, plain_bucket: Bucket) -> None:
+    one = machine(project, plain_bucket, "one")
     project.run(**one)
     ask(project, "push", **one)
-    bucket.write(f"v1/objects/ab/{'c' * 62}", b"x")
-    before = bucket.names()
+    plain_bucket.write(f"v1/objects/ab/{'c' * 62}", b"x")
+    before = plain_bucket.names()
     assert str(project.cli("cache", "gc", "--remote", **one).stdout) == (
         "removed 0 action records, 0 objects (0 bytes) and 0 stale leases; 3 records and 24 objects are kept\n"
     )
-    assert bucket.names() == before
+    assert plain_bucket.names() == before
 
 
 def test_status_says_where_outputs_are_and_what_works(project: Project, shared: Shared) -> None:
@@ -294,8 +306,8 @@ def refusals(project: Project, exits: Any, sentence: str, *verbs: str, **env: st
 REMOTE_VERBS = ("push", "pull", "verify --remote", "gc --remote")
 
 
-def test_what_is_wrongly_configured_is_said_with_exit_2(project: Project, bucket: Bucket) -> None:
-    one = machine(project, bucket, "one")
+def test_what_is_wrongly_configured_is_said_with_exit_2(project: Project, plain_bucket: Bucket) -> None:
+    one = machine(project, plain_bucket, "one")
     refusals(project, 2, "no shared cache is configured (set cache.remote", *REMOTE_VERBS)
     missing = {**one, "DEPLOY_RUNNER_REMOTE": "s3://no-such-bucket/at"}
     refusals(
@@ -312,9 +324,9 @@ def test_what_is_wrongly_configured_is_said_with_exit_2(project: Project, bucket
     assert "read: no: s3://no-such-bucket/at can't be read: the bucket doesn't exist" in status.stdout
 
 
-def test_a_remote_that_is_down_is_said_with_exit_1(project: Project, bucket: Bucket) -> None:
+def test_a_remote_that_is_down_is_said_with_exit_1(project: Project, plain_bucket: Bucket) -> None:
     project.pipeline(STAGES, head="cache: {timeout: 1s, required: true}\n")
-    one = {**machine(project, bucket, "one"), "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    one = {**machine(project, plain_bucket, "one"), "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
     refusals(project, 1, "it can't be reached", *REMOTE_VERBS, **one)
     assert "read: no: " in project.cli("cache", "status", exits=1, **one).stdout
     with socket.create_server(("127.0.0.1", 0)) as silent:
