@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any
 
 import boto3
 import pytest
+import yaml
 
+from deploy_runner.pipeline.spec import CacheSpec
 from deploy_runner.store.signatures import Signatures
 from tests.conftest import ROOT, Project
 
@@ -175,9 +178,16 @@ def test_all_json_of_the_page_is_checked_here() -> None:
     assert PAGE.count("```json") == len([*WRITER, *READER, POLICY, LIFECYCLE])
 
 
-def test_the_settings_of_the_page_are_those_of_the_pipeline() -> None:
-    from deploy_runner.pipeline.spec import CacheSpec
+def test_the_caches_of_the_page_are_valid() -> None:
+    fragments = [
+        t for t in re.findall(r"```yaml-fragment\n(.*?)```", PAGE, re.DOTALL) if "cache:" in t.split()
+    ]
+    assert len(fragments) == 2
+    for text in fragments:
+        CacheSpec.model_validate(yaml.safe_load(textwrap.dedent(text))["cache"])
 
+
+def test_the_settings_of_the_page_are_those_of_the_pipeline() -> None:
     (table,) = re.findall(r"^\| setting \|.*?\n\n", PAGE, re.MULTILINE | re.DOTALL)
     rows = re.findall(r"^\| `(\w+)` \| (?:`(.+?)`)? ?\|", table, re.MULTILINE)
     defaults = {name: field.default for name, field in CacheSpec.model_fields.items()}
