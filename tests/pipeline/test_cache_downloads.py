@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from base64 import b64encode
 from hashlib import sha256
 from pathlib import Path
 
@@ -127,6 +128,23 @@ def test_verbs_that_only_look_say_that_a_remote_is_gone(chain: Project, bucket: 
         done = chain.cli(verb, "a", **env)
         assert done.stderr.startswith("continuing without the shared cache: ")
         assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_report_shows_the_pictures_of_hits(odd: Project, share: Share) -> None:
+    odd.pipeline(
+        """
+        plot: {uses: run.python, with: {function: "steps.py:odd"}, outputs: {made: plot.svg}}
+        text: {uses: text.upper, inputs: {text: in.txt}}
+        """,
+        head="cache: {push: true}\n",
+    )
+    one, two = machine(odd, share, "one"), machine(odd, share, "two")
+    odd.run(**one)
+    odd.write("in.txt", "changed")
+    run = odd.run(**two)
+    assert {id_: stage["state"] for id_, stage in run["stages"].items()} == {"plot": "hit", "text": "ran"}
+    page = (Path(two["DEPLOY_RUNNER_HOME"]) / "runs" / run["run"] / "report.html").read_text()
+    assert b64encode("ü".encode()).decode() in page
 
 
 def test_convert_copies_what_another_machine_made(tmp_path: Path, share: Share) -> None:
