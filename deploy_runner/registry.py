@@ -26,7 +26,7 @@ from .types import SourceFile
 from .usercode.advice import missing_module
 from .usercode.loading import Closure, import_closure
 
-__all__ = ["GROUP", "Registry", "StageType", "load_class"]
+__all__ = ["GROUP", "Registry", "StageType", "is_projects", "load_class"]
 
 GROUP = "deploy_runner.stages"
 _BUILTIN = "deploy_runner.stages"
@@ -148,17 +148,28 @@ def _closure(folder: Path, file: Path, origin: str) -> Closure:
     return import_closure(engine, file.relative_to(engine).as_posix(), relative_only=True)
 
 
+def is_projects(module: str) -> bool:
+    """Say whether a stage type's module is a file of the project, not of an installed package."""
+    return module.startswith(_PROJECT)
+
+
 def load_class(module: str, class_name: str, stage_dir: str) -> type[Stage]:
-    """Import one stage class: what a worker does with what the registry found."""
-    if module.startswith(_PROJECT):
-        _project_package(Path(stage_dir))
+    """Import one stage class: what a worker does with what the registry found.
+
+    The project's folder may be another than where it was found: on a node of a cluster it is a copy.
+    """
+    if is_projects(module):
+        _make_package(module.partition(".")[0], Path(stage_dir))
     cls: type[Stage] = getattr(importlib.import_module(module), class_name)
     return cls
 
 
 def _project_package(folder: Path) -> str:
     """Make the project's folder importable as a package of its own, and return its name."""
-    name = _PROJECT + sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+    return _make_package(_PROJECT + sha256(str(folder.resolve()).encode()).hexdigest()[:8], folder)
+
+
+def _make_package(name: str, folder: Path) -> str:
     if name not in sys.modules:
         package = ModuleType(name)
         package.__path__ = [str(folder)]

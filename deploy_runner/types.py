@@ -165,10 +165,14 @@ class StageNode(NamedTuple):
 
 
 class Executor(NamedTuple):
-    """Where stages run: "local" or "ray"; `address` is that of the cluster, empty for a local Ray."""
+    """Where stages run: "local" or "ray"; `address` is that of the cluster, empty for a local Ray.
+
+    `autoscaling` says that the cluster adds machines by itself.
+    """
 
     name: str = "local"
     address: str = ""
+    autoscaling: bool = False
 
 
 class Graph(NamedTuple):

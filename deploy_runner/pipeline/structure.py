@@ -123,13 +123,13 @@ def read_cache(ground: Ground, scope: Scope) -> RemoteSpec:
 
 def read_executor(ground: Ground, spec: PipelineSpec, scope: Scope) -> Executor:
     """Return where stages run; a reference in the address is resolved."""
-    name, address = spec.executor.name, spec.executor.address
+    name, address, autoscaling = spec.executor.name, spec.executor.address, spec.executor.autoscaling
     if not address:
-        return Executor(name)
+        return Executor(name, "", autoscaling)
     node = ground.root.value["executor"].value["address"]
     if name != "ray":
         ground.say(node.mark, f"the executor {name} has no address", "add `name: ray`")
-    return Executor(name, str(resolve(node, scope, ground.problems).value))
+    return Executor(name, str(resolve(node, scope, ground.problems).value), autoscaling)
 
 
 def add_draft(ground: Ground, name: str, spec: StageSpec) -> None:

@@ -57,8 +57,9 @@ class GithubReporter(PlainReporter):
             self._print(annotation("error", message, file=mark.file, line=mark.line, column=mark.column))
 
     def finish(self, results: Mapping[str, StageResult], seconds: float) -> None:
-        """Print the counts."""
-        self._print(counts_line(results, seconds))
+        """Print the counts, unless an error has ended the run before the first stage."""
+        if results:
+            self._print(counts_line(results, seconds))
 
 
 def job_summary(record: RunRecord) -> str:

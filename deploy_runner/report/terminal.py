@@ -56,8 +56,9 @@ class PlainReporter:
             self._print(finished_line(event.result, self._width, color=self._color))
 
     def finish(self, results: Mapping[str, StageResult], seconds: float) -> None:
-        """Print the counts."""
-        self._print(counts_line(results, seconds))
+        """Print the counts, unless an error has ended the run before the first stage."""
+        if results:
+            self._print(counts_line(results, seconds))
 
     def _print(self, line: str) -> None:
         self._stream.write(line + "\n")

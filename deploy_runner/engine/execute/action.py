@@ -26,8 +26,8 @@ from .sandbox import NOT_STARTED, Confinement
 from .worker import PROGRESS
 
 __all__ = [
-    "Action", "Project", "finish", "live_environment", "progress_event", "raise_failure", "request",
-    "secrets_of",
+    "Action", "Project", "finish", "live_environment", "progress_event", "raise_failure", "record_for",
+    "request", "secrets_of",
 ]  # fmt: skip
 
 _GIT_S = 10.0
@@ -269,8 +269,14 @@ def finish(
         state = "converged"
     if node.converges and project.live:
         return ended._replace(state=state, outputs=outputs), None
-    record = ActionRecord(decision.key, node.uses, outputs, figures, decision.preimage, seconds)
-    return ended._replace(state=state, outputs=outputs), record
+    ended = ended._replace(state=state, outputs=outputs)
+    return ended, record_for(action, ended)
+
+
+def record_for(action: Action, result: StageResult) -> ActionRecord:
+    """Return the record of an action that has succeeded."""
+    key, preimage = action.decision.key, action.decision.preimage
+    return ActionRecord(key, action.node.uses, result.outputs, result.figures, preimage, result.seconds)
 
 
 def raise_failure(

@@ -30,7 +30,10 @@ _GRACE_S = 5.0
 
 
 class LocalCrew:
-    """Runs actions in workers of this machine, forked by `servers`, which end with the crew."""
+    """Runs actions in workers of this machine, forked by `servers`, which end with the crew.
+
+    `project` is that of the actions which are added next.
+    """
 
     def __init__(
         self,
@@ -44,7 +47,7 @@ class LocalCrew:
     ) -> None:
         if options.require_sandbox:
             probe().require()
-        self._project = project
+        self.project = project
         self._store = store
         self._keys = keys
         self._options = options
@@ -66,6 +69,9 @@ class LocalCrew:
         return bool(self._running or self._ended)
 
     # Starting --------------------------------------------------------------------------------
+
+    def prepare(self, node: StageNode) -> None:
+        """Do nothing: a local crew is always ready."""
 
     def room(self, node: StageNode, beside: Sequence[StageNode] = ()) -> bool:
         """Say whether a stage's resources are free, with these others too."""
@@ -117,7 +123,7 @@ class LocalCrew:
 
     def _launch(self, action: Action) -> None:
         asked = request(
-            action, self._project, self._store, self._keys, self._environ, self._cloud(action),
+            action, self.project, self._store, self._keys, self._environ, self._cloud(action),
             require_sandbox=self._options.require_sandbox,
         )  # fmt: skip
         read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -145,7 +151,7 @@ class LocalCrew:
         """Return the environment of the network: the real one's, or local servers' of a dry run."""
         if not action.node.network:
             return {}
-        if self._project.live:
+        if self.project.live:
             return live_environment(self._environ)
         from ...local.servers import dry_run
         from ...registry import load_class
@@ -186,7 +192,7 @@ class LocalCrew:
             else:
                 return
         seconds = time.monotonic() - action.started_s
-        ended = finish(action, 0, self._store, self._project, seconds=seconds, spawn_error=error)
+        ended = finish(action, 0, self._store, self.project, seconds=seconds, spawn_error=error)
         self._ended.append(Ended(action, *ended, lost=() if action.stopping else arrived.lost))
 
     def wake(self) -> None:
@@ -276,9 +282,7 @@ class LocalCrew:
         self._close_pipe(action)
         action.close()
         del self._running[action.name]
-        result, record = finish(
-            action, status, self._store, self._project, seconds=seconds, spawn_error=error
-        )
+        result, record = finish(action, status, self._store, self.project, seconds=seconds, spawn_error=error)
         self._ended.append(Ended(action, result, record))
 
     def close(self) -> None:

@@ -41,6 +41,9 @@ class Crew(Protocol):
     def busy(self) -> bool:
         """Say whether an action has been added that `wait` has not returned."""
 
+    def prepare(self, node: StageNode) -> None:
+        """Get ready for stages like this one. Raises UsageError if the crew can't be used at all."""
+
     def room(self, node: StageNode, beside: Sequence[StageNode] = ()) -> bool:
         """Say whether a stage may be added now, and these others too."""
 

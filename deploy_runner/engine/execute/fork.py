@@ -138,6 +138,14 @@ class ForkServers:
         self._early = early
         self._running: dict[bool, ForkServer] = {}
 
+    def also(self, modules: Mapping[bool, Sequence[str]]) -> None:
+        """Have the servers import these modules too."""
+        for heavy, names in modules.items():
+            new = [name for name in names if name not in self._modules[heavy]]
+            self._modules = {**self._modules, heavy: [*self._modules[heavy], *new]}
+            if new and heavy in self._running:
+                self._running[heavy].preload(new, home=str(self._home()))
+
     def get(self, *, heavy: bool) -> ForkServer:
         """Return a running server."""
         if heavy not in self._running:

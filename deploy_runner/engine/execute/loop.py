@@ -58,7 +58,7 @@ def execute(
     server that was started ahead. Raises UsageError for an unknown target, and, if the sandbox is required,
     where this machine can't confine a stage; StoreError where the store can't be used.
     """
-    _executor(graph, options)
+    executor = _executor(graph, options, environ)
     wanted = select(graph, targets)
     forced = frozenset(
         id_ for id_ in wanted
@@ -78,7 +78,12 @@ def execute(
         keys = planner.environment
 
         def hire(audience: Audience) -> Crew:
-            return LocalCrew(project, store, keys, options, environ, audience, servers)
+            local = LocalCrew(project, store, keys, options, environ, audience, servers)
+            if executor.name == "local":
+                return local
+            from .ray_crew import RayCrew
+
+            return RayCrew(project, store, keys, options, executor, audience, local, modules)
 
         return Dispatch(graph, planner, store, options, emit, run_folder, environ, hire)
 
@@ -86,13 +91,18 @@ def execute(
     return _Run(graph, planner, wanted, forced, emit, make_dispatch, fail_fast=options.fail_fast).go()
 
 
-def _executor(graph: Graph, options: RunOptions) -> Executor:
-    """Return where the stages run. Raises UsageError for an address without a cluster to be used."""
+def _executor(graph: Graph, options: RunOptions, environ: Mapping[str, str]) -> Executor:
+    """Return where the stages run. Raises UsageError for an address without a cluster to be used.
+
+    Ray sets `RAY_ADDRESS` for what it runs as a job itself.
+    """
     name = options.executor or graph.executor.name
-    address = options.ray_address or (graph.executor.address if name == graph.executor.name else "")
-    if address and name != "ray":
-        raise UsageError(f"the executor {name} has no address", fix="add --executor ray")
-    return Executor(name, address)
+    if name != "ray":
+        if options.ray_address:
+            raise UsageError(f"the executor {name} has no address", fix="add --executor ray")
+        return Executor(name)
+    address = options.ray_address or graph.executor.address or environ.get("RAY_ADDRESS", "")
+    return graph.executor._replace(name=name, address=address)
 
 
 class _Run:
