@@ -80,7 +80,6 @@ class Remote:
         return self._client(timeout=_seconds(self._timeout_s))
 
     @cached_property
-    @cached_property
     def _incoming(self) -> ObjectStore:
         """The client of downloads: what has a limit is the wait for the next bytes."""
         limit = _seconds(max(_STREAM_S, self._timeout_s))

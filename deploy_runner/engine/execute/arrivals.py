@@ -70,16 +70,17 @@ class Arrivals:
 
     def _bring(self, action: Action, away: list[Artifact]) -> None:
         report = self._reporter(action, sum(artifact.size for artifact in away))
-        arrived = Arrived(action)
+        arrived = Arrived(action, error="its inputs can't be downloaded")
         try:
             lost = tuple(artifact for artifact in away if not self._store.fetch(artifact, report))
             arrived = Arrived(action, lost)
         except _Stopped:
-            pass
+            arrived = Arrived(action)
         except (DeployRunnerError, OSError) as error:
             arrived = Arrived(action, error=str(error))
-        self._arrived.append(arrived)
-        self._wake()
+        finally:  # Whatever happens here, the run doesn't wait for ever.
+            self._arrived.append(arrived)
+            self._wake()
 
     def _reporter(self, action: Action, total: int) -> Callable[[int], None]:
         lock = threading.Lock()
