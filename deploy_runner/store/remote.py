@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PART_BYTES", "Listed", "Remote", "RemoteError", "Taken"]
 
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _SCHEMES = ("s3", "gs", "az", "file")
 PART_BYTES = 8 << 20
 _MOST_PARTS = 9000
@@ -109,7 +110,7 @@ class Remote:
             if self.url.startswith("file://"):
                 return LocalStore(self.url.removeprefix("file://"))
             client: Any = {"connect_timeout": _seconds(min(5.0, self._timeout_s)), **options}
-            if self._environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+            if any(self._environ.get(name, "").startswith("http://") for name in _ENDPOINTS):
                 client["allow_http"] = True
             return from_url(self.url, client_options=client, retry_config=retries, **self._credentials())
 
