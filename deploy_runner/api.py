@@ -37,6 +37,7 @@ __all__ = ["Pipeline", "explain", "home_of", "load", "place_of", "plan", "run"]
 
 _AS_USUAL = RunOptions()
 
+_INTERRUPTED = 130
 _PICTURE_BYTES = 2 * 1024 * 1024
 
 
@@ -170,7 +171,6 @@ def run(
                     on_event(event)
 
         pipeline.store.begin(lambda sentence: emit(Event("run-note", time.time(), text=sentence)))
-        unsent = None
         try:
             results = execute(
                 pipeline.graph,
@@ -183,30 +183,25 @@ def run(
                 environ=pipeline.environ,
                 early=early,
             )
-            if not any(result.state == "interrupted" for result in results.values()):
-                unsent = _unsent(pipeline.store)
+            exit_code = _exit_code(results)
+            try:
+                if exit_code != _INTERRUPTED:
+                    pipeline.store.finish()
+            except (DeployRunnerError, KeyboardInterrupt) as error:
+                exit_code = getattr(error, "exit_code", _INTERRUPTED)
+                raise
+            finally:  # What is made is made, whether it was sent or not.
+                record = recorder.finish(results, now_s=time.time(), exit_code=exit_code)
         finally:
             pipeline.store.begin(pipeline.note)
-        record = recorder.finish(results, now_s=time.time(), exit_code=_exit_code(results))
         if any(result.state != "hit" for result in results.values()):
             _write_report(pipeline, record, results)
-    if unsent is not None:
-        raise unsent
     return record
-
-
-def _unsent(store: Store) -> DeployRunnerError | None:
-    """Wait for what is on its way to a shared cache; return why what is required has not arrived."""
-    try:
-        store.finish()
-    except DeployRunnerError as error:
-        return error
-    return None
 
 
 def _exit_code(results: Mapping[str, StageResult]) -> int:
     if any(result.state == "interrupted" for result in results.values()):
-        return 130
+        return _INTERRUPTED
     failed = [r.exit_code or 1 for r in results.values() if r.state == "failed"]
     return max(failed, default=0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from http.client import HTTPConnection
@@ -15,7 +16,7 @@ from deploy_runner.store.signatures import Signatures
 from tests.conftest import TEXT_STAGES, Project
 from tests.faults.proxy import Fault, FaultProxy, Request
 
-__all__ = ["CHAIN", "SECRET", "Bucket", "Machines", "Share", "public_key"]
+__all__ = ["CHAIN", "SECRET", "Bucket", "Machines", "Share", "machine", "objects", "public_key"]
 
 SECRET = "a secret of more than 32 characters"
 CHAIN = """
@@ -32,6 +33,20 @@ def public_key(secret: str = SECRET) -> str:
     return Signatures([], {"DEPLOY_RUNNER_CACHE_KEY": secret}).public_key
 
 
+def machine(project: Project, remote: Share, name: str) -> dict[str, str]:
+    """Return the environment of a machine that has a project in common with others, and its own store."""
+    home = project.folder.parent / name
+    return {
+        **remote.env, "DEPLOY_RUNNER_REMOTE": remote.url, "DEPLOY_RUNNER_CACHE_KEY": SECRET,
+        "DEPLOY_RUNNER_HOME": str(home),
+    }  # fmt: skip
+
+
+def objects(env: Mapping[str, str]) -> list[Path]:
+    """Return the object files of such a machine's store."""
+    return [path for path in (Path(env["DEPLOY_RUNNER_HOME"]) / "cas").rglob("*") if path.is_file()]
+
+
 class Share:
     """A remote in a folder."""
 
@@ -42,9 +57,10 @@ class Share:
         self.env: Mapping[str, str] = {}
 
     def names(self, under: str = "") -> list[str]:
-        """Return the names of all objects below a folder."""
-        files = (p for p in (self.folder / "v1" / under).rglob("*") if p.is_file())
-        return sorted(p.relative_to(self.folder / "v1").as_posix() for p in files)
+        """Return the names of all objects below a folder, or that of one object."""
+        files = (p for p in (self.folder / "v1").rglob("*") if p.is_file())
+        names = (p.relative_to(self.folder / "v1").as_posix() for p in files)
+        return sorted(name for name in names if name.startswith(under))
 
     def read(self, name: str) -> bytes:
         """Return an object's content."""
@@ -61,14 +77,23 @@ class Share:
         for name in self.names(under):
             (self.folder / "v1" / name).unlink()
 
+    def age(self, name: str, days: float) -> None:
+        """Have an object look as if it had been written days ago."""
+        path = self.folder / "v1" / name
+        then_s = path.stat().st_mtime - days * 86400
+        os.utime(path, (then_s, then_s))
+
 
 class Bucket(Share):
     """A remote in a bucket of a local S3, reached through `proxy`."""
 
-    def __init__(self, server: Mapping[str, str], name: str, proxy: FaultProxy) -> None:
+    def __init__(
+        self, server: Mapping[str, str], name: str, proxy: FaultProxy, *, prefix: str = "team"
+    ) -> None:
         self.proxy = proxy
         self.bucket = name
-        self.url = f"s3://{name}/team"
+        self.prefix = prefix
+        self.url = f"s3://{name}/{prefix}"
         self.env = {**server, "AWS_ENDPOINT_URL": proxy.url, "AWS_REGION": "us-east-1"}
         client = S3Store(
             name, endpoint=server["AWS_ENDPOINT_URL"], region="us-east-1", client_options={"allow_http": True},
@@ -82,28 +107,28 @@ class Bucket(Share):
 
     def names(self, under: str = "") -> list[str]:
         """Return the names of all objects below a folder."""
-        found = obstore.list(self._direct, "team/v1").collect()
-        names = (meta["path"].removeprefix("team/v1/") for meta in found)
+        found = obstore.list(self._direct, f"{self.prefix}/v1").collect()
+        names = (meta["path"].removeprefix(f"{self.prefix}/v1/") for meta in found)
         return sorted(name for name in names if name.startswith(under))
 
     def read(self, name: str) -> bytes:
         """Return an object's content."""
-        return bytes(obstore.get(self._direct, f"team/v1/{name}").bytes())
+        return bytes(obstore.get(self._direct, f"{self.prefix}/v1/{name}").bytes())
 
     def write(self, name: str, data: bytes) -> None:
         """Replace an object."""
-        obstore.put(self._direct, f"team/v1/{name}", data, use_multipart=False)
+        obstore.put(self._direct, f"{self.prefix}/v1/{name}", data, use_multipart=False)
 
     def remove(self, under: str) -> None:
         """Remove all objects below a folder, as a lifecycle rule does."""
         for name in self.names(under):
-            obstore.delete(self._direct, f"team/v1/{name}")
+            obstore.delete(self._direct, f"{self.prefix}/v1/{name}")
 
     def asked(self, method: str = "", under: str = "") -> list[Request]:
         """Return the requests that came so far, of a method and below a folder."""
         return [
             r for r in self.proxy.requests
-            if method in ("", r.method) and r.path.startswith(f"/{self.bucket}/team/v1/{under}")
+            if method in ("", r.method) and r.path.startswith(f"/{self.bucket}/{self.prefix}/v1/{under}")
         ]  # fmt: skip
 
     def disturb(self, *faults: Fault) -> None:

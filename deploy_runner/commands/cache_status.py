@@ -13,9 +13,10 @@ from ..types import Json
 
 if TYPE_CHECKING:
     from ..api import Pipeline
+    from ..store.link import Link
     from ..store.shared import SharedStore
 
-__all__ = ["CacheStatus", "status"]
+__all__ = ["CacheStatus", "cannot_read", "cannot_write", "status"]
 
 Place = Literal["here", "here and shared", "shared", "nowhere"]
 
@@ -111,36 +112,40 @@ def _remote(store: SharedStore) -> tuple[_Remote, int]:
     link, exit_code = store.link, 0
     own = link.signatures.public_key
     trusted = tuple(dict.fromkeys((*link.spec.public_keys, *([own] if own else []))))
-    reads = _cannot_read(store)
+    reads = cannot_read(link)
     if reads is not None:
         exit_code = reads.exit_code
-    writes = str(reads) if reads is not None else _why_not_written(store)
+    writes = str(reads) if reads is not None else _why_not_written(link)
     return _Remote(link.remote.url, str(reads or ""), writes, own, trusted), exit_code
 
 
-def _cannot_read(store: SharedStore) -> DeployRunnerError | None:
+def cannot_read(link: Link) -> DeployRunnerError | None:
     """Try to read a record that does not exist. (A HEAD wouldn't say that the bucket doesn't.)"""
     from ..store.link import record_name
 
-    if not store.link.reads:
-        return store.link.failure("read")
-    store.link.attempt("read", lambda: store.link.remote.read(record_name("0" * 64)), None)
-    return store.link.failure("read")
+    if not link.reads:
+        return link.failure("read")
+    link.attempt("read", lambda: link.remote.read(record_name("0" * 64)), None)
+    return link.failure("read")
 
 
-def _why_not_written(store: SharedStore) -> str:
-    """Try to write, where a run would: an object that is removed again, and collected if it isn't."""
-    if store.link.obstacle is not None:
-        return str(store.link.obstacle)
-    if not store.link.spec.push:
+def _why_not_written(link: Link) -> str:
+    if link.obstacle is None and not link.spec.push:
         return "cache.push is not set (`deploy-runner cache push` sends what is made here)"
+    return str(cannot_write(link) or "")
+
+
+def cannot_write(link: Link) -> DeployRunnerError | None:
+    """Try to write, where a run would: an object that is removed again, and collected if it isn't."""
+    if link.obstacle is not None:
+        return link.obstacle
     name = f"v1/holders/status-{os.getpid()}-{os.urandom(4).hex()}"
     try:
-        store.link.remote.write(name, b"{}")
-        store.link.remote.delete([name])
+        link.remote.write(name, b"{}")
+        link.remote.delete([name])
     except DeployRunnerError as error:
-        return str(error)
-    return ""
+        return error
+    return None
 
 
 def _stages(pipeline: Pipeline, shared: SharedStore | None) -> dict[str, Place]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -71,6 +72,7 @@ def _examine(pipeline: Pipeline) -> list[Check]:
         _sandbox(),
         *_extras(graph),
         *_secrets(graph, pipeline.environ),
+        *_shared_cache(pipeline),
         *_credentials(pipeline),
     ]
 
@@ -175,6 +177,34 @@ def _secrets(graph: Graph, environ: Mapping[str, str]) -> Iterator[Check]:
                 "set" if name in environ else f"not set, needed by {node.id}",
                 f"export {name}=…",
             )
+
+
+def _shared_cache(pipeline: Pipeline) -> Iterator[Check]:
+    """Try the shared cache as a run would. Reading and writing take `cache.timeout` each at most."""
+    if pipeline.remote is None:
+        return
+    missing = [name for name in ("obstore", "cryptography") if not find_spec(name)]
+    yield Check("shared cache", not missing, f"{missing[0]} is missing" if missing else "installed",
+                "pip install 'deploy-runner[remote]'")  # fmt: skip
+    if missing:
+        return
+    from ..store.link import Link
+    from .cache_status import cannot_read, cannot_write
+
+    link = Link(pipeline.remote._replace(required=False), pipeline.environ)
+    unread = cannot_read(link)
+    yield _tried_out("shared cache can be read", unread, link.remote.url)
+    if not link.spec.push:
+        yield Check("signing key", True, "none needed: cache.push is not set, so nothing is uploaded")
+        return
+    obstacle = link.obstacle
+    yield _tried_out("signing key", obstacle, f"its public key is {link.signatures.public_key}")
+    if unread is None and obstacle is None:
+        yield _tried_out("shared cache can be written", cannot_write(link), link.remote.url)
+
+
+def _tried_out(name: str, error: DeployRunnerError | None, detail: str) -> Check:
+    return Check(name, True, detail) if error is None else Check(name, False, error.message, error.fix)
 
 
 def _credentials(pipeline: Pipeline) -> Iterator[Check]:

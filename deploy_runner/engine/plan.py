@@ -7,6 +7,7 @@ they can't disagree.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Literal, NamedTuple
 
 from ..errors import DeployRunnerError, Problem, SpecError, StageError, StoreError
@@ -176,7 +177,8 @@ class Planner:
                 keys.append(self.identify(node, upstream)[0])
             except DeployRunnerError:
                 continue  # `decide` says it.
-        self._store.look_up(keys)
+        with suppress(DeployRunnerError):  # `decide` says that, too.
+            self._store.look_up(keys)
 
     def _lineage(self, node: StageNode, upstream: Mapping[str, Outputs]) -> dict[str, Json]:
         """Return stage id → its pre-image, the sources of its inputs and its outputs, of all before it."""

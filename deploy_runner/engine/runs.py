@@ -108,12 +108,13 @@ class Recorder:
         self._graph = graph
         self._started_s = now_s
         self._log: TextIO | None = None
+        self._finished = False
 
     def __call__(self, event: Event) -> None:
         """Append the event to `log.jsonl`; hits are in the record alone."""
         if event.result is not None and event.result.state == "hit":
             return
-        if event.kind in ("run-started", "run-finished", "stage-progress"):
+        if event.kind in ("run-started", "run-finished", "stage-progress") or self._finished:
             return
         line = {"time": event.time_s, "kind": event.kind, "stage": event.stage, "text": event.text}
         if event.result is not None:
@@ -135,7 +136,8 @@ class Recorder:
         return self._log
 
     def finish(self, results: Mapping[str, StageResult], *, now_s: float, exit_code: int) -> RunRecord:
-        """Write `record.json` and return the record."""
+        """Write `record.json` and return the record; no event is logged after that."""
+        self._finished = True
         if self._log is not None:
             self._log.close()
         counts = dict.fromkeys(COUNTED, 0)

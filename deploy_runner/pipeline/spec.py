@@ -212,7 +212,9 @@ def _sentence(detail: ErrorDetails, what: str, known: Mapping[str, Any]) -> tupl
     loc = [str(part) for part in detail["loc"]]
     name = ".".join(loc)
     if detail["type"] == "extra_forbidden":
-        members = list(known) if len(loc) == 1 else []
+        for part in loc[:-1]:
+            known = getattr(getattr(known.get(part), "annotation", None), "model_fields", {})
+        members = list(known)
         listed = f"valid keys: {', '.join(members)}" if members else ""
         return f"{what} has no {name!r}", closest(loc[-1], members) or listed
     if detail["type"] == "missing":

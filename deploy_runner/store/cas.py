@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import stat as stat_module
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -61,6 +62,7 @@ class Store:
         self._protected = protected
         self.records = Records(home, protected=protected)
         self.memo = StatMemo(f"{os.fspath(home)}/stat.sqlite", lambda: self.records.seal.key("memo"))
+        self._making_tmp = threading.Lock()
         self._tmp: Path | None = None
         self._tmp_lock: Lock | None = None
         try:
@@ -169,8 +171,8 @@ class Store:
         """Say whether this run makes an action. Other machines may, where a cache is shared."""
         return "ours"
 
-    def listen(self, wake: Callable[[], None]) -> None:
-        """Have `wake` called, from another thread, as soon as a claim has an answer."""
+    def tell_claims(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called from a thread when the answer of `claim` has changed."""
 
     def settle(self, key: str, record: ActionRecord | None, *, again: bool = False) -> None:
         """Take notice that a claimed action has ended, with this record or without one."""
@@ -331,17 +333,18 @@ class Store:
 
     def new_tmp(self) -> Path:
         """Return this process's own folder under `tmp/`, made on first use."""
-        if self._tmp is None:
-            name = f"{os.getpid()}-{os.urandom(4).hex()}"
-            lock = Lock(f"{os.fspath(self.home)}/tmp/{name}.lock")
-            lock.acquire()
-            try:
-                os.mkdir(self.home / "tmp" / name, 0o700)
-            except OSError as error:
-                lock.release(remove=True)
-                raise store_error(error, self.home / "tmp") from error
-            self._tmp, self._tmp_lock = self.home / "tmp" / name, lock
-        return self._tmp
+        with self._making_tmp:  # Transfers of a shared cache write in threads of their own.
+            if self._tmp is None:
+                name = f"{os.getpid()}-{os.urandom(4).hex()}"
+                lock = Lock(f"{os.fspath(self.home)}/tmp/{name}.lock")
+                lock.acquire()
+                try:
+                    os.mkdir(self.home / "tmp" / name, 0o700)
+                except OSError as error:
+                    lock.release(remove=True)
+                    raise store_error(error, self.home / "tmp") from error
+                self._tmp, self._tmp_lock = self.home / "tmp" / name, lock
+            return self._tmp
 
     def sweep_tmp(self) -> int:
         """Remove the temporary folders and files whose owners are gone; return how many."""

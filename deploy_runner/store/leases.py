@@ -15,11 +15,13 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
+from ..errors import DeployRunnerError
 from .cas import Claim
-from .link import Link, RequiredError
+from .link import Link
 from .remote import RemoteError, Taken
 
 __all__ = ["Leases"]
@@ -28,35 +30,52 @@ _LEASE_OF_TIMEOUT = 3.0
 """A lease in time limits of a request: who can't write in three of them is taken for dead."""
 _BEATS = 3
 _POLL_S = (0.2, 2.0)
+_AT_ONCE = 8
+_LONGEST_LEASE_S = 3600.0
 _LONGEST_WAIT_S = 6 * 3600.0
 """The longest job of GitHub's machines. A lease that is renewed for longer is not waited for."""
+_MOST_MISSED = 5
+"""How often a conditional write may fail for a lease that is gone or dead: then the remote is wrong."""
 
 
 class Leases:
-    """The claims of one run. Requests are made by a thread: `ask` never waits."""
+    """The claims of one run. Requests are made by threads: `ask` never waits.
 
-    def __init__(self, link: Link, is_made: Callable[[str], bool]) -> None:
+    `is_made` is asked whether the record of a key is there; its second argument says whether another machine
+    has been waited for. `tell` is called when a claim's answer has changed.
+    """
+
+    def __init__(self, link: Link, is_made: Callable[[str, bool], bool], tell: Callable[[], None]) -> None:
         self._link = link
         self._is_made = is_made
+        self._tell = tell
         self._length_s = link.spec.timeout_s * _LEASE_OF_TIMEOUT
         self.id = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"
         self._claims: dict[str, _Claimed] = {}
+        self._leaving: set[str] = set()
         self._changed = threading.Condition()
         self._ended = False
         self._beats = 0
         self._beaten_s = 0.0
+        self._beating = threading.Lock()
+        self._lapsed = False
+        self._broken = False
+        self._deletes = True
         self._thread: threading.Thread | None = None
-        self._failure: RequiredError | None = None
-        self._wake: Callable[[], None] = lambda: None
+        self._failure: DeployRunnerError | None = None
 
     def ask(self, key: str) -> Claim:
         """Say how it stands with an action; the first time it is asked for begins to claim it.
 
-        Raises RequiredError where the shared cache is required and has failed.
+        Raises UsageError where the shared cache is required and has failed, StoreError where the store has.
         """
         with self._changed:
             if self._failure is not None:
                 raise self._failure
+            if self._broken:
+                return "ours"
+            if key in self._leaving:
+                return "asked"  # The last claim of this process is being given up.
             if key not in self._claims:
                 self._claims[key] = _Claimed()
                 self._start()
@@ -72,9 +91,14 @@ class Leases:
         """Give a claim up: its record is there, or will never be."""
         with self._changed:
             claimed = self._claims.pop(key, None)
-        stale = time.monotonic() - self._beaten_s > self._length_s  # It may be another's by now.
-        if claimed is not None and claimed.etag and not stale:
-            self._quietly(lambda: self._link.remote.delete([_lease(key)]))
+            if claimed is None or not claimed.etag:
+                return  # A lease that is being written is given up by who writes it.
+            self._leaving.add(key)
+        try:
+            self._remove([key])
+        finally:
+            with self._changed:
+                self._leaving.discard(key)
 
     def close(self) -> None:
         """Give up everything."""
@@ -83,13 +107,33 @@ class Leases:
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join()
-        held = [_lease(key) for key, claimed in self._claims.items() if claimed.etag]
-        beats = [_heartbeat(self.id)] if self._beats else []
-        if held or beats:
-            self._quietly(lambda: self._link.remote.delete([*held, *beats]))
+        with self._changed:
+            held = [key for key, claimed in self._claims.items() if claimed.etag]
+            self._claims.clear()
+        if held:
+            self._remove(held)
+        if self._beats:
+            self._delete([_heartbeat(self.id)])
 
-    def _quietly(self, do: Callable[[], None]) -> None:
-        self._link.attempt("written", do, None)
+    def _remove(self, keys: Iterable[str]) -> None:
+        """Remove leases, but for those that another machine has taken over meanwhile."""
+        lapsed = self._lapsed or _now_s() - self._beaten_s >= self._length_s
+        self._delete([_lease(key) for key in keys if not lapsed or self._is_still_ours(key)])
+
+    def _is_still_ours(self, key: str) -> bool:
+        try:
+            found = self._link.remote.read(_lease(key))
+        except RemoteError:
+            return False
+        return found is not None and _Lease.of(found[0]).holder == self.id
+
+    def _delete(self, names: list[str]) -> None:
+        """Remove what others would otherwise wait for a while: where that fails, they do."""
+        if names and self._deletes:
+            try:
+                self._link.remote.delete(names)
+            except RemoteError:
+                self._deletes = False
 
     # The thread ------------------------------------------------------------------------------
 
@@ -99,108 +143,145 @@ class Leases:
             self._thread.start()
 
     def _go(self) -> None:
-        while True:
-            with self._changed:
-                if self._ended:
-                    return
-                now = time.monotonic()
-                due = [(k, c) for k, c in self._claims.items() if c.state != "ours" and c.due_s <= now]
-                holding = any(c.etag for c in self._claims.values())
-                beat = holding and now - self._beaten_s >= self._length_s / _BEATS
-                if not due and not beat:
-                    self._changed.wait(self._pause(now, holding=holding))
-                    continue
+        with ThreadPoolExecutor(_AT_ONCE, "leases") as pool:
             try:
-                if beat:
-                    self._quietly(self._beat)
-                for key, claimed in due:
-                    self._advance(key, claimed)
-                    if claimed.state in ("ours", "made"):
-                        with self._changed:
-                            self._wake()
-            except RequiredError as error:
+                while not self._ended:
+                    beat, due = self._wait_for_work()
+                    if beat:
+                        self._link.attempt("written", self._beat, None)
+                    changed = list(pool.map(lambda one: self._advance(*one), due))
+                    if any(changed):
+                        self._tell()
+            except DeployRunnerError as error:
                 self._failure = error
-                return
+                self._tell()
+            except BaseException:
+                self._broken = True  # Whoever waits makes it, and the error is shown.
+                self._tell()
+                raise
 
-    def _pause(self, now: float, *, holding: bool) -> float | None:
-        moments = [c.due_s for c in self._claims.values() if c.state not in ("ours", "made")]
-        if holding:
-            moments.append(self._beaten_s + self._length_s / _BEATS)
-        return max(0.0, min(moments) - now) if moments else None
+    def _wait_for_work(self) -> tuple[bool, list[tuple[str, _Claimed]]]:
+        """Wait until a heartbeat is due, or a step of claims; few at once, so that no heartbeat is late."""
+        with self._changed:
+            while not self._ended:
+                now = _now_s()
+                open_ = [(k, c) for k, c in self._claims.items() if c.state not in ("ours", "made")]
+                due = sorted((one for one in open_ if one[1].due_s <= now), key=lambda one: one[1].due_s)
+                moments = [c.due_s for _, c in open_]
+                beat_s = float("inf")
+                if self._link.works("written") and any(c.etag for c in self._claims.values()):
+                    beat_s = self._beaten_s + self._length_s / _BEATS
+                    moments.append(beat_s)
+                if due or beat_s <= now:
+                    return beat_s <= now, due[:_AT_ONCE]
+                self._changed.wait(max(0.0, min(moments) - now) if moments else None)
+        return False, []
 
     def _beat(self) -> None:
-        self._beats += 1
-        self._beaten_s = time.monotonic()
+        """Write the heartbeat; take notice where others may have taken this machine for dead before that."""
+        before_s, self._beaten_s = self._beaten_s, _now_s()
         self._link.remote.write(_heartbeat(self.id), json.dumps({"beat": self._beats}).encode())
+        self._beats += 1
+        with self._changed:
+            held_since_s = min((c.held_s for c in self._claims.values() if c.etag), default=_now_s())
+        self._lapsed |= _now_s() - max(before_s, held_since_s) >= self._length_s
 
-    def _advance(self, key: str, claimed: _Claimed) -> None:
-        """Take one step towards a claim; where the remote fails the action is made here."""
-        if claimed.state == "made":
-            claimed.due_s = float("inf")
-            return
+    def _advance(self, key: str, claimed: _Claimed) -> bool:
+        """Take one step towards a claim, and say whether it changed; where the remote fails it is ours."""
+        before = claimed.state
         try:
-            if not self._link.works("read"):
+            if not self._link.works("read") or claimed.missed > _MOST_MISSED:
                 claimed.state = "ours"
             elif self._link.pushes and self._link.works("written"):
                 self._claim(key, claimed)
             else:
                 self._look(key, claimed)
+                if claimed.gone or claimed.dead:
+                    waited = claimed.gone and before == "theirs"
+                    claimed.state = "made" if self._is_made(key, waited) else "ours"
         except RemoteError as error:
             claimed.state = "ours"
             self._link.refuse("written" if claimed.writing else "read", error)
         claimed.writing = False
-        claimed.due_s = time.monotonic() + claimed.pause_s()
+        claimed.due_s = _now_s() + claimed.pause_s()
+        return claimed.state != before
 
     def _claim(self, key: str, claimed: _Claimed) -> None:
         if claimed.state == "asked" or claimed.gone:
-            if not self._beats:
-                claimed.writing = True
-                self._beat()
-            try:
-                claimed.writing = True
-                self._hold(key, claimed, self._write(key, new=True))
+            claimed.writing = True
+            with self._beating:
+                if not self._beats:
+                    self._beat()
+            if self._take(key, claimed, new=True):
                 return
-            except Taken:
-                claimed.writing = False
-        if self._look(key, claimed) == "dead":
-            try:
-                claimed.writing = True
-                self._hold(key, claimed, self._write(key, etag=claimed.seen_etag))
-            except Taken:
-                return
+        self._look(key, claimed)
+        if claimed.gone:
+            if claimed.state == "theirs" and self._is_made(key, True):
+                claimed.state = "made"
+            claimed.missed += 1
+        elif claimed.dead and claimed.state == "theirs":
+            claimed.missed += not self._take(key, claimed, etag=claimed.etag_seen)
 
-    def _write(self, key: str, *, new: bool = False, etag: str = "") -> str:
-        content = json.dumps({"holder": self.id, "host": socket.gethostname()}).encode()
-        return self._link.remote.write(_lease(key), content, new=new, etag=etag)
+    def _take(self, key: str, claimed: _Claimed, *, new: bool = False, etag: str = "") -> bool:
+        """Write a lease if nobody else has meanwhile. It is ours then, unless the record is there."""
+        content = _Lease(self.id, socket.gethostname(), self._length_s).content()
+        claimed.writing = True
+        try:
+            etag = self._link.remote.write(_lease(key), content, new=new, etag=etag)
+        except Taken:
+            claimed.writing = False
+            return False
+        claimed.writing = False
+        self._hold(key, claimed, etag)
+        return True
 
     def _hold(self, key: str, claimed: _Claimed, etag: str) -> None:
-        """Take the claim, unless the record came between the last look and the lease."""
-        claimed.etag = etag or "*"
-        claimed.writing = False
-        claimed.state = "made" if self._is_made(key) else "ours"
+        with self._changed:
+            dropped = self._claims.get(key) is not claimed
+            claimed.etag, claimed.held_s = etag or "*", _now_s()
+        if dropped:
+            self._remove([key])
+        else:
+            claimed.state = "made" if self._is_made(key, False) else "ours"
 
-    def _look(self, key: str, claimed: _Claimed) -> Literal["gone", "alive", "dead"]:
-        """See how it stands with the lease of another machine."""
+    def _look(self, key: str, claimed: _Claimed) -> None:
+        """See how it stands with the lease of another machine, and with the record that it is to make."""
         found = self._link.remote.read(_lease(key))
         claimed.gone = found is None
         if found is None:
-            if claimed.state == "theirs" and self._is_made(key):
-                claimed.state = "made"
-            elif not self._link.pushes:
-                claimed.state = "ours"
-            return "gone"
+            return
+        lease = _Lease.of(found[0])
+        if lease.holder == self.id:  # It was written, and the answer was lost.
+            self._hold(key, claimed, found[1])
+            return
+        beat = self._link.remote.read(_heartbeat(lease.holder))
+        if self._is_made(key, False):
+            claimed.state = "made"
+            return
         claimed.state = "theirs"
-        beat = self._link.remote.read(_heartbeat(_holder(found[0])))
-        seen = (found[1], beat[1] if beat else "")
-        now = time.monotonic()
-        if seen != claimed.seen:
-            claimed.seen, claimed.seen_s, claimed.seen_etag = seen, now, found[1]
-        claimed.since_s = claimed.since_s or now
-        if now - claimed.seen_s < self._length_s and now - claimed.since_s < _LONGEST_WAIT_S:
-            return "alive"
-        if not self._link.pushes:
-            claimed.state = "ours"
-        return "dead"
+        claimed.see(found[1], beat[1] if beat else "", max(lease.length_s, self._length_s))
+
+
+class _Lease(NamedTuple):
+    """What is written into a lease. `length_s` is the holder's: it beats by that, whatever a waiter has."""
+
+    holder: str
+    host: str
+    length_s: float
+
+    def content(self) -> bytes:
+        return json.dumps(self._asdict()).encode()
+
+    @classmethod
+    def of(cls, content: bytes) -> _Lease:
+        """Return what a lease says; nobody holds it where that is not what this module writes."""
+        try:
+            value = json.loads(content)
+            holder, host, length_s = str(value["holder"]), str(value["host"]), float(value["length_s"])
+        except (ValueError, KeyError, TypeError):
+            return cls("nobody", "", 0.0)
+        plain = holder.replace("-", "").replace(".", "").replace("_", "").isalnum()
+        return cls(holder if plain else "nobody", host, min(max(0.0, length_s), _LONGEST_LEASE_S))
 
 
 class _Claimed:
@@ -209,19 +290,37 @@ class _Claimed:
     def __init__(self) -> None:
         self.state: Claim = "asked"
         self.etag = ""
+        self.held_s = 0.0
         self.gone = False
+        self.dead = False
         self.writing = False
-        self.seen: tuple[str, str] = ("", "")
-        self.seen_etag = ""
-        self.seen_s = 0.0
-        self.since_s = 0.0
+        self.missed = 0
+        self.etag_seen = ""
         self.due_s = 0.0
+        self._seen: tuple[str, str] = ("", "")
+        self._seen_s = 0.0
+        self._since_s = 0.0
         self._pause_s = _POLL_S[0]
+
+    def see(self, lease: str, beat: str, length_s: float) -> None:
+        """Take notice of another's lease and heartbeat, by their etags."""
+        now = _now_s()
+        if (lease, beat) != self._seen:
+            self._seen, self._seen_s, self.etag_seen, self.missed = (lease, beat), now, lease, 0
+        self._since_s = self._since_s or now
+        self.dead = now - self._seen_s >= length_s or now - self._since_s >= _LONGEST_WAIT_S
 
     def pause_s(self) -> float:
         """Return how long to wait before the next look: longer each time, and not in step with others."""
+        if self.gone and self.missed < 2:
+            return 0.0
         self._pause_s = min(self._pause_s * 1.5, _POLL_S[1])
-        return 0.0 if self.gone else self._pause_s * random.uniform(0.7, 1.0)
+        return self._pause_s * random.uniform(0.7, 1.0)
+
+
+def _now_s() -> float:
+    """Return a clock that nobody sets, and that runs while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _lease(key: str) -> str:
@@ -230,13 +329,3 @@ def _lease(key: str) -> str:
 
 def _heartbeat(holder: str) -> str:
     return f"v1/holders/{holder}"
-
-
-def _holder(content: bytes) -> str:
-    """Return who holds a lease; nobody where that is not what this module writes."""
-    try:
-        holder = json.loads(content)["holder"]
-    except (ValueError, KeyError, TypeError):
-        return "nobody"
-    plain = isinstance(holder, str) and holder.replace("-", "").replace(".", "").replace("_", "").isalnum()
-    return holder if plain else "nobody"

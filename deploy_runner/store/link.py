@@ -57,6 +57,12 @@ class Link:
         self._off: dict[Direction, RemoteError] = {}
         self._lock = threading.Lock()
 
+    def begin(self, note: Callable[[str], None]) -> None:
+        """Begin a run, for which the remote may work again."""
+        self.note = note
+        with self._lock:
+            self._off.clear()
+
     @cached_property
     def signatures(self) -> Signatures:
         """The keys that count. Raises UsageError for one that is none."""
@@ -105,7 +111,10 @@ class Link:
         return self._off.get(direction)
 
     def refuse(self, direction: Direction, error: RemoteError) -> None:
-        """Take notice that the remote can't be read or written. Raises it where the cache is required."""
+        """Take notice that the remote can't be read or written. Raises it where the cache is required.
+
+        A reason is said once, also where it is the same for both.
+        """
         with self._lock:
             said = any(other.cause == error.cause != "" for other in self._off.values())
             known = self._off.setdefault(direction, error) is not error
@@ -117,6 +126,8 @@ class Link:
     def attempt(self, direction: Direction, do: Callable[[], _Result], otherwise: _Result) -> _Result:
         """Return what `do` returns, or `otherwise` where the remote fails or has failed before."""
         if not self.works(direction):
+            if self.spec.required:
+                self.refuse(direction, self._off[direction])
             return otherwise
         try:
             return do()

@@ -6,6 +6,7 @@ sentence; what they mean, and what is done about a failure, is for `shared`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,19 +19,21 @@ from ..types import RemoteSpec
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-__all__ = ["Listed", "Remote", "RemoteError", "Taken"]
+__all__ = ["PART_BYTES", "Listed", "Remote", "RemoteError", "Taken"]
 
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _SCHEMES = ("s3", "gs", "az", "file")
-_PART_BYTES = 8 << 20
+PART_BYTES = 8 << 20
 _MOST_PARTS = 9000
 """S3 takes 10,000 parts at most."""
 _PARTS_AT_ONCE = 4
 _STREAM_BYTES = 2 << 20
 _LARGEST_SMALL_BYTES = 64 << 20
 """No record, manifest or lease is larger; what is would be read whole into memory."""
-_PART_S = 120.0
-"""The limit for sending a part: four at once need 280 kB/s."""
-_LONGEST_S = 24 * 3600.0
+_PART_OF_TIMEOUT = 3.0
+"""What a part may take to be sent, in time limits: by default four at once at 1.1 MB/s, as of a slow DSL."""
+_STREAM_S = 120.0
+"""After this a download begins another request where it was: a client has no request without a limit."""
 _RETRIES = 2
 
 
@@ -80,12 +83,13 @@ class Remote:
     @cached_property
     def _incoming(self) -> ObjectStore:
         """The client of downloads: what has a limit is the wait for the next bytes."""
-        return self._client(read_timeout=_seconds(self._timeout_s), timeout=_seconds(_LONGEST_S))
+        limit = _seconds(max(_STREAM_S, self._timeout_s))
+        return self._client(read_timeout=_seconds(self._timeout_s), timeout=limit)
 
     @cached_property
-    def _outgoing(self) -> ObjectStore:
-        """The client of uploads: each part has a limit, because nothing comes back while one is sent."""
-        return self._client(timeout=_seconds(max(_PART_S, self._timeout_s)))
+    def _uploads(self) -> ObjectStore:
+        """The client of uploads: each part has a limit, because its answer comes when all of it is sent."""
+        return self._client(timeout=_seconds(self._timeout_s * _PART_OF_TIMEOUT))
 
     def _client(self, **options: str) -> ObjectStore:
         try:
@@ -106,7 +110,7 @@ class Remote:
             if self.url.startswith("file://"):
                 return LocalStore(self.url.removeprefix("file://"))
             client: Any = {"connect_timeout": _seconds(min(5.0, self._timeout_s)), **options}
-            if self._environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+            if any(self._environ.get(name, "").startswith("http://") for name in _ENDPOINTS):
                 client["allow_http"] = True
             return from_url(self.url, client_options=client, retry_config=retries, **self._credentials())
 
@@ -149,15 +153,19 @@ class Remote:
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
         mode: Any = "create" if new else {"e_tag": etag} if etag else "overwrite"
-        with self._errors("be written"):
+        with self._errors("be written", strict=True):
             try:
                 return obstore.put(self._small, name, data, mode=mode, use_multipart=False)["e_tag"] or ""
             except (AlreadyExistsError, PreconditionError):
+                if mode == "overwrite":
+                    raise
                 raise Taken from None
             except NotImplementedError:
                 return obstore.put(self._small, name, data, use_multipart=False)["e_tag"] or ""
             except FileNotFoundError as error:
                 _refuse_no_bucket(error)
+                if not etag:
+                    raise
                 raise Taken from None  # What should have been replaced is gone.
 
     def delete(self, names: Iterable[str]) -> None:
@@ -213,27 +221,22 @@ class Remote:
         """Write an object of `size` bytes from parts; if these raise, there is none afterwards."""
         import obstore
 
-        with self._errors("be written"):
-            try:
-                if size <= _PART_BYTES:
-                    obstore.put(self._outgoing, name, b"".join(parts), use_multipart=False)
-                    return
-                obstore.put(
-                    self._outgoing, name, iter(parts),
-                    chunk_size=part_bytes(size), max_concurrency=_PARTS_AT_ONCE,
-                )  # fmt: skip
-            except FileNotFoundError as error:
-                _refuse_no_bucket(error)
-                raise
+        with self._errors("be written", strict=True):
+            if size <= PART_BYTES:
+                obstore.put(self._uploads, name, b"".join(parts), use_multipart=False)
+            else:
+                most, part = _PARTS_AT_ONCE, part_bytes(size)
+                obstore.put(self._uploads, name, iter(parts), chunk_size=part, max_concurrency=most)
 
     @contextmanager
-    def _errors(self, verb: str) -> Iterator[None]:
+    def _errors(self, verb: str, *, strict: bool = False) -> Iterator[None]:
+        """Raise what obstore raises as RemoteError; FileNotFoundError stays, unless `strict`."""
         from obstore.exceptions import BaseError
 
         try:
             yield
         except (BaseError, OSError, ValueError) as error:
-            if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in str(error):
+            if isinstance(error, FileNotFoundError) and not strict and "NoSuchBucket" not in str(error):
                 raise
             message, fix, exit_code = _sentence(error)
             said = f"{self.url} can't {verb}: {message}"
@@ -242,7 +245,7 @@ class Remote:
 
 def part_bytes(size: int) -> int:
     """Return how large the parts of an object are sent."""
-    return max(_PART_BYTES, -(-size // _MOST_PARTS))
+    return max(PART_BYTES, -(-size // _MOST_PARTS))
 
 
 def _seconds(seconds: float) -> str:
@@ -286,6 +289,8 @@ def _sentence(error: BaseException) -> tuple[str, str, int]:
         for mark, message, fix in sentences:
             if mark in said:
                 return message, fix, exit_code
+    if status := re.search(r"status code: (\d{3}[ A-Za-z]*)", said):
+        return f"it answers {status[1].strip()}", "", 1
     first = said.partition("\n")[0].partition("Debug source:")[0].strip()
     return first[:200] or type(error).__name__, "", 1
 

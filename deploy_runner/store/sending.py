@@ -9,30 +9,39 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from queue import SimpleQueue
 
 from ..errors import StoreError
-from .link import Link
+from .link import Link, RequiredError
 from .remote import RemoteError
 
 __all__ = ["Sending"]
 
 _AT_ONCE = 4
 _SAID_EVERY_S = 10.0
-_PATIENCE = 3.0
-"""In time limits of a request: if no part of an object is taken for so long, the rest isn't waited for."""
+_WAITED_S = 0.5
+_PATIENCE_OF_TIMEOUT = 4.0
+"""A request ends after three time limits at most: this is for what never ends, and never moves."""
 
 Report = Callable[[int], None]
 Task = Callable[[Report], bool]
 
 
+class _GivenUp(StoreError):
+    """Ends a task whose run has ended."""
+
+
 class Sending:
-    """The records of one process that are being sent. A task returns whether its record has arrived."""
+    """The records of one process that are being sent. A task returns whether its record has arrived.
+
+    A task moves when it reports bytes, and when it reports 0 for an object that is there already.
+    """
 
     def __init__(self, link: Link) -> None:
         self._link = link
+        self._patience_s = link.spec.timeout_s * _PATIENCE_OF_TIMEOUT
         self._queue: SimpleQueue[tuple[Task, Future[bool]] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._tasks: set[Future[bool]] = set()
         self._bytes = 0
-        self._sent = 0
+        self._moved_s = 0.0
         self._lock = threading.Lock()
         self._given_up = False
 
@@ -56,47 +65,52 @@ class Sending:
 
     def _count(self, count: int) -> None:
         if self._given_up:
-            raise RemoteError("the run has ended")
+            raise _GivenUp("the run has ended")
         with self._lock:
             self._bytes += count
+            self._moved_s = time.monotonic()
 
     def finish(self) -> None:
         """Wait for what is on its way, as long as it moves; say how much is left, if it doesn't.
 
         Raises RequiredError where the cache is required and fails.
         """
-        pace_s = _PATIENCE * self._link.spec.timeout_s
-        before, said_s, checked_s = self._bytes, time.monotonic(), time.monotonic()
+        started_s = said_s = time.monotonic()
         while self._tasks:
-            done, self._tasks = wait(self._tasks, min(pace_s, 1.0), FIRST_COMPLETED)
+            done, self._tasks = wait(self._tasks, _WAITED_S, FIRST_COMPLETED)
             for task in done:
                 self._take(task)
             now = time.monotonic()
-            if done or self._bytes > before:
-                before, checked_s = self._bytes, now
-            elif now - checked_s >= pace_s:
+            if done:
+                self._moved_s = now
+            elif now - max(self._moved_s, started_s) >= self._patience_s:
                 self._give_up()
                 return
             if self._tasks and now - said_s >= _SAID_EVERY_S:
                 said_s = now
                 left = len(self._tasks)
-                self._link.note(f"sending to the shared cache: {self._bytes >> 20} MiB, {left} stages left")
+                self._link.note(f"sending to the shared cache: {self._bytes >> 20} MiB, {_stages(left)} left")
 
     def _take(self, task: Future[bool]) -> None:
         try:
-            self._sent += task.result()
+            task.result()
         except StoreError as error:
             self._link.note(f"a stage was not sent to the shared cache: {error}")
 
     def _give_up(self) -> None:
         self._given_up = True
-        self._link.note(
-            f"the shared cache is too slow: {len(self._tasks)} stages were not sent to it "
-            "(`deploy-runner cache push` sends them)"
-        )
+        text, fix = "the shared cache is too slow", "`deploy-runner cache push` sends the rest"
+        left = f"{_stages(len(self._tasks))} not sent to it"
+        if self._link.spec.required:
+            raise RequiredError(RemoteError(f"{text}: {left}", fix=fix))
+        self._link.note(f"{text}: {left} ({fix})")
 
     def close(self) -> None:
         """Send nothing more: what is under way ends with its request."""
         self._given_up = True
         for _ in self._threads:
             self._queue.put(None)
+
+
+def _stages(count: int) -> str:
+    return "1 stage" if count == 1 else f"{count} stages"

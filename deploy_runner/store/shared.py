@@ -11,8 +11,9 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any, TypeVar
 
 from ..errors import StoreError
 from ..types import Artifact, RemoteSpec
@@ -21,15 +22,18 @@ from .cas import Claim, Store
 from .folders import sha256_bytes
 from .leases import Leases
 from .link import Link, object_name, record_name
-from .remote import part_bytes
+from .remote import PART_BYTES, part_bytes
 from .sending import Sending
 from .transfer import download, read_parts
 
 __all__ = ["SharedStore", "open_store"]
 
 _REQUESTS_AT_ONCE = 16
+_SMALL_BYTES = 1 << 20
+_MEDIUM_AT_ONCE = 4
 
 Report = Callable[[int], None]
+_Made = TypeVar("_Made")
 
 
 def open_store(
@@ -57,23 +61,48 @@ class SharedStore(Store):
         self.link = Link(spec, environ)
         self._absent: set[str] = set()
         self._given_up: set[str] = set()
+        self._shared: dict[str, Any] = {}
         self._lost: set[str] = set()
         self._refused: dict[str, str] = {}
         self._arriving: dict[str, threading.Lock] = {}
-        self._guard = threading.Lock()
+        self._guard = threading.RLock()
+        self._large = threading.Lock()
+        self._medium = threading.Semaphore(_MEDIUM_AT_ONCE)
+        self._wake: Callable[[], None] = lambda: None
 
-    @cached_property
+    # What the threads share -------------------------------------------------------------------
+
+    @property
     def leases(self) -> Leases:
         """The claims of this process."""
-        return Leases(self.link, lambda key: self._bring_record(key) is not None)
+        return self._one("_leases", lambda: Leases(self.link, self._is_made, self._tell_claims))
 
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(_REQUESTS_AT_ONCE, "shared-cache")
+    @property
+    def sending(self) -> Sending:
+        """What is on its way to the shared cache."""
+        return self._one("_sending", lambda: Sending(self.link))
+
+    def _threads(self, purpose: str) -> ThreadPoolExecutor:
+        """Return threads for one purpose, so that records need not wait behind thousands of objects."""
+        return self._one(f"_{purpose}", lambda: ThreadPoolExecutor(_REQUESTS_AT_ONCE, purpose))
+
+    def _one(self, name: str, make: Callable[[], _Made]) -> _Made:
+        """Return what all threads of this process share, made on first use."""
+        with self._guard:
+            if name not in self._shared:
+                self._shared[name] = make()
+            found: _Made = self._shared[name]
+            return found
 
     def begin(self, note: Callable[[str], None]) -> None:
-        """Begin a run: `note` is told what the user should know of the shared cache."""
-        self.link.note = note
+        """Begin a run: `note` is told what the user should know of the shared cache.
+
+        What an earlier run of this process found out is forgotten: that the remote failed, and what it lacks.
+        """
+        self.link.begin(note)
+        for known in (self._absent, self._given_up, self._lost):
+            known.clear()
+        self._refused.clear()
 
     # Records ---------------------------------------------------------------------------------
 
@@ -81,7 +110,7 @@ class SharedStore(Store):
         """Ask for the records of keys at once, so that `find` has them."""
         missing = [key for key in keys if key not in self._absent and self.records.get(key) is None]
         if len(missing) > 1 and self.link.reads:
-            list(self._pool.map(self._bring_record, missing))
+            list(self._threads("records").map(self._bring_record, missing))
 
     def find(self, key: str) -> ActionRecord | None:
         """Return the record of a key: this store's, else the shared cache's. That is asked once."""
@@ -159,7 +188,9 @@ class SharedStore(Store):
             here = self._bring(artifact.digest, artifact.size, report)
         else:
             here = self._bring_manifest(artifact.digest) and all(
-                self._pool.map(lambda m: self._bring(m.digest, m.size, report), self.members(artifact))
+                self._threads("downloads").map(
+                    lambda m: self._bring(m.digest, m.size, report), self.members(artifact)
+                )
             )
         if not here and self.link.works("read"):
             self._lost.add(artifact.digest)
@@ -210,16 +241,29 @@ class SharedStore(Store):
         """
         self.sending.add(lambda report: self._settle(key, record, again, report))
 
-    @cached_property
-    def sending(self) -> Sending:
-        """What is on its way to the shared cache."""
-        return Sending(self.link)
-
     def _settle(self, key: str, record: ActionRecord | None, again: bool, report: Report) -> bool:
         try:
             return record is not None and self.push(record, again=again, report=report)
         finally:
             self.leases.release(key)
+
+    def _is_made(self, key: str, waited: bool) -> bool:
+        """Say whether a record is there; one that was given up counts if another machine was waited for."""
+        with self._guard:
+            if waited:
+                self._given_up.discard(key)
+            elif key in self._given_up:
+                return False
+        return self._bring_record(key) is not None
+
+    def tell_claims(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called from a thread when a claim's answer has changed, until another one is set."""
+        with self._guard:
+            self._wake = wake
+
+    def _tell_claims(self) -> None:
+        with self._guard:  # Not after `tell_claims` has returned: what `wake` needs may be closed then.
+            self._wake()
 
     def push(self, record: ActionRecord, *, again: bool = False, report: Report = lambda count: None) -> bool:
         """Send a record, after what it names; say whether it is there.
@@ -250,7 +294,8 @@ class SharedStore(Store):
         if artifact.kind == "folder":  # One that was made elsewhere may have its files there alone.
             self._bring_manifest(artifact.digest)
         objects = list(self.objects_of(artifact))
-        list(self._pool.map(lambda o: self.send_object(*o, again=again, report=report), objects))
+        threads = self._threads("uploads")
+        list(threads.map(lambda o: self.send_object(*o, again=again, report=report), objects))
 
     def objects_of(self, artifact: Artifact) -> Iterator[tuple[str, int]]:
         """Yield the digest and the size of each object of an artifact: of a folder, its manifest last."""
@@ -265,26 +310,30 @@ class SharedStore(Store):
         """Send an object, unless the shared cache has it, or `again`. Raises as `send` does."""
         name, path = object_name(digest), os.fspath(self.object_path(digest))
         if not again and self.link.remote.size(name) == size:
+            report(0)
             return
-        try:
-            parts = read_parts(path, digest, part_bytes(size), report)
+        parts = read_parts(path, digest, part_bytes(size), report)
+        with self._memory_for(size):
             self.link.remote.send(name, parts, size)
-        except (FileNotFoundError, ValueError) as error:
-            raise StoreError(f"object {digest} is lost or damaged", fix="run again") from error
+
+    def _memory_for(self, size: int) -> AbstractContextManager[object]:
+        """Return what holds a thread back until its object's parts have room in memory."""
+        return self._large if size > PART_BYTES else self._medium if size > _SMALL_BYTES else nullcontext()
 
     def finish(self) -> None:
         """Wait for what is on its way there. Raises RequiredError where the cache is required and fails."""
-        if "sending" in self.__dict__:
+        if "_sending" in self._shared:
             self.sending.finish()
 
     # Ending ----------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Give up what is claimed, and close the store."""
-        sending, leases, pool = (self.__dict__.pop(name, None) for name in ("sending", "leases", "_pool"))
-        for used in (sending, leases):
-            if used is not None:
-                used.close()
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)
+        for name in ("_sending", "_leases"):
+            if name in self._shared:
+                self._shared[name].close()
+        for name in ("_records", "_downloads", "_uploads"):
+            if name in self._shared:
+                self._shared[name].shutdown(cancel_futures=True)
+        self._shared.clear()
         super().close()

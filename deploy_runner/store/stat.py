@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from hashlib import blake2b, file_digest
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from .files import open_regular
@@ -72,6 +73,7 @@ class StatMemo:
         self._rows: dict[str, tuple[Fingerprint, str, str]] | None = None
         self._new: dict[str, tuple[Fingerprint, str]] = {}
         self._db: sqlite3.Connection | None = None
+        self._lock = RLock()  # Transfers of a shared cache verify in threads of their own.
 
     def lookup(self, path: str, state: Fingerprint) -> str | None:
         """Return the remembered digest of `path` in exactly this state, or None."""
@@ -79,8 +81,9 @@ class StatMemo:
         if new is not None:
             return new[1] if new[0] == state else None
         if self._rows is None:
-            rows = self._execute("SELECT * FROM memo")
-            self._rows = {row[0]: (row[1:6], row[6], row[7]) for row in rows}
+            with self._lock:
+                rows = self._execute("SELECT * FROM memo")
+                self._rows = self._rows or {row[0]: (row[1:6], row[6], row[7]) for row in rows}
         known = self._rows.get(path)
         if known is None or known[0] != state:
             return None
@@ -109,17 +112,19 @@ class StatMemo:
     def remember(self, path: str, state: Fingerprint, digest: str) -> None:
         """Keep a digest that was computed from a file in this state, if the state has settled."""
         if time.time_ns() - max(state[1], state[2]) >= _SETTLED_NS:
-            self._new[path] = (state, digest)
+            with self._lock:
+                self._new[path] = (state, digest)
 
     def flush(self) -> None:
         """Write what was learnt. Concurrent writers wait for each other, at most 5 s."""
-        if not self._new:
-            return
-        rows = [(p, *s, d, self._check_value(p, s, d)) for p, (s, d) in self._new.items()]
-        self._execute("INSERT OR REPLACE INTO memo VALUES (?,?,?,?,?,?,?,?)", rows)
-        if self._rows is not None:
-            self._rows.update({row[0]: (row[1:6], row[6], row[7]) for row in rows})
-        self._new.clear()
+        with self._lock:
+            if not self._new:
+                return
+            rows = [(p, *s, d, self._check_value(p, s, d)) for p, (s, d) in self._new.items()]
+            self._execute("INSERT OR REPLACE INTO memo VALUES (?,?,?,?,?,?,?,?)", rows)
+            if self._rows is not None:
+                self._rows.update({row[0]: (row[1:6], row[6], row[7]) for row in rows})
+            self._new.clear()
 
     def _execute(self, sql: str, rows: Sequence[tuple[Any, ...]] = ()) -> list[tuple[Any, ...]]:
         import sqlite3

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 
+from ..errors import StoreError
 from .remote import Remote, RemoteError
 
 __all__ = ["digest_of", "download", "read_parts"]
@@ -76,6 +77,7 @@ class _Download:
                 if here.at > at:
                     return min(here.at, here.end)
                 self._changed.wait(0.2)
+                self._report(0)
                 self._divide(threads)
             raise self._error
 
@@ -134,7 +136,8 @@ class _Download:
 def download(remote: Remote, name: str, size: int, fd: int, report: Report) -> str:
     """Write an object of `size` bytes to an open file, and return the SHA-256 of what came.
 
-    `report` is told of every number of bytes. Raises FileNotFoundError where there is none or it is shorter,
+    `report` is told of every number of bytes, and of 0 now and then while none come: what it raises ends the
+    download. Raises FileNotFoundError where there is none or it is shorter,
     RemoteError where it can't be downloaded, OSError where it can't be written.
     """
     return _Download(remote, name, size, fd, report).digest()
@@ -164,12 +167,15 @@ def digest_of(remote: Remote, name: str, size: int, report: Report) -> str:
 
 
 def read_parts(path: str, digest: str, part_bytes: int, report: Report) -> Iterator[bytes]:
-    """Yield an object's file in parts; at its end ValueError is raised unless that was its digest."""
+    """Yield an object's file in parts. Raises StoreError at its end unless that was its digest."""
     hashed = sha256()
-    with open(path, "rb") as file:
-        while part := file.read(part_bytes):
-            hashed.update(part)
-            yield part
-            report(len(part))
+    try:
+        with open(path, "rb") as file:
+            while part := file.read(part_bytes):
+                hashed.update(part)
+                yield part
+                report(len(part))
+    except OSError as error:
+        raise StoreError(f"object {digest} can't be read: {error.strerror}", fix="run again") from error
     if hashed.hexdigest() != digest:
-        raise ValueError(f"object {digest} is damaged")
+        raise StoreError(f"object {digest} is damaged", fix="run again")

@@ -11,7 +11,8 @@ import pytest
 from deploy_runner.testing import run_stage
 from tests.bundles import stage
 from tests.conftest import CALIBRATION, DIGITS, HELD, ROOT
-from tests.remotes import Bucket, Share, Shared, s3_server
+from tests.faults.proxy import FaultProxy
+from tests.machines import Bucket, Share
 
 
 @pytest.fixture(scope="module")
@@ -46,25 +47,15 @@ def int8(folder: Path, fp32: Path) -> Path:
     return run_stage(stage("onnx.quantize_static"), folder / "int8", inputs=inputs)["model"]
 
 
-@pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment that leads to an S3 of loopback."""
-    with s3_server(tmp_path_factory.mktemp("s3") / "server") as env:
-        yield env
-
-
 @pytest.fixture(params=["s3", "file"])
-def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Shared:
+def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Share]:
     """An empty shared cache, in a bucket's prefix and in a folder whose names have spaces."""
     if request.param == "file":
-        return Share(tmp_path / "a share" / "größe")
-    return Bucket(request.getfixturevalue("s3"), f"cache-{uuid4().hex}", "our team/größe")
-
-
-@pytest.fixture
-def bucket(s3: dict[str, str]) -> Bucket:
-    """An empty bucket."""
-    return Bucket(s3, f"cache-{uuid4().hex}", "")
+        yield Share(tmp_path / "a share" / "größe")
+        return
+    server = request.getfixturevalue("s3_server")
+    with FaultProxy(server["AWS_ENDPOINT_URL"]) as proxy:
+        yield Bucket(server, f"cache-{uuid4().hex}", proxy, prefix="our team/größe")
 
 
 @pytest.fixture

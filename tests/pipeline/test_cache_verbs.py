@@ -11,7 +11,7 @@ import pytest
 
 from deploy_runner.store.signatures import Signatures
 from tests.conftest import Project
-from tests.remotes import SECRET, Bucket, Share, Shared, machine, objects
+from tests.machines import SECRET, Bucket, Share, machine, objects
 
 STEPS = """
 def folder(ctx, inputs, outputs):
@@ -47,7 +47,7 @@ def ask(project: Project, *args: str, exits: Any = 0, **env: str) -> dict[str, A
 def record_of(project: Project, stage: str, env: dict[str, str]) -> str:
     """Return the name of a stage's record in the shared cache."""
     key = project.run(**env)["stages"][stage]["key"]
-    return f"v1/records/{key[:2]}/{key[2:]}.json"
+    return f"records/{key[:2]}/{key[2:]}.json"
 
 
 def offline(env: dict[str, str]) -> dict[str, str]:
@@ -56,37 +56,38 @@ def offline(env: dict[str, str]) -> dict[str, str]:
             "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}  # fmt: skip
 
 
-def test_push_sends_what_was_built_here_and_nothing_twice(project: Project, shared: Shared) -> None:
+def test_push_sends_what_was_built_here_and_nothing_twice(project: Project, shared: Share) -> None:
     one, two = machine(project, shared, "one"), machine(project, shared, "two")
     project.run(**one)
     assert not shared.names()
     sent = ask(project, "push", **one)
     assert (sent["records"], sent["objects"], sent["known"], sent["left"]) == (3, 23, 0, 0)
-    assert len(shared.names("v1/objects")) == 23
-    assert len(shared.names("v1/records")) == 3
+    assert len(shared.names("objects")) == 23
+    assert len(shared.names("records")) == 3
     again = ask(project, "push", **one)
     assert (again["records"], again["objects"], again["known"]) == (0, 0, 3)
     assert project.states(**two) == {"a": "hit", "b": "hit", "parts": "hit"}
     # What came from there is not what was built here: it is never sent, even where it is lacking.
-    shared.remove(shared.names("v1/records")[0])
+    ask(project, "pull", **two)
+    shared.remove(shared.names("records")[0])
     assert ask(project, "push", **two)["records"] == 0
-    assert (ask(project, "push", **one)["records"], len(shared.names("v1/records"))) == (1, 3)
+    assert (ask(project, "push", **one)["records"], len(shared.names("records"))) == (1, 3)
 
 
-def test_push_sends_an_object_only_where_it_is_missing(project: Project, shared: Shared) -> None:
+def test_push_sends_an_object_only_where_it_is_missing(project: Project, shared: Share) -> None:
     one = machine(project, shared, "one")
     project.run(**one)
     ask(project, "push", **one)
-    for name in shared.names("v1/records"):
+    for name in shared.names("records"):
         shared.remove(name)
-    gone = shared.names("v1/objects")[7]
+    gone = shared.names("objects")[7]
     shared.remove(gone)
     sent = ask(project, "push", **one)
     assert (sent["records"], sent["objects"]) == (3, 1)
-    assert gone in shared.names("v1/objects")
+    assert gone in shared.names("objects")
 
 
-def test_push_leaves_out_a_record_whose_objects_are_damaged(project: Project, shared: Shared) -> None:
+def test_push_leaves_out_a_record_whose_objects_are_damaged(project: Project, shared: Share) -> None:
     one = machine(project, shared, "one")
     project.run(**one)
     (path,) = (p for p in objects(one) if p.read_bytes() == b"HELLOHELLO")
@@ -97,7 +98,7 @@ def test_push_leaves_out_a_record_whose_objects_are_damaged(project: Project, sh
         "sent 2 action records and 22 objects (2776 bytes); 0 records exist there",
         "1 records have lost objects: run again to rebuild these",
     ]
-    assert len(shared.names("v1/records")) == 2
+    assert len(shared.names("records")) == 2
     assert project.states(**one)["b"] == "healed"
     assert ask(project, "push", **one)["records"] == 1
 
@@ -114,7 +115,7 @@ def test_push_says_what_is_left_when_the_remote_fails_midway(project: Project, s
     assert int(second.split()[0]) >= 1
     share.remove(shard)
     project.cli("cache", "push", **one)
-    assert len(share.names("v1/records")) == 3
+    assert len(share.names("records")) == 3
 
 
 def test_a_large_object_goes_in_parts_and_comes_back(project: Project, bucket: Bucket) -> None:
@@ -129,7 +130,7 @@ def test_a_large_object_goes_in_parts_and_comes_back(project: Project, bucket: B
     assert project.output("large", **offline(two)).endswith(b"\0end")
 
 
-def test_pull_brings_everything_to_work_offline(project: Project, shared: Shared) -> None:
+def test_pull_brings_everything_to_work_offline(project: Project, shared: Share) -> None:
     one, two = machine(project, shared, "one"), machine(project, shared, "two")
     project.run(**one)
     ask(project, "push", **one)
@@ -144,11 +145,11 @@ def test_pull_brings_everything_to_work_offline(project: Project, shared: Shared
     assert project.output("b", **offline(two)) == b"HELLOHELLO"
 
 
-def test_pull_says_what_has_to_run_and_what_has_expired(project: Project, shared: Shared) -> None:
+def test_pull_says_what_has_to_run_and_what_has_expired(project: Project, shared: Share) -> None:
     one, two = machine(project, shared, "one"), machine(project, shared, "two")
     project.run(**one)
     ask(project, "push", **one)
-    for name in shared.names("v1/objects")[::2]:
+    for name in shared.names("objects")[::2]:
         shared.remove(name)
     shared.remove(record_of(project, "a", one))
     done = project.cli("cache", "pull", exits=1, **two)
@@ -158,28 +159,28 @@ def test_pull_says_what_has_to_run_and_what_has_expired(project: Project, shared
     assert len(list((Path(two["DEPLOY_RUNNER_HOME"]) / "cas").rglob("*"))) > 20
 
 
-def test_verify_finds_and_removes_what_is_wrong(project: Project, shared: Shared) -> None:
+def test_verify_finds_and_removes_what_is_wrong(project: Project, shared: Share) -> None:
     one, two = machine(project, shared, "one"), machine(project, shared, "two")
     project.run(**one)
     ask(project, "push", **one)
     assert ask(project, "verify", "--remote", **one)["ok"]
-    objects_ = shared.names("v1/objects")
+    objects_ = shared.names("objects")
     damaged = next(name for name in objects_ if shared.read(name) == b"HELLO")
     shared.write(damaged, b"HELLA")
     expired = next(name for name in objects_ if shared.read(name) == b"x" * 7)
     shared.remove(expired)
     other = record_of(project, "b", one)
-    key = "".join(other.split("/")[2:]).removesuffix(".json")
+    key = "".join(other.split("/")[1:]).removesuffix(".json")
     forger = Signatures([], {"DEPLOY_RUNNER_CACHE_KEY": OTHER})
     body = shared.read(other)[129:]
     shared.write(other, forger.signed(body, "action", key))
     found = ask(project, "verify", "--remote", exits=1, **two)
-    assert found["damaged"] == ["".join(damaged.split("/")[2:])]
+    assert found["damaged"] == ["".join(damaged.split("/")[1:])]
     assert found["untrusted_records"] == [key]
     assert len(found["incomplete_records"]) == 2
     assert (found["objects"], found["records"], found["kept_because"]) == (22, 3, "")
     assert damaged not in shared.names()
-    assert not shared.names("v1/records")
+    assert not shared.names("records")
     assert ask(project, "verify", "--remote", **two)["ok"]
     assert ask(project, "push", **one)["records"] == 3
     assert ask(project, "verify", "--remote", **two)["ok"]
@@ -191,12 +192,12 @@ def test_verify_lists_what_is_wrong_where_it_may_not_remove_it(project: Project,
     public = ask(project, "status", **one)["remote"]["public_key"]
     project.pipeline(STAGES, head=f"cache: {{public_keys: ['{public}']}}\n")
     ask(project, "push", **one)
-    damaged = share.names("v1/objects")[0]
+    damaged = share.names("objects")[0]
     share.write(damaged, b"other bytes")
     two = {**machine(project, share, "two"), "DEPLOY_RUNNER_CACHE_KEY": ""}
     said = project.cli("cache", "verify", "--remote", exits=1, **two).stdout
     assert ": nothing that is wrong was removed: DEPLOY_RUNNER_CACHE_KEY is not set (" in said
-    assert f"  object {''.join(damaged.split('/')[2:])} is damaged" in said
+    assert f"  object {''.join(damaged.split('/')[1:])} is damaged" in said
     assert damaged in share.names()
     pull_request = {**one, "GITHUB_EVENT_NAME": "pull_request"}
     assert (
@@ -210,12 +211,12 @@ def test_gc_removes_old_records_unnamed_objects_and_stale_leases(project: Projec
     one = machine(project, share, "one")
     project.run(**one)
     ask(project, "push", **one)
-    unnamed, young = f"v1/objects/ab/{'c' * 62}", f"v1/objects/ab/{'d' * 62}"
-    for name in (unnamed, young, "v1/leases/stale", "v1/holders/stale", "v1/leases/live"):
+    unnamed, young = f"objects/ab/{'c' * 62}", f"objects/ab/{'d' * 62}"
+    for name in (unnamed, young, "leases/stale", "holders/stale", "leases/live"):
         share.write(name, b"x")
     old = record_of(project, "parts", one)
     for name in share.names():
-        if name not in (young, "v1/leases/live"):
+        if name not in (young, "leases/live"):
             share.age(name, 2)
     share.age(old, 29)
     before = share.names()
@@ -227,8 +228,8 @@ def test_gc_removes_old_records_unnamed_objects_and_stale_leases(project: Projec
         "records": 1, "objects": 22, "leases": 2, "kept_records": 2, "kept_objects": 3,
     }  # fmt: skip
     left = share.names()
-    assert not {unnamed, old, "v1/leases/stale", "v1/holders/stale"} & set(left)
-    assert {young, "v1/leases/live"} < set(left)
+    assert not {unnamed, old, "leases/stale", "holders/stale"} & set(left)
+    assert {young, "leases/live"} < set(left)
     assert project.states(**machine(project, share, "two")) == {"a": "hit", "b": "hit", "parts": "ran"}
     assert ask(project, "gc", "--remote", "--keep-days", "1", **one)["records"] == 2
 
@@ -241,16 +242,27 @@ def test_gc_keeps_what_records_of_another_key_name(project: Project, share: Shar
     for name in share.names():
         share.age(name, 2)
     assert ask(project, "gc", "--remote", **two)["objects"] == 0
-    for name in share.names("v1/records"):  # What nobody has signed, and what isn't even JSON.
-        share.write(name, b"x" * 129 + b'{"uses": 1, "outputs": {"o": [["l"], "folder", 1]}}')
-    assert ask(project, "gc", "--remote", **two)["objects"] == 23
+    # Whatever somebody writes there, it is no more than a name.
+    (text,) = (name for name in share.names("objects") if share.read(name) == b"HELLO")
+    outputs = {
+        "a": ["".join(text.split("/")[1:]), "folder", 1],
+        "b": [["x"], "folder", 1],
+        "c": ["../x", "file", 1],
+    }
+    record = {"uses": "x", "outputs": outputs, "figures": {}, "preimage": {}, "seconds": 1}
+    forged, *others = share.names("records")
+    share.write(forged, b"x" * 129 + json.dumps(record).encode())
+    for name in others:
+        share.write(name, b"not even JSON")
+    assert ask(project, "gc", "--remote", **two)["objects"] == 22
+    assert share.names("objects") == [text]
 
 
 def test_gc_on_a_bucket_keeps_what_is_young(project: Project, bucket: Bucket) -> None:
     one = machine(project, bucket, "one")
     project.run(**one)
     ask(project, "push", **one)
-    bucket.write(f"v1/objects/ab/{'c' * 62}", b"x")
+    bucket.write(f"objects/ab/{'c' * 62}", b"x")
     before = bucket.names()
     assert str(project.cli("cache", "gc", "--remote", **one).stdout) == (
         "removed 0 action records, 0 objects (0 bytes) and 0 stale leases; 3 records and 24 objects are kept\n"
@@ -258,14 +270,14 @@ def test_gc_on_a_bucket_keeps_what_is_young(project: Project, bucket: Bucket) ->
     assert bucket.names() == before
 
 
-def test_status_says_where_outputs_are_and_what_works(project: Project, shared: Shared) -> None:
+def test_status_says_where_outputs_are_and_what_works(project: Project, shared: Share) -> None:
     project.pipeline(STAGES, head="cache: {push: true}\n")
     one, two = machine(project, shared, "one"), machine(project, shared, "two")
     project.run("pipeline.yaml", "a", **one)
     key = Signatures([], {"DEPLOY_RUNNER_CACHE_KEY": SECRET}).public_key
     found = ask(project, "status", **one)
     remote = {
-        "url": shared.env["DEPLOY_RUNNER_REMOTE"].rstrip("/"),
+        "url": shared.url,
         "reads": "",
         "writes": "",
         "public_key": key,
@@ -275,7 +287,7 @@ def test_status_says_where_outputs_are_and_what_works(project: Project, shared: 
     assert {k: found["local"][k] for k in ("objects", "bytes", "records", "runs", "pinned")} == {
         "objects": 1, "bytes": 5, "records": 1, "runs": 1, "pinned": 0,
     }  # fmt: skip
-    assert not shared.names("v1/holders")
+    assert not shared.names("holders")
     assert ask(project, "status", **two)["stages"]["a"] == "shared"
     project.run("pipeline.yaml", "b", **{**one, "DEPLOY_RUNNER_REMOTE": ""})
     project.pipeline(STAGES, head=f"cache: {{push: true, public_keys: ['{key}']}}\n")

@@ -31,7 +31,7 @@ def test_the_set_of_verbs_and_flags_is_frozen() -> None:
     assert flags == {
         "-h", "--help", "--debug", "--config", "--set", "--json", "--fail-fast", "--force", "--cpu", "--memory",
         "--keep-workdirs", "--require-sandbox", "--executor", "--ray-address", "--log", "-q", "--quiet", "--values", "--format", "--run", "--runs", "--replay",
-        "-o", "--to", "--old", "--new", "--keep-runs", "--dry-run", "--factory", "--shape",
+        "-o", "--to", "--old", "--new", "--remote", "--keep-runs", "--keep-days", "--dry-run", "--factory", "--shape",
         "--dtype", "--calibration", "--output", "--pipeline",
         "--key", "--certificate", "--status",
         "--access-log", "--atol", "--drain-s", "--host", "--lame-duck-s", "--max-batch", "--max-body",

@@ -15,6 +15,7 @@ import pytest
 
 from tests.aws import local_aws, package, smoke
 from tests.conftest import Project
+from tests.machines import Share, machine, objects
 
 LIVE = ("--config", "configs/production.yaml")
 
@@ -72,6 +73,28 @@ def test_a_live_push_converges_and_the_second_changes_nothing(live: Project) -> 
     assert live.states(*LIVE) == {"endpoint": "ran"}
     assert live.states(*LIVE) == {"endpoint": "converged"}
     assert answer(10.0) == 20.0
+
+
+def test_status_reads_a_package_that_another_machine_built(live: Project, share: Share) -> None:
+    live.pipeline(
+        """
+        built: {uses: run.command, inputs: {given: model.tar.gz}, outputs: {package: model.tar.gz},
+                with: {command: "cp $INPUT_GIVEN $OUTPUT_PACKAGE"}}
+        endpoint:
+          uses: push.sagemaker
+          inputs: {package: "${{ stages.built.outputs.package }}", smoke: smoke.npz}
+          with: {endpoint: e}
+        """,
+        head="cache: {push: true}\n",
+    )
+    one, two, three = (machine(live, share, name) for name in ("one", "two", "three"))
+    live.run(*LIVE, **one)
+    assert live.cli("status", *LIVE, **two).stdout.splitlines()[-1] == "in sync"
+    assert len(objects(two)) == 1
+    share.remove("objects")
+    said = live.cli("status", *LIVE, exits=1, **three).stderr
+    assert "built.package is missing in the store, and the shared cache does not have it any more" in said
+    assert "run `deploy-runner run pipeline.yaml built` to rebuild it" in said
 
 
 def test_plan_and_status_say_what_differs_and_change_nothing(live: Project) -> None:

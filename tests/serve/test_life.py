@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Project
-from tests.remotes import Share, machine
+from tests.machines import Share, machine
 from tests.serve import models
 from tests.serve.models import Digits
 from tests.serve.server import LONG, Answer, Server, ask, client, listening, refusal, running, serving

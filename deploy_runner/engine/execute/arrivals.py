@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -38,7 +39,7 @@ class Arrivals:
         self._log = log
         self._wake = wake
         self._threads: dict[str, threading.Thread] = {}
-        self._arrived: list[Arrived] = []
+        self._arrived: deque[Arrived] = deque()
 
     def await_inputs(self, action: Action) -> bool:
         """Say whether an action has to wait; `take` returns it when it need not any more."""
@@ -55,10 +56,12 @@ class Arrivals:
 
     def take(self) -> list[Arrived]:
         """Return what has ended since."""
-        arrived, self._arrived = self._arrived, []
-        for one in arrived:
+        taken = []
+        while self._arrived:
+            one = self._arrived.popleft()
             self._threads.pop(one.action.name).join()
-        return arrived
+            taken.append(one)
+        return taken
 
     def close(self) -> None:
         """Wait for what is under way; for an action that is `stopping` it ends with the next bytes."""
@@ -67,16 +70,17 @@ class Arrivals:
 
     def _bring(self, action: Action, away: list[Artifact]) -> None:
         report = self._reporter(action, sum(artifact.size for artifact in away))
-        arrived = Arrived(action)
+        arrived = Arrived(action, error="its inputs can't be downloaded")
         try:
             lost = tuple(artifact for artifact in away if not self._store.fetch(artifact, report))
             arrived = Arrived(action, lost)
         except _Stopped:
-            pass
+            arrived = Arrived(action)
         except (DeployRunnerError, OSError) as error:
             arrived = Arrived(action, error=str(error))
-        self._arrived.append(arrived)
-        self._wake()
+        finally:  # Whatever happens here, the run doesn't wait for ever.
+            self._arrived.append(arrived)
+            self._wake()
 
     def _reporter(self, action: Action, total: int) -> Callable[[int], None]:
         lock = threading.Lock()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ...errors import DeployRunnerError
 from ...store.actions import ActionRecord
-from ...store.cas import Store
+from ...store.cas import Claim, Store
 from ...store.locks import Lock
 from ...store.removal import remove_tree
 from ...types import Artifact, Event, Graph, RunOptions, StageNode, StageResult, State
@@ -40,6 +40,7 @@ class _Waiting:
     upstream: Mapping[str, Outputs]
     forced: bool
     lock: Lock
+    claim: Claim | None = None
     told: bool = False
 
 
@@ -79,7 +80,7 @@ class Dispatch:
         self._trash: list[Path] = []
         self._unrecorded: list[tuple[Lock, Action, ActionRecord | None]] = []
         self._crew = hire(self)
-        store.listen(self._crew.wake)
+        store.tell_claims(self._crew.wake)
         self._handlers = self._catch_signals()
 
     @property
@@ -104,9 +105,7 @@ class Dispatch:
         """End what has not started yet with this state."""
         for waiting in self._waiting:
             self._done.append(StageResult(waiting.node.id, state, reason=reason))
-            if waiting.lock.held:
-                self._store.settle(waiting.decision.key, None)
-            waiting.lock.release()
+            self._give_up(waiting)
         self._waiting.clear()
 
     def _stop_all(self) -> None:
@@ -155,20 +154,29 @@ class Dispatch:
             except DeployRunnerError as error:
                 if waiting in self._waiting:
                     self._waiting.remove(waiting)
-                self._store.settle(waiting.decision.key, None)
-                waiting.lock.release()
+                self._give_up(waiting)
                 self._done.append(_failed(waiting.node, waiting.decision, error))
 
     def _is_ours(self, waiting: _Waiting) -> bool:
         """Say whether no other machine makes the action, as far as that is known by now."""
-        if waiting.forced or waiting.decision.state == "converge":
+        decision = waiting.decision
+        if waiting.forced or decision.state == "converge":
             return True
-        claim = self._store.claim(waiting.decision.key)
-        if claim == "theirs" and not waiting.told:
+        is_new = waiting.claim is None and decision.state == "miss"
+        if is_new and self._store.records.get(decision.key) is not None:
+            return True  # Another run on this machine has made it.
+        waiting.claim = self._store.claim(decision.key)
+        if waiting.claim == "theirs" and not waiting.told:
             waiting.told = True
             text = f"{waiting.node.id}: another machine is making it"
             self._emit(Event("run-note", time.time(), waiting.node.id, text))
-        return claim in ("ours", "made")
+        return waiting.claim in ("ours", "made")
+
+    def _give_up(self, waiting: _Waiting) -> None:
+        """Let others make what has not been started here."""
+        if waiting.claim is not None:
+            self._store.settle(waiting.decision.key, None)
+        waiting.lock.release()
 
     def _start(self, waiting: _Waiting) -> None:
         """Begin an action whose lock is held, unless another run has done it since the decision was taken."""
@@ -176,8 +184,7 @@ class Dispatch:
         if decision.state != "miss" or self._store.records.get(decision.key) is not None:
             decision = self._planner.decide(node, waiting.upstream)
         if decision.state == "hit" and not waiting.forced:
-            self._store.settle(decision.key, None)
-            waiting.lock.release()
+            self._give_up(waiting)
             record = decision.record
             assert record is not None
             self._done.append(StageResult(
@@ -270,7 +277,7 @@ class Dispatch:
         """Stop what still runs, release the locks, and give the signals back."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._store.listen(lambda: None)
+        self._store.tell_claims(lambda: None)
         try:
             self._tidy()
         finally:
