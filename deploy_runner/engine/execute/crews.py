@@ -9,7 +9,7 @@ from ...store.actions import ActionRecord
 from ...types import Artifact, StageNode, StageResult
 from .action import Action
 
-__all__ = ["Audience", "Crew", "Ended"]
+__all__ = ["Audience", "Crew", "Ended", "stays_here"]
 
 
 class Ended(NamedTuple):
@@ -22,6 +22,11 @@ class Ended(NamedTuple):
     result: StageResult
     record: ActionRecord | None = None
     lost: tuple[Artifact, ...] = ()
+
+
+def stays_here(node: StageNode) -> bool:
+    """Say whether a stage runs on the driver's machine in any crew: it needs the network or has secrets."""
+    return bool(node.network or node.secrets or node.converges)
 
 
 class Audience(Protocol):

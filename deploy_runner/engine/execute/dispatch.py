@@ -22,7 +22,7 @@ from ...store.removal import remove_tree
 from ...types import Artifact, Event, Graph, RunOptions, StageNode, StageResult, State
 from ..plan import Decision, Outputs, Planner
 from .action import Action, credentials_of, progress_event, secrets_of
-from .crews import Audience, Crew, Ended
+from .crews import Audience, Crew, Ended, stays_here
 from .redact import Redactor
 from .worker import PROGRESS
 
@@ -132,8 +132,8 @@ class Dispatch:
         full: set[object] = set()
         ahead = not self._store.shares
         for waiting in list(self._waiting):
-            resources = waiting.node.resources
-            need = (*resources[:-1], *resources.custom.items())
+            resources, stays = waiting.node.resources, stays_here(waiting.node)
+            need = (stays, *resources[:-1], *resources.custom.items())
             fits = need not in full and self._crew.room(waiting.node, claimed)
             if not fits:
                 full.add(need)

@@ -21,7 +21,7 @@ from ...types import Artifact, Executor, PathSource, RunOptions, StageNode, Stag
 from ..keys import KeyEnvironment
 from .action import Action, Project, record_for
 from .crew import LocalCrew
-from .crews import Audience, Ended
+from .crews import Audience, Ended, stays_here
 from .parcels import Address, Returned, Travelling, pack, travelling
 from .ray_cluster import Cluster, Outcome
 
@@ -97,6 +97,7 @@ class RayCrew:
         self._cluster: Cluster | None = None
         self._ahead = _FEWEST_AHEAD
         self._flights: dict[str, _Flight] = {}
+        self._watched: dict[str, _Flight] = {}
         self._ended: list[Ended] = []
         self._there: set[str] = set()
         self._holders: dict[str, str] = {}
@@ -112,7 +113,7 @@ class RayCrew:
 
     def prepare(self, node: StageNode) -> None:
         """Connect to the cluster. Raises UsageError where that fails."""
-        if self._cluster is None and not _stays(node):
+        if self._cluster is None and not stays_here(node):
             self._cluster = Cluster(
                 self._executor.address, cpu=self._options.cpu or len(os.sched_getaffinity(0)),
                 memory_bytes=self._options.memory_bytes, wake=self._local.wake,
@@ -121,13 +122,13 @@ class RayCrew:
 
     def room(self, node: StageNode, beside: Sequence[StageNode] = ()) -> bool:
         """Say whether a stage may be given to the cluster, or run here if it has to."""
-        if _stays(node):
-            return self._local.room(node, [other for other in beside if _stays(other)])
-        return len(self._flights) + sum(not _stays(other) for other in beside) < self._ahead
+        if stays_here(node):
+            return self._local.room(node, [other for other in beside if stays_here(other)])
+        return len(self._flights) + sum(not stays_here(other) for other in beside) < self._ahead
 
     def add(self, action: Action) -> None:
         """Give an action to the cluster. Raises DeployRunnerError if no node can run it."""
-        if _stays(action.node):
+        if stays_here(action.node):
             self._local.add(action)
             return
         assert self._cluster is not None
@@ -217,7 +218,7 @@ class RayCrew:
         """Return the actions that have ended; wait for one, until the time is over or for `wake`."""
         self._hear()
         if not self._ended:
-            moments = [flight.deadline_s for flight in self._flights.values() if flight.deadline_s]
+            moments = [flight.deadline_s for flight in self._watched.values()]
             limits = [max(0.0, moment - time.monotonic()) for moment in moments]
             self._ended += self._local.wait(
                 min([*limits, *([] if timeout_s is None else [timeout_s])], default=None)
@@ -245,7 +246,7 @@ class RayCrew:
                     self._audience.log(flight.action, line)
         for outcome in self._cluster.outcomes():
             self._take(outcome)
-        for flight in list(self._flights.values()):
+        for flight in list(self._watched.values()):
             self._check(flight)
 
     def _start(self, flight: _Flight, node: str) -> None:
@@ -272,11 +273,16 @@ class RayCrew:
             return
         returned: Returned = pickle.loads(outcome.returned)
         flight.returned = (returned, outcome)
-        flight.deadline_s = time.monotonic() + _LINES_LATE_S
+        self._watch(flight, _LINES_LATE_S)
+
+    def _watch(self, flight: _Flight, seconds: float) -> None:
+        """Look after a flight from now on, and after so many seconds at the latest."""
+        flight.deadline_s = time.monotonic() + seconds
+        self._watched[flight.action.name] = flight
 
     def _check(self, flight: _Flight) -> None:
         """End a flight that has returned, with all its lines; kill one that doesn't end when it should."""
-        late = bool(flight.deadline_s) and time.monotonic() >= flight.deadline_s
+        late = time.monotonic() >= flight.deadline_s
         if flight.returned is not None:
             returned, outcome = flight.returned
             if late or flight.batches[outcome.attempt] >= returned.batches:
@@ -286,7 +292,7 @@ class RayCrew:
                 self._end(flight, self._failed(flight, ""))
                 return
             flight.kills += 1
-            flight.deadline_s = time.monotonic() + _KILLED_S
+            self._watch(flight, _KILLED_S)
             self._cluster.cancel(flight.action.name, force=True)
 
     def _land(self, flight: _Flight, returned: Returned, outcome: Outcome) -> None:
@@ -297,7 +303,8 @@ class RayCrew:
             self._audience.log(action, line)
         files = {file.artifact for file in flight.files}
         if files & set(returned.lost) and not flight.resent and not flight.stopping:
-            flight.resent, flight.returned, flight.deadline_s = True, None, 0.0
+            flight.resent, flight.returned = True, None
+            del self._watched[action.name]
             self._there -= {artifact.digest for artifact in returned.lost}
             self._deliver(flight)
             return
@@ -334,6 +341,7 @@ class RayCrew:
     def _end(self, flight: _Flight, result: StageResult, *, lost: tuple[Artifact, ...] = ()) -> None:
         action = flight.action
         del self._flights[action.name]
+        self._watched.pop(action.name, None)
         record = None
         if result.state in ("ran", "healed"):
             record = record_for(action, result)
@@ -351,7 +359,7 @@ class RayCrew:
         elif not flight.stopping:
             flight.stopping = why
             if flight.submitted and self._cluster is not None and flight.returned is None:
-                flight.deadline_s = time.monotonic() + _CANCELLED_S
+                self._watch(flight, _CANCELLED_S)
                 self._cluster.cancel(action.name)
 
     def close(self) -> None:
@@ -362,8 +370,3 @@ class RayCrew:
                 self._cluster.close()
         finally:
             self._local.close()
-
-
-def _stays(node: StageNode) -> bool:
-    """Say whether a stage runs at the driver: it needs the network, or has secrets."""
-    return bool(node.network or node.secrets or node.converges)
