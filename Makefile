@@ -50,6 +50,7 @@ bench-serving: $(VENV)/.dev
 
 bench-scale: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.shared_cache
+	$(BIN)/python -m benchmarks.ray_nodes
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)

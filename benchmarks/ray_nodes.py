@@ -34,10 +34,13 @@ LEAST_SPEEDUP, MOST_MS, MOST_RATIO = 6.5, 60.0, 2.0
 def cluster(folder: Path, nodes: int) -> Iterator[Any]:
     """Start a head without CPUs and nodes with one, connect to it, and yield Ray."""
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    import logging
+
     import ray
     from ray.cluster_utils import Cluster
 
-    made = Cluster(
+    nodes_of: Any = Cluster
+    made = nodes_of(
         initialize_head=True, connect=False, head_node_args={"num_cpus": 0, "include_dashboard": False}
     )
     try:
@@ -45,10 +48,11 @@ def cluster(folder: Path, nodes: int) -> Iterator[Any]:
             home = {"DEPLOY_RUNNER_HOME": str(folder / f"node-{number}")}
             made.add_node(num_cpus=1, env_vars=home, object_store_memory=80_000_000, wait=False)
         made.wait_for_nodes()
-        ray.init(made.address, log_to_driver=False, logging_level="ERROR")
+        ray.init(made.address, log_to_driver=False, logging_level=logging.ERROR)
         yield ray
     finally:
-        ray.shutdown()
+        disconnect: Any = ray.shutdown
+        disconnect()
         made.shutdown()
 
 

@@ -14,7 +14,7 @@ import pytest
 from deploy_runner.registry import Registry
 from tests.conftest import ROOT, Project
 
-HEAVY = ("torch", "boto3", "onnx", "onnxruntime", "huggingface_hub", "sagemaker")
+HEAVY = ("torch", "boto3", "onnx", "onnxruntime", "huggingface_hub", "sagemaker", "ray", "obstore")
 
 
 def modules_after(project: Project, *args: str) -> set[str]:
