@@ -66,16 +66,19 @@ def medians(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, flo
 
 
 def project(folder: Path, count: int, *, chain: bool) -> None:
-    """Write a pipeline of trivial stages: in a row, or side by side."""
+    """Write a pipeline of trivial stages: in a row, or side by side as a matrix."""
     folder.mkdir()
     (folder / "in.txt").write_text("hello\n")
     lines = ["version: 1", "name: bench", f"cache: {{remote: {_URL}, push: true}}", "stages:"]
-    for n in range(count):
-        source = f"${{{{ stages.s{n - 1}.outputs.x }}}}" if chain and n else "in.txt"
-        command = f'with: {{command: "echo {n} > $OUTPUT_X"}}'
-        lines.append(
-            f'  s{n}: {{uses: run.command, inputs: {{i: "{source}"}}, {command}, outputs: {{x: x}}}}'
-        )
+    stage = (
+        "{uses: run.command, outputs: {x: x}, inputs: {i: '%s'}, with: {command: 'echo %s > $OUTPUT_X'}%s}"
+    )
+    if chain:
+        sources = ["in.txt", *(f"${{{{ stages.s{n}.outputs.x }}}}" for n in range(count - 1))]
+        lines += [f"  s{n}: {stage % (source, n, '')}" for n, source in enumerate(sources)]
+    else:
+        numbers = f", matrix: {{n: {list(range(count))}}}"
+        lines.append(f"  s: {stage % ('in.txt', '${{ matrix.n }}', numbers)}")
     (folder / "pipeline.yaml").write_text("\n".join(lines) + "\n")
 
 

@@ -7,22 +7,20 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deploy_runner.store.signatures import Signatures
 from tests.conftest import Project
-from tests.remotes import SECRET, Share
+from tests.machines import SECRET, Share, public_key
 
-PUBLIC = Signatures((), {"DEPLOY_RUNNER_CACHE_KEY": SECRET}).public_key
+PUBLIC = public_key()
 PUSH = ("--set", "cache.push=true")
 
 
-@pytest.fixture
-def share(tmp_path: Path) -> Share:
-    return Share(tmp_path / "share")
+def reaching(share: Share) -> dict[str, str]:
+    """Return the environment of a machine that has the secret."""
+    return {"DEPLOY_RUNNER_REMOTE": share.url, "DEPLOY_RUNNER_CACHE_KEY": SECRET}
 
 
 @pytest.fixture
@@ -43,7 +41,7 @@ def about_the_cache(project: Project, *args: str, exits: Any = 0, **env: str) ->
 
 
 def test_a_cache_that_can_be_read_and_written_passes(chain: Project, share: Share) -> None:
-    assert about_the_cache(chain, *PUSH, **share.env) == [
+    assert about_the_cache(chain, *PUSH, **reaching(share)) == [
         "ok   shared cache: installed",
         f"ok   shared cache can be read: {share.url}",
         f"ok   signing key: its public key is {PUBLIC}",
@@ -75,7 +73,7 @@ def test_who_pushes_needs_the_secret(chain: Project, share: Share) -> None:
 
 def test_a_cache_that_does_not_exist_is_named(chain: Project, share: Share) -> None:
     share.folder.rmdir()
-    said = about_the_cache(chain, exits=2, **share.env)
+    said = about_the_cache(chain, exits=2, **reaching(share))
     assert said[1].startswith(
         f"FAIL shared cache can be read: {share.url} can't be opened: the folder doesn't exist"
     )
@@ -97,7 +95,7 @@ def test_the_extra_is_named_if_it_is_missing(chain: Project, share: Share) -> No
     )
     done = subprocess.run(
         [sys.executable, "-c", without], cwd=chain.folder, capture_output=True, text=True, check=False,
-        env={**os.environ, **chain.env, **share.env},
+        env={**os.environ, **chain.env, **reaching(share)},
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "FAIL shared cache: obstore is missing (pip install 'deploy-runner[remote]')" in done.stdout
