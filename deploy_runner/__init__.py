@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .types import VERSION as __version__  # noqa: N811
+
 if TYPE_CHECKING:
     from .api import Pipeline, explain, load, plan, run
     from .errors import DeployRunnerError
 
 __all__ = ["DeployRunnerError", "Pipeline", "__version__", "explain", "load", "plan", "run"]
-
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 __all__ = [
     "SCHEMA_VERSION",
+    "VERSION",
     "Artifact",
     "Event",
     "Executor",
@@ -27,6 +28,8 @@ __all__ = [
     "StageResult",
     "State",
 ]
+
+VERSION = "0.1.0"
 
 SCHEMA_VERSION = 1
 """Part of every action key: raised when the engine's meaning of a stage changes."""

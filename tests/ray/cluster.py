@@ -156,7 +156,8 @@ class _Host:
             self._cluster.remove_node(self._nodes.pop(name))
 
     def shutdown(self) -> None:
-        self._cluster.shutdown()
+        shutdown: Any = self._cluster.shutdown
+        shutdown()
 
 
 def _serve(folder: Path) -> None:

@@ -20,7 +20,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
-from ... import __version__
 from ...errors import DeployRunnerError, StageError, StoreError
 from ...store.cas import Store
 from ...store.removal import remove_tree
@@ -30,7 +29,7 @@ from ..keys import KeyEnvironment
 from .action import Action
 from .crew import LocalCrew
 from .fork import ForkServers
-from .parcels import Address, Parcel, Returned, differences, lay_out
+from .parcels import Address, Parcel, Returned, differences, lay_out, opened
 from .redact import Redactor
 
 __all__ = ["home_of_node", "main"]
@@ -147,21 +146,15 @@ class _Node:
 
     def _answer(self, data: bytes) -> Returned:
         self._desk.post = post = _Post(self._channel)
-        parcel: Parcel = pickle.loads(data)
         try:
-            returned = self._run(parcel, post)
+            returned = self._run(opened(data, self._name), post)
         except (DeployRunnerError, OSError) as error:
-            returned = Returned(_failed(parcel, error))
+            returned = Returned(_failed(error))
         return returned._replace(
             started=post.has_started, lines=tuple(post.lines), batches=post.batches, node=self._name
         )
 
     def _run(self, parcel: Parcel, post: _Post) -> Returned:
-        if parcel.version != __version__:
-            raise StageError(
-                f"the node {self._name} has deploy-runner {__version__}, and the driver {parcel.version}",
-                fix="install the same version there",
-            )
         store = self._store(parcel.address)
         keys = KeyEnvironment(store.memo.digest)
         if lacks := differences(parcel, keys):
@@ -169,7 +162,9 @@ class _Node:
             raise StageError(f"the node {self._name} has {'; '.join(lacks)}", fix=fix)
         lost = [file.artifact for file in parcel.files if not store.fetch(file.artifact)]
         if lost:
-            return Returned(_failed(parcel, None), tuple(lost))
+            return Returned(
+                _failed(StoreError("a file of the project is not in the shared cache")), tuple(lost)
+            )
         folder = store.new_tmp() / f"project-{parcel.project.run}"
         node, project = lay_out(parcel, store, folder)
         crew = self._crew_for(_Place(parcel.address, parcel.require_sandbox), parcel, store, keys)
@@ -229,12 +224,10 @@ class _Node:
         return self._crew
 
 
-def _failed(parcel: Parcel, error: DeployRunnerError | OSError | None) -> StageResult:
+def _failed(error: DeployRunnerError | OSError) -> StageResult:
+    """Return a failure; the driver adds which stage's it is."""
     code = error.exit_code if isinstance(error, DeployRunnerError) else 1
-    return StageResult(
-        parcel.node.id, "failed", parcel.decision.key, reason=parcel.decision.reason,
-        error=str(error or StoreError("a file of the project is not in the shared cache")), exit_code=code,
-    )  # fmt: skip
+    return StageResult("", "failed", error=str(error), exit_code=code)
 
 
 def main(arguments: list[str]) -> None:

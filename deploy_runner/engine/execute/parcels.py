@@ -8,20 +8,34 @@ installed there is not sent but compared with what is in the key.
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ... import __version__
+from ...errors import StageError
 from ...registry import is_projects
 from ...store.cas import Store
-from ...types import Artifact, Json, PathSource, RefSource, RemoteSpec, SourceFile, StageNode, StageResult
+from ...types import (
+    VERSION,
+    Artifact,
+    Json,
+    PathSource,
+    RefSource,
+    RemoteSpec,
+    SourceFile,
+    StageNode,
+    StageResult,
+)
 from ...usercode.installed import origin_of
 from ..keys import KeyEnvironment
 from ..plan import Decision
 from .action import Action, Project
 
-__all__ = ["Address", "Parcel", "Returned", "Travelling", "differences", "lay_out", "pack", "travelling"]
+__all__ = [
+    "Address", "Parcel", "Returned", "Travelling", "differences", "lay_out", "opened", "pack", "sealed",
+    "travelling",
+]  # fmt: skip
 
 _PROJECT, _OUTSIDE = "project", "outside"
 
@@ -60,7 +74,6 @@ class Parcel(NamedTuple):
     preload: Mapping[bool, Sequence[str]]
     require_sandbox: bool
     keep_workdir: bool
-    version: str = __version__
 
 
 class Returned(NamedTuple):
@@ -137,7 +150,24 @@ def pack(
     )
 
 
+def sealed(parcel: Parcel) -> bytes:
+    """Return a parcel as bytes, after the version of what wrote it."""
+    return VERSION.encode() + b"\n" + pickle.dumps(parcel)
+
+
 # On the node --------------------------------------------------------------------------------------
+
+
+def opened(data: bytes, node: str) -> Parcel:
+    """Return the parcel that `sealed` was given. Raises StageError where another version did that."""
+    version, _, body = data.partition(b"\n")
+    if version != VERSION.encode():
+        raise StageError(
+            f"the node {node} has deploy-runner {VERSION}, the driver {version.decode(errors='replace')}",
+            fix="install the same version there",
+        )
+    parcel: Parcel = pickle.loads(body)
+    return parcel
 
 
 def lay_out(parcel: Parcel, store: Store, folder: Path) -> tuple[StageNode, Project]:

@@ -22,7 +22,7 @@ from ..keys import KeyEnvironment
 from .action import Action, Project, record_for
 from .crew import LocalCrew
 from .crews import Audience, Ended, stays_here
-from .parcels import Address, Returned, Travelling, pack, travelling
+from .parcels import Address, Returned, Travelling, pack, sealed, travelling
 from .ray_cluster import Cluster, Outcome
 
 __all__ = ["RayCrew", "address_of"]
@@ -202,7 +202,7 @@ class RayCrew:
             require_sandbox=self._options.require_sandbox, keep_workdir=self._options.keep_workdirs,
         )  # fmt: skip
         flight.submitted = True
-        self._cluster.submit(action.name, pickle.dumps(parcel), action.node.resources, self._near(action))
+        self._cluster.submit(action.name, sealed(parcel), action.node.resources, self._near(action))
 
     def _near(self, action: Action) -> str:
         """Return the node that holds an action's largest input, if that is known and large."""
@@ -296,7 +296,9 @@ class RayCrew:
             self._cluster.cancel(flight.action.name, force=True)
 
     def _land(self, flight: _Flight, returned: Returned, outcome: Outcome) -> None:
-        action, result = flight.action, returned.result
+        action, decision = flight.action, flight.action.decision
+        result = returned.result._replace(id=action.node.id, key=decision.key)
+        result = result._replace(reason=result.reason or decision.reason)
         if returned.started:
             self._start(flight, returned.node)
         for line in returned.lines:
