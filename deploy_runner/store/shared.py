@@ -274,7 +274,8 @@ class SharedStore(Store):
             return False
 
         def send() -> bool:
-            for artifact in record.outputs.values():
+            away = record.outputs.values() if record.remote != "there" else ()
+            for artifact in away:
                 self.send(artifact, again=again, report=report)
             self.send_record(record)
             return True

@@ -36,6 +36,7 @@ __all__ = ["home_of_node", "main"]
 
 _SENT_EVERY_S = 0.1
 _SENT_LINES = 500
+_SMALL_BYTES = 64 << 10
 
 
 def home_of_node(environ: Mapping[str, str]) -> Path:
@@ -109,6 +110,7 @@ class _Node:
         self._stores: dict[Address, Store] = {}
         self._stack = ExitStack()
         self._count = 0
+        self._trash: list[Path] = []
 
     def serve(self) -> None:
         threading.Thread(target=self._listen, daemon=True).start()
@@ -118,6 +120,8 @@ class _Node:
                 self._environ.update(environ)
                 with suppress(OSError):
                     self._channel.send(("ended", pickle.dumps(self._answer(data))))
+                while self._trash:
+                    remove_tree(self._trash.pop())
             if self._crew is not None:
                 self._crew.close()
 
@@ -179,7 +183,7 @@ class _Node:
                 post.send()
             return self._sent(parcel, store, action, ended[0].result, ended[0].lost)
         finally:
-            remove_tree(action.folder)
+            self._trash.append(action.folder)
 
     def _sent(
         self, parcel: Parcel, store: Store, action: Action, result: StageResult, lost: tuple[Artifact, ...]
@@ -188,8 +192,8 @@ class _Node:
         evidence = store.ingest(Path(result.evidence)) if result.evidence else None
         made = [*result.outputs.values(), *([evidence] if evidence else [])]
         if parcel.address.sends and isinstance(store, SharedStore):
-            for artifact in made:
-                store.send(artifact)
+            for artifact in made:  # To ask whether a small one exists takes as long as to send it.
+                store.send(artifact, again=artifact.size <= _SMALL_BYTES)
         if parcel.keep_workdir:
             kept = store.home / "workdirs" / parcel.project.run / action.node.id
             kept.parent.mkdir(parents=True, exist_ok=True)

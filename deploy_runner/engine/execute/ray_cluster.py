@@ -5,21 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import re
-import select
-import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import UsageError
 from ...types import Resources
+from .relay import Relay
 
 __all__ = ["Batch", "Cluster", "Outcome"]
 
@@ -334,7 +330,7 @@ def _perform(name: str, parcel: bytes, mailbox: Any) -> tuple[bytes, str, str]:
     ray = _import()
     global _relay
     if _relay is None or not _relay.works:
-        _relay = _Relay(ray.util.get_node_ip_address())
+        _relay = Relay(ray.util.get_node_ip_address())
     attempt, node = os.urandom(8).hex(), _relay.node
     last: Any = None
 
@@ -349,67 +345,4 @@ def _perform(name: str, parcel: bytes, mailbox: Any) -> tuple[bytes, str, str]:
     return _relay.run(parcel, send), attempt, ray.get_runtime_context().get_node_id()
 
 
-class _Relay:
-    """The process that runs actions, as Ray's worker process sees it."""
-
-    def __init__(self, node: str) -> None:
-        self.node = node
-        self._stop = False
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "deploy_runner.engine.execute.node", str(theirs.fileno()), node],
-                pass_fds=[theirs.fileno()],
-                env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        self._channel = Connection(ours.detach())
-        self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-
-    @property
-    def works(self) -> bool:
-        return self._process.poll() is None
-
-    def run(self, parcel: bytes, send: Callable[[list[str]], None]) -> bytes:
-        """Run a parcel; SIGINT, by which Ray cancels a task, stops it.
-
-        Raises RuntimeError if the process ends.
-        """
-        self._stop = False
-        given = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "")}
-        before = signal.signal(signal.SIGINT, self._interrupt)
-        fd = signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
-        try:
-            self._channel.send(("run", parcel, given))
-            return self._result(send)
-        except (EOFError, OSError):
-            raise RuntimeError(
-                f"the process that runs stages on the node {self.node} has ended (out of memory, "
-                "or deploy-runner is not installed there)"
-            ) from None
-        finally:
-            signal.set_wakeup_fd(fd)
-            signal.signal(signal.SIGINT, before)
-
-    def _interrupt(self, number: int, frame: object) -> None:
-        self._stop = True
-
-    def _result(self, send: Callable[[list[str]], None]) -> bytes:
-        told = False
-        while True:
-            ready, _, _ = select.select([self._channel.fileno(), self._wake_r], [], [])
-            if self._wake_r in ready:
-                os.read(self._wake_r, 4096)
-            if self._stop and not told:
-                told = True
-                self._channel.send(("stop",))
-            if self._channel.fileno() in ready:
-                kind, value = self._channel.recv()
-                if kind == "ended":
-                    assert isinstance(value, bytes)
-                    return value
-                send(value)
-
-
-_relay: _Relay | None = None
+_relay: Relay | None = None
