@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -43,10 +44,8 @@ def test_nodes_killed_at_random_change_no_output(wide: RayProject, tmp_path: Pat
         folder = tmp_path / f"turn-{turn}"
         copy = wide.alike(folder)
         process = copy.start("run", "--json", *copy.ray)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=rng.uniform(0.5, 8))
-        except subprocess.TimeoutExpired:
-            pass
         wide.cluster.kill(f"spare-{turn}")
         out, err = process.communicate(timeout=180)
         assert process.returncode == 0, out + err

@@ -94,18 +94,16 @@ def test_each_difference_of_a_node_is_named(project: Folder) -> None:
     parcel, store = parcel_of(project, "a")
     keys = KeyEnvironment(store.memo.digest)
     assert differences(parcel, keys) == []
-    sources = parcel.expected["sources"]
-    assert isinstance(sources, dict)
-    assert "sdk.py" in sources
-    other = parcel._replace(expected={
-        "packages": {"pytest": "0.1", "nonesuch": "3"}, "facets": {"arch": "vax"},
-        "sources": {**sources, "sdk.py": "0" * 64, "stages/run/command.py": "1" * 64},
-    })  # fmt: skip
+    assert "stages/run/command.py" in str(parcel.expected["sources"])
+    sources = {"stages/run/command.py": "1" * 64, "stages/run/nonesuch.py": "0" * 64}
+    packages = {"pytest": "0.1", "nonesuch": "3"}
+    expected = {"packages": packages, "facets": {"arch": "vax"}, "sources": sources}
+    other = parcel._replace(expected=expected)  # type: ignore[arg-type]
     assert differences(other, keys) == [
         f"pytest {pytest.__version__} where the key has 0.1",
         "no nonesuch where the key has 3",
         f"the platform arch {keys.facet('arch')} where the key has vax",
-        "another sdk.py and 1 more of the stage type run.command",
+        "another stages/run/command.py and 1 more of the stage type run.command",
     ]
 
 
