@@ -162,6 +162,7 @@ def test_our_own_files_are_written_in_one_place_only() -> None:
         "engine/execute/families.py _Posted.detach": "a file of the kernel",
         "engine/execute/fork.py ForkServer.spawn": "memory of the kernel",
         "engine/execute/kernel.py enter_user_namespace": "a file of the kernel",
+        "engine/execute/ray_cluster.py _silence": "nothing: what Ray says on standard error goes nowhere",
         "engine/execute/root.py OwnRoot._mount_point": "an empty file in a worker's own root",
         "engine/execute/sandbox.py _limit_pids": "a file of the kernel",
         "engine/execute/worker.py run": "a worker's answer to the process that waits for it",
