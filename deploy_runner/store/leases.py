@@ -31,7 +31,7 @@ _LEASE_OF_TIMEOUT = 3.0
 _BEATS = 3
 _POLL_S = (0.2, 2.0)
 _AT_ONCE = 8
-_LONGEST_LEASE_S = 3600.0
+_LONGEST_LEASE_S = 600.0
 _LONGEST_WAIT_S = 6 * 3600.0
 """The longest job of GitHub's machines. A lease that is renewed for longer is not waited for."""
 _MOST_MISSED = 5
@@ -280,8 +280,9 @@ class _Lease(NamedTuple):
             holder, host, length_s = str(value["holder"]), str(value["host"]), float(value["length_s"])
         except (ValueError, KeyError, TypeError):
             return cls("nobody", "", 0.0)
-        plain = holder.replace("-", "").replace(".", "").replace("_", "").isalnum()
-        return cls(holder if plain else "nobody", host, min(max(0.0, length_s), _LONGEST_LEASE_S))
+        if not holder.replace("-", "").replace(".", "").replace("_", "").isalnum():
+            return cls("nobody", "", 0.0)
+        return cls(holder, host, min(max(0.0, length_s), _LONGEST_LEASE_S))
 
 
 class _Claimed:
