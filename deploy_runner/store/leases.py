@@ -67,7 +67,7 @@ class Leases:
     def ask(self, key: str) -> Claim:
         """Say how it stands with an action; the first time it is asked for begins to claim it.
 
-        Raises UsageError where the shared cache is required and has failed, StoreError where the store has.
+        Raises RequiredError where the shared cache is required and has failed, StoreError where the store has.
         """
         with self._changed:
             if self._failure is not None:
@@ -81,11 +81,6 @@ class Leases:
                 self._start()
                 self._changed.notify_all()
             return self._claims[key].state
-
-    def listen(self, wake: Callable[[], None]) -> None:
-        """Have `wake` called as soon as a claim has an answer; what was called before is not any more."""
-        with self._changed:
-            self._wake = wake
 
     def release(self, key: str) -> None:
         """Give a claim up: its record is there, or will never be."""
