@@ -67,7 +67,7 @@ class Leases:
     def ask(self, key: str) -> Claim:
         """Say how it stands with an action; the first time it is asked for begins to claim it.
 
-        Raises RequiredError where the shared cache is required and has failed, StoreError where the store has.
+        Raises RequiredError where the cache is required and has failed, StoreError where the store has.
         """
         with self._changed:
             if self._failure is not None:
