@@ -28,7 +28,7 @@ class _GivenUp(StoreError):
 class Sending:
     """The records of one process that are being sent. A task returns whether its record has arrived.
 
-    A task moves when it reports bytes, and when it reports 0 for an object that is there already.
+    A task moves when it reports bytes, and when it reports 0 for an object that already exists there.
     """
 
     def __init__(self, link: Link) -> None:
