@@ -31,7 +31,7 @@ _LEASE_OF_TIMEOUT = 3.0
 _BEATS = 3
 _POLL_S = (0.2, 2.0)
 _AT_ONCE = 8
-_LONGEST_LEASE_S = 3600.0
+_LONGEST_LEASE_S = 600.0
 _LONGEST_WAIT_S = 6 * 3600.0
 """The longest job of GitHub's machines. A lease that is renewed for longer is not waited for."""
 _MOST_MISSED = 5
@@ -67,7 +67,7 @@ class Leases:
     def ask(self, key: str) -> Claim:
         """Say how it stands with an action; the first time it is asked for begins to claim it.
 
-        Raises UsageError where the shared cache is required and has failed, StoreError where the store has.
+        Raises RequiredError where the cache is required and has failed, StoreError where the store has.
         """
         with self._changed:
             if self._failure is not None:
@@ -81,11 +81,6 @@ class Leases:
                 self._start()
                 self._changed.notify_all()
             return self._claims[key].state
-
-    def listen(self, wake: Callable[[], None]) -> None:
-        """Have `wake` called as soon as a claim has an answer; what was called before is not any more."""
-        with self._changed:
-            self._wake = wake
 
     def release(self, key: str) -> None:
         """Give a claim up: its record is there, or will never be."""
@@ -280,8 +275,9 @@ class _Lease(NamedTuple):
             holder, host, length_s = str(value["holder"]), str(value["host"]), float(value["length_s"])
         except (ValueError, KeyError, TypeError):
             return cls("nobody", "", 0.0)
-        plain = holder.replace("-", "").replace(".", "").replace("_", "").isalnum()
-        return cls(holder if plain else "nobody", host, min(max(0.0, length_s), _LONGEST_LEASE_S))
+        if not holder.replace("-", "").replace(".", "").replace("_", "").isalnum():
+            return cls("nobody", "", 0.0)
+        return cls(holder, host, min(max(0.0, length_s), _LONGEST_LEASE_S))
 
 
 class _Claimed:

@@ -230,10 +230,6 @@ class SharedStore(Store):
         """Say whether this run makes an action. Raises RequiredError."""
         return self.leases.ask(key)
 
-    def listen(self, wake: Callable[[], None]) -> None:
-        """Have `wake` called, from another thread, as soon as a claim has an answer."""
-        self.leases.listen(wake)
-
     def settle(self, key: str, record: ActionRecord | None, *, again: bool = False) -> None:
         """Send an action's record in the background, then give the claim up.
 

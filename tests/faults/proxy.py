@@ -46,6 +46,7 @@ class Fault:
 
     `method` matches the whole method, `path` any part of the path with its query, both as patterns.
     `headers` and `body` are those of a status; `delay_s` is that of `slow`, `bytes_per_s` of `throttled`.
+    `after_bytes` of an answer's body pass before it is `truncated` or `hang`s.
     A `lie` is what `alter` makes of the answer's body, with `headers` in the place of its own.
     """
 
@@ -58,6 +59,7 @@ class Fault:
     body: bytes = b""
     delay_s: float = 1.0
     bytes_per_s: float = 1 << 20
+    after_bytes: int = 0
     alter: Callable[[bytes], bytes] = bytes
 
     def matches(self, request: Request) -> bool:
@@ -268,7 +270,7 @@ class _Exchange:
         kept.append(("Connection", "keep-alive" if again else "close"))
         self._client.sock.sendall(encode(line.replace("HTTP/1.0", "HTTP/1.1"), kept))
         if fault is not None and fault.kind in ("truncated", "hang"):
-            self._truncate(next(upstream.body(framing), b""))
+            self._truncate(upstream.body(framing), fault.after_bytes)
             if fault.kind == "hang":
                 self._proxy.closed.wait()
             return False
@@ -281,9 +283,14 @@ class _Exchange:
         if fault is not None and fault.kind == "throttled":
             self._proxy.closed.wait(sent_bytes / fault.bytes_per_s)
 
-    def _truncate(self, first: bytes) -> None:
+    def _truncate(self, body: Iterator[bytes], after_bytes: int) -> None:
         """Send a part of an answer, then nothing more; its end is a clean close."""
-        self._client.sock.sendall(first[: len(first) // 2])
+        for data in body:
+            if after_bytes < len(data):
+                self._client.sock.sendall(data[: len(data) // 2])
+                return
+            self._client.sock.sendall(data)
+            after_bytes -= len(data)
 
     def _lie(self, line: str, rows: Rows, body: bytes, fault: Fault) -> bool:
         """Answer with another body, or other headers, than upstream did; then the connection ends."""
