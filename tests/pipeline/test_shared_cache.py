@@ -37,6 +37,12 @@ def no_objects(project: Project) -> bool:
     return project.objects() == []
 
 
+@pytest.fixture
+def in_folder(tmp_path: Path) -> Machines:
+    """Machines that share a folder, where it makes no difference what they share."""
+    return Machines(tmp_path, Share(tmp_path / "share"))
+
+
 # Hits ----------------------------------------------------------------------------------------
 
 
@@ -131,50 +137,50 @@ def test_nothing_is_sent_that_exists(s3_machines: Machines, bucket: Bucket) -> N
     assert bucket.asked("PUT", "objects") == []
 
 
-def test_a_machine_that_only_reads_writes_nothing(machines: Machines) -> None:
-    reader = machines.machine("reader", push=False)
+def test_a_machine_that_only_reads_writes_nothing(in_folder: Machines) -> None:
+    reader = in_folder.machine("reader", push=False)
     assert reader.states() == MADE
-    assert machines.remote.names() == []
+    assert in_folder.remote.names() == []
 
 
-def test_a_pull_request_reads_and_never_writes(machines: Machines) -> None:
-    machines.machine("first").run()
-    before = machines.remote.names()
+def test_a_pull_request_reads_and_never_writes(in_folder: Machines) -> None:
+    in_folder.machine("first").run()
+    before = in_folder.remote.names()
     pull = {"GITHUB_EVENT_NAME": "pull_request", "GITHUB_REF": "refs/pull/7/merge"}
-    other = machines.machine("other")
+    other = in_folder.machine("other")
     assert other.states(**pull) == HITS
     change_c(other)
     assert other.states(**pull) == {**HITS, "c": "ran"}
-    assert machines.remote.names() == before
+    assert in_folder.remote.names() == before
 
 
 # Trust ---------------------------------------------------------------------------------------
 
 
-def test_a_public_key_suffices_to_read(machines: Machines) -> None:
-    machines.machine("first").run()
-    reader = machines.machine("reader", secret="", push=False, keys=[public_key()])
+def test_a_public_key_suffices_to_read(in_folder: Machines) -> None:
+    in_folder.machine("first").run()
+    reader = in_folder.machine("reader", secret="", push=False, keys=[public_key()])
     assert reader.states() == HITS
 
 
-def test_without_any_key_nothing_is_trusted_and_that_is_said(machines: Machines) -> None:
-    machines.machine("first").run()
-    done = machines.machine("reader", secret="", push=False).cli("run")
+def test_without_any_key_nothing_is_trusted_and_that_is_said(in_folder: Machines) -> None:
+    in_folder.machine("first").run()
+    done = in_folder.machine("reader", secret="", push=False).cli("run")
     assert "3 ran" in done.stdout
     assert done.stdout.count("can be trusted: no public key is configured") == 1
     assert "set cache.public_keys, or DEPLOY_RUNNER_CACHE_KEY" in done.stdout
 
 
-def test_too_short_a_secret_signs_nothing_and_that_is_said(machines: Machines) -> None:
-    machines.machine("first").run()
-    before = machines.remote.names()
-    short = machines.machine("short", secret="x" * 31, keys=[public_key()])
+def test_too_short_a_secret_signs_nothing_and_that_is_said(in_folder: Machines) -> None:
+    in_folder.machine("first").run()
+    before = in_folder.remote.names()
+    short = in_folder.machine("short", secret="x" * 31, keys=[public_key()])
     change_c(short)
     done = short.cli("run")
     assert "1 ran" in done.stdout
     assert done.stdout.count("DEPLOY_RUNNER_CACHE_KEY is too short") == 1
-    assert machines.remote.names() == before
-    alone = machines.machine("alone", secret="x" * 31).cli("run")
+    assert in_folder.remote.names() == before
+    alone = in_folder.machine("alone", secret="x" * 31).cli("run")
     assert "DEPLOY_RUNNER_CACHE_KEY is too short" in alone.stdout
     assert "no public key is configured" not in alone.stdout
 
@@ -182,13 +188,13 @@ def test_too_short_a_secret_signs_nothing_and_that_is_said(machines: Machines) -
 REFUSED = "its action record in the shared cache is not signed by a trusted key"
 
 
-def test_a_record_that_another_key_signed_is_a_miss_with_the_reason(machines: Machines) -> None:
-    machines.machine("first", secret="another secret of 32 characters or more").run()
-    second = machines.machine("second")
+def test_a_record_that_another_key_signed_is_a_miss_with_the_reason(in_folder: Machines) -> None:
+    in_folder.machine("first", secret="another secret of 32 characters or more").run()
+    second = in_folder.machine("second")
     run = second.run()
     assert {v["state"] for v in run["stages"].values()} == {"ran"}
     assert {v["reason"] for v in run["stages"].values()} == {REFUSED}
-    assert machines.machine("third").states() == HITS  # The right one has replaced it.
+    assert in_folder.machine("third").states() == HITS  # The right one has replaced it.
 
 
 def alter(remote: Share, how: str) -> None:
@@ -216,23 +222,23 @@ def alter(remote: Share, how: str) -> None:
 @pytest.mark.parametrize(
     "how", ["altered", "cut", "without a signature", "empty", "of another name", "of another kind"]
 )
-def test_a_record_that_is_not_as_it_was_signed_is_a_miss_with_the_reason(tmp_path: Path, how: str) -> None:
-    machines = Machines(tmp_path, Share(tmp_path / "share"))
-    expected = outputs(machines.machine("first"))
-    alter(machines.remote, how)
-    second = machines.machine("second")
+def test_a_record_that_is_not_as_it_was_signed_is_a_miss_with_the_reason(
+    in_folder: Machines, how: str
+) -> None:
+    expected = outputs(in_folder.machine("first"))
+    alter(in_folder.remote, how)
+    second = in_folder.machine("second")
     run = second.run()
     assert {v["state"] for v in run["stages"].values()} == {"ran"}
     assert {v["reason"] for v in run["stages"].values()} == {REFUSED}
     assert {k: v["outputs"] for k, v in run["stages"].items()} == expected
-    assert machines.machine("third").states() == HITS
+    assert in_folder.machine("third").states() == HITS
 
 
-def test_a_signed_text_that_is_no_record_is_a_miss(tmp_path: Path) -> None:
-    machines = Machines(tmp_path, Share(tmp_path / "share"))
-    machines.machine("first").run()
-    alter(machines.remote, "without a record")
-    assert machines.machine("second").states() == MADE
+def test_a_signed_text_that_is_no_record_is_a_miss(in_folder: Machines) -> None:
+    in_folder.machine("first").run()
+    alter(in_folder.remote, "without a record")
+    assert in_folder.machine("second").states() == MADE
 
 
 # Healing -------------------------------------------------------------------------------------
@@ -273,10 +279,10 @@ def test_objects_that_are_gone_or_wrong_are_made_again_also_those_that_these_nee
     assert third.states() == {**HITS, "c": "ran"}  # The remote was healed, too.
 
 
-def test_a_required_cache_heals_too(machines: Machines) -> None:
-    machines.machine("first").run()
-    wrong(machines.remote)
-    second = machines.machine("second", required=True)
+def test_a_required_cache_heals_too(in_folder: Machines) -> None:
+    in_folder.machine("first").run()
+    wrong(in_folder.remote)
+    second = in_folder.machine("second", required=True)
     change_c(second)
     assert second.states() == {"a": "healed", "b": "healed", "c": "ran"}
 

@@ -134,6 +134,15 @@ def test_a_folder_that_does_not_exist_is_one_line(project: Project, tmp_path: ob
     assert all(f"{url} can't be opened: the folder doesn't exist" in line for line in lines)
 
 
+def test_a_file_in_the_place_of_a_folder_is_one_line(project: Project) -> None:
+    project.pipeline("a: {uses: text.upper, inputs: {text: in.txt}}", head="cache: {push: true}\n")
+    url = f"file://{project.folder}/in.txt"
+    done = project.cli("run", DEPLOY_RUNNER_REMOTE=url, DEPLOY_RUNNER_CACHE_KEY="s" * 32)
+    (line,) = notes(done.stdout)
+    assert line.endswith("a part of its path is a file (correct cache.remote)")
+    assert "1 ran" in done.stdout
+
+
 def test_a_remote_that_goes_in_the_middle_of_a_run_costs_what_is_missing(
     s3_machines: Machines, bucket: Bucket
 ) -> None:
