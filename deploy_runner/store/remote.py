@@ -138,10 +138,18 @@ class Remote:
                 found = obstore.get(self._small, name)
                 if found.meta["size"] > _LARGEST_SMALL_BYTES:
                     return None
-                return bytes(found.bytes()), found.meta["e_tag"] or ""
+                return bytes(found.bytes()), self._version(found.meta)
             except FileNotFoundError as error:
                 _refuse_no_bucket(error)
                 return None
+
+    @property
+    def _compared(self) -> str:
+        """What conditional writes compare: the etag, or in Google Cloud Storage an object's generation."""
+        return "version" if self.url.startswith("gs://") else "e_tag"
+
+    def _version(self, found: Mapping[str, Any]) -> str:
+        return found[self._compared] or ""
 
     def write(self, name: str, data: bytes, *, new: bool = False, etag: str = "") -> str:
         """Write a small object and return its etag.
@@ -152,16 +160,16 @@ class Remote:
         import obstore
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-        mode: Any = "create" if new else {"e_tag": etag} if etag else "overwrite"
+        mode: Any = "create" if new else {self._compared: etag} if etag else "overwrite"
         with self._errors("be written", strict=True):
             try:
-                return obstore.put(self._small, name, data, mode=mode, use_multipart=False)["e_tag"] or ""
+                return self._version(obstore.put(self._small, name, data, mode=mode, use_multipart=False))
             except (AlreadyExistsError, PreconditionError):
                 if mode == "overwrite":
                     raise
                 raise Taken from None
             except NotImplementedError:
-                return obstore.put(self._small, name, data, use_multipart=False)["e_tag"] or ""
+                return self._version(obstore.put(self._small, name, data, use_multipart=False))
             except FileNotFoundError as error:
                 _refuse_no_bucket(error)
                 if not etag:

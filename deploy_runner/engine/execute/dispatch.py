@@ -130,27 +130,22 @@ class Dispatch:
     def _start_ready(self) -> None:
         claimed: list[StageNode] = []
         full: set[object] = set()
-        ahead = not self._store.shares
         for waiting in list(self._waiting):
             resources, stays = waiting.node.resources, stays_here(waiting.node)
             need = (stays, *resources[:-1], *resources.custom.items())
-            fits = need not in full and self._crew.room(waiting.node, claimed)
-            if not fits:
+            if need in full:
+                continue
+            if not self._crew.room(waiting.node, claimed):
                 full.add(need)
-                if ahead:
-                    continue
+                continue
             try:
                 if not waiting.lock.try_acquire():
                     continue
-                if self._is_ours(waiting) and fits:
+                if self._is_ours(waiting):
                     self._waiting.remove(waiting)
                     self._start(waiting)
-                elif waiting.told:  # Another machine makes it.
-                    continue
-                elif fits:
+                elif not waiting.told:  # More than can be started is not claimed: other machines may make it.
                     claimed.append(waiting.node)
-                else:  # One more than can be started is claimed, to lose no time. The rest is left to others.
-                    ahead = True
             except DeployRunnerError as error:
                 if waiting in self._waiting:
                     self._waiting.remove(waiting)
