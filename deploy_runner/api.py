@@ -172,7 +172,7 @@ def run(
 
         pipeline.store.begin(lambda sentence: emit(Event("run-note", time.time(), text=sentence)))
         try:
-            results = execute(
+            results, interrupted = execute(
                 pipeline.graph,
                 pipeline.planner(),
                 pipeline.store,
@@ -183,7 +183,7 @@ def run(
                 environ=pipeline.environ,
                 early=early,
             )
-            exit_code = _exit_code(results)
+            exit_code = _INTERRUPTED if interrupted else _exit_code(results)
             try:
                 if exit_code != _INTERRUPTED:
                     pipeline.store.finish()

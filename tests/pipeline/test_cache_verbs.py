@@ -108,7 +108,7 @@ def test_push_says_what_is_left_when_the_remote_fails_midway(project: Project, s
     one = machine(project, share, "one")
     shard = Path(record_of(project, "b", one)).parent.as_posix()
     share.write(shard, b"in the way")
-    done = project.cli("cache", "push", exits=1, **one)
+    done = project.cli("cache", "push", exits=2, **one)
     first, second = done.stdout.splitlines()
     assert first.startswith("sent ")
     assert " records are left: file://" in second

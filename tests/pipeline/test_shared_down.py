@@ -68,7 +68,7 @@ def test_a_required_remote_that_fails_is_an_error_and_nothing_is_lost(
 ) -> None:
     first = s3_machines.machine("first", timeout="1s", required=True)
     bucket.disturb(*faults)
-    done = first.cli("run", exits=2)
+    done = first.cli("run", exits=2 if "permission" in said else 1)  # A mistake, or an outage.
     assert said in done.stdout + done.stderr
     assert bucket.url in done.stdout + done.stderr
     bucket.disturb()
@@ -83,9 +83,10 @@ def test_a_required_remote_that_can_not_be_written_is_an_error(
 ) -> None:
     first = s3_machines.machine("first", timeout="1s", required=True)
     bucket.disturb(Fault(fault, "PUT", "/objects/", times=EVERY, body=DENIED if fault == 403 else b""))
-    first.cli("run", exits=2)
+    code = 2 if fault == 403 else 1
+    first.cli("run", exits=code)
     record = json.loads(first.cli("show", "--json").stdout)
-    assert record["exit_code"] == 2
+    assert record["exit_code"] == code
     assert bucket.names("records") == []
     assert first.states() == HITS
 
@@ -99,7 +100,7 @@ def test_who_may_not_write_reads_on(s3_machines: Machines, bucket: Bucket) -> No
     done = second.cli("run")
     assert "3 ran" in done.stdout
     (note,) = notes(done.stdout)
-    assert "not written any more" in note
+    assert "nothing more is written to the shared cache" in note
     assert "permission is denied (check the policy of the bucket" in note
     assert bucket.names() == before
     third = s3_machines.machine("third")

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...errors import DeployRunnerError, UsageError
 from ...pipeline.graph import select
@@ -33,10 +33,17 @@ if TYPE_CHECKING:
     from .dispatch import Dispatch, Lost
     from .fork import ForkServer
 
-__all__ = ["execute"]
+__all__ = ["Executed", "execute"]
 
 _TRIES = 3
 """How often the inputs of one stage are made again because they is not available."""
+
+
+class Executed(NamedTuple):
+    """Every stage's result; a run may be `interrupted` when no stage was running any more."""
+
+    results: dict[str, StageResult]
+    interrupted: bool
 
 
 def execute(
@@ -50,7 +57,7 @@ def execute(
     run_folder: Path,
     environ: Mapping[str, str] = os.environ,
     early: ForkServer | None = None,
-) -> dict[str, StageResult]:
+) -> Executed:
     """Make what the targets (all, if None) need and lack; return every stage's result.
 
     A stage that fails is in the results, not raised. SIGINT and SIGTERM stop the workers; what
@@ -141,7 +148,7 @@ class _Run:
         self._ready = [self._position[id_] for id_, count in self._missing.items() if not count]
         self._order = wanted
 
-    def go(self) -> dict[str, StageResult]:
+    def go(self) -> Executed:
         try:
             while self._ready or (self._dispatch is not None and self._dispatch.busy):
                 while self._ready:
@@ -159,7 +166,8 @@ class _Run:
                 self._dispatch.close()
         keys = {id_: r.key for id_, r in self._results.items() if r.state in ("ran", "hit", "healed")}
         self._planner.last.update(keys)
-        return {id_: self._results[id_] for id_ in self._order}
+        interrupted = self._dispatch is not None and self._dispatch.interrupted
+        return Executed({id_: self._results[id_] for id_ in self._order}, interrupted)
 
     def _look_up(self) -> None:
         """Ask a shared cache for the records of all stages that are ready, before the first is decided."""
