@@ -137,9 +137,11 @@ def _why_not_written(link: Link) -> str:
 
 def cannot_write(link: Link) -> DeployRunnerError | None:
     """Try to write, where a run would: an object that is removed again, and collected if it isn't."""
+    from ..store.link import heartbeat_name
+
     if link.obstacle is not None:
         return link.obstacle
-    name = f"v1/holders/status-{os.getpid()}-{os.urandom(4).hex()}"
+    name = heartbeat_name(f"status-{os.getpid()}-{os.urandom(4).hex()}")
     try:
         link.remote.write(name, b"{}")
         link.remote.delete([name])

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from ..types import Json
 from .actions import ActionRecord, record_of
 from .inventory import Inventory, each, named_by, record_keys
-from .link import Link, object_name, record_name
+from .link import HOLDERS, LEASES, Link, object_name, record_name
+from .remote import Report
 
 __all__ = ["RemoteGcReport", "collect_remote"]
 
 _DAY_S = 86400.0
 _YOUNG_S = _DAY_S
 """An upload puts objects before their record: what is younger may belong to one that is under way."""
-
-Report = Callable[[int], None]
 
 
 class RemoteGcReport(NamedTuple):
@@ -55,9 +54,7 @@ def collect_remote(
     old = [key for key, listed in found.records.items() if listed.age_s > keep_days * _DAY_S]
     kept = found.records.keys() - set(old)
     named = _named(link, kept, report)
-    stale = [
-        f.name for folder in ("v1/leases", "v1/holders") for f in remote.list(folder) if f.age_s > _YOUNG_S
-    ]
+    stale = [f.name for folder in (LEASES, HOLDERS) for f in remote.list(folder) if f.age_s > _YOUNG_S]
     if not dry_run:
         # Records first: one without its objects has to be rebuilt, an object without one is garbage.
         each(lambda key: remote.delete([record_name(key)]), old)

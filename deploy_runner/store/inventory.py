@@ -11,14 +11,14 @@ from typing import NamedTuple, TypeVar
 from ..types import Artifact
 from .actions import ActionRecord
 from .folders import sha256_bytes
-from .link import object_name
+from .link import OBJECTS, RECORDS, object_name
 from .remote import Listed, Remote
 
 __all__ = ["Inventory", "each", "named_by", "record_keys", "take_inventory"]
 
 _REQUESTS_AT_ONCE = 16
-_RECORD = re.compile(r"v1/records/([0-9a-f]{2})/([0-9a-f]{62})\.json")
-_OBJECT = re.compile(r"v1/objects/([0-9a-f]{2})/([0-9a-f]{62})")
+_RECORD = re.compile(RECORDS + r"/([0-9a-f]{2})/([0-9a-f]{62})\.json")
+_OBJECT = re.compile(OBJECTS + r"/([0-9a-f]{2})/([0-9a-f]{62})")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 _Item = TypeVar("_Item")
@@ -39,13 +39,13 @@ class Inventory(NamedTuple):
 
 def take_inventory(remote: Remote) -> Inventory:
     """List the records, then the objects: those of every listed record are listed. Raises RemoteError."""
-    records = _listed(remote, "v1/records", _RECORD)
-    return Inventory(records, _listed(remote, "v1/objects", _OBJECT))
+    records = _listed(remote, RECORDS, _RECORD)
+    return Inventory(records, _listed(remote, OBJECTS, _OBJECT))
 
 
 def record_keys(remote: Remote) -> set[str]:
     """List the keys of all records. Raises RemoteError."""
-    return set(_listed(remote, "v1/records", _RECORD))
+    return set(_listed(remote, RECORDS, _RECORD))
 
 
 def _listed(remote: Remote, folder: str, pattern: re.Pattern[str]) -> dict[str, Listed]:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from ..errors import DeployRunnerError
 from .cas import Claim
-from .link import Link
+from .link import Link, heartbeat_name, lease_name
 from .remote import RemoteError, Taken
 
 __all__ = ["Leases"]
@@ -108,16 +108,16 @@ class Leases:
         if held:
             self._remove(held)
         if self._beats:
-            self._delete([_heartbeat(self.id)])
+            self._delete([heartbeat_name(self.id)])
 
     def _remove(self, keys: Iterable[str]) -> None:
         """Remove leases, but for those that another machine has taken over meanwhile."""
         lapsed = self._lapsed or _now_s() - self._beaten_s >= self._length_s
-        self._delete([_lease(key) for key in keys if not lapsed or self._is_still_ours(key)])
+        self._delete([lease_name(key) for key in keys if not lapsed or self._is_still_ours(key)])
 
     def _is_still_ours(self, key: str) -> bool:
         try:
-            found = self._link.remote.read(_lease(key))
+            found = self._link.remote.read(lease_name(key))
         except RemoteError:
             return False
         return found is not None and _Lease.of(found[0]).holder == self.id
@@ -175,7 +175,7 @@ class Leases:
     def _beat(self) -> None:
         """Write the heartbeat; take notice where others may have taken this machine for dead before that."""
         before_s, self._beaten_s = self._beaten_s, _now_s()
-        self._link.remote.write(_heartbeat(self.id), json.dumps({"beat": self._beats}).encode())
+        self._link.remote.write(heartbeat_name(self.id), json.dumps({"beat": self._beats}).encode())
         self._beats += 1
         with self._changed:
             held_since_s = min((c.held_s for c in self._claims.values() if c.etag), default=_now_s())
@@ -222,7 +222,7 @@ class Leases:
         content = _Lease(self.id, socket.gethostname(), self._length_s).content()
         claimed.writing = True
         try:
-            etag = self._link.remote.write(_lease(key), content, new=new, etag=etag)
+            etag = self._link.remote.write(lease_name(key), content, new=new, etag=etag)
         except Taken:
             claimed.writing = False
             return False
@@ -241,7 +241,7 @@ class Leases:
 
     def _look(self, key: str, claimed: _Claimed) -> None:
         """See how it stands with the lease of another machine, and with the record that it is to make."""
-        found = self._link.remote.read(_lease(key))
+        found = self._link.remote.read(lease_name(key))
         claimed.gone = found is None
         if found is None:
             return
@@ -249,7 +249,7 @@ class Leases:
         if lease.holder == self.id:  # It was written, and the answer was lost.
             self._hold(key, claimed, found[1])
             return
-        beat = self._link.remote.read(_heartbeat(lease.holder))
+        beat = self._link.remote.read(heartbeat_name(lease.holder))
         if self._is_made(key, False):
             claimed.state = "made"
             return
@@ -317,11 +317,3 @@ class _Claimed:
 def _now_s() -> float:
     """Return a clock that nobody sets, and that runs while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def _lease(key: str) -> str:
-    return f"v1/leases/{key}"
-
-
-def _heartbeat(holder: str) -> str:
-    return f"v1/holders/{holder}"

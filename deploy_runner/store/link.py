@@ -17,7 +17,13 @@ from .namespace import is_pull_request
 from .remote import Remote, RemoteError
 from .signatures import SHORTEST_SECRET, Signatures
 
-__all__ = ["Direction", "Link", "RequiredError", "object_name", "record_name"]
+__all__ = [
+    "HOLDERS", "LEASES", "OBJECTS", "RECORDS", "Direction", "Link", "RequiredError",
+    "heartbeat_name", "lease_name", "object_name", "record_name",
+]  # fmt: skip
+
+OBJECTS, RECORDS, LEASES, HOLDERS = "v1/objects", "v1/records", "v1/leases", "v1/holders"
+"""The folders of a shared cache."""
 
 Direction = Literal["read", "written"]
 _Result = TypeVar("_Result")
@@ -38,12 +44,22 @@ class RequiredError(DeployRunnerError):
 
 def object_name(digest: str) -> str:
     """Return the name of an object in a shared cache."""
-    return f"v1/objects/{digest[:2]}/{digest[2:]}"
+    return f"{OBJECTS}/{digest[:2]}/{digest[2:]}"
 
 
 def record_name(key: str) -> str:
     """Return the name of an action record in a shared cache."""
-    return f"v1/records/{key[:2]}/{key[2:]}.json"
+    return f"{RECORDS}/{key[:2]}/{key[2:]}.json"
+
+
+def lease_name(key: str) -> str:
+    """Return the name of the lease of an action."""
+    return f"{LEASES}/{key}"
+
+
+def heartbeat_name(holder: str) -> str:
+    """Return the name of the heartbeat of a holder of leases."""
+    return f"{HOLDERS}/{holder}"
 
 
 class Link:

@@ -19,7 +19,7 @@ from ..types import RemoteSpec
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-__all__ = ["PART_BYTES", "Listed", "Remote", "RemoteError", "Taken"]
+__all__ = ["PART_BYTES", "Listed", "Remote", "RemoteError", "Report", "Taken"]
 
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _SCHEMES = ("s3", "gs", "az", "file")
@@ -35,6 +35,10 @@ _PART_OF_TIMEOUT = 3.0
 _STREAM_S = 120.0
 """After this a download begins another request where it was: a client has no request without a limit."""
 _RETRIES = 2
+
+
+Report = Callable[[int], None]
+"""Is told of what has been done, by a count: of bytes, objects or records."""
 
 
 class RemoteError(StoreError):
@@ -305,6 +309,3 @@ def _sentence(error: BaseException) -> tuple[str, str, int]:
         return f"it answers {status[1].strip()}", "", 1
     first = said.partition("\n")[0].partition("Debug source:")[0].strip()
     return first[:200] or type(error).__name__, "", 1
-
-
-Progress = Callable[[int], None]

@@ -10,7 +10,7 @@ from queue import SimpleQueue
 
 from ..errors import StoreError
 from .link import Link, RequiredError
-from .remote import RemoteError
+from .remote import RemoteError, Report
 
 __all__ = ["Sending"]
 
@@ -20,7 +20,6 @@ _WAITED_S = 0.5
 _PATIENCE_OF_TIMEOUT = 4.0
 """A request ends after three time limits at most: this is for what never ends, and never moves."""
 
-Report = Callable[[int], None]
 Task = Callable[[Report], bool]
 
 

@@ -22,7 +22,7 @@ from .cas import Claim, Store
 from .folders import sha256_bytes
 from .leases import Leases
 from .link import Link, object_name, record_name
-from .remote import PART_BYTES, part_bytes
+from .remote import PART_BYTES, Report, part_bytes
 from .sending import Sending
 from .transfer import download, read_parts
 
@@ -32,7 +32,6 @@ _REQUESTS_AT_ONCE = 16
 _SMALL_BYTES = 1 << 20
 _MEDIUM_AT_ONCE = 4
 
-Report = Callable[[int], None]
 _Made = TypeVar("_Made")
 
 

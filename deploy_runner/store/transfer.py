@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from hashlib import sha256
 
 from ..errors import StoreError
-from .remote import Remote, RemoteError
+from .remote import Remote, RemoteError, Report
 
 __all__ = ["digest_of", "download", "read_parts"]
 
@@ -25,8 +25,6 @@ _STREAMS = 4
 _BREAKS = 3
 """How often in succession a stream may break without having brought a byte."""
 _HASHED_BYTES = 1 << 20
-
-Report = Callable[[int], None]
 
 
 class _Segment:

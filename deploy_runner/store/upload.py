@@ -12,15 +12,13 @@ from ..types import Json
 from .actions import ActionRecord
 from .inventory import each, record_keys
 from .link import object_name
-from .remote import RemoteError
+from .remote import RemoteError, Report
 from .shared import SharedStore
 
 __all__ = ["PushReport", "Unsent", "push", "unsent", "without_known"]
 
 _AT_ONCE = 4
 """Each may hold the parts of a large object in memory."""
-
-Report = Callable[[int], None]
 
 
 class Unsent(NamedTuple):

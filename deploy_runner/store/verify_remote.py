@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 from ..types import Json
 from .actions import ActionRecord, record_of
 from .inventory import Inventory, each, named_by
 from .link import Link, object_name, record_name
-from .remote import RemoteError
+from .remote import RemoteError, Report
 from .transfer import digest_of
 
 __all__ = ["RemoteVerifyReport", "verify_remote"]
 
 _OBJECTS_AT_ONCE = 4
-
-Report = Callable[[int], None]
 
 
 class RemoteVerifyReport(NamedTuple):
