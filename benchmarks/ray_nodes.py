@@ -1,6 +1,6 @@
 """Stages on a Ray cluster beside bare Ray tasks: `python -m benchmarks.ray_nodes [--quick]`.
 
-Eight nodes of one CPU on this machine, everything warm, a shared cache in a folder. The rounds of all
+Eight nodes of one CPU on this machine, everything warm, one shared cache in a folder. The rounds of all
 contenders are interleaved; figures are medians.
 
 - 64 stages of `sleep 1` beside 64 tasks that sleep.
@@ -60,8 +60,8 @@ def stages(folder: Path, address: str, name: str, count: int, command: str) -> C
     """Return what runs so many stages on the cluster and returns its seconds; none is ever a hit."""
     place, turn = folder / name, iter(range(10**6))
     place.mkdir()
-    remote = folder / f"{name}-remote"
-    remote.mkdir()
+    remote = folder / "remote"
+    remote.mkdir(exist_ok=True)
 
     def run() -> float:
         word = next(turn)

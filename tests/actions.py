@@ -199,8 +199,6 @@ def _script(
             "GITHUB_ACTIONS": "true", "GITHUB_EVENT_NAME": job.event, "GITHUB_REF": job.ref,
             "GITHUB_OUTPUT": str(temp / "output"), "GITHUB_STEP_SUMMARY": str(temp / "summary"), **env, **given,
         },
-        # A shell can't trap what was ignored when it began, as SIGINT is below a job in the background.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     if job.cancel_when is not None and step.get("id") == "run":
         while not job.cancel_when.exists() and process.poll() is None:

@@ -23,6 +23,10 @@ DIGITS = ROOT / "examples" / "digits"
 HELD = DIGITS / "heldout.npz"
 CALIBRATION = DIGITS / "calibration.npz"
 
+# Whatever a test starts can be interrupted, also where the tests are a job in the background of a shell,
+# which has them ignore SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 TEXT_STAGES = '''
 """Stage types on texts, quick enough for every test."""
 from __future__ import annotations
