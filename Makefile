@@ -67,6 +67,7 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.run
 	$(PIP) -e ".[all,dev]"
+	$(BIN)/python -m tests.torchvision_cpu
 	@touch $@
 
 clean:
