@@ -73,7 +73,7 @@ class PathKind:
 
 @dataclass(frozen=True, slots=True)
 class CodeReference:
-    """Marks a `str` annotation as `path/to/file.py:function` of the user's project."""
+    """Marks a `str` annotation as the name of a function: `path/to/file.py:name` or `package.module:name`."""
 
 
 File = Annotated[Path, PathKind("file")]
@@ -83,9 +83,10 @@ Folder = Annotated[Path, PathKind("folder")]
 """The type of an input or output that is a folder."""
 
 Code = Annotated[str, CodeReference()]
-"""The type of a parameter that names a function or class of the project, as `path/to/file.py:name`.
+"""The type of a parameter that names a function or class: `path/to/file.py:name` or `package.module:name`.
 
-Pass its value to `ctx.load`. The file and every local module that it imports are part of the action key.
+Pass its value to `ctx.load`. The file and every local module that it imports are part of the action key,
+and so are the versions of the installed packages that it comes from or imports.
 """
 
 
@@ -187,7 +188,7 @@ class Context:
     def load(self, code: str) -> Any:
         """Return the object that a `Code` parameter names.
 
-        Raises StageError if the file does not exist or does not define the name.
+        Raises StageError if the file does not exist, or nothing there has the name.
         """
         if self._load is None:
             raise StageError(f"{code!r} can't be loaded without a project")

@@ -73,7 +73,7 @@ def run_stage(
     files: dict[str, Path] = {}
     for path, code in code_references(checked):
         assert project is not None, f"{path[0]} needs project="
-        files |= loading.import_closure(project, loading.code_file(code)).files
+        files |= loading.import_closure(project, loading.split(code)[0]).files
     places = {name: made / field.default for name, field in stage.Outputs.model_fields.items()} | {
         name: made / path for name, path in (outputs or {}).items()
     }

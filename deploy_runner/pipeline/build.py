@@ -13,6 +13,7 @@ from ..errors import Problem, SpecError, closest
 from ..registry import Registry
 from ..types import Graph, Json, Resources, Scalar, SourceFile, StageNode
 from ..usercode import loading
+from ..usercode.advice import how_to_install
 from . import interface
 from .drafts import Draft, Ground
 from .expressions import Scope, Variables, resolve, secret_name
@@ -201,7 +202,11 @@ def _code(ground: Ground, draft: Draft, params: BaseModel) -> tuple[tuple[Source
         except ValueError as error:
             ground.say(mark, str(error))
         except FileNotFoundError:
-            ground.say(mark, f"{loading.code_file(code)} does not exist in {ground.folder}")
+            ground.say(mark, f"{loading.split(code)[0]} does not exist in {ground.folder}")
+        except ModuleNotFoundError as error:
+            name = str(error.name)
+            ground.say(mark, f"the module {name} is not installed, nor a file of {ground.folder}",
+                      "" if "." in name else how_to_install(name))  # fmt: skip
         except SyntaxError as error:
             ground.problems.append(Problem(
                 f"not valid Python: {error.msg}", str(error.filename), error.lineno or 1,
@@ -214,18 +219,27 @@ def _code(ground: Ground, draft: Draft, params: BaseModel) -> tuple[tuple[Source
 
 def _closure(ground: Ground, code: str) -> loading.Closure:
     if code not in ground.closures:
-        path, name = loading.split(code)
-        closure = loading.import_closure(ground.folder, path)
-        for file, place in closure.files.items():
-            if stores_file(place, ground.folder, ground.environ):
+        place, name = loading.split(code)
+        closure = loading.import_closure(ground.folder, place)
+        for file, path in closure.files.items():
+            if stores_file(path, ground.folder, ground.environ):
                 raise ValueError(f"{file} belongs to the store and can't be project code")
-        defined = loading.defined_names(closure.files[path])
-        if name not in defined:
-            raise ValueError(f"{path} defines no {name!r}" + (
-                f" ({hint})" if (hint := closest(name, defined)) else ""))  # fmt: skip
+        _require_name(place, name.partition(".")[0], closure)
         ground.closures[code] = closure
         ground.registry.absent.update(closure.absent)
     return ground.closures[code]
+
+
+def _require_name(place: str, name: str, closure: loading.Closure) -> None:
+    """Raise ValueError where the source says that a file or module doesn't define a name."""
+    stem = place.replace(".", "/")
+    sources = [place] if loading.is_file(place) else [f"{stem}.py", f"{stem}/__init__.py"]
+    for source in sources:
+        if source in closure.files:
+            defined = loading.defined_names(closure.files[source])
+            if not {name, "*", "__getattr__"} & set(defined):
+                hint = closest(name, defined)
+                raise ValueError(f"{place} defines no {name!r}" + (f" ({hint})" if hint else ""))
 
 
 def _order(ground: Ground, nodes: dict[str, StageNode]) -> list[str]:

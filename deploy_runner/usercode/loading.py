@@ -12,35 +12,39 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import CodeType, ModuleType
 from typing import Any, NamedTuple
 
-from ..errors import StageError
+from ..errors import StageError, closest
 from . import installed
 from .module_names import is_installed, module_name
 
-__all__ = ["Closure", "code_file", "defined_names", "import_closure", "install", "load", "split"]
+__all__ = ["Closure", "defined_names", "import_closure", "install", "is_file", "load", "split"]
 
 
 def split(code: str) -> tuple[str, str]:
-    """Split `path/to/file.py:name` into its path and its name.
+    """Split `path/to/file.py:name` or `package.module:name` into the file or the module, and the name.
 
-    Raises ValueError where it does not have that form.
+    The name may have dots, as `Net.small` has. Raises ValueError where it has neither form.
     """
-    path, colon, name = code.rpartition(":")
-    parts = PurePosixPath(path).parts
-    if not (colon and path.endswith(".py") and name.isidentifier()):
-        raise ValueError(f"{code!r} is not of the form 'path/to/file.py:function'")
-    if PurePosixPath(path).is_absolute() or ".." in parts:
-        raise ValueError(f"{path!r} is not a path inside the project")
-    return path, name
+    place, colon, name = code.rpartition(":")
+    named = colon and all(part.isidentifier() for part in name.split("."))
+    if named and all(part.isidentifier() for part in place.removesuffix(".py").split(".")):
+        return place, name
+    if not (named and place.endswith(".py")):
+        raise ValueError(
+            f"{code!r} is not of the form 'path/to/file.py:function' or 'package.module:function'"
+        )
+    if PurePosixPath(place).is_absolute() or ".." in PurePosixPath(place).parts:
+        raise ValueError(f"{place!r} is not a path inside the project")
+    return place, name
 
 
-def code_file(code: str) -> str:
-    """Return the file part of a code reference."""
-    return split(code)[0]
+def is_file(place: str) -> bool:
+    """Say whether the first part of a code reference names a file of the project, not a module."""
+    return place.endswith(".py")
 
 
 class Closure(NamedTuple):
@@ -59,13 +63,15 @@ class Closure(NamedTuple):
 def import_closure(root: Path, entry: str, *, relative_only: bool = False) -> Closure:
     """Return `entry` and everything that it imports, of `root` by relative imports alone if asked for so.
 
-    Names of files are POSIX paths relative to `root`, or to the folder of the interpreter's path, sorted.
-    Imports are read from the syntax tree, the ones inside functions too; they are looked up as Python
-    does with `root` and the folder of `entry` first on its path. Raises FileNotFoundError and
+    `entry` is a file of `root`, or a module that Python finds with `root` first on its path. Names of
+    files are POSIX paths relative to `root`, or to the folder of the interpreter's path, sorted. Imports
+    are read from the syntax tree, the ones inside functions too; they are looked up as Python does with
+    `root` and the folder of `entry` first on its path. Raises FileNotFoundError, ModuleNotFoundError and
     SyntaxError (of the user's file).
     """
-    search = _Search(root, () if relative_only else (PurePosixPath(), PurePosixPath(entry).parent))
-    search.follow(entry)
+    folder = PurePosixPath(entry).parent if is_file(entry) else PurePosixPath()
+    search = _Search(root, () if relative_only else (PurePosixPath(), folder))
+    search.follow([entry] if is_file(entry) else search.module(entry))
     files = search.outside | search.found
     return Closure(dict(sorted(files.items())), tuple(sorted(search.owners)), tuple(sorted(search.absent)))
 
@@ -80,8 +86,17 @@ class _Search:
         self._bases = bases
         self._known: set[tuple[str, ...]] = set()
 
-    def follow(self, entry: str) -> None:
-        pending = [entry]
+    def module(self, dotted: str) -> list[str]:
+        """Return the files of a module that is named, none where it was installed."""
+        files = self._resolve("", None, dotted.split("."))
+        top = dotted.partition(".")[0]
+        if not files and not self.owners and top not in sys.stdlib_module_names:
+            raise ModuleNotFoundError(name=dotted if (self._root / top).is_dir() else top)
+        return files
+
+    def follow(self, entries: Sequence[str]) -> None:
+        """Find what files import, and what that imports."""
+        pending = list(entries)
         seen: set[str] = set()
         while pending:
             name = pending.pop()
@@ -237,21 +252,27 @@ def install(files: Mapping[str, Path], digests: Mapping[str, str], entry_dir: st
 
 
 def load(code: str, files: Mapping[str, Path], digests: Mapping[str, str] | None = None) -> Any:
-    """Import the file of a code reference `path/to/file.py:name` from `files` and return the object.
+    """Import what a code reference names, a project's from `files` alone, and return the object.
 
     `digests` are the SHA-256 of the files when the action key was computed; a file that has changed since
     is refused. Raises StageError if the file or the name does not exist.
     """
-    path, name = split(code)
-    if path not in files:
-        raise StageError(f"{path} does not exist in the project")
-    entry_dir = str(PurePosixPath(path).parent)
-    install(files, digests or {}, entry_dir)
-    module = importlib.import_module(module_name(path))
+    place, name = split(code)
+    if is_file(place) and place not in files:
+        raise StageError(f"{place} does not exist in the project")
+    install(files, digests or {}, str(PurePosixPath(place).parent) if is_file(place) else ".")
     try:
-        return getattr(module, name)
-    except AttributeError:
-        raise StageError(f"{path} defines no {name!r}") from None
+        found: Any = importlib.import_module(module_name(place) if is_file(place) else place)
+    except ModuleNotFoundError as error:
+        if error.name != place:
+            raise  # What it imports is missing.
+        raise StageError(f"there is no module {place}") from None
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise StageError(f"{place} defines no {name!r}", fix=closest(part, dir(found))) from None
+    return found
 
 
 def defined_names(path: Path) -> list[str]:

@@ -55,7 +55,8 @@ class CheckpointResumeCheck(Stage):
         """How the model was trained."""
 
         factory: Code = Field(
-            description="the function or class that builds the nn.Module, as path/to/file.py:name"
+            description="the function or class that builds the nn.Module, as path/to/file.py:name "
+            "or, of an installed library, package.module:name"
         )
         kwargs: dict[str, Any] = Field(default={}, description="keyword arguments of the factory")
         optimizer: str | None = Field(

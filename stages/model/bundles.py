@@ -185,7 +185,7 @@ def build_module(factory: Callable[..., Any], kwargs: Mapping[str, Any], name: s
         raise  # Which module, and who imports it, is said where every stage's errors are.
     except Exception as error:
         said = f"{name} fails: {type(error).__name__}: {first_line(error)}{user_line(error)}"
-        raise StageError(said, fix="check its `kwargs`; it must not read files") from error
+        raise StageError(said, fix="check its `kwargs`; it may not read files or download") from error
     if not isinstance(module, nn.Module):
         raise StageError(f"{name} returned {type(module).__name__}, not an nn.Module")
     return module

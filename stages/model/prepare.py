@@ -59,7 +59,8 @@ class ModelPrepare(Stage):
         """The model."""
 
         factory: Code = Field(
-            description="the function or class that builds the nn.Module, as path/to/file.py:name"
+            description="the function or class that builds the nn.Module, as path/to/file.py:name "
+            "or, of an installed library, package.module:name"
         )
         kwargs: dict[str, Any] = Field(default={}, description="keyword arguments of the factory")
         example: Example | dict[str, Example] = Field(

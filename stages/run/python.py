@@ -21,7 +21,7 @@ class RunPython(Stage):
     class Params(StageParams):
         """The step."""
 
-        function: Code = Field(description="the function, as path/to/file.py:name")
+        function: Code = Field(description="the function, as path/to/file.py:name or package.module:name")
         params: dict[str, Any] = Field(default={}, description="keyword arguments for it")
 
     class Inputs(StageInputs):

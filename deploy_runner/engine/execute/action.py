@@ -215,6 +215,8 @@ def _environment(action: Action, environ: Mapping[str, str], cloud: Mapping[str,
         "DEPLOY_RUNNER_STAGE": action.node.id,
         "DEPLOY_RUNNER_SEED": str(int(action.decision.key[:8], 16)),
     }
+    if not action.node.network:
+        env["HF_HUB_OFFLINE"] = "1"  # Else its client retries for a minute.
     if action.gpus:
         env[gpus.VISIBLE] = ",".join(action.gpus)
     return {**env, **cloud, **action.node.env}
