@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from deploy_runner.sdk import (
     Code,
@@ -14,24 +11,19 @@ from deploy_runner.sdk import (
     Field,
     File,
     Folder,
-    GateError,
     Output,
     Stage,
     StageInputs,
     StageOutputs,
-    StageParams,
 )
 
 from . import bundles, loading, state_dicts, tensor_files
-from .checklist import Check, Eager, Ports, batches, checklist, digests
 from .examples import Dynamic, Example, axes_of, ports_of
-from .precision import Precise
-from .variation import Source, explore, output_port
+from .preparing import Asked, Origin, prepare
+from .variation import Source
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from .bundles import Case
 
 
 _SAID = {
@@ -55,7 +47,7 @@ class ModelPrepare(Stage):
     facets = ("arch", "isa")
     extra = "torch"
 
-    class Params(StageParams):
+    class Params(Asked):
         """The model."""
 
         factory: Code = Field(
@@ -71,25 +63,12 @@ class ModelPrepare(Stage):
             description="input → axis → name of a variable size, or {name, multiple_of, min, max} "
             "(default: axis 0 is the batch)",
         )
-        expect_shape: list[int] | dict[str, list[int]] | None = Field(
-            None, description="the output's shape for the example, or one for each output"
-        )
-        nonfinite: Literal["refuse", "allow"] = Field(
-            "refuse",
-            description="whether outputs may hold inf and nan; conversions must keep them",
-        )
-        output_names: list[str] | None = Field(None, description="names of the flattened outputs")
         allow_unexpected: list[str] = Field(
             default=[], description="patterns (`aux.*`) of keys in the weights that the model doesn't have"
         )
         allow_missing: list[str] = Field(
             default=[], description="patterns of the model's keys that keep their initial values"
         )
-        batch_tolerance: float | None = Field(
-            None, ge=0,
-            description="how far a sample's result may depend on its batch "
-            "(default: 1e-4, and for half types 16 units of their rounding)",
-        )  # fmt: skip
 
     class Inputs(StageInputs):
         """The weights."""
@@ -109,38 +88,18 @@ class ModelPrepare(Stage):
         """Build, load, check, run, store."""
         module = bundles.build_module(ctx.load(params.factory), params.kwargs, params.factory)
         loaded = _load(ctx, module, params, inputs.weights)
-        bundles.frozen(module)
+        weights = inputs.weights
+        if loaded.initial or loaded.dropped:  # The bundle's weights are exactly those of the module.
+            weights = ctx.workdir / "weights.safetensors"
+            tensor_files.write(weights, state_dicts.find_state_dict(module, None)[0])
         given, batch, named = ports_of(module, params.example, params.dynamic)
         samples = bundles.read_arrays(inputs.samples) if inputs.samples else None
-        eager, before = Eager(module, params.output_names), digests(module)
-        found = explore(Source(given, batch, samples), axes_of(params.dynamic, given), eager)
-        outs = [output_port(name, dtype, found, batch) for name, dtype in eager.dtypes.items()]
-        ports = Ports([port for port, _ in given], outs)
-        independent = batches(eager, found, ports, params.batch_tolerance, named=named)
-        if not named and batch is not None:
-            ports, independent = _judged(batch, ports, independent)
-        lines = checklist(eager, found, ports, before, independent,
-                          expect_shape=params.expect_shape, nonfinite=params.nonfinite)  # fmt: skip
-        exact = Precise.of(module)
-        described = {
-            "precision": {c.name: exact.allowed(c.inputs, c.outputs, eager.dtypes) for c in found.cases},
-            "axes": [axis.as_dict() for axis in found.axes.values()],
-        }
-        _write(outputs, ctx, inputs, params, ports, described, found.cases)
-        if loaded.initial or loaded.dropped:  # The bundle's weights are exactly those of the module.
-            state = state_dicts.find_state_dict(module, None)[0]
-            tensor_files.write(outputs.model / "weights.safetensors", state)
-        ctx.figure("parameters", sum(p.numel() for p in module.parameters()))
-        _report(ctx, lines, outputs.checklist)
-
-
-def _judged(batch: str, ports: Ports, independent: Check) -> tuple[Ports, Check]:
-    """Say whether what merely stands first is a batch, or a length, or nodes."""
-    if all(port.batch is None for port in ports.outputs):
-        independent = False, "no output has it"
-    if independent[0]:
-        return ports, independent
-    return ports.without_batch(), (True, f"{batch} is not a batch axis: {independent[1]}")
+        packages = {n: v for n, v in ctx.packages.items() if n not in self.packages}
+        prepare(
+            ctx, module, Source(given, batch, samples), axes_of(params.dynamic, given), params,
+            Origin(params.factory, params.kwargs, ctx.code_files, packages, weights),
+            outputs.model, outputs.checklist, named=named,
+        )  # fmt: skip
 
 
 def _load(ctx: Context, module: nn.Module, params: ModelPrepare.Params, weights: Path) -> loading.Loaded:
@@ -156,45 +115,3 @@ def _load(ctx: Context, module: nn.Module, params: ModelPrepare.Params, weights:
             ctx.figure(name, said)
             ctx.log(f"{_SAID[name]}: {said if isinstance(said, str) else ', '.join(said)}")
     return loaded
-
-
-def _report(ctx: Context, lines: Mapping[str, Check], path: Path) -> None:
-    """Write the checklist and record it. Raises GateError where a line doesn't hold."""
-    table = {name: {"ok": ok, "detail": detail} for name, (ok, detail) in lines.items()}
-    path.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    shown = {n: {"result": "pass" if ok else "fail", "detail": said} for n, (ok, said) in lines.items()}
-    ctx.figure("checks", len(lines))
-    ctx.figure("checklist", shown)  # type: ignore[arg-type]
-    failed = [f"{name} ({detail})" for name, (ok, detail) in lines.items() if not ok]
-    if failed:
-        raise GateError(f"the pre-save checklist failed: {'; '.join(failed)}")
-
-
-def _write(
-    outputs: ModelPrepare.Outputs,
-    ctx: Context,
-    inputs: ModelPrepare.Inputs,
-    params: ModelPrepare.Params,
-    ports: Ports,
-    described: Mapping[str, Any],
-    cases: Sequence[Case],
-) -> None:
-    folder = outputs.model
-    folder.mkdir(exist_ok=True)
-    shutil.copyfile(inputs.weights, folder / "weights.safetensors")
-    for name, path in sorted(ctx.code_files.items()):
-        place = folder / "code" / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, place)
-    data = {
-        "factory": params.factory,
-        "kwargs": params.kwargs,
-        # Nothing reads them: they make the keys of the conversions depend on what the code imports.
-        "packages": {n: v for n, v in ctx.packages.items() if n not in ModelPrepare.packages},
-        "inputs": [port.as_dict() for port in ports.inputs],
-        "outputs": [port.as_dict() for port in ports.outputs],
-        **described,
-    }
-    text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False)
-    (folder / "bundle.json").write_text(text + "\n", "utf-8")
-    bundles.write_cases(folder / "reference.npz", cases)

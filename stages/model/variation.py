@@ -75,10 +75,22 @@ class Source:
 
         if self._samples is None:
             return {
-                port.name: noise(shape_of(port, sizes), example, (index, position))
+                port.name: noise(
+                    shape_of(port, sizes), example, (index, position),
+                    name=port.name, longest=self._longest(port, sizes),
+                )
                 for position, (port, example) in enumerate(self.ports)
-            }
+            }  # fmt: skip
         return {p.name: tiled(self._samples[p.name], p, sizes, shift=index) for p, _ in self.ports}
+
+    def _longest(self, port: Port, sizes: Sizes) -> int:
+        """Return how long a sample may be: the smallest size of the other inputs' first axis of their own."""
+        shapes = [
+            [n for axis, n in enumerate(shape_of(other, sizes)) if other.dynamic.get(axis) != self.batch]
+            for other, _ in self.ports
+            if other is not port
+        ]
+        return min((shape[0] for shape in shapes if shape), default=1)
 
     def name(self, sizes: Sizes) -> str:
         """Return a case's name, of its sizes."""

@@ -1,0 +1,126 @@
+"""Check a module that has its weights, run it at several sizes, and write its bundle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from deploy_runner.sdk import Context, Field, GateError, StageParams
+
+from . import bundles
+from .axes import Axis
+from .checklist import Check, Eager, Ports, batches, checklist, digests
+from .precision import Precise
+from .variation import Source, explore, output_port
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .bundles import Case
+
+__all__ = ["Asked", "Origin", "prepare"]
+
+
+class Asked(StageParams):
+    """What the user says of the model's outputs."""
+
+    expect_shape: list[int] | dict[str, list[int]] | None = Field(
+        None, description="the output's shape for the example, or one for each output"
+    )
+    nonfinite: Literal["refuse", "allow"] = Field(
+        "refuse",
+        description="whether outputs may hold inf and nan; conversions must keep them",
+    )
+    output_names: list[str] | None = Field(None, description="names of the flattened outputs")
+    batch_tolerance: float | None = Field(
+        None, ge=0,
+        description="how far a sample's result may depend on its batch "
+        "(default: 1e-4, and for half types 16 units of their rounding)",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """How the module is built again: its factory, the files and packages which that needs, the weights."""
+
+    factory: str
+    kwargs: Mapping[str, Any]
+    code: Mapping[str, Path]
+    packages: Mapping[str, str]
+    weights: Path
+
+
+def prepare(
+    ctx: Context, module: nn.Module, source: Source, axes: Mapping[str, Axis], asked: Asked, origin: Origin,
+    folder: Path, report: Path, *, named: bool,
+) -> None:  # fmt: skip
+    """Write the bundle into `folder` and the checklist as `report`.
+
+    `named` says that the batch is called so. Raises GateError where a line of the checklist doesn't hold.
+    """
+    bundles.frozen(module)
+    eager, before, batch = Eager(module, asked.output_names), digests(module), source.batch
+    found = explore(source, axes, eager)
+    outs = [output_port(name, dtype, found, batch) for name, dtype in eager.dtypes.items()]
+    ports = Ports([port for port, _ in source.ports], outs)
+    independent = batches(eager, found, ports, asked.batch_tolerance, named=named)
+    if not named and batch is not None:
+        ports, independent = _judged(batch, ports, independent)
+    lines = checklist(eager, found, ports, before, independent,
+                      expect_shape=asked.expect_shape, nonfinite=asked.nonfinite)  # fmt: skip
+    exact = Precise.of(module)
+    described = {
+        "precision": {c.name: exact.allowed(c.inputs, c.outputs, eager.dtypes) for c in found.cases},
+        "axes": [axis.as_dict() for axis in found.axes.values()],
+    }
+    _write(folder, origin, ports, described, found.cases)
+    ctx.figure("parameters", sum(p.numel() for p in module.parameters()))
+    _report(ctx, lines, report)
+
+
+def _judged(batch: str, ports: Ports, independent: Check) -> tuple[Ports, Check]:
+    """Say whether what merely stands first is a batch, or a length, or nodes."""
+    if all(port.batch is None for port in ports.outputs):
+        independent = False, "no output has it"
+    if independent[0]:
+        return ports, independent
+    return ports.without_batch(), (True, f"{batch} is not a batch axis: {independent[1]}")
+
+
+def _report(ctx: Context, lines: Mapping[str, Check], path: Path) -> None:
+    """Write the checklist and record it. Raises GateError where a line doesn't hold."""
+    table = {name: {"ok": ok, "detail": detail} for name, (ok, detail) in lines.items()}
+    path.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    shown = {n: {"result": "pass" if ok else "fail", "detail": said} for n, (ok, said) in lines.items()}
+    ctx.figure("checks", len(lines))
+    ctx.figure("checklist", shown)  # type: ignore[arg-type]
+    failed = [f"{name} ({detail})" for name, (ok, detail) in lines.items() if not ok]
+    if failed:
+        raise GateError(f"the pre-save checklist failed: {'; '.join(failed)}")
+
+
+def _write(
+    folder: Path, origin: Origin, ports: Ports, described: Mapping[str, Any], cases: Sequence[Case]
+) -> None:
+    folder.mkdir(exist_ok=True)
+    shutil.copyfile(origin.weights, folder / "weights.safetensors")
+    for name, path in sorted(origin.code.items()):
+        place = folder / "code" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
+    data = {
+        "factory": origin.factory,
+        "kwargs": origin.kwargs,
+        # Nothing reads them: they make the keys of the conversions depend on what the code imports.
+        "packages": dict(origin.packages),
+        "inputs": [port.as_dict() for port in ports.inputs],
+        "outputs": [port.as_dict() for port in ports.outputs],
+        **described,
+    }
+    text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False)
+    (folder / "bundle.json").write_text(text + "\n", "utf-8")
+    bundles.write_cases(folder / "reference.npz", cases)
