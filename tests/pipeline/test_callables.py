@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import Project
-from tests.pipeline.test_outside_code import installed
+from tests.installed import installed
 
 EXPORTED = """
 weights: {{uses: checkpoint.state_dict, inputs: {{checkpoint: weights.pt}}}}
