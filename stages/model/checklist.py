@@ -101,10 +101,13 @@ def digests(module: nn.Module) -> dict[str, str]:
 
 
 def checklist(
-    eager: Eager, found: Variation, ports: Ports, before: Mapping[str, str], independent: Check, *,
-    expect_shape: Shapes | None, nonfinite: str,
+    eager: Eager, found: Variation, ports: Ports, before: Mapping[str, str], independent: Check,
+    others: Mapping[str, Any], *, expect_shape: Shapes | None, nonfinite: str,
 ) -> dict[str, Check]:  # fmt: skip
-    """Return the lines by name; `before` are the digests from before the first run."""
+    """Return the lines by name.
+
+    `before` are the digests from before the first run, `others` inputs of the first case's sizes.
+    """
     module = eager.module
     training = [name for name, part in module.named_modules() if part.training]
     tensors = [*module.named_parameters(), *module.named_buffers()]
@@ -120,6 +123,7 @@ def checklist(
         "dynamic axes": (True, str(found)),
         "deterministic": _deterministic(eager, found.cases[0]),
         "no training-only state": _unchanged(before, digests(module)),
+        "outputs depend on inputs": _dependent(eager, found.cases[0], others),
     }
 
 
@@ -133,6 +137,25 @@ def _deterministic(eager: Eager, case: Case) -> Check:
     again = eager(case.inputs)
     same = all(np.array_equal(again[n], a, equal_nan=True) for n, a in case.outputs.items())
     return same, "two runs, identical bits" if same else "two runs differ: the model uses random numbers"
+
+
+def _dependent(eager: Eager, case: Case, others: Mapping[str, Any]) -> Check:
+    """Say which inputs can be exchanged for others without any effect; all of them must not be."""
+    import numpy as np
+
+    tried = [name for name, array in others.items() if not np.array_equal(array, case.inputs[name])]
+    floats = [name for name, array in case.outputs.items() if array.dtype.kind in "fcV" and array.size]
+    silent = []
+    for name in tried if floats else []:
+        try:
+            outputs = eager({**case.inputs, name: others[name]})
+        except StageError:  # Lengths, say, that go with no other values.
+            continue
+        if all(np.array_equal(outputs[n], a, equal_nan=True) for n, a in case.outputs.items()):
+            silent.append(name)
+    if silent and len(silent) == len(tried):
+        return False, "no output depends on any input: part of the model may never have been loaded"
+    return True, f"no output depends on {', '.join(silent)}" if silent else "on every input that was varied"
 
 
 def _unchanged(before: Mapping[str, str], after: Mapping[str, str]) -> Check:

@@ -70,7 +70,8 @@ def prepare(
     independent = batches(eager, found, ports, asked.batch_tolerance, named=named)
     if not named and batch is not None:
         ports, independent = _judged(batch, ports, independent)
-    lines = checklist(eager, found, ports, before, independent,
+    others = source.arrays(found.sizes[0], len(found.cases))
+    lines = checklist(eager, found, ports, before, independent, others,
                       expect_shape=asked.expect_shape, nonfinite=asked.nonfinite)  # fmt: skip
     exact = Precise.of(module)
     described = {

@@ -249,7 +249,7 @@ def test_several_inputs_and_a_dict_of_outputs_keep_their_names(tmp_path: Path) -
 
 def test_tied_weights_fit_the_model_again(tmp_path: Path) -> None:
     made = bundle(tmp_path, "tied", example={"shape": [1, 3], "dtype": "int64", "high": 7})
-    assert made.figures["checks"] == 9
+    assert made.figures["checks"] == 10
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,8 +208,7 @@ def test_what_cannot_be_right_is_one_sentence(
 ) -> None:
     folder = tmp_path / "folder"
     make(folder)
-    with pytest.raises(StageError) as refusal:
+    with pytest.raises(StageError, match=re.escape(said)) as refusal:
         prepared(folder, tmp_path, **params)
-    assert said in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert not (folder / "ran").exists()
