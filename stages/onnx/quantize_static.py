@@ -20,9 +20,9 @@ from deploy_runner.sdk import (
     first_line,
 )
 
-from ..model import bundles, calibration, fresh_inputs, judging
+from ..model import bundles, calibration, fresh_inputs, judging, protos
 from ..model.calibration import Method, Samples, Source
-from . import int8, protos
+from . import int8
 
 if TYPE_CHECKING:
     import onnx

@@ -22,8 +22,8 @@ from deploy_runner.sdk import (
     first_line,
 )
 
-from ..model import calibration, fresh_inputs, plot
-from . import int8, protos
+from ..model import calibration, fresh_inputs, plot, protos
+from . import int8
 
 _SHOWN = 30
 

@@ -7,8 +7,7 @@ from typing import Any
 
 from deploy_runner.sdk import StageError
 
-from ..model import axes, bundles
-from ..onnx import external, protos
+from ..model import axes, bundles, external, protos
 
 __all__ = ["model_files"]
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from deploy_runner.sdk import Context, StageError
 
-from ..model import bundles
+from ..model import bundles, protos
 from ..model.compare import Model
-from ..onnx import protos
 from ..torch import torchscript
 
 _SUFFIXES = ".onnx, .pt, .pt2, .ptl or .pte"

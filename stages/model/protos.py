@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from deploy_runner.sdk import StageError, closest, first_line
 
-from ..model.compare import Model
+from .compare import Model
 
 if TYPE_CHECKING:
     import onnx
