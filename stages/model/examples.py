@@ -106,7 +106,7 @@ def noise(shape: Sequence[int], example: Example, seed: tuple[int, int]) -> Any:
     return generator.integers(0, example.high, shape).astype(example.dtype)
 
 
-def chosen_samples(ports: Sequence[tuple[Port, Example]], samples: Mapping[str, Any]) -> dict[str, Any]:
+def chosen_samples(ports: Sequence[tuple[Port, Any]], samples: Mapping[str, Any]) -> dict[str, Any]:
     """Return the array of each input, `x` for the only one, as many samples of each as all have.
 
     Raises StageError for one that is missing, or has sizes that the example doesn't have.

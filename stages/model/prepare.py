@@ -14,7 +14,6 @@ from deploy_runner.sdk import (
     Field,
     File,
     Folder,
-    GateError,
     Output,
     Stage,
     StageInputs,
@@ -23,7 +22,7 @@ from deploy_runner.sdk import (
 )
 
 from . import bundles, loading, state_dicts, tensor_files
-from .checklist import Check, Eager, Ports, batches, checklist, digests
+from .checklist import Eager, Ports, batches, checklist, digests, judged, record
 from .examples import Dynamic, Example, axes_of, ports_of
 from .precision import Precise
 from .variation import Source, explore, output_port
@@ -117,7 +116,7 @@ class ModelPrepare(Stage):
         ports = Ports([port for port, _ in given], outs)
         independent = batches(eager, found, ports, params.batch_tolerance, named=named)
         if not named and batch is not None:
-            ports, independent = _judged(batch, ports, independent)
+            ports, independent = judged(batch, ports, independent)
         lines = checklist(eager, found, ports, before, independent,
                           expect_shape=params.expect_shape, nonfinite=params.nonfinite)  # fmt: skip
         exact = Precise.of(module)
@@ -130,16 +129,7 @@ class ModelPrepare(Stage):
             state = state_dicts.find_state_dict(module, None)[0]
             tensor_files.write(outputs.model / "weights.safetensors", state)
         ctx.figure("parameters", sum(p.numel() for p in module.parameters()))
-        _report(ctx, lines, outputs.checklist)
-
-
-def _judged(batch: str, ports: Ports, independent: Check) -> tuple[Ports, Check]:
-    """Say whether what merely stands first is a batch, or a length, or nodes."""
-    if all(port.batch is None for port in ports.outputs):
-        independent = False, "no output has it"
-    if independent[0]:
-        return ports, independent
-    return ports.without_batch(), (True, f"{batch} is not a batch axis: {independent[1]}")
+        record(ctx, lines, outputs.checklist)
 
 
 def _load(ctx: Context, module: nn.Module, params: ModelPrepare.Params, weights: Path) -> loading.Loaded:
@@ -155,18 +145,6 @@ def _load(ctx: Context, module: nn.Module, params: ModelPrepare.Params, weights:
             ctx.figure(name, said)
             ctx.log(f"{_SAID[name]}: {said if isinstance(said, str) else ', '.join(said)}")
     return loaded
-
-
-def _report(ctx: Context, lines: Mapping[str, Check], path: Path) -> None:
-    """Write the checklist and record it. Raises GateError where a line doesn't hold."""
-    table = {name: {"ok": ok, "detail": detail} for name, (ok, detail) in lines.items()}
-    path.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    shown = {n: {"result": "pass" if ok else "fail", "detail": said} for n, (ok, said) in lines.items()}
-    ctx.figure("checks", len(lines))
-    ctx.figure("checklist", shown)  # type: ignore[arg-type]
-    failed = [f"{name} ({detail})" for name, (ok, detail) in lines.items() if not ok]
-    if failed:
-        raise GateError(f"the pre-save checklist failed: {'; '.join(failed)}")
 
 
 def _write(

@@ -34,6 +34,9 @@ def onnx_file(path: Path) -> Path:
     if path.is_file():
         return path
     file = path / FILE_NAME
+    others = sorted(path.glob("*.onnx"))
+    if not file.is_file() and len(others) == 1:
+        return others[0]
     if not file.is_file():
         raise StageError(f"the folder {path.name} contains no {FILE_NAME}",
                          fix="use the output `model` of an onnx stage")  # fmt: skip
@@ -41,8 +44,11 @@ def onnx_file(path: Path) -> Path:
 
 
 def size_bytes(path: Path) -> int:
-    """Return the size of a model with its external data."""
-    return sum(f.stat().st_size for f in ([path] if path.is_file() else path.rglob("*")) if f.is_file())
+    """Return the size of a model with its external data; a bundle of model.onnx is more than its model."""
+    files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
+    if (path / FILE_NAME).is_file():
+        files = [f for f in files if f.name not in ("bundle.json", "reference.npz")]
+    return sum(f.stat().st_size for f in files)
 
 
 def load_proto(path: Path, *, weights: bool = True) -> onnx.ModelProto:
@@ -81,17 +87,23 @@ def move_proto(model: onnx.ModelProto, source: Path, folder: Path) -> Path:
 
     External data, in `source`, is gathered in one file without being read into memory.
     """
-    tensors = [tensor for tensor in all_tensors(model.graph) if tensor.data_location == 1]
-    if not tensors:
+    if not gather_data(model, source, folder):
         return save_proto(model, folder)
     clean(model)
-    folder.mkdir(exist_ok=True)
-    with (folder / DATA_NAME).open("wb") as data:
-        for tensor in tensors:
-            _append(tensor, source, data)
     file = folder / FILE_NAME
     file.write_bytes(model.SerializeToString(deterministic=True))
     return file
+
+
+def gather_data(model: onnx.ModelProto, source: Path, folder: Path) -> bool:
+    """Copy the external data of a model from `source` into one file of a folder; say if there is any."""
+    tensors = [tensor for tensor in all_tensors(model.graph) if tensor.data_location == 1]
+    if tensors:
+        folder.mkdir(exist_ok=True)
+        with (folder / DATA_NAME).open("wb") as data:
+            for tensor in tensors:
+                _append(tensor, source, data)
+    return bool(tensors)
 
 
 def _append(tensor: onnx.TensorProto, source: Path, data: BinaryIO) -> None:
@@ -191,7 +203,7 @@ def session(path: Path, *, threads: int, lean: bool = False) -> onnxruntime.Infe
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # Errors are raised.
     if lean:
         options.add_session_config_entry("session.disable_prepacking", "1")
     try:

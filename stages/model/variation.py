@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deploy_runner.sdk import StageError
 
 from .axes import Axis, axis_of, candidates, follow, learned
 from .bundles import Case, Port, tiled
-
-if TYPE_CHECKING:
-    from .examples import Example
 
 Sizes = dict[str, int]
 Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -33,7 +30,7 @@ class Source:
     """
 
     def __init__(
-        self, ports: Sequence[tuple[Port, Example]], batch: str | None, samples: Mapping[str, Any] | None
+        self, ports: Sequence[tuple[Port, Any]], batch: str | None, samples: Mapping[str, Any] | None
     ) -> None:
         from .examples import chosen_samples
 
@@ -71,14 +68,22 @@ class Source:
 
         No two inputs have the same values: a conversion that exchanges them must be seen.
         """
-        from .examples import noise
-
         if self._samples is None:
             return {
-                port.name: noise(shape_of(port, sizes), example, (index, position))
-                for position, (port, example) in enumerate(self.ports)
+                port.name: self.drawn(position, sizes, index) for position, (port, _) in enumerate(self.ports)
             }
         return {p.name: tiled(self._samples[p.name], p, sizes, shift=index) for p, _ in self.ports}
+
+    def drawn(self, position: int, sizes: Sizes, index: int) -> Any:
+        """Return made-up values of one input."""
+        from .examples import noise
+
+        port, example = self.ports[position]
+        return noise(shape_of(port, sizes), example, (index, position))
+
+    def advice(self, label: str, size: int) -> str:
+        """Say what to do about an axis that has one size only."""
+        return f"remove it from `dynamic`, or declare {{name: {label}, multiple_of: N, min: N, max: N}}"
 
     def name(self, sizes: Sizes) -> str:
         """Return a case's name, of its sizes."""
@@ -165,10 +170,7 @@ class _Explorer:
         )
         said = f"the dynamic axis {label!r} ({where}) works only with size {self.first[label]}; also tried: "
         why = f" ({self.error})" if self.error else ""
-        return StageError(
-            f"{said}{tried}{why}",
-            fix=f"remove it from `dynamic`, or declare {{name: {label}, multiple_of: N, min: N, max: N}}",
-        )
+        return StageError(f"{said}{tried}{why}", fix=self.source.advice(label, self.first[label]))
 
 
 def explore(source: Source, axes: Mapping[str, Axis], run: Run) -> Variation:
