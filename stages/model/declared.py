@@ -23,6 +23,7 @@ __all__ = [
     "named",
     "only_true_inputs",
     "refuse_foreign_types",
+    "sums",
     "write_axes",
 ]
 
@@ -34,6 +35,7 @@ _TYPES = {
 """onnxruntime's words for the types that an .npz can hold → NumPy's."""
 
 _LABEL = re.compile(r"\w[^/{}$]*")
+_NUMBERED = re.compile(r"(s|d|u|dim_?|unk_*|axis_?|dynamic_axes_|sym_?|_)?\d+")
 _PICTURE = {2: "height", 3: "width"}
 
 
@@ -58,14 +60,18 @@ class Input:
 
 def only_true_inputs(model: onnx.ModelProto) -> None:
     """Take weights out of the graph's inputs, where IR versions below 4 had to list them."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    weights |= {sparse.values.name for sparse in model.graph.sparse_initializer}
+    weights = _weights(model)
     kept = [value for value in model.graph.input if value.name not in weights]
     if len(kept) < len(model.graph.input):
         del model.graph.input[:]
         model.graph.input.extend(kept)
     if weights:
         model.ir_version = max(model.ir_version, 4)
+
+
+def _weights(model: onnx.ModelProto) -> set[str]:
+    dense = {tensor.name for tensor in model.graph.initializer}
+    return dense | {sparse.values.name for sparse in model.graph.sparse_initializer}
 
 
 def refuse_foreign_types(opened: Any) -> None:
@@ -80,14 +86,18 @@ def refuse_foreign_types(opened: Any) -> None:
             raise StageError(f"the {what} {value.name!r} is {value.type}, not a tensor of numbers", fix=fix)
 
 
-def inputs_of(model: onnx.ModelProto, opened: Any, samples: Mapping[str, Any] | None) -> list[Input]:
-    """Return a file's inputs. Raises StageError where there is none, or one declares no shape.
+def inputs_of(model: onnx.ModelProto, samples: Mapping[str, Any] | None = None) -> list[Input]:
+    """Return a file's inputs that are no weights. Raises StageError where there is none, or one has no shape.
 
     `samples` say the number of axes then. Labels are made fit for the names of cases and members of zips.
     """
-    types = {value.name: _TYPES[value.type] for value in opened.get_inputs()}
+    from onnx import helper
+
+    weights = _weights(model)
     found = []
     for value in model.graph.input:
+        if value.name in weights:
+            continue
         tensor = value.type.tensor_type
         dims = tuple(_dim(dim) for dim in tensor.shape.dim)
         if not tensor.HasField("shape"):
@@ -96,7 +106,7 @@ def inputs_of(model: onnx.ModelProto, opened: Any, samples: Mapping[str, Any] | 
                 raise StageError(f"the input {value.name!r} declares no shape",
                                  fix=f"give `samples`, an .npz with the array {value.name!r}")  # fmt: skip
             dims = (None,) * given.ndim
-        found.append(Input(value.name, types[value.name], dims))
+        found.append(Input(value.name, helper.tensor_dtype_to_np_dtype(tensor.elem_type).name, dims))
     if not found:
         raise StageError("the model has no input: it computes the same for everybody")
     return found
@@ -144,30 +154,64 @@ def _plain(name: str) -> str:
     return re.sub(r"\W+", "_", name)[:48] or "input"
 
 
+def sums(inputs: Sequence[Input]) -> dict[str, list[str | int]]:
+    """Return label → the labels and numbers that it is the sum of, such as `past_length + 1`.
+
+    A `total` is one too, where there is a `past` and something that is added to it.
+    """
+    labels = sorted({label for given in inputs for label in given.labels.values()})
+    found: dict[str, list[str | int]] = {}
+    for label in labels:
+        parts = [part.strip() for part in label.split("+")]
+        if len(parts) > 1 and all(part in labels or part.isdecimal() for part in parts):
+            found[label] = [int(part) if part.isdecimal() else part for part in parts]
+        elif label.startswith("total_"):
+            rest = label.removeprefix("total_")
+            if {rest, f"past_{rest}"} <= {*labels}:
+                found[label] = [f"past_{rest}", rest]
+    return found
+
+
 def linkings(inputs: Sequence[Input]) -> Iterator[dict[str, str]]:
-    """Yield label → the label whose size it shares, from what the file says to what it may mean.
+    """Yield label → the label whose size it shares: ways to read the file, the likeliest first.
 
     Exporters give axes of one size labels of their own: of the samples of every input, those of the
-    states of a recurrent net, the length of ids and of their mask.
+    states of a recurrent net, the length of ids and of their mask. What an exporter numbered is taken for
+    the samples wherever it stands first, before the file is taken at its word.
     """
     labels = [given.labels for given in inputs]
     first = next((found for found in labels if found), {})
     samples = next((label for found in labels for label in found.values() if names_samples(label)), None)
     samples = samples or first.get(0)
-    seen: list[dict[str, str]] = [{}]
-    yield {}
-    if samples is None:
-        return
-    stands = {found[0]: samples for found in labels if 0 in found}
-    states = {next(iter(found.values())): samples for found in labels if found and 0 not in found}
-    ids = [found[1] for given, found in zip(inputs, labels, strict=True)
-           if 1 in found and not given.dtype.startswith("float")]  # fmt: skip
-    lengths = dict.fromkeys(ids, ids[0]) if ids else {}
-    for links in (stands, stands | states, stands | states | lengths):
-        told = {label: other for label, other in links.items() if label != other}
+    ways: list[dict[str, str]] = [{}]
+    if samples is not None:
+        stands = {found[0]: samples for found in labels if 0 in found}
+        states = {next(iter(found.values())): samples for found in labels if found and 0 not in found}
+        lengths = _lengths(inputs)
+        ways += [stands, stands | lengths, stands | states, stands | states | lengths]
+        if all(_NUMBERED.fullmatch(label) for label in (*stands, *lengths)):
+            ways[:0] = [stands | lengths, stands]
+    seen: list[dict[str, str]] = []
+    for way in ways:
+        told = {label: other for label, other in way.items() if label != other}
         if told not in seen:
             seen.append(told)
             yield told
+
+
+def _lengths(inputs: Sequence[Input]) -> dict[str, str]:
+    """Return the labels of ids and of what goes with them, a mask or positions; a decoder has its own."""
+    links: dict[str, str] = {}
+    for decodes in (False, True):
+        found = [
+            given.labels[1]
+            for given in inputs
+            if 1 in given.labels
+            and not given.dtype.startswith("float")
+            and given.name.startswith("decoder") == decodes
+        ]
+        links |= dict.fromkeys(found, found[0]) if found else {}
+    return links
 
 
 def write_axes(model: onnx.ModelProto, ports: Mapping[str, Port], new: Mapping[str, str | int]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +12,15 @@ from . import probing
 from .axes import Axis, axis_of, batch_label, merged
 from .bundles import Case, Port
 from .compare import Model
-from .declared import Input, linkings, named
-from .probing import Probe, Sizes
-from .values import Invented, Kind, kind_of
+from .declared import Input, linkings, named, sums
+from .probing import Options, Probe, Sizes
+from .values import Invented, Kind, kind_of, with_sums
 from .variation import Variation, explore
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Asked", "Explored", "explored"]
+__all__ = ["Asked", "Explored", "explored", "taken"]
 
 _FIXED_CASES = 4
 """Cases of a model whose sizes are all fixed."""
@@ -39,8 +39,8 @@ class Asked:
 class Explored:
     """What was found: the inputs with their sizes, the cases, and how they came about.
 
-    `named` says that the batch is called so in the file, `new` maps labels of the file to others or to the
-    only size, `invented` are labels that the file doesn't have.
+    `named` says that the batch is called so in the file; `new` maps labels of the file to others or to the
+    only size; the sizes of `guessed` were found by trying.
     """
 
     ports: list[Port]
@@ -48,8 +48,8 @@ class Explored:
     batch: str | None
     named: bool
     kinds: Mapping[str, Kind]
-    new: Mapping[str, str | int]
-    invented: set[str]
+    guessed: Sequence[str] = ()
+    new: Mapping[str, str | int] = field(default_factory=dict)
 
 
 def explored(
@@ -61,19 +61,42 @@ def explored(
     Axes with labels of their own share a size where the model wants it. Raises StageError with the line to
     write where no sizes are found.
     """
+    refusals: list[StageError] = []
+    for links, search in _searches(model, declared, run, asked, samples):
+        try:
+            return replace(search.found(), new={**links, **asked.fixed})
+        except StageError as error:
+            refusals.append(error)
+    raise next((error for error in refusals if not isinstance(error, _NothingFits)), refusals[0])
+
+
+def taken(model: onnx.ModelProto, declared: Sequence[Input], run: Model) -> list[Mapping[str, Any]]:
+    """Return inputs that a model takes, at two sizes of each axis if it takes two. Raises StageError."""
+    try:
+        return [case.inputs for case in explored(model, declared, run, Asked(), None).variation.cases]
+    except StageError as error:
+        for _, search in _searches(model, declared, run, Asked(), None):
+            try:
+                return [search.arrays(search.first())]
+            except StageError:
+                continue
+        raise error
+
+
+def _searches(
+    model: onnx.ModelProto, declared: Sequence[Input], run: Model, asked: Asked,
+    samples: Mapping[str, Any] | None,
+) -> Iterator[tuple[dict[str, str], _Search]]:  # fmt: skip
+    """Yield a search for each way to read the labels, and which of them share a size then."""
     inputs, invented = named(declared)
     _check(asked, inputs)
+    parts = sums(inputs)
     inputs = [given.relabelled(asked.fixed) for given in inputs]
-    errors: list[StageError] = []
     for links in linkings(inputs):
-        try:
-            linked = [given.relabelled(links) for given in inputs]
-            found = _Search(model, linked, run, _linked(asked, links), samples, invented).found()
-        except StageError as error:
-            errors.append(error)
-        else:
-            return replace(found, new={**links, **asked.fixed}, invented=invented)
-    raise next((error for error in errors if not isinstance(error, _NothingFits)), errors[0])
+        new: dict[str, str | int] = {**links, **asked.fixed}
+        added = {n: [new.get(str(part), part) for part in p] for n, p in parts.items() if n not in new}
+        linked = [given.relabelled(links) for given in inputs]
+        yield links, _Search(model, linked, run, _linked(asked, links), samples, added, invented)
 
 
 class _NothingFits(StageError):
@@ -100,38 +123,62 @@ def _linked(asked: Asked, links: Mapping[str, str]) -> Asked:
     return Asked({}, axes, {links.get(label, label): size for label, size in asked.examples.items()})
 
 
-@dataclass(frozen=True)
 class _Search:
-    """The search under one way to link the axes."""
+    """The search under one way to read the labels."""
 
-    model: onnx.ModelProto
-    inputs: Sequence[Input]
-    run: Model
-    asked: Asked
-    samples: Mapping[str, Any] | None
-    invented: set[str]
+    def __init__(
+        self, model: onnx.ModelProto, inputs: Sequence[Input], run: Model, asked: Asked,
+        samples: Mapping[str, Any] | None, sums: Mapping[str, Sequence[str | int]], invented: set[str],
+    ) -> None:  # fmt: skip
+        self.model, self.inputs, self.run = model, inputs, run
+        self.asked, self.samples, self.sums = asked, samples, sums
+        self.batch, said = batch_label([given.labels for given in inputs])
+        self.named = said and self.batch not in invented
+        labels = sorted({label for given in inputs for label in given.labels.values()} - {*sums})
+        self.axes = {label: asked.axes.get(label, Axis(label)) for label in labels}
+        self.kinds = {i.name: kind_of(model, i.name, i.dtype, len(i.dims)) for i in inputs}
 
     def found(self) -> Explored:
-        """Return the cases."""
-        batch, said = batch_label([given.labels for given in self.inputs])
-        labels = sorted({label for given in self.inputs for label in given.labels.values()})
-        axes = {label: self.asked.axes.get(label, Axis(label)) for label in labels}
-        kinds = {i.name: kind_of(self.model, i.name, i.dtype, len(i.dims)) for i in self.inputs}
-        sizes = self._of_samples() if self.samples else self._first(axes, batch, kinds)
-        source = Invented(self._ports(sizes, batch), kinds, batch, self.samples)
-        variation = explore(source, axes, self.run)
-        if not axes:
-            variation.cases += self._further(kinds)
+        """Return the cases. Raises StageError where there are none of two sizes of each axis."""
+        sizes = self._of_samples() if self.samples else self.first()
+        source = self._source(sizes, self.samples)
+        variation = explore(source, self.axes, self.run)
+        if not self.axes:
+            variation.cases += self._further()
             variation.sizes += [{}] * (len(variation.cases) - 1)
-        named_ = said and batch not in self.invented
-        return Explored([port for port, _ in source.ports], variation, batch, named_, kinds, {}, set())
+        guessed = (
+            [] if self.samples else [n for n in self.axes if n not in {self.batch, *self.asked.examples}]
+        )
+        ports = [port for port, _ in source.ports]
+        return Explored(ports, variation, self.batch, self.named, self.kinds, guessed)
 
-    def _ports(self, sizes: Sizes, batch: str | None) -> list[Port]:
-        return [
-            Port(given.name, given.dtype, shape, given.labels, axis_of(given.labels, batch))
+    def first(self) -> Sizes:
+        """Return sizes of all axes at which the model runs, with two samples. Raises StageError."""
+        options = dict(probing.options_of(self.model, self.inputs, self.axes, self.asked.examples))
+        fixed: Sizes = {}
+        if self.batch is not None:
+            options.pop(self.batch, None)
+            fixed = {self.batch: self.asked.examples.get(self.batch, self.axes[self.batch].nearest(2))}
+        accepts = probing.skeleton(self.model, self.inputs)
+        probe = Probe(lambda sizes: accepts(with_sums(sizes, self.sums)), self.arrays, self.run)
+        try:
+            return probing.first_sizes(options, fixed, probe)
+        except StageError as error:
+            self._refuse_one_sample_only(options, probe, error)
+            raise self._nothing_fits(options, error) from error
+
+    def arrays(self, sizes: Sizes) -> Mapping[str, Any]:
+        """Return made-up inputs of these sizes."""
+        return self._source(sizes, None).arrays(sizes, 0)
+
+    def _source(self, sizes: Sizes, samples: Mapping[str, Any] | None) -> Invented:
+        sizes = with_sums(sizes, self.sums)
+        ports = [
+            Port(given.name, given.dtype, shape, given.labels, axis_of(given.labels, self.batch))
             for given in self.inputs
             for shape in [tuple(sizes[d] if isinstance(d, str) else d or 0 for d in given.dims)]
         ]
+        return Invented(ports, self.kinds, self.batch, samples, sums=self.sums)
 
     def _of_samples(self) -> Sizes:
         """Return the sizes that the samples have; what doesn't fit is said where they are read."""
@@ -144,44 +191,22 @@ class _Search:
                 sizes.setdefault(label, shape[axis] if axis < len(shape) else 1)
         return sizes
 
-    def _first(self, axes: Mapping[str, Axis], batch: str | None, kinds: Mapping[str, Kind]) -> Sizes:
-        """Return sizes of all axes at which the model runs, with two samples."""
-        options = dict(probing.options_of(self.model, self.inputs, axes, self.asked.examples))
-        fixed: Sizes = {}
-        if batch is not None:
-            options.pop(batch, None)
-            fixed = {batch: self.asked.examples.get(batch, axes[batch].nearest(2))}
-        probe = Probe(probing.skeleton(self.model, self.inputs), self._arrays(batch, kinds), self.run)
-        try:
-            return probing.first_sizes(options, fixed, probe)
-        except StageError as error:
-            self._refuse_one_sample_only(options, batch, probe, error)
-            raise self._nothing_fits(options, error) from error
-
-    def _arrays(self, batch: str | None, kinds: Mapping[str, Kind]) -> Any:
-        def made(sizes: Sizes) -> Mapping[str, Any]:
-            return Invented(self._ports(sizes, batch), kinds, batch, None).arrays(sizes, 0)
-
-        return made
-
-    def _refuse_one_sample_only(
-        self, options: probing.Options, batch: str | None, probe: Probe, error: StageError
-    ) -> None:
+    def _refuse_one_sample_only(self, options: Options, probe: Probe, error: StageError) -> None:
         """Raise StageError where the model takes one sample, and two not."""
-        if batch is None or batch in self.asked.examples:
+        if self.batch is None or self.batch in self.asked.examples:
             return
         try:
-            probing.first_sizes(options, {batch: 1}, probe)
+            probing.first_sizes(options, {self.batch: 1}, probe)
         except StageError:
             return
-        raise StageError(f"the axis {self._place(batch)} works only with size 1: {error.message}",
-                         fix=f"set `sizes: {{{batch}: 1}}`")  # fmt: skip
+        raise StageError(f"the axis {self._place(self.batch)} works only with size 1: {error.message}",
+                         fix=f"set `sizes: {{{self.batch}: 1}}`")  # fmt: skip
 
     def _place(self, label: str) -> str:
         return next(f"{label!r} (axis {axis} of {given.name!r})" for given in self.inputs
                     for axis, found in given.labels.items() if found == label)  # fmt: skip
 
-    def _nothing_fits(self, options: probing.Options, error: StageError) -> StageError:
+    def _nothing_fits(self, options: Options, error: StageError) -> StageError:
         if not options:
             return _NothingFits(
                 f"the model fails on values that were made for it: {error.message}",
@@ -194,15 +219,14 @@ class _Search:
             fix=f"set `sizes: {{{line}}}` to ones that it takes, or give real `samples`",
         )
 
-    def _further(self, kinds: Mapping[str, Kind]) -> list[Case]:
+    def _further(self) -> list[Case]:
         """Return further cases of a model whose sizes are all fixed: other values, or other samples."""
-        ports = self._ports({}, None)
-        if self.samples is None:
-            source = Invented(ports, kinds, None, None)
-            made = [source.arrays({}, index) for index in range(1, _FIXED_CASES)]
-        else:
+        source = self._source({}, None)
+        made = [source.arrays({}, index) for index in range(1, _FIXED_CASES)]
+        if self.samples is not None:
+            ports = [port for port, _ in source.ports]
             parts = [_part(self.samples, ports, index) for index in range(1, _FIXED_CASES)]
-            made = [Invented(ports, kinds, None, part).arrays({}, 0) for part in parts if part]
+            made = [self._source({}, part).arrays({}, 0) for part in parts if part]
         return [Case(f"example{i}", arrays, self.run(arrays)) for i, arrays in enumerate(made, 1)]
 
 

@@ -156,17 +156,16 @@ def _explored(
     ctx: Context, model: onnx.ModelProto, file: Path, params: ModelOnnx.Params,
     samples: Mapping[str, Any] | None,
 ) -> Explored:  # fmt: skip
-    opened = protos.session(file, threads=1)
+    opened = protos.session(file, threads=ctx.threads)
     declared.refuse_foreign_types(opened)
-    given = declared.inputs_of(model, opened, samples)
-    del opened
+    given = declared.inputs_of(model, samples)
     ranges = {label: said for label, said in params.sizes.items() if isinstance(said, Range)}
     asked = Asked(
         {label: said for label, said in params.sizes.items() if isinstance(said, int)},
         {label: Axis(label, said.multiple_of, said.min, said.max) for label, said in ranges.items()},
         {label: said.example for label, said in ranges.items() if said.example is not None},
     )
-    return explored(model, given, protos.runner(file, threads=ctx.threads), asked, samples)
+    return explored(model, given, protos.running(opened), asked, samples)
 
 
 def _outputs(found: Variation, batch: str | None) -> list[Port]:
@@ -199,7 +198,7 @@ def _lines(
     if samples is not None:
         return {**lines, "inputs": (True, "the samples")}
     values = ", ".join(f"{name} {kind}" for name, kind in found.kinds.items())
-    guessed = "; sizes are guessed" if found.variation.axes else ""
+    guessed = f"; the sizes of {', '.join(found.guessed)} are guessed" if found.guessed else ""
     return {**lines, "inputs": (True, f"made up: {values}{guessed}")}
 
 

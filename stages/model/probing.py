@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Options", "first_sizes", "options_of", "skeleton"]
 
+# Never 1 or 2, the number of the samples: what is added to them would do for another axis of theirs.
 _PICTURES = (224, 256, 32, 64, 128, 512, 384, 299, 320, 640, 416, 96, 48, 28, 331, 1024, 16, 8, 14, 20, 7, 4)
-_IDS = (16, 8, 32, 12, 64, 128, 77, 256, 512, 4, 2)
+_IDS = (16, 8, 32, 12, 64, 128, 77, 256, 512, 4)
 _SOUND = (16000, 8000, 48000, 4000, 1600, 400, 160000, 480000, 512, 1024, 256, 64, 32, 16, 8)
-_OTHERS = (32, 16, 64, 100, 128, 8, 256, 80, 224, 400, 512, 1024, 3000, 4000, 16000, 48000, 160000, 4, 3, 2)
+_OTHERS = (32, 16, 64, 100, 128, 8, 256, 80, 224, 400, 512, 1024, 3000, 4000, 16000, 48000, 160000, 4, 3)
 _LONG_STEP = 32
 _MOST_SIZES = 400
 _MOST_RUNS = 16
@@ -51,16 +52,16 @@ def options_of(
     for given in inputs:
         for axis, label in given.labels.items():
             found.setdefault(label, _SOUND if sound and _is_wave(given, axis) else _usual(given, axis))
-    for label in found:
-        allowed = axes[label]
+    for label, allowed in axes.items():
         usual = [n for n in found[label] if allowed.allows(n)]
-        ends = [allowed.nearest(max(2, allowed.min)), allowed.nearest(allowed.max or allowed.min)]
+        ends = [allowed.nearest(n) for n in (allowed.min, allowed.max) if n is not None and n > 1]
         found[label] = [examples[label]] if label in examples else list(dict.fromkeys([*usual, *ends]))
-    return found
+    return {label: found[label] for label in axes}
 
 
 def _usual(given: Input, axis: int) -> Sequence[int]:
-    if not given.dtype.startswith("float") and given.dtype != "uint8":
+    floats = given.dtype.startswith("float") or given.dtype == "uint8"
+    if not floats or "past" in str(given.dims[axis]):
         return _IDS
     return _PICTURES if len(given.dims) == 4 else _OTHERS
 

@@ -219,7 +219,11 @@ def session(path: Path, *, threads: int, lean: bool = False) -> onnxruntime.Infe
 
 def runner(path: Path, *, threads: int, lean: bool = False) -> Model:
     """Return a model as a function of arrays by name; `lean` as in session()."""
-    opened = session(path, threads=threads, lean=lean)
+    return running(session(path, threads=threads, lean=lean))
+
+
+def running(opened: onnxruntime.InferenceSession) -> Model:
+    """Return an open model as a function of arrays by name."""
     inputs = [i.name for i in opened.get_inputs()]
     outputs = [o.name for o in opened.get_outputs()]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-__all__ = ["Invented", "Kind", "kind_of"]
+__all__ = ["Invented", "Kind", "kind_of", "with_sums"]
 
 What = Literal["numbers", "ids", "mask", "lengths", "places", "pixels", "rate"]
 
@@ -110,9 +110,15 @@ class Invented(Source):
 
     def __init__(
         self, ports: Sequence[Port], kinds: Mapping[str, Kind], batch: str | None,
-        samples: Mapping[str, Any] | None,
+        samples: Mapping[str, Any] | None, *, sums: Mapping[str, Sequence[str | int]],
     ) -> None:  # fmt: skip
         super().__init__([(port, kinds[port.name]) for port in ports], batch, samples)
+        self._sums = sums
+        self.given = {label: size for label, size in self.given.items() if label not in sums}
+
+    def arrays(self, sizes: Sizes, index: int) -> dict[str, Any]:
+        """Return arrays of these sizes, and of their sums."""
+        return super().arrays(with_sums(sizes, self._sums), index)
 
     def drawn(self, position: int, sizes: Sizes, index: int) -> Array:
         """Return the values of one input."""
@@ -133,6 +139,14 @@ class Invented(Source):
         shapes = [shape_of(port, sizes) for port, kind in self.ports if kind.what != "mask"]
         shape = next((shape for shape in shapes if len(shape) > 1), (1, 1))
         return shape[1] if len(shape) == 2 else max(shape[1:])
+
+
+def with_sums(sizes: Sizes, sums: Mapping[str, Sequence[str | int]]) -> Sizes:
+    """Return the sizes with those that are sums of others."""
+    return sizes | {
+        label: sum(part if isinstance(part, int) else sizes[part] for part in parts)
+        for label, parts in sums.items()
+    }
 
 
 def _made(
