@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,7 @@ def explored(
 ) -> Explored:  # fmt: skip
     """Run a model at two or more sizes of every axis that may vary.
 
-    Axes with labels of their own share a size where the model wants it. Raises StageError with the line to
+    Axes with labels of their own share a size where the model needs it. Raises StageError with the line to
     write where no sizes are found.
     """
     refusals: list[StageError] = []
@@ -168,8 +169,12 @@ class _Search:
             raise self._nothing_fits(options, error) from error
 
     def arrays(self, sizes: Sizes) -> Mapping[str, Any]:
-        """Return made-up inputs of these sizes."""
-        return self._source(sizes, None).arrays(sizes, 0)
+        """Return made-up inputs of these sizes. Raises StageError where they are too large to try."""
+        source = self._source(sizes, None)
+        for port, _ in source.ports:
+            if math.prod(port.shape) > probing.MOST_VALUES:
+                raise StageError(f"the input {port.name!r} of shape {list(port.shape)} is too large to try")
+        return source.arrays(sizes, 0)
 
     def _source(self, sizes: Sizes, samples: Mapping[str, Any] | None) -> Invented:
         sizes = with_sums(sizes, self.sums)

@@ -144,9 +144,9 @@ def _read(file: Path) -> onnx.ModelProto:
 
 
 def _placed(model: onnx.ModelProto, source: Path, folder: Path) -> Path:
-    """Write the model to its place, with its external data in one file."""
+    """Write the model to its place, with its external data in it, or in one file where that is large."""
     folder.mkdir(exist_ok=True)
-    protos.gather_data(model, source.parent, folder)
+    protos.take_data(model, source.parent, folder)
     file = folder / protos.FILE_NAME
     file.write_bytes(model.SerializeToString(deterministic=True))
     return file

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploy_runner.sdk import StageError
 
+from ...server.labels import names_samples
 from .axes import Axis
 from .compare import Model
 from .protos import all_tensors
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 
     from .declared import Input
 
-__all__ = ["Options", "first_sizes", "options_of", "skeleton"]
+__all__ = ["MOST_VALUES", "Options", "first_sizes", "options_of", "skeleton"]
 
 # Never 1 or 2, the number of the samples: what is added to them would do for another axis of theirs.
+_SAMPLES = (3, 4, 6, 8)
 _PICTURES = (224, 256, 32, 64, 128, 512, 384, 299, 320, 640, 416, 96, 48, 28, 331, 1024, 16, 8, 14, 20, 7, 4)
 _IDS = (16, 8, 32, 12, 64, 128, 77, 256, 512, 4)
 _SOUND = (16000, 8000, 48000, 4000, 1600, 400, 160000, 480000, 512, 1024, 256, 64, 32, 16, 8)
@@ -33,7 +35,7 @@ _OTHERS = (32, 16, 64, 100, 128, 8, 256, 80, 224, 400, 512, 1024, 3000, 4000, 16
 _LONG_STEP = 32
 _MOST_SIZES = 400
 _MOST_RUNS = 16
-_MOST_VALUES = 1 << 27
+MOST_VALUES = 1 << 27
 """No tensor of a probe is larger: half a gigabyte of float32."""
 _TABLE_VALUES = 256
 """Smaller tensors may be shapes, which inference reads."""
@@ -60,6 +62,8 @@ def options_of(
 
 
 def _usual(given: Input, axis: int) -> Sequence[int]:
+    if names_samples(str(given.dims[axis])):
+        return _SAMPLES
     floats = given.dtype.startswith("float") or given.dtype == "uint8"
     if not floats or "past" in str(given.dims[axis]):
         return _IDS
@@ -104,10 +108,10 @@ def first_sizes(options: Options, fixed: Sizes, probe: Probe) -> Sizes:
     Raises the StageError of the first that were run where none is taken.
     """
     tried = list(itertools.islice(_combinations(options), _MOST_SIZES))
-    likely = [sizes for sizes in tried if probe.accepts({**fixed, **sizes})] or tried
+    likely = (sizes for sizes in tried if probe.accepts({**fixed, **sizes}))
     refusal: StageError | None = None
     empty: Sizes | None = None
-    for sizes in likely[:_MOST_RUNS]:
+    for sizes in itertools.islice(itertools.chain(likely, tried), _MOST_RUNS):
         try:
             if probe.result({**fixed, **sizes}):
                 return {**fixed, **sizes}
@@ -157,7 +161,7 @@ def skeleton(model: onnx.ModelProto, inputs: Sequence[Input]) -> Callable[[Sizes
             made = onnx.shape_inference.infer_shapes(bare, strict_mode=True, data_prop=True)
         except Exception:  # Its errors share no class of their own.
             return False
-        return all(_values(value) <= _MOST_VALUES for value in made.graph.value_info)
+        return all(_values(value) <= MOST_VALUES for value in made.graph.value_info)
 
     return accepts if accepts({}) else lambda sizes: True
 

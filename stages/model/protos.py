@@ -106,6 +106,26 @@ def gather_data(model: onnx.ModelProto, source: Path, folder: Path) -> bool:
     return bool(tensors)
 
 
+def take_data(model: onnx.ModelProto, source: Path, folder: Path) -> None:
+    """Take the external data of a model out of `source`: into the model, or if large into one file.
+
+    It has to be checked before.
+    """
+    from onnx.external_data_helper import load_external_data_for_model
+
+    files = {
+        source / entry.value
+        for tensor in all_tensors(model.graph)
+        if tensor.data_location == 1
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    if sum(file.stat().st_size for file in files) > SINGLE_FILE_BYTES:
+        gather_data(model, source, folder)
+    elif files:
+        load_external_data_for_model(model, str(source))
+
+
 def _append(tensor: onnx.TensorProto, source: Path, data: BinaryIO) -> None:
     """Copy a tensor's external data to the end of `data`, and say so in the tensor."""
     entries = {entry.key: entry.value for entry in tensor.external_data}

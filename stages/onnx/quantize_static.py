@@ -60,7 +60,8 @@ class OnnxQuantizeStatic(Stage):
 
         model: File | Folder = Field(description="the float ONNX model")
         calibration: File | Folder | None = Field(
-            None, description="an .npz of samples, by input name or `x`; a folder of pictures"
+            None,
+            description="samples in an .npz, by input name or `x`, in a folder of pictures or a bundle",
         )
 
         reference: Folder | None = Field(None, description="a bundle, to compare on its cases too")

@@ -1,9 +1,9 @@
-"""model.onnx: files of strangers, made by hand."""
+"""model.onnx: what it finds out about files of strangers."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,128 +13,26 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from deploy_runner.errors import GateError, StageError
-from deploy_runner.testing import StageRun, run_stage
-from tests.bundles import stage
-from tests.conftest import Project
-
-FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
-Dims = Sequence[int | str | None]
-
-
-def weight(name: str, *shape: int) -> onnx.TensorProto:
-    values = np.random.default_rng(sum(shape)).standard_normal(shape) / max(1, shape[0]) ** 0.5
-    return numpy_helper.from_array(values.astype(np.float32), name)
-
-
-def samples(count: int) -> Any:
-    return np.random.default_rng(0).standard_normal((count, 8)).astype(np.float32)
-
-
-def whole(name: str, *values: int) -> onnx.TensorProto:
-    return numpy_helper.from_array(np.array(values, np.int64), name)
-
-
-def node(op: str, inputs: str, output: str, **attributes: Any) -> onnx.NodeProto:
-    return helper.make_node(op, inputs.split(), output.split(), **attributes)
-
-
-def save(
-    path: Path, nodes: list[onnx.NodeProto], inputs: Mapping[str, tuple[int, Dims]],
-    outputs: Mapping[str, tuple[int, Dims]], weights: Sequence[onnx.TensorProto] = (),
-    *, opset: int = 17, ir: int = 8,
-) -> Path:  # fmt: skip
-    """Write a file; weights are inputs too below IR 4."""
-    given = [helper.make_tensor_value_info(n, t, d) for n, (t, d) in inputs.items()]
-    if ir < 4:
-        given += [helper.make_tensor_value_info(w.name, w.data_type, w.dims) for w in weights]
-    made = [helper.make_tensor_value_info(n, t, d) for n, (t, d) in outputs.items()]
-    graph = helper.make_graph(nodes, "g", given, made, list(weights))
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(model.SerializeToString())
-    return path
-
-
-def take(folder: Path, model: Path, *, real: Path | None = None, **params: Any) -> StageRun:
-    inputs = {"model": model} | ({"samples": real} if real else {})
-    return run_stage(stage("model.onnx"), folder / "taken", inputs=inputs, params=params)
-
-
-def described(made: StageRun) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((made["model"] / "bundle.json").read_text())
-    return found
-
-
-def details(made: StageRun) -> dict[str, str]:
-    return {name: line["detail"] for name, line in json.loads(made["checklist"].read_text()).items()}
-
-
-def dims_of(values: Any) -> dict[str, list[int | str]]:
-    return {v.name: [d.dim_value or d.dim_param for d in v.type.tensor_type.shape.dim] for v in values}
-
-
-def arrays_of(made: StageRun) -> dict[str, Any]:
-    return dict(np.load(made["model"] / "reference.npz"))
-
-
-def sizes_of(made: StageRun, name: str, axis: int) -> set[int]:
-    return {a.shape[axis] for key, a in arrays_of(made).items() if key.endswith(f"/in/{name}")}
-
-
-def perceptron(folder: Path, dims: Dims = ("batch", 8), **how: Any) -> Path:
-    return save(
-        folder / "mlp.onnx",
-        [node("MatMul", "x w", "h"), node("Relu", "h", "r"), node("MatMul", "r v", "y")],
-        {"x": (FLOAT, dims)}, {"y": (FLOAT, (dims[0], 4))},
-        [weight("w", 8, 32), weight("v", 32, 4)], **how,
-    )  # fmt: skip
-
-
-def voice(folder: Path, dims: Dims = ("batch", "T")) -> Path:
-    """A conv stack of stride 320 over raw sound."""
-    nodes = [
-        node("Unsqueeze", "x one", "a"),
-        node("Conv", "a c1", "b", strides=[5]), node("Relu", "b", "c"),
-        node("Conv", "c c2", "d", strides=[8]), node("Relu", "d", "e"),
-        node("Conv", "e c3", "f", strides=[8]), node("Transpose", "f", "g", perm=[0, 2, 1]),
-        node("MatMul", "g w", "y"),
-    ]  # fmt: skip
-    weights = [
-        whole("one", 1),
-        weight("c1", 8, 1, 10),
-        weight("c2", 8, 8, 8),
-        weight("c3", 8, 8, 8),
-        weight("w", 8, 5),
-    ]
-    return save(
-        folder / "voice.onnx", nodes, {"x": (FLOAT, dims)}, {"y": (FLOAT, ("batch", "frames", 5))}, weights
-    )
-
-
-def pictures(folder: Path, size: int, dims: Dims) -> Path:
-    """A net whose last layer fits one size of pictures, or one more."""
-    side = (size + 1) // 2
-    nodes = [
-        node("Conv", "x c", "a", strides=[2, 2], pads=[1, 1, 1, 1]), node("Relu", "a", "b"),
-        node("Flatten", "b", "f"), node("Gemm", "f w", "y"),
-    ]  # fmt: skip
-    weights = [weight("c", 4, 3, 3, 3), weight("w", 4 * side * side, 10)]
-    return save(folder / "flat.onnx", nodes, {"x": (FLOAT, dims)}, {"y": (FLOAT, (dims[0], 10))}, weights)
-
-
-def tokens(folder: Path, mask: Dims = ("batch", "length"), ids: Dims = ("batch", "length")) -> Path:
-    """The mean of looked-up rows over what a mask leaves: nan where a row of it is empty."""
-    nodes = [
-        node("Constant", "", "table", value=weight("t", 50, 16)),
-        node("Gather", "table input_ids", "rows"), node("Cast", "attention_mask", "m", to=FLOAT),
-        node("Unsqueeze", "m two", "m3"), node("Mul", "rows m3", "kept"),
-        node("ReduceSum", "kept one", "sum", keepdims=0), node("ReduceSum", "m3 one", "count", keepdims=0),
-        node("Div", "sum count", "mean"), node("MatMul", "mean w", "y"),
-    ]  # fmt: skip
-    return save(
-        folder / "tokens.onnx", nodes, {"input_ids": (INT64, ids), "attention_mask": (INT64, mask)},
-        {"y": (FLOAT, (ids[0], 3))}, [whole("one", 1), whole("two", 2), weight("w", 16, 3)],
-    )  # fmt: skip
+from tests.pipeline.strangers import (
+    BOOL,
+    FLOAT,
+    INT64,
+    arrays_of,
+    described,
+    details,
+    dims_of,
+    node,
+    perceptron,
+    pictures,
+    samples,
+    save,
+    sizes_of,
+    take,
+    tokens,
+    voice,
+    weight,
+    whole,
+)
 
 
 def test_a_file_without_anything_to_add_is_kept_byte_by_byte(tmp_path: Path) -> None:
@@ -289,6 +187,27 @@ def test_the_past_of_a_language_model_and_its_sum(tmp_path: Path) -> None:
     assert all(arrays[f"{c}/in/attention_mask"].shape[1] == arrays[f"{c}/out/y"].shape[1] for c in cases)
 
 
+def test_towers_have_batches_of_their_own(tmp_path: Path) -> None:
+    nodes = [node("Transpose", "b", "t", perm=[1, 0]), node("MatMul", "a t", "y")]
+    file = save(tmp_path / "m.onnx", nodes, {"a": (FLOAT, ("text_batch", 8)), "b": (FLOAT, ("image_batch", 8))},
+                {"y": (FLOAT, ("text_batch", "image_batch"))})  # fmt: skip
+    made = take(tmp_path, file)
+    assert max(sizes_of(made, "b", 0)) < 10
+    assert described(made)["outputs"][0]["dynamic"] == {"0": "text_batch", "1": "image_batch"}
+
+
+def test_torch_is_not_needed(tmp_path: Path) -> None:
+    script = f"""
+import sys
+sys.modules["torch"] = None
+from pathlib import Path
+from deploy_runner.stages.model.onnx import ModelOnnx
+from deploy_runner.testing import run_stage
+run_stage(ModelOnnx, Path({str(tmp_path)!r}), inputs={{"model": Path({str(perceptron(tmp_path))!r})}})
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_a_wrong_fixed_size_of_an_output_is_no_longer_said(tmp_path: Path) -> None:
     nodes = [node("Relu", "x", "y")]
     file = save(tmp_path / "m.onnx", nodes, {"x": (FLOAT, ("batch", 8))}, {"y": (FLOAT, (1, 8))})
@@ -353,15 +272,18 @@ def test_texts_sequences_and_shapeless_inputs_are_refused_or_told(tmp_path: Path
     assert dims_of(onnx.load(made["onnx"] / "model.onnx").graph.input) == {"x": ["batch", 8]}
 
 
-def test_external_data_comes_along_in_one_file(tmp_path: Path) -> None:
+def test_external_data_comes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "both").mkdir()
     net = tmp_path / "both" / "net.onnx"
     onnx.save(
         onnx.load(perceptron(tmp_path)), net, save_as_external_data=True, location="w.bin", size_threshold=0
     )
     made = take(tmp_path, tmp_path / "both")
-    assert sorted(p.name for p in made["onnx"].iterdir()) == ["model.onnx", "model.onnx.data"]
-    assert sizes_of(made, "x", 0) == {1, 2, 5}
+    assert sorted(p.name for p in made["onnx"].iterdir()) == ["model.onnx"]
+    monkeypatch.setattr("deploy_runner.stages.model.protos.SINGLE_FILE_BYTES", 100)
+    large = take(tmp_path / "large", tmp_path / "both")
+    assert sorted(p.name for p in large["onnx"].iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert arrays_of(large).keys() == arrays_of(made).keys()
     alone = tmp_path / "alone.onnx"
     alone.write_bytes(net.read_bytes())
     with pytest.raises(StageError, match=r"stores its data in 'w.bin', which does not exist") as error:
@@ -369,82 +291,8 @@ def test_external_data_comes_along_in_one_file(tmp_path: Path) -> None:
     assert error.value.fix == "use the folder that contains the model and its data"
 
 
-def quantizable(folder: Path) -> StageRun:
-    return take(folder, perceptron(folder, (None, 8)))
-
-
-@pytest.mark.parametrize(
-    ("uses", "reference"),
-    [("onnx.check", False), ("onnx.optimize", True), ("onnx.float16", True), ("onnx.quantize_dynamic", True)],
-)
-@pytest.mark.parametrize("given", ["model", "onnx"])
-def test_every_onnx_stage_takes_the_bundle_and_the_file(
-    tmp_path: Path, uses: str, reference: bool, given: str
-) -> None:
-    made = quantizable(tmp_path)
-    inputs = {"model": made[given]} | ({"reference": made["model"]} if reference else {})
-    done = run_stage(stage(uses), tmp_path / "next", inputs=inputs)
-    assert done.figures["bytes"] > 0
-
-
-def test_calibration_is_on_its_inputs_and_judged_on_its_cases(tmp_path: Path) -> None:
-    made = quantizable(tmp_path)
-    np.savez(tmp_path / "c.npz", x=samples(64))
-    inputs = {"model": made["model"], "reference": made["model"], "calibration": tmp_path / "c.npz"}
-    done = run_stage(stage("onnx.quantize_static"), tmp_path / "q", inputs=inputs)
-    assert done.figures["cosine"] > 0.99
-    assert done.figures["calibration_samples"] == 64
-
-
-@pytest.mark.parametrize(
-    "uses", ["torch.trace", "torch.script", "torch.export", "torch.save_full", "torch.quantize_dynamic",
-             "onnx.export", "mobile.lite", "mobile.executorch"]
-)  # fmt: skip
-def test_stages_that_need_a_module_say_what_to_do(tmp_path: Path, uses: str) -> None:
-    made = quantizable(tmp_path)
-    with pytest.raises(StageError, match=r"the model is an \.onnx file: it has no PyTorch module") as error:
-        run_stage(stage(uses), tmp_path / "next", inputs={"model": made["model"]})
-    assert error.value.fix == "use the onnx.* stages, or model.prepare with the model's weights and factory"
-
-
-def test_a_stranger_s_file_goes_all_the_way(tmp_path: Path) -> None:
-    project = Project(tmp_path / "p")
-    perceptron(project.folder, (None, 8), opset=9, ir=3)
-    x = samples(32)
-    np.savez(project.folder / "data.npz", x=x, y=np.arange(32) % 4)
-    project.pipeline(
-        """
-        model: {uses: model.onnx, inputs: {model: mlp.onnx}}
-        int8:
-          uses: onnx.quantize_dynamic
-          inputs: {model: "${{ stages.model.outputs.onnx }}", reference: "${{ stages.model.outputs.model }}"}
-        parity:
-          uses: verify.parity
-          inputs: {candidate: "${{ stages.model.outputs.onnx }}", reference: "${{ stages.model.outputs.model }}"}
-        accuracy:
-          uses: verify.accuracy
-          inputs: {candidate: "${{ stages.int8.outputs.model }}", data: data.npz, reference: "${{ stages.model.outputs.model }}"}
-        own:
-          uses: verify.accuracy
-          inputs: {candidate: "${{ stages.model.outputs.model }}", data: data.npz, reference: "${{ stages.model.outputs.model }}"}
-        latency:
-          uses: verify.latency
-          inputs: {candidate: "${{ stages.int8.outputs.model }}", reference: "${{ stages.model.outputs.model }}"}
-          with: {rounds: 5}
-        best:
-          uses: select
-          inputs:
-            candidates: {int8: "${{ stages.int8.outputs.model }}", float: "${{ stages.model.outputs.model }}"}
-            accuracy: {int8: "${{ stages.accuracy.outputs.report }}", float: "${{ stages.own.outputs.report }}"}
-            reference: "${{ stages.model.outputs.model }}"
-          with: {rounds: 5, max_drop: 50}
-        package:
-          uses: package.sagemaker
-          inputs: {model: "${{ stages.best.outputs.model }}", reference: "${{ stages.model.outputs.model }}"}
-        container:
-          uses: package.container
-          inputs: {model: "${{ stages.model.outputs.model }}", reference: "${{ stages.model.outputs.model }}"}
-        """
-    )
-    assert set(project.states().values()) == {"ran"}
-    assert set(project.states().values()) == {"hit"}
+def test_an_input_beyond_all_memory_is_refused(tmp_path: Path) -> None:
+    file = save(tmp_path / "m.onnx", [node("ReduceMean", "x", "y", keepdims=0)], {"x": (FLOAT, (1 << 20, 1 << 20))},
+                {"y": (FLOAT, ())})  # fmt: skip
+    with pytest.raises(StageError, match=r"the input 'x' of shape \[1048576, 1048576\] is too large to try"):
+        take(tmp_path, file)
