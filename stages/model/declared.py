@@ -21,9 +21,9 @@ __all__ = [
     "inputs_of",
     "linkings",
     "named",
-    "only_true_inputs",
     "refuse_foreign_types",
     "sums",
+    "tidy",
     "write_axes",
 ]
 
@@ -58,8 +58,12 @@ class Input:
         return replace(self, dims=dims)
 
 
-def only_true_inputs(model: onnx.ModelProto) -> None:
-    """Take weights out of the graph's inputs, where IR versions below 4 had to list them."""
+def tidy(model: onnx.ModelProto) -> None:
+    """Take out of the graph's inputs and outputs what would mislead.
+
+    Weights, which IR versions below 4 had to list as inputs, and sizes of 0 and less: some converters write
+    them for any size.
+    """
     weights = _weights(model)
     kept = [value for value in model.graph.input if value.name not in weights]
     if len(kept) < len(model.graph.input):
@@ -67,6 +71,10 @@ def only_true_inputs(model: onnx.ModelProto) -> None:
         model.graph.input.extend(kept)
     if weights:
         model.ir_version = max(model.ir_version, 4)
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.HasField("dim_value") and dim.dim_value <= 0:
+                dim.Clear()
 
 
 def _weights(model: onnx.ModelProto) -> set[str]:

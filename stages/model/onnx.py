@@ -108,7 +108,7 @@ class ModelOnnx(Stage):
         source = protos.onnx_file(inputs.model)
         model = _read(source)
         original = model.SerializeToString(deterministic=True)
-        declared.only_true_inputs(model)
+        declared.tidy(model)
         file = _placed(model, source, outputs.model)
         samples = bundles.read_arrays(inputs.samples) if inputs.samples else None
         found = _explored(ctx, model, file, params, samples)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Invented", "Kind", "kind_of", "with_sums"]
 
-What = Literal["numbers", "ids", "mask", "lengths", "places", "pixels", "rate"]
+What = Literal["noise", "ids", "mask", "lengths", "places", "pixels", "rate", "one"]
 
 _THROUGH = {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Slice", "Concat", "Transpose", "Expand",
             "Flatten", "Gather", "Split", "Tile"}  # fmt: skip
@@ -50,7 +50,8 @@ class Kind:
             "places": "0, 1, 2, …",
             "pixels": "bytes",
             "rate": "16000",
-            "numbers": "noise",
+            "one": "1",
+            "noise": "noise",
         }[self.what]
 
 
@@ -67,9 +68,9 @@ def kind_of(model: onnx.ModelProto, name: str, dtype: str, rank: int) -> Kind:
     if _LENGTHS.fullmatch(name) and rank <= 1:
         return Kind("lengths")
     if floats:
-        return Kind("numbers")
+        return Kind("noise")
     if rank == 0 or _RATE.fullmatch(name):
-        return Kind("rate" if _RATE.fullmatch(name) else "numbers")
+        return Kind("rate" if _RATE.fullmatch(name) else "one")
     if dtype == "uint8" and rank > 2:
         return Kind("pixels", 256)
     return Kind("mask" if rank > 1 else "lengths")
@@ -168,9 +169,9 @@ def _made(
         return np.full(shape, 16000)
     if kind.what in ("ids", "pixels"):
         return generator.integers(0, kind.high, shape)
-    if floats:
-        return generator.standard_normal(shape) if shape else generator.uniform(0.5, 1.0)
-    return np.ones(shape)
+    if kind.what == "one":
+        return np.ones(shape)
+    return generator.standard_normal(shape) if shape else generator.uniform(0.5, 1.0)
 
 
 def _mask(shape: tuple[int, ...], batch: int, index: int) -> Any:

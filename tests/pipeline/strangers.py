@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from deploy_runner.testing import StageRun, run_stage
 from tests.bundles import stage
 
-FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+FLOAT, FLOAT16, INT64, BOOL = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.BOOL
 Dims = Sequence[int | str | None]
 
 

@@ -13,6 +13,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from deploy_runner.errors import GateError, StageError
+from deploy_runner.testing import run_stage
+from tests.bundles import stage
 from tests.pipeline.strangers import (
     BOOL,
     FLOAT,
@@ -280,6 +282,8 @@ def test_external_data_comes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
     made = take(tmp_path, tmp_path / "both")
     assert sorted(p.name for p in made["onnx"].iterdir()) == ["model.onnx"]
+    inputs = {"model": made["onnx"], "reference": made["model"]}
+    assert run_stage(stage("onnx.optimize"), tmp_path / "o", inputs=inputs).figures["max_abs"] < 1e-6
     monkeypatch.setattr("deploy_runner.stages.model.protos.SINGLE_FILE_BYTES", 100)
     large = take(tmp_path / "large", tmp_path / "both")
     assert sorted(p.name for p in large["onnx"].iterdir()) == ["model.onnx", "model.onnx.data"]

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import tarfile
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
-from deploy_runner.errors import StageError
+from deploy_runner.errors import GateError, StageError
 from deploy_runner.testing import StageRun, run_stage
 from tests.bundles import stage
 from tests.conftest import ROOT, Project
-from tests.pipeline.strangers import Dims, dims_of, perceptron, samples, take
+from tests.pipeline.strangers import (
+    FLOAT,
+    FLOAT16,
+    INT64,
+    Dims,
+    described,
+    dims_of,
+    node,
+    perceptron,
+    samples,
+    save,
+    take,
+    weight,
+    whole,
+)
 
 
 def quantizable(folder: Path) -> StageRun:
@@ -115,6 +134,7 @@ def test_a_stranger_s_file_goes_all_the_way(tmp_path: Path) -> None:
     assert set(project.states().values()) == {"hit"}
 
 
+@pytest.mark.slow
 def test_the_pipeline_of_the_docs_runs(tmp_path: Path) -> None:
     text = (ROOT / "docs/writing-a-pipeline.md").read_text()
     found = re.search(r"^```yaml\n(version: 1\nname: stranger\n.*?)^```", text, re.MULTILINE | re.DOTALL)
@@ -126,3 +146,85 @@ def test_the_pipeline_of_the_docs_runs(tmp_path: Path) -> None:
     project.cli("get", "model.onnx", "-o", "kept")
     written = onnx.load(project.folder / "kept/model.onnx")
     assert dims_of(written.graph.input) == {"image": [1, 3, "height", "width"]}
+
+
+def half(name: str, *shape: int) -> onnx.TensorProto:
+    return numpy_helper.from_array(
+        np.linspace(-1, 1, int(np.prod(shape))).reshape(shape).astype(np.float16), name
+    )
+
+
+@pytest.mark.parametrize(
+    ("nodes", "inputs", "output", "weights"),
+    [
+        pytest.param([node("Relu", "x", "y")], {"x": (FLOAT, (0, 8))}, (FLOAT, (0, 8)), [], id="size 0 for any"),
+        pytest.param([node("Relu", "x", "y")], {"x": (FLOAT, (-1, 8))}, (FLOAT, (-1, 8)), [], id="size -1 for any"),
+        pytest.param([node("Relu", "a/b:0", "y")], {"a/b:0": (FLOAT, ("batch/size", 8))}, (FLOAT, ("batch/size", 8)), [],
+                     id="slashes in names"),
+        pytest.param([node("MatMul", "x w", "y")], {"x": (FLOAT16, ("n", 8))}, (FLOAT16, ("n", 4)), [half("w", 8, 4)],
+                     id="half precision"),
+        pytest.param([node("DynamicQuantizeLinear", "x", "q s z"), node("DequantizeLinear", "q s z", "d"),
+                      node("MatMul", "d w", "y")], {"x": (FLOAT, ("batch", 8))}, (FLOAT, ("batch", 4)), [weight("w", 8, 4)],
+                     id="int8 by the values of a batch"),
+        pytest.param([node("Add", "sr one", "k"), node("Cast", "k", "f", to=FLOAT), node("Add", "x f", "y")],
+                     {"x": (FLOAT, ("batch", 8)), "sr": (INT64, ())}, (FLOAT, ("batch", 8)), [whole("one", 1)],
+                     id="a sampling rate"),
+    ],
+)  # fmt: skip
+def test_odd_files_are_models_too(tmp_path: Path, nodes: Any, inputs: Any, output: Any, weights: Any) -> None:
+    made = take(tmp_path, save(tmp_path / "m.onnx", nodes, inputs, {"y": output}, weights))
+    assert len(made.figures["cases"]) == 3
+    done = run_stage(
+        stage("verify.parity"), tmp_path / "p", inputs={"candidate": made["onnx"], "reference": made["model"]}
+    )
+    assert done.figures["max_abs"] == 0
+
+
+def test_a_model_that_uses_random_numbers_fails_the_checklist(tmp_path: Path) -> None:
+    nodes = [node("RandomNormalLike", "x", "r"), node("Add", "x r", "y")]
+    file = save(tmp_path / "m.onnx", nodes, {"x": (FLOAT, ("N", 8))}, {"y": (FLOAT, ("N", 8))})
+    with pytest.raises(GateError, match="two runs differ: the model uses random numbers"):
+        take(tmp_path, file)
+
+
+@pytest.mark.parametrize(("change", "refused"), [(1e-3, True), (1e-7, False)])
+def test_another_file_is_held_to_the_rounding_of_the_first(
+    tmp_path: Path, change: float, refused: bool
+) -> None:
+    made = quantizable(tmp_path)
+    model = onnx.load(made["onnx"] / "model.onnx")
+    values = numpy_helper.to_array(model.graph.initializer[0]) * np.float32(1 + change)
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(values, model.graph.initializer[0].name))
+    onnx.save(model, tmp_path / "other.onnx")
+    inputs = {"candidate": tmp_path / "other.onnx", "reference": made["model"]}
+    with pytest.raises(GateError, match="the outputs differ by up to") if refused else nullcontext():
+        run_stage(stage("verify.parity"), tmp_path / "p", inputs=inputs)
+
+
+@pytest.mark.parametrize(("kind", "eps"), [(FLOAT, 2**-23), (FLOAT16, 2**-10)], ids=["single", "half"])
+def test_the_tolerance_is_64_units_of_the_coarsest_type_of_the_file(
+    tmp_path: Path, kind: int, eps: float
+) -> None:
+    weights = [half("w", 8, 4) if kind == FLOAT16 else weight("w", 8, 4)]
+    nodes = [node("Cast", "x", "a", to=kind), node("MatMul", "a w", "b"), node("Cast", "b", "y", to=FLOAT)]
+    made = take(
+        tmp_path,
+        save(tmp_path / "m.onnx", nodes, {"x": (FLOAT, ("n", 8))}, {"y": (FLOAT, ("n", 4))}, weights),
+    )
+    for case in described(made)["precision"].values():
+        assert case["y"]["allowed"] == pytest.approx(64 * eps * case["y"]["scale"])
+
+
+def test_weights_are_no_inputs_of_a_package(tmp_path: Path) -> None:
+    file = perceptron(tmp_path, ("batch", 8), opset=9, ir=3)
+    package = run_stage(stage("package.sagemaker"), tmp_path / "p", inputs={"model": file})["package"]
+    with tarfile.open(package) as archive:
+        member = archive.extractfile("model.json")
+        assert member
+        assert [port["name"] for port in json.load(member)["inputs"]] == ["x"]
+
+
+def test_a_bundle_is_as_large_as_its_model(tmp_path: Path) -> None:
+    made = quantizable(tmp_path)
+    done = run_stage(stage("verify.size"), tmp_path / "s", inputs={"candidate": made["model"]})
+    assert done.figures["bytes"] == (made["onnx"] / "model.onnx").stat().st_size
