@@ -39,6 +39,10 @@ from tests.pipeline.strangers import (
 
 def test_a_file_without_anything_to_add_is_kept_byte_by_byte(tmp_path: Path) -> None:
     file = perceptron(tmp_path)
+    model = onnx.load(file)
+    graph = onnx.ModelProto(graph=model.graph)
+    model.ClearField("graph")
+    file.write_bytes(graph.SerializeToString() + model.SerializeToString())  # In another order than ours.
     made = take(tmp_path, file)
     assert (made["onnx"] / "model.onnx").read_bytes() == file.read_bytes()
     assert sorted(p.name for p in made["onnx"].iterdir()) == ["model.onnx"]
@@ -54,6 +58,7 @@ def test_an_old_file_with_its_weights_as_inputs_and_no_names_of_axes(tmp_path: P
     assert dims_of(model.graph.input) == {"x": ["batch", 8]}
     assert dims_of(model.graph.output) == {"y": ["batch", 4]}
     assert [o.version for o in model.opset_import] == [9]
+    assert details(made)["valid ONNX"] == "onnx.checker agrees"
     assert sizes_of(made, "x", 0) == {1, 2, 5}
 
 
@@ -64,7 +69,7 @@ def test_a_voice_model_is_run_at_lengths_of_sounds(tmp_path: Path) -> None:
     assert "the sizes of T are guessed" in details(made)["inputs"]
 
 
-@pytest.mark.parametrize("size", [28, 48, 96, 331])
+@pytest.mark.parametrize("size", [28, 48, 96, 20])
 def test_sizes_are_found_that_the_last_layer_fits(tmp_path: Path, size: int) -> None:
     made = take(tmp_path, pictures(tmp_path, size, ("N", 3, "h", "w")))
     side = (size + 1) // 2
