@@ -68,7 +68,8 @@ def explored(
             return replace(search.found(), new={**links, **asked.fixed})
         except StageError as error:
             refusals.append(error)
-    raise next((error for error in refusals if not isinstance(error, _NothingFits)), refusals[0])
+    told = next((error for error in refusals if not isinstance(error, _NothingFits)), refusals[0])
+    raise StageError(told.message, fix=told.fix) from told
 
 
 def taken(model: onnx.ModelProto, declared: Sequence[Input], run: Model) -> list[Mapping[str, Any]]:
@@ -105,13 +106,22 @@ class _NothingFits(StageError):
 
 
 def _check(asked: Asked, inputs: Sequence[Input]) -> None:
-    """Raise StageError for an axis that no input has."""
+    """Raise StageError for an axis that no input has, and for ranges without a size."""
     known = {label for given in inputs for label in given.labels.values()}
     for label in (*asked.fixed, *asked.axes):
         if label not in known:
             there = ", ".join(sorted(known)) or "only axes of fixed size"
             raise StageError(f"sizes: no input has an axis {label!r}; there are {there}",
                              fix=closest(label, known))  # fmt: skip
+    for label, axis in asked.axes.items():
+        example = asked.examples.get(label)
+        try:
+            axis.nearest(axis.min)
+        except StageError as error:
+            raise StageError(f"sizes: no size of {label!r} is {axis}", fix=error.fix) from error
+        if example is not None and not axis.allows(example):
+            raise StageError(f"sizes: the example {example} of {label!r} is not {axis}",
+                             fix="choose an example within the limits")  # fmt: skip
 
 
 def _linked(asked: Asked, links: Mapping[str, str]) -> Asked:
@@ -141,15 +151,14 @@ class _Search:
 
     def found(self) -> Explored:
         """Return the cases. Raises StageError where there are none of two sizes of each axis."""
-        sizes = self._of_samples() if self.samples else self.first()
+        sizes = self.first() if self.samples is None else self._of_samples()
         source = self._source(sizes, self.samples)
         variation = explore(source, self.axes, self.run)
         if not self.axes:
             variation.cases += self._further()
             variation.sizes += [{}] * (len(variation.cases) - 1)
-        guessed = (
-            [] if self.samples else [n for n in self.axes if n not in {self.batch, *self.asked.examples}]
-        )
+        known = {self.batch, *self.asked.examples} if self.samples is None else {*self.axes}
+        guessed = [label for label in self.axes if label not in known]
         ports = [port for port, _ in source.ports]
         return Explored(ports, variation, self.batch, self.named, self.kinds, guessed)
 

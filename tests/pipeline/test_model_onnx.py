@@ -116,7 +116,8 @@ def test_a_range_is_run_at_both_ends(tmp_path: Path) -> None:
     ("sizes", "said"),
     [
         ({"t": 9}, "sizes: no input has an axis 't'; there are T, batch"),
-        ({"T": {"min": 9, "max": 8}}, "no size satisfies from 9 to 8"),
+        ({"T": {"min": 9, "max": 8}}, "sizes: no size of 'T' is from 9 to 8"),
+        ({"T": {"max": 999, "example": 1000}}, "sizes: the example 1000 of 'T' is not from 1 to 999"),
         ({"T": {"example": 100}}, "no sizes were found for 'T'"),
     ],
 )
