@@ -22,8 +22,7 @@ from deploy_runner.sdk import (
     StageParams,
 )
 
-from .model import bundles, plot
-from .onnx import protos
+from .model import bundles, plot, protos
 from .verify import runtime
 from .verify.latency import choose_case
 from .verify.timing import measure

@@ -22,7 +22,7 @@ from .reasons import first_line
 __all__ = ["Artifact", "Case", "find", "fingerprint"]
 
 _ONNX, _TORCHSCRIPT = "onnx", "torchscript"
-_NOT_DATA = ("model.json", "cases.npz")
+_NOT_DATA = ("model.json", "cases.npz", "bundle.json", "reference.npz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,8 @@ def _find(path: Path, scratch: Callable[[], Path], reference: Path | None, trust
     described: Mapping[str, Any] = {}
     if path.is_dir():
         file, described = _in_folder(path)
+        if reference is None and (path / "bundle.json").is_file():
+            reference = path
     else:
         file = path
         if file.with_name("model.json").is_file() and file.suffix != ".onnx":

@@ -76,7 +76,8 @@ class MobileExecutorch(Stage):
 
         model: Folder = Field(description="the bundle of model.prepare")
         calibration: File | Folder | None = Field(
-            None, description="for int8: an .npz of samples, by input name or `x`; a folder of pictures"
+            None,
+            description="for int8: samples in an .npz, by input name or `x`, of pictures, or in a bundle",
         )
 
     class Outputs(StageOutputs):

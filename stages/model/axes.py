@@ -18,6 +18,8 @@ from ...server.labels import names_samples
 
 _FACTORS = (1, 2, 4, 8, 16, 32, 3)
 """By what an output's size is sought to be a label's, times or divided."""
+_SOUND = 4000
+"""From so many values on, half a second at 8 kHz, a length is taken for that of a sound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +104,9 @@ def candidates(axis: Axis, first: int, *, batch: bool) -> Iterator[int]:
     """Yield the sizes to try beside the first, the most telling ones first.
 
     A batch of one, since exporters take one for a constant; a length that shares no divisor with the first,
-    and one that is half as long again, which changes what large strides make of it, too; then, for a model
-    that wants multiples of something, steps that double, and at last smaller sizes.
+    and one that is half as long again, which changes what large strides make of it, too (a sound is made
+    shorter first); then, for a model that wants multiples of something, steps that double, and at last
+    smaller sizes.
     """
     if batch:
         steps = [1 - first, 5 - first, 1, 2, 3, 4, 6, -1, -2]
@@ -111,7 +114,8 @@ def candidates(axis: Axis, first: int, *, batch: bool) -> Iterator[int]:
         steps = [axis.multiple_of * n for n in (1, 2, 3, -1, -2, 4, 8)]
     else:
         powers = [n for n in (1 << i for i in range(11)) if n <= first]
-        steps = [3, max(6, first // 2), 6, *powers, first, 2 * first, -3, *(-n for n in powers)]
+        far = [-(first // 4) - 3, first // 4 + 3] if first >= _SOUND else []
+        steps = [*far, 3, max(6, first // 2), 6, *powers, first, 2 * first, -3, *(-n for n in powers)]
     ends = [axis.min, *([axis.max] if axis.max else [])]
     seen = {first}
     for size in (*(first + step for step in steps), *(axis.nearest(n) for n in ends)):

@@ -7,6 +7,7 @@ A folder with
     code/                the factory's source files, by their path in the project
     reference.npz        inputs and eager outputs: `CASE/in/NAME`, `CASE/out/NAME`
 
+(that of `model.onnx` has model.onnx in the place of factory, weights and code)
 so that later stages need nothing of the project, and their keys hold all of it by one digest.
 """
 
@@ -99,6 +100,11 @@ class Bundle:
     axes: Mapping[str, Axis] = field(default_factory=dict)
 
     @property
+    def is_onnx(self) -> bool:
+        """Say whether the model is the folder's model.onnx, not a module."""
+        return not self.factory
+
+    @property
     def batch_sized(self) -> bool:
         """Say whether some input has an axis of samples."""
         return any(port.batch is not None for port in self.inputs)
@@ -130,7 +136,15 @@ class Bundle:
         return adapted(self.own_module(), self.input_names)
 
     def own_module(self) -> nn.Module:
-        """Return the module as its factory builds it, with its weights, eval mode, on the CPU."""
+        """Return the module as its factory builds it, with its weights, eval mode, on the CPU.
+
+        Raises StageError for a bundle of model.onnx.
+        """
+        if self.is_onnx:
+            raise StageError(
+                "the model is an .onnx file: it has no PyTorch module, which this stage converts",
+                fix="use the onnx.* stages, or model.prepare with the model's weights and factory",
+            )
         code = self.folder / "code"
         files = {p.relative_to(code).as_posix(): p for p in sorted(code.rglob("*.py"))}
         factory: Callable[..., nn.Module] = load_code(self.factory, files)
@@ -163,9 +177,8 @@ def load_bundle(folder: Path) -> Bundle:
             for case, outputs in data.get("precision", {}).items()
         }
         axes = {given["label"]: Axis(**given) for given in data["axes"]}
-        return Bundle(
-            folder, data["factory"], data["kwargs"], ports["inputs"], ports["outputs"], allowed, axes
-        )
+        factory, kwargs = ("", {}) if data.get("onnx") else (data["factory"], data["kwargs"])
+        return Bundle(folder, factory, kwargs, ports["inputs"], ports["outputs"], allowed, axes)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise StageError("the input is not a model bundle", fix="use the output of model.prepare") from None
 

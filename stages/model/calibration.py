@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 from deploy_runner.sdk import Code, Context, Field, StageError, StageParams, first_line
 
 from .axes import axis_of, batch_label, rows, without
-from .bundles import Bundle, array_header, open_arrays
+from .bundles import Bundle, array_header, load_bundle, open_arrays
 from .wording import user_line
 
 if TYPE_CHECKING:
@@ -67,6 +67,11 @@ class Slot:
     def sample(self) -> tuple[int | None, ...]:
         """Return the shape of one sample, without its batch axis."""
         return self.shape if self.batch is None else without(self.shape, self.batch)
+
+    @property
+    def at_once(self) -> int:
+        """Return how many samples a run takes: one, or what the model fixes."""
+        return 1 if self.batch is None else self.shape[self.batch] or 1
 
 
 def slots_of_bundle(bundle: Bundle) -> list[Slot]:
@@ -121,7 +126,7 @@ def _on_axis_0(slots: Sequence[Slot]) -> list[Slot]:
 
 
 class Samples:
-    """Samples by input name, each a batch of one, read again for every pass over them."""
+    """Samples by input name, each a batch of one (or as many as the model fixes), read for every pass."""
 
     def __init__(
         self, open_: Callable[[], Iterator[Mapping[str, Any]]], slots: list[Slot], limit: int | None
@@ -142,8 +147,8 @@ class Samples:
 def open_samples(ctx: Context, source: Source, calibration: Path | None, slots: list[Slot]) -> Samples:
     """Return the samples of an .npz, a folder of pictures, or the user's function.
 
-    In an .npz an array is found by its input's name, or `x` for a model with one input. Raises
-    StageError for what doesn't fit, at the latest where the samples are read.
+    In an .npz an array is found by its input's name, or `x` for a model with one input; a bundle gives
+    its reference cases. Raises StageError for what doesn't fit, at the latest where the samples are read.
     """
     if source.function is not None:
         function = ctx.load(source.function)
@@ -151,6 +156,9 @@ def open_samples(ctx: Context, source: Source, calibration: Path | None, slots: 
     if calibration is None:
         raise StageError("there is no calibration data",
                          fix="set the input `calibration` or the parameter `function`")  # fmt: skip
+    if (calibration / "bundle.json").is_file():
+        bundle = load_bundle(calibration)
+        return Samples(lambda: _from_cases(bundle, slots), slots, source.samples)
     if calibration.is_dir():
         return Samples(lambda: _from_pictures(calibration, source.pictures, slots), slots, source.samples)
     return Samples(lambda: _from_arrays(calibration, slots), slots, source.samples)
@@ -207,9 +215,21 @@ def _rows(file: IO[bytes], slot: Slot, file_bytes: int) -> Iterator[Any]:
         array = np.frombuffer(file.read(math.prod(shape) * dtype.itemsize), dtype).reshape(shape)
         yield from itertools.repeat(array) if slot.batch is None else _cut(slot, array)
         return
+    step = slot.at_once
     row_bytes = math.prod(shape[1:]) * dtype.itemsize
-    for _ in range(shape[0]):
-        yield np.frombuffer(file.read(row_bytes), dtype).reshape(1, *shape[1:])
+    for _ in range(shape[0] // step):
+        yield np.frombuffer(file.read(step * row_bytes), dtype).reshape(step, *shape[1:])
+
+
+def _from_cases(bundle: Bundle, slots: list[Slot]) -> Iterator[dict[str, Any]]:
+    """Yield the samples of a bundle's reference cases."""
+    for case in bundle.cases:
+        missing = [slot.name for slot in slots if slot.name not in case.inputs]
+        if missing:
+            raise StageError(
+                f"the bundle's cases have no input {missing[0]!r}, only {', '.join(case.inputs)}"
+            )
+        yield from _each(case.inputs, slots)
 
 
 def _from_pictures(folder: Path, pictures: Pictures, slots: list[Slot]) -> Iterator[dict[str, Any]]:
@@ -271,14 +291,16 @@ def _each(batch: Mapping[str, Any], slots: list[Slot]) -> Iterator[dict[str, Any
         shape = batch[slot.name].shape
         _check_shape(slot, shape if slot.batch is None else without(shape, slot.batch))
         counts += [] if slot.batch is None else [shape[slot.batch]]
-    for i in range(min(counts, default=1)):
-        yield {slot.name: rows(batch[slot.name], slot.batch, slice(i, i + 1)) for slot in slots}
+    step = max((slot.at_once for slot in slots), default=1)
+    for i in range(0, min(counts, default=step) - step + 1, step):
+        yield {slot.name: rows(batch[slot.name], slot.batch, slice(i, i + step)) for slot in slots}
 
 
 def _cut(slot: Slot, array: np.ndarray[Any, Any]) -> Iterator[Any]:
     assert slot.batch is not None
-    for i in range(array.shape[slot.batch]):
-        yield rows(array, slot.batch, slice(i, i + 1))
+    step = slot.at_once
+    for i in range(0, array.shape[slot.batch] - step + 1, step):
+        yield rows(array, slot.batch, slice(i, i + step))
 
 
 class _Reader:

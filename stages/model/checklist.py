@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploy_runner.sdk import GateError, StageError, first_line
+from deploy_runner.sdk import Context, GateError, StageError, first_line
 
 from . import bundles
 from .axes import rows
 from .bundles import Case, Port
 from .calls import call
-from .compare import both_finite, largest
+from .compare import Model, both_finite, largest
 from .precision import eps_of
 from .wording import user_line
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from .variation import Variation
 
-__all__ = ["Check", "Eager", "Ports", "batches", "checklist", "digests"]
+__all__ = ["Check", "Eager", "Ports", "batches", "checklist", "digests", "judged", "ran", "record"]
 
 Check = tuple[bool, str]
 """Whether a line of the checklist holds, and its detail."""
@@ -101,13 +103,10 @@ def digests(module: nn.Module) -> dict[str, str]:
 
 
 def checklist(
-    eager: Eager, found: Variation, ports: Ports, before: Mapping[str, str], independent: Check,
-    others: Mapping[str, Any], *, expect_shape: Shapes | None, nonfinite: str,
+    eager: Eager, found: Variation, ports: Ports, before: Mapping[str, str], independent: Check, *,
+    expect_shape: Shapes | None, nonfinite: str,
 ) -> dict[str, Check]:  # fmt: skip
-    """Return the lines by name.
-
-    `before` are the digests from before the first run, `others` inputs of the first case's sizes.
-    """
+    """Return the lines by name; `before` are the digests from before the first run."""
     module = eager.module
     training = [name for name, part in module.named_modules() if part.training]
     tensors = [*module.named_parameters(), *module.named_buffers()]
@@ -117,13 +116,23 @@ def checklist(
         "eval mode": _none(training, "in training mode: {}", "every module"),
         "CPU tensors": _none(elsewhere, "elsewhere: {}", "every tensor"),
         "no gradients": _none(grads, "requires grad: {}", "every parameter"),
+        **ran(eager, found, ports, independent, expect_shape=expect_shape, nonfinite=nonfinite),
+        "no training-only state": _unchanged(before, digests(module)),
+    }
+
+
+def ran(
+    model: Model, found: Variation, ports: Ports, independent: Check, *,
+    expect_shape: Shapes | None, nonfinite: str,
+) -> dict[str, Check]:  # fmt: skip
+    """Return the lines of what a model of any kind computed."""
+    return {
         "expected shapes": _shapes(found.cases[0], expect_shape, ports),
         "finite outputs": _finite(found.cases, nonfinite),
         "batch of one agrees": independent,
         "dynamic axes": (True, str(found)),
-        "deterministic": _deterministic(eager, found.cases[0]),
-        "no training-only state": _unchanged(before, digests(module)),
-        "outputs depend on inputs": _dependent(eager, found.cases[0], others),
+        "deterministic": _deterministic(model, found.cases[0]),
+        "outputs depend on inputs": _dependent(model, found.cases[0], found.others),
     }
 
 
@@ -131,15 +140,15 @@ def _none(found: Sequence[str], said: str, well: str) -> Check:
     return not found, said.format(found[:3]) if found else well
 
 
-def _deterministic(eager: Eager, case: Case) -> Check:
+def _deterministic(model: Model, case: Case) -> Check:
     import numpy as np
 
-    again = eager(case.inputs)
+    again = model(case.inputs)
     same = all(np.array_equal(again[n], a, equal_nan=True) for n, a in case.outputs.items())
     return same, "two runs, identical bits" if same else "two runs differ: the model uses random numbers"
 
 
-def _dependent(eager: Eager, case: Case, others: Mapping[str, Any]) -> Check:
+def _dependent(model: Model, case: Case, others: Mapping[str, Any]) -> Check:
     """Say which inputs can be exchanged for others without any effect; all of them must not be."""
     import numpy as np
 
@@ -148,13 +157,14 @@ def _dependent(eager: Eager, case: Case, others: Mapping[str, Any]) -> Check:
     silent = []
     for name in tried if floats else []:
         try:
-            outputs = eager({**case.inputs, name: others[name]})
+            outputs = model({**case.inputs, name: others[name]})
         except StageError:  # Lengths, say, that go with no other values.
             continue
         if all(np.array_equal(outputs[n], a, equal_nan=True) for n, a in case.outputs.items()):
             silent.append(name)
     if silent and len(silent) == len(tried):
-        return False, "no output depends on any input: part of the model may never have been loaded"
+        said = "no output depends on any input: part of the model may never have been loaded"
+        return False, f"{said}; if it has no answer to made-up inputs, give real `samples`"
     return True, f"no output depends on {', '.join(silent)}" if silent else "on every input that was varied"
 
 
@@ -202,7 +212,7 @@ def _shapes(case: Case, wanted: Shapes | None, ports: Ports) -> Check:
     return True, ", ".join(f"{name} {shape}" for name, shape in wanted.items())
 
 
-def batches(eager: Eager, found: Variation, ports: Ports, tolerance: float | None, *, named: bool) -> Check:
+def batches(model: Model, found: Variation, ports: Ports, tolerance: float | None, *, named: bool) -> Check:
     """Compare the first sample alone (or the fewest that the axis allows) with the same in its batch.
 
     What is not `named` a batch has to be seen to be one: if need be by more samples of them.
@@ -215,7 +225,7 @@ def batches(eager: Eager, found: Variation, ports: Ports, tolerance: float | Non
     for size in sizes:
         alone = {p.name: rows(case.inputs[p.name], p.batch, slice(size)) for p in ports.inputs}
         try:
-            single = eager(alone)
+            single = model(alone)
             break
         except StageError:
             if named and size not in found.refused.get(label, []):
@@ -243,3 +253,24 @@ def _apart(name: str, within: Any, alone: Any) -> float:
     finite = both_finite(f"output {name!r} of one sample", within, alone)
     difference = np.abs(alone.astype(kind)[finite] - within.astype(kind)[finite])
     return float(difference.max(initial=0)) / max(1.0, largest(within))
+
+
+def judged(batch: str, ports: Ports, independent: Check) -> tuple[Ports, Check]:
+    """Say whether what merely stands first is a batch, or a length, or nodes."""
+    if all(port.batch is None for port in ports.outputs):
+        independent = False, "no output has it"
+    if independent[0]:
+        return ports, independent
+    return ports.without_batch(), (True, f"{batch} is not a batch axis: {independent[1]}")
+
+
+def record(ctx: Context, lines: Mapping[str, Check], path: Path) -> None:
+    """Write the checklist and record it. Raises GateError where a line doesn't hold."""
+    table = {name: {"ok": ok, "detail": detail} for name, (ok, detail) in lines.items()}
+    path.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    shown = {n: {"result": "pass" if ok else "fail", "detail": said} for n, (ok, said) in lines.items()}
+    ctx.figure("checks", len(lines))
+    ctx.figure("checklist", shown)  # type: ignore[arg-type]
+    failed = [f"{name} ({detail})" for name, (ok, detail) in lines.items() if not ok]
+    if failed:
+        raise GateError(f"the pre-save checklist failed: {'; '.join(failed)}")

@@ -158,7 +158,7 @@ def _mask(shape: Sequence[int], fill: Fill) -> Any:
     return kept.reshape(rows, *(1,) * (len(shape) - 2), size) if len(shape) > 1 else kept[1]
 
 
-def chosen_samples(ports: Sequence[tuple[Port, Example]], samples: Mapping[str, Any]) -> dict[str, Any]:
+def chosen_samples(ports: Sequence[tuple[Port, Any]], samples: Mapping[str, Any]) -> dict[str, Any]:
     """Return the array of each input, `x` for the only one, as many samples of each as all have.
 
     Raises StageError for one that is missing, or has sizes that the example doesn't have.

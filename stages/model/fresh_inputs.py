@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from deploy_runner.sdk import StageError
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 FRESH = 32
 _READ = 512
-_BATCHES = (2, 5)
-_SIZES = (16, 8, 32, 64, 128, 224, 256, 4, 1)
-"""Tried in turn for the axes that have a name and no size."""
 
 
 def kept(samples: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -100,61 +97,18 @@ def _between(one: Array, other: Array, share: float, generator: np.random.Genera
     return np.concatenate([one[..., :cut], other[..., cut:]], axis=-1)
 
 
-def from_graph(model: onnx.ModelProto, run: Model) -> list[dict[str, Any]]:
-    """Return inputs of an ONNX model by what its graph declares, at two sizes of each named axis.
+def from_graph(model: onnx.ModelProto, run: Model) -> Sequence[Mapping[str, Any]]:
+    """Return inputs of an ONNX model by what its graph declares, at two sizes of each axis if it takes two.
 
-    Sizes that the model doesn't take are passed over. Raises StageError where it takes none.
+    Raises StageError where none are found.
     """
-    taken: list[dict[str, Any]] = []
-    refusal: StageError | None = None
-    for index, size in enumerate(_SIZES):
-        inputs = _declared(model, _BATCHES[len(taken) % 2], size, index)
-        try:
-            run(inputs)
-        except StageError as error:
-            refusal = error
-            continue
-        taken.append(inputs)
-        if len(taken) == 2:
-            break
-    if not taken:
-        raise StageError(f"there are no inputs to evaluate the result on: {refusal}",
-                         fix="set `reference` to the bundle of model.prepare") from refusal  # fmt: skip
-    return taken
+    from .declared import inputs_of
+    from .exploring import taken
 
-
-def _declared(model: onnx.ModelProto, batch: int, size: int, seed: int) -> dict[str, Any]:
-    import numpy as np
-    from onnx import helper
-
-    generator = np.random.default_rng(seed)
-    weights = {tensor.name for tensor in model.graph.initializer}
-    sizes: dict[str, int] = {}
-    inputs = {}
-    for value in model.graph.input:
-        if value.name in weights:
-            continue
-        kind = value.type.tensor_type
-        shape = []
-        for axis, dim in enumerate(kind.shape.dim):
-            label = dim.dim_param or f"{value.name}.{axis}" * bool(axis)
-            shape.append(dim.dim_value or sizes.setdefault(label, size if axis else batch))
-        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type))
-        if dtype.kind == "f":
-            inputs[value.name] = generator.standard_normal(shape).astype(dtype)
-        else:
-            inputs[value.name] = generator.integers(0, _highest(model, value.name), shape).astype(dtype)
-    return inputs
-
-
-def _highest(model: onnx.ModelProto, name: str) -> int:
-    """Return how many values an input of whole numbers may have: the rows of what it looks up, else 2."""
-    shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
-    names = {name}
-    for node in model.graph.node:
-        if node.op_type == "Gather" and node.input[1] in names and node.input[0] in shapes:
-            axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-            return int(shapes[node.input[0]][axis])
-        if node.op_type in ("Cast", "Identity", "Reshape", "Unsqueeze") and node.input[0] in names:
-            names |= set(node.output)
-    return 2
+    try:
+        return taken(model, inputs_of(model), run)
+    except StageError as error:
+        raise StageError(
+            f"there are no inputs to evaluate the result on: {error.message}",
+            fix="set `reference` to the bundle of model.prepare or model.onnx",
+        ) from error

@@ -29,6 +29,10 @@ _LARGEST_BYTES = 500 << 20
 
 def eps_of(dtype: str) -> float | None:
     """Return the rounding of a floating type of torch, or None for others."""
+    import numpy as np
+
+    if hasattr(np, dtype):
+        return float(np.finfo(dtype).eps) if np.dtype(dtype).kind in "fc" else None
     import torch
 
     kind = getattr(torch, dtype)

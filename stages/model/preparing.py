@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from deploy_runner.sdk import Context, Field, GateError, StageParams
+from deploy_runner.sdk import Context, Field, StageParams
 
 from . import bundles
 from .axes import Axis
-from .checklist import Check, Eager, Ports, batches, checklist, digests
+from .checklist import Eager, Ports, batches, checklist, digests, judged, record
 from .precision import Precise
 from .variation import Source, explore, output_port
 
@@ -69,9 +69,8 @@ def prepare(
     ports = Ports([port for port, _ in source.ports], outs)
     independent = batches(eager, found, ports, asked.batch_tolerance, named=named)
     if not named and batch is not None:
-        ports, independent = _judged(batch, ports, independent)
-    others = source.arrays(found.sizes[0], len(found.cases))
-    lines = checklist(eager, found, ports, before, independent, others,
+        ports, independent = judged(batch, ports, independent)
+    lines = checklist(eager, found, ports, before, independent,
                       expect_shape=asked.expect_shape, nonfinite=asked.nonfinite)  # fmt: skip
     exact = Precise.of(module)
     described = {
@@ -80,28 +79,7 @@ def prepare(
     }
     _write(folder, origin, ports, described, found.cases)
     ctx.figure("parameters", sum(p.numel() for p in module.parameters()))
-    _report(ctx, lines, report)
-
-
-def _judged(batch: str, ports: Ports, independent: Check) -> tuple[Ports, Check]:
-    """Say whether what merely stands first is a batch, or a length, or nodes."""
-    if all(port.batch is None for port in ports.outputs):
-        independent = False, "no output has it"
-    if independent[0]:
-        return ports, independent
-    return ports.without_batch(), (True, f"{batch} is not a batch axis: {independent[1]}")
-
-
-def _report(ctx: Context, lines: Mapping[str, Check], path: Path) -> None:
-    """Write the checklist and record it. Raises GateError where a line doesn't hold."""
-    table = {name: {"ok": ok, "detail": detail} for name, (ok, detail) in lines.items()}
-    path.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    shown = {n: {"result": "pass" if ok else "fail", "detail": said} for n, (ok, said) in lines.items()}
-    ctx.figure("checks", len(lines))
-    ctx.figure("checklist", shown)  # type: ignore[arg-type]
-    failed = [f"{name} ({detail})" for name, (ok, detail) in lines.items() if not ok]
-    if failed:
-        raise GateError(f"the pre-save checklist failed: {'; '.join(failed)}")
+    record(ctx, lines, report)
 
 
 def _write(

@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deploy_runner.sdk import StageError
 
 from .axes import Axis, axis_of, candidates, follow, learned
 from .bundles import Case, Port, tiled
-
-if TYPE_CHECKING:
-    from .examples import Example
 
 Sizes = dict[str, int]
 Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -33,7 +30,7 @@ class Source:
     """
 
     def __init__(
-        self, ports: Sequence[tuple[Port, Example]], batch: str | None, samples: Mapping[str, Any] | None
+        self, ports: Sequence[tuple[Port, Any]], batch: str | None, samples: Mapping[str, Any] | None
     ) -> None:
         from .examples import chosen_samples
 
@@ -71,26 +68,32 @@ class Source:
 
         No two inputs have the same values: a conversion that exchanges them must be seen.
         """
-        from .examples import noise
-
         if self._samples is None:
             return {
-                port.name: noise(
-                    shape_of(port, sizes), example, (index, position),
-                    name=port.name, longest=self._longest(port, sizes),
-                )
-                for position, (port, example) in enumerate(self.ports)
-            }  # fmt: skip
+                port.name: self.drawn(position, sizes, index) for position, (port, _) in enumerate(self.ports)
+            }
         return {p.name: tiled(self._samples[p.name], p, sizes, shift=index) for p, _ in self.ports}
 
-    def _longest(self, port: Port, sizes: Sizes) -> int:
-        """Return how long a sample may be: the smallest size of the other inputs' first axis of their own."""
+    def drawn(self, position: int, sizes: Sizes, index: int) -> Any:
+        """Return made-up values of one input."""
+        from .examples import noise
+
+        port, example = self.ports[position]
+        longest = self._longest_sample(port, sizes)
+        return noise(shape_of(port, sizes), example, (index, position), name=port.name, longest=longest)
+
+    def _longest_sample(self, port: Port, sizes: Sizes) -> int:
+        """Return the smallest size of the other inputs' first axis beside the batch: no sample is longer."""
         shapes = [
             [n for axis, n in enumerate(shape_of(other, sizes)) if other.dynamic.get(axis) != self.batch]
             for other, _ in self.ports
             if other is not port
         ]
         return min((shape[0] for shape in shapes if shape), default=1)
+
+    def advice(self, label: str, size: int) -> str:
+        """Say what to do about an axis that has one size only."""
+        return f"remove it from `dynamic`, or declare {{name: {label}, multiple_of: N, min: N, max: N}}"
 
     def name(self, sizes: Sizes) -> str:
         """Return a case's name, of its sizes."""
@@ -113,6 +116,8 @@ class Variation:
     sizes: list[Sizes]
     axes: dict[str, Axis]
     refused: dict[str, list[int]] = field(default_factory=dict)
+    others: Mapping[str, Any] = field(default_factory=dict)
+    """Inputs of the first case's sizes with other values."""
 
     def __str__(self) -> str:
         """Say which sizes of each axis were run, and what follows from those that were refused."""
@@ -177,10 +182,7 @@ class _Explorer:
         )
         said = f"the dynamic axis {label!r} ({where}) works only with size {self.first[label]}; also tried: "
         why = f" ({self.error})" if self.error else ""
-        return StageError(
-            f"{said}{tried}{why}",
-            fix=f"remove it from `dynamic`, or declare {{name: {label}, multiple_of: N, min: N, max: N}}",
-        )
+        return StageError(f"{said}{tried}{why}", fix=self.source.advice(label, self.first[label]))
 
 
 def explore(source: Source, axes: Mapping[str, Axis], run: Run) -> Variation:
@@ -205,6 +207,7 @@ def explore(source: Source, axes: Mapping[str, Axis], run: Run) -> Variation:
     for label in axes:
         if len({sizes[label] for sizes in found.sizes}) < 2:
             explorer.search(label, 1)
+    found.others = source.arrays(first, len(found.cases))
     return found
 
 

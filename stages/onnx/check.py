@@ -20,8 +20,8 @@ from deploy_runner.sdk import (
     first_line,
 )
 
-from . import protos
-from .external import check_external_data
+from ..model import protos
+from ..model.external import check_external_data
 
 
 class OnnxCheck(Stage):

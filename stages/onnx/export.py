@@ -22,12 +22,12 @@ from deploy_runner.sdk import (
     first_line,
 )
 
-from ..model import branches, bundles
+from ..model import branches, bundles, protos
 from ..model.branches import Branches
 from ..model.bundles import Bundle
 from ..model.compare import Tolerances, compare, gate
 from ..model.wording import user_line
-from . import naming, protos
+from . import naming
 
 _OPERATOR = re.compile(
     r"(?:op='|operator '|No ONNX function found for .*?'|unrecognized namespace )([\w.:]*\w)"

@@ -17,9 +17,8 @@ from deploy_runner.sdk import (
     first_line,
 )
 
-from ..model import bundles, fresh_inputs, judging
+from ..model import bundles, fresh_inputs, judging, protos
 from ..model.compare import compare, gate
-from . import protos
 
 _HALF = 10  # TensorProto.FLOAT16
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from deploy_runner.sdk import Context, Field, StageError, StageParams, first_line
 
-from . import protos
+from ..model import protos
 
 if TYPE_CHECKING:
     import numpy as np

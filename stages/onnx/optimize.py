@@ -19,9 +19,8 @@ from deploy_runner.sdk import (
     first_line,
 )
 
-from ..model import bundles
+from ..model import bundles, protos
 from ..model.compare import compare, gate
-from . import protos
 
 
 class OnnxOptimize(Stage):

@@ -19,8 +19,8 @@ from deploy_runner.sdk import (
     first_line,
 )
 
-from ..model import bundles, fresh_inputs, judging
-from . import int8, protos
+from ..model import bundles, fresh_inputs, judging, protos
+from . import int8
 
 if TYPE_CHECKING:
     from pathlib import Path

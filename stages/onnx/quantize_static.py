@@ -20,9 +20,9 @@ from deploy_runner.sdk import (
     first_line,
 )
 
-from ..model import bundles, calibration, fresh_inputs, judging
+from ..model import bundles, calibration, fresh_inputs, judging, protos
 from ..model.calibration import Method, Samples, Source
-from . import int8, protos
+from . import int8
 
 if TYPE_CHECKING:
     import onnx
@@ -60,7 +60,8 @@ class OnnxQuantizeStatic(Stage):
 
         model: File | Folder = Field(description="the float ONNX model")
         calibration: File | Folder | None = Field(
-            None, description="an .npz of samples, by input name or `x`; a folder of pictures"
+            None,
+            description="samples in an .npz, by input name or `x`, in a folder of pictures or a bundle",
         )
 
         reference: Folder | None = Field(None, description="a bundle, to compare on its cases too")

@@ -22,8 +22,8 @@ from deploy_runner.sdk import (
     first_line,
 )
 
-from ..model import calibration, fresh_inputs, plot
-from . import int8, protos
+from ..model import calibration, fresh_inputs, plot, protos
+from . import int8
 
 _SHOWN = 30
 
@@ -57,7 +57,8 @@ class OnnxSensitivity(Stage):
 
         model: File | Folder = Field(description="the float ONNX model")
         calibration: File | Folder | None = Field(
-            None, description="an .npz of samples, by input name or `x`; a folder of pictures"
+            None,
+            description="samples in an .npz, by input name or `x`, in a folder of pictures or a bundle",
         )
 
     class Outputs(StageOutputs):

@@ -7,8 +7,7 @@ from typing import Any
 
 from deploy_runner.sdk import StageError
 
-from ..model import axes, bundles
-from ..onnx import external, protos
+from ..model import axes, bundles, external, protos
 
 __all__ = ["model_files"]
 
@@ -36,7 +35,9 @@ def model_files(model: Path, reference: Path | None) -> tuple[dict[str, Path], d
         files[protos.DATA_NAME] = data
     proto = protos.load_proto(model, weights=False)
     external.check_external_data(proto, file.parent)
-    ports = {"inputs": _ports(proto.graph.input), "outputs": _ports(proto.graph.output)}
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    given = [value for value in proto.graph.input if value.name not in weights]
+    ports = {"inputs": _ports(given), "outputs": _ports(proto.graph.output)}
     _set_batches(ports, bundles.load_bundle(reference) if reference else None)
     return files, {"format": "onnx", "file": protos.FILE_NAME, **ports}
 

@@ -86,6 +86,7 @@ def _export(bundle: Bundle) -> Any:
     import torch
     from torch.fx.experimental import _config
 
+    module = bundle.module()
     stepped = any(axis.multiple_of > 1 for axis in bundle.axes.values())
     dims = {label: dimension(axis) for label, axis in bundle.axes.items()}
     shapes = tuple(
@@ -94,7 +95,7 @@ def _export(bundle: Bundle) -> Any:
     try:
         with torch.no_grad(), _config.patch(backed_size_oblivious=stepped):  # type: ignore[attr-defined]
             return torch.export.export(
-                bundle.module(), bundle.example(), dynamic_shapes=shapes if dims else None, strict=False
+                module, bundle.example(), dynamic_shapes=shapes if dims else None, strict=False
             )
     except Exception as error:
         raise refusal(error) from error

@@ -66,7 +66,8 @@ class TorchQuantizeStatic(Stage):
 
         model: Folder = Field(description="the bundle of model.prepare")
         calibration: File | Folder | None = Field(
-            None, description="an .npz of samples, by input name or `x`; a folder of pictures"
+            None,
+            description="samples in an .npz, by input name or `x`, in a folder of pictures or a bundle",
         )
 
     class Outputs(StageOutputs):

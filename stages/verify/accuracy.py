@@ -25,11 +25,10 @@ from deploy_runner.sdk import (
     first_line,
 )
 
-from ..model import bundles
+from ..model import bundles, protos
 from ..model.calibration import Slot, samples_of_output, slots_of_bundle, slots_of_onnx
 from ..model.compare import Model
 from ..model.wording import user_line
-from ..onnx import protos
 from . import runtime
 
 _BATCH = 64

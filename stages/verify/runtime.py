@@ -6,9 +6,8 @@ from pathlib import Path
 
 from deploy_runner.sdk import Context, StageError
 
-from ..model import bundles
+from ..model import bundles, protos
 from ..model.compare import Model
-from ..onnx import protos
 from ..torch import torchscript
 
 _SUFFIXES = ".onnx, .pt, .pt2, .ptl or .pte"
@@ -20,7 +19,8 @@ def open_model(ctx: Context, path: Path, reference: bundles.Bundle | None = None
     What has no names of its own takes them from `reference`. Raises StageError for other files.
     """
     if path.is_dir() and (path / "bundle.json").is_file():
-        return _eager(bundles.load_bundle(path))
+        bundle = bundles.load_bundle(path)
+        return protos.runner(path, threads=ctx.threads) if bundle.is_onnx else _eager(bundle)
     if path.is_dir() or path.suffix == ".onnx":
         return protos.runner(path, threads=ctx.threads)
     if path.suffix not in (".pt", ".pth", ".pt2", ".ptl", ".pte"):

@@ -18,7 +18,7 @@ from deploy_runner.sdk import (
     StageParams,
 )
 
-from ..onnx.protos import size_bytes
+from ..model.protos import size_bytes
 
 
 class VerifySize(Stage):

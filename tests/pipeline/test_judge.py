@@ -97,7 +97,7 @@ def test_a_mask_stays_in_float_and_is_named(tmp_path: Path, value: float, method
 @pytest.mark.parametrize("make", [linear, transposed])
 def test_a_file_without_reference_is_judged_by_what_its_graph_declares(tmp_path: Path, make: Any) -> None:
     made = dynamic(tmp_path, make(tmp_path))
-    assert made.figures["samples"] == 2
+    assert made.figures["samples"] == 3
     assert made.figures["quantized"] == 1
     assert made.figures["left_float"] == []
     assert made.figures["cosine"] > 0.9999

@@ -186,6 +186,17 @@ def test_external_data_is_served_but_not_through_a_link(tmp_path: Path) -> None:
     assert refusal(folder) == f"error: {said}"
 
 
+def test_a_bundle_of_a_strangers_file_is_served_by_its_own_description(tmp_path: Path) -> None:
+    from deploy_runner.testing import run_stage
+    from tests.bundles import stage
+
+    folder = models.matmul_with_external_data(tmp_path / "model")
+    bundle = run_stage(stage("model.onnx"), tmp_path / "b", inputs={"model": folder})["model"]
+    with serving(bundle, folder=tmp_path) as server:
+        assert server.predict([[1, 2, 3, 4]]).json == {"outputs": {"y": [[10.0] * 4]}}
+        assert server.wait_for("model")["cases"] == 3
+
+
 def archive(path: Path, name: str, kind: bytes) -> Path:
     with tarfile.open(path, "w:gz") as tar:
         entry = tarfile.TarInfo(name)

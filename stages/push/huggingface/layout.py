@@ -15,8 +15,8 @@ from pathlib import Path
 
 from deploy_runner.sdk import StageError
 
+from ...model import protos
 from ...model.bundles import Bundle
-from ...onnx import protos
 
 _SUFFIXES = {
     "model": "", "fp32": "", "float32": "", "fp16": "_fp16", "float16": "_fp16", "int8": "_int8",

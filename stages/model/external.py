@@ -46,7 +46,8 @@ def _check(tensor: onnx.TensorProto, folder: Path) -> None:
     if any((folder / part).is_symlink() for part in (path, *path.parents)):
         raise StageError(f"the tensor {tensor.name!r} stores its data behind the symbolic link {location!r}")
     if not file.is_file():
-        raise StageError(f"the tensor {tensor.name!r} stores its data in {location!r}, which does not exist")
+        raise StageError(f"the tensor {tensor.name!r} stores its data in {location!r}, which does not exist",
+                         fix="use the folder that contains the model and its data")  # fmt: skip
     state = os.stat(file, follow_symlinks=False)
     if state.st_nlink > 1:
         raise StageError(f"the tensor {tensor.name!r} stores its data behind the hard link {location!r}")

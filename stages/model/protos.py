@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from deploy_runner.sdk import StageError, closest, first_line
 
-from ..model.compare import Model
+from .compare import Model
 
 if TYPE_CHECKING:
     import onnx
@@ -34,6 +34,9 @@ def onnx_file(path: Path) -> Path:
     if path.is_file():
         return path
     file = path / FILE_NAME
+    others = sorted(path.glob("*.onnx"))
+    if not file.is_file() and len(others) == 1:
+        return others[0]
     if not file.is_file():
         raise StageError(f"the folder {path.name} contains no {FILE_NAME}",
                          fix="use the output `model` of an onnx stage")  # fmt: skip
@@ -41,8 +44,11 @@ def onnx_file(path: Path) -> Path:
 
 
 def size_bytes(path: Path) -> int:
-    """Return the size of a model with its external data."""
-    return sum(f.stat().st_size for f in ([path] if path.is_file() else path.rglob("*")) if f.is_file())
+    """Return the size of a model with its external data; a bundle of model.onnx is more than its model."""
+    files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
+    if (path / FILE_NAME).is_file():
+        files = [f for f in files if f.name not in ("bundle.json", "reference.npz")]
+    return sum(f.stat().st_size for f in files)
 
 
 def load_proto(path: Path, *, weights: bool = True) -> onnx.ModelProto:
@@ -81,17 +87,43 @@ def move_proto(model: onnx.ModelProto, source: Path, folder: Path) -> Path:
 
     External data, in `source`, is gathered in one file without being read into memory.
     """
-    tensors = [tensor for tensor in all_tensors(model.graph) if tensor.data_location == 1]
-    if not tensors:
+    if not gather_data(model, source, folder):
         return save_proto(model, folder)
     clean(model)
-    folder.mkdir(exist_ok=True)
-    with (folder / DATA_NAME).open("wb") as data:
-        for tensor in tensors:
-            _append(tensor, source, data)
     file = folder / FILE_NAME
     file.write_bytes(model.SerializeToString(deterministic=True))
     return file
+
+
+def gather_data(model: onnx.ModelProto, source: Path, folder: Path) -> bool:
+    """Copy the external data of a model from `source` into one file of a folder; say if there is any."""
+    tensors = [tensor for tensor in all_tensors(model.graph) if tensor.data_location == 1]
+    if tensors:
+        folder.mkdir(exist_ok=True)
+        with (folder / DATA_NAME).open("wb") as data:
+            for tensor in tensors:
+                _append(tensor, source, data)
+    return bool(tensors)
+
+
+def take_data(model: onnx.ModelProto, source: Path, folder: Path) -> None:
+    """Take the external data of a model out of `source`: into the model, or if large into one file.
+
+    It has to be checked before.
+    """
+    from onnx.external_data_helper import load_external_data_for_model
+
+    files = {
+        source / entry.value
+        for tensor in all_tensors(model.graph)
+        if tensor.data_location == 1
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    if sum(file.stat().st_size for file in files) > SINGLE_FILE_BYTES:
+        gather_data(model, source, folder)
+    elif files:
+        load_external_data_for_model(model, str(source))
 
 
 def _append(tensor: onnx.TensorProto, source: Path, data: BinaryIO) -> None:
@@ -191,7 +223,7 @@ def session(path: Path, *, threads: int, lean: bool = False) -> onnxruntime.Infe
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # Errors are raised.
     if lean:
         options.add_session_config_entry("session.disable_prepacking", "1")
     try:
@@ -207,7 +239,11 @@ def session(path: Path, *, threads: int, lean: bool = False) -> onnxruntime.Infe
 
 def runner(path: Path, *, threads: int, lean: bool = False) -> Model:
     """Return a model as a function of arrays by name; `lean` as in session()."""
-    opened = session(path, threads=threads, lean=lean)
+    return running(session(path, threads=threads, lean=lean))
+
+
+def running(opened: onnxruntime.InferenceSession) -> Model:
+    """Return an open model as a function of arrays by name."""
     inputs = [i.name for i in opened.get_inputs()]
     outputs = [o.name for o in opened.get_outputs()]
 
