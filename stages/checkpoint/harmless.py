@@ -1,5 +1,8 @@
 """What torch's safe unpickler is let read beyond its own list: values that training loops write.
 
+Objects of the user's and other libraries' classes are in no list: `stand_ins` makes empty objects of them,
+so that the weights beside them can be read.
+
 NumPy's own constructors are not among it. They take a buffer for the pointers of an array of objects, and
 a dtype's state for the layout of one: a file that may call them may read and call any address. Scalars
 and arrays are rebuilt here instead, from a dtype that can only be a number, a date or a text.
@@ -10,7 +13,8 @@ from __future__ import annotations
 import functools
 import pickle
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Set
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
 
 _PLAIN = re.compile(r"[<>|=]?[biufcSUmM]\d{0,9}")
 _UNIT = re.compile(r"[A-Za-z]{1,7}")
+_MOST_CLASSES = 500
 
 
 class NotPlain(pickle.UnpicklingError):
@@ -100,6 +105,76 @@ class Array:
         return object.__new__(Array)
 
 
+class Partial:
+    """A functools.partial as a pickle describes it: nothing is kept of it."""
+
+    def __init__(self, function: Any) -> None:
+        """Take the function, which is never called."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Ignore the arguments."""
+
+
+class Nested:
+    """An io.BytesIO as a pickle describes it."""
+
+    content = b""
+
+    def __setstate__(self, state: Any) -> None:
+        """Take its bytes, then its position and attributes, which don't matter."""
+        if not isinstance(state, tuple) or not state or not isinstance(state[0], bytes):
+            raise NotPlain("an io.BytesIO without bytes")
+        self.content = state[0]
+
+
+class Unread:
+    """An object of a class that is not imported: its state is dropped."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Unread:
+        """Ignore the arguments."""
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any) -> None:
+        """Ignore the arguments."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Ignore the state."""
+
+
+class Reference:
+    """A function or a class that is mentioned, not called."""
+
+    def __new__(cls, *_: Any) -> Reference:
+        """Refuse to be called."""
+        raise NotPlain(f"a call of {cls.__name__}")
+
+
+_MENTIONED = ("torch.nn", "torch.optim", "typing")
+"""What lies beside weights and in configurations, of libraries whose other names are judged one by one."""
+_ONE_BY_ONE = frozenset({*sys.stdlib_module_names, "torch", "numpy", "__builtin__", "imp", "distutils"})
+
+
+def stand_ins(unknown: Set[str]) -> list[tuple[type[Any], str]]:
+    """Return a class for each name that a pickle may mention, without anything of it being imported.
+
+    An object of the user's, of another library's or of torch.nn is then an empty one; functions may not be
+    called. Of the standard library, torch and NumPy nothing else is among them: who calls that means it.
+    """
+    if len(unknown) > _MOST_CLASSES:
+        return []
+    return [(type(name, (base,), {}), name) for name in sorted(unknown) if (base := _stand_in(name))]
+
+
+def _stand_in(name: str) -> type[Any] | None:
+    module, _, last = name.rpartition(".")
+    if not all(part.isidentifier() for part in name.split(".")):
+        return None
+    mentioned = any(module == known or module.startswith(f"{known}.") for known in _MENTIONED)
+    if not mentioned and module.partition(".")[0] in _ONE_BY_ONE:
+        return None
+    return Unread if last[:1].isupper() else Reference
+
+
 def _no_bytes(*_: Any) -> bytes:
     """Stand for bytes(), by which a pickle of protocol 2 writes those of an empty array."""
     return b""
@@ -120,17 +195,25 @@ def names() -> list[tuple[Callable[..., Any], str]]:
     import datetime
     import pathlib
 
+    from torch.torch_version import TorchVersion
+
     found: list[tuple[Callable[..., Any], str]] = [
         (DType, "numpy.dtype"),
         (Array, "numpy.ndarray"),
         (_no_bytes, "builtins.bytes"),
         (argparse.Namespace, "argparse.Namespace"),
         (_plain_mapping, "collections.defaultdict"),
+        (Partial, "functools.partial"),
+        (Nested, "_io.BytesIO"),
+        (TorchVersion, "torch.torch_version.TorchVersion"),
     ]
     for module in ("numpy._core.multiarray", "numpy.core.multiarray"):
         found += [(_scalar, f"{module}.scalar"), (Array.blank, f"{module}._reconstruct")]
-    found += [(pathlib.PurePosixPath, f"pathlib.{name}") for name in ("PosixPath", "PurePosixPath")]
-    found += [(pathlib.PureWindowsPath, f"pathlib.{name}") for name in ("WindowsPath", "PureWindowsPath")]
+    for module in ("pathlib", "pathlib._local"):  # The second is Python 3.13's.
+        found += [(pathlib.PurePosixPath, f"{module}.{name}") for name in ("PosixPath", "PurePosixPath")]
+        found += [
+            (pathlib.PureWindowsPath, f"{module}.{name}") for name in ("WindowsPath", "PureWindowsPath")
+        ]
     for kind in (datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone):
         found.append((kind, f"datetime.{kind.__name__}"))
     for builtin in (int, float, list, dict, str, bool):

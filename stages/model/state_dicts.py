@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from deploy_runner.sdk import StageError
@@ -23,6 +23,7 @@ EMA = ("ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema", "mod
 """The keys of averaged weights, after those of the weights as trained."""
 
 _MOST_PARTS = 3
+_MOST_DEEP = 3
 
 
 class StateDict(dict[str, Any]):
@@ -71,7 +72,8 @@ def find_state_dict(content: Any, key: str | None) -> tuple[StateDict, str]:
     if isinstance(content, torch.nn.Module):
         return _taken(content), ""
     if not isinstance(content, Mapping):
-        raise StageError(f"the checkpoint contains a {type(content).__name__}, not a mapping")
+        raise StageError(f"the checkpoint contains a {type(content).__name__}, not a mapping",
+                         fix="save model.state_dict()")  # fmt: skip
     if key is not None:
         return _at(content, key), key
     modules = any(isinstance(value, torch.nn.Module) for value in content.values())
@@ -94,17 +96,28 @@ def is_ema(key: str) -> bool:
 
 
 def state_dicts(content: Any) -> list[tuple[str, Any]]:
-    """Return the state_dicts of a checkpoint by their (dotted) key, and whole modules as such."""
+    """Return the state_dicts of a checkpoint by their (dotted) key, and whole modules as such.
+
+    Under a usual key, other values may be among the tensors.
+    """
+    return list(_inside(content, "", _MOST_DEEP))
+
+
+def _inside(content: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
     import torch
 
-    found: list[tuple[str, Any]] = []
-    for name, value in content.items() if isinstance(content, Mapping) else ():
-        if isinstance(value, torch.nn.Module) or is_state_dict(value):
-            found.append((str(name), value))
+    for name, value in content.items() if isinstance(content, Mapping) and depth else ():
+        key = f"{path}{name}"
+        if isinstance(value, torch.nn.Module) or (is_state_dict(value) and (_usual(key) or _is_pure(value))):
+            yield key, value
         elif isinstance(value, Mapping) and "param_groups" not in value:
-            inner = [(k, v) for k, v in value.items() if isinstance(v, torch.nn.Module) or is_state_dict(v)]
-            found += [(f"{name}.{inside}", given) for inside, given in inner]
-    return found
+            yield from _inside(value, f"{key}.", depth - 1)
+
+
+def _is_pure(state: Mapping[str, Any]) -> bool:
+    import torch
+
+    return all(isinstance(value, torch.Tensor) or name.endswith(SUFFIX) for name, value in state.items())
 
 
 def _usual(key: str) -> int:
@@ -123,6 +136,10 @@ def _at(content: Mapping[Any, Any], key: str) -> StateDict:
         found = found[part]
     if isinstance(found, torch.nn.Module) or is_state_dict(found):
         return _taken(found)
+    listed = found.get("shadow_params") if isinstance(found, Mapping) else found
+    if isinstance(listed, list | tuple) and listed and all(isinstance(t, torch.Tensor) for t in listed):
+        raise StageError(f"{key!r} of the checkpoint is a list of {len(listed)} tensors without names",
+                         fix="copy them into the model (ema.copy_to), and save its state_dict")  # fmt: skip
     raise StageError(f"{key!r} of the checkpoint is not a state_dict of tensors")
 
 
