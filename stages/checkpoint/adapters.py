@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 _CONFIG_BYTES = 1 << 20
+_MOST = 1_000_000
 _USED = {"peft_type", "r", "lora_alpha", "use_rslora", "fan_in_fan_out", "modules_to_save"}
 _WITHOUT_EFFECT = {
     "auto_mapping", "base_model_name_or_path", "eva_config", "exclude_modules", "inference_mode",
@@ -42,7 +43,7 @@ def config(folder: Path) -> dict[str, Any]:
         kind = found["peft_type"]
         if kind != "LORA":
             raise StageError(f"the adapter is of the type {str(kind)[:40]}, not LORA", fix=_MERGE)
-        valid = int(found["r"]) > 0 and math.isfinite(float(found["lora_alpha"]))
+        valid = type(found["r"]) is int and 0 < found["r"] < _MOST and abs(found["lora_alpha"]) < _MOST
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         valid = False
     if not valid:
@@ -54,9 +55,7 @@ def config(folder: Path) -> dict[str, Any]:
     )
     if odd:
         said = ", ".join(f"{name}: {json.dumps(found[name])}"[:80] for name in odd[:3])
-        raise StageError(
-            f"the adapter can't be merged exactly here, for it was trained with {said}", fix=_MERGE
-        )
+        raise StageError(f"the adapter was trained with {said}, which can't be merged here", fix=_MERGE)
     return found
 
 

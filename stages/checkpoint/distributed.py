@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from deploy_runner.sdk import StageError, first_line
 
 from . import pickles, spare
+from .folders import METADATA, is_name
 
 if TYPE_CHECKING:
     import torch
-
-METADATA = ".metadata"
 
 _CLASSES = {
     "torch.distributed.checkpoint.metadata": (
@@ -180,7 +179,7 @@ def _check(folder: Path, items: Sequence[_Item]) -> None:
 
 def _check_chunk(folder: Path, item: _Item, chunk: _Chunk) -> None:
     place = folder / chunk.file
-    if Path(chunk.file).name != chunk.file or not place.is_file():
+    if not is_name(chunk.file) or not place.is_file():
         raise StageError(f"{METADATA} lists the shard {chunk.file!r}, which is not in the folder",
                          fix=_COPY_AGAIN)  # fmt: skip
     ranks = {len(chunk.offsets), len(chunk.sizes), len(item.shape)}

@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from deploy_runner.sdk import StageError
 
-from . import distributed
-
 Kind = Literal["file", "sharded", "distributed", "adapter"]
 
 ADAPTER = "adapter_config.json"
+METADATA = ".metadata"
+"""Of a folder that torch.distributed.checkpoint wrote."""
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 _WEIGHTS = (
@@ -49,7 +49,7 @@ def find(folder: Path) -> tuple[Kind, Path]:
                 return "file", folder / name
     if (folder / ADAPTER).is_file():
         return "adapter", folder
-    if (folder / distributed.METADATA).is_file():
+    if (folder / METADATA).is_file():
         return "distributed", folder
     deepspeed = _deepspeed(folder)
     if deepspeed is not None:
@@ -77,7 +77,7 @@ def _nothing(folder: Path, files: list[Path]) -> StageError:
 
 
 def _has_weights(folder: Path) -> bool:
-    known = (distributed.METADATA, ADAPTER, _LATEST)
+    known = (METADATA, ADAPTER, _LATEST)
     return any((folder / name).is_file() for name in known) or bool(_files(folder))
 
 
@@ -85,10 +85,10 @@ def _deepspeed(folder: Path) -> Path | None:
     """Return DeepSpeed's file of the weights: of the newest step, or of the step whose folder it is."""
     if (folder / _LATEST).is_file():
         step = (folder / _LATEST).read_bytes()[:_MOST_NAME_BYTES].decode("utf-8", "replace").strip()
-        if not step or Path(step).name != step or not (folder / step).is_dir():
+        if not is_name(step) or not (folder / step).is_dir():
             raise StageError(f"`{_LATEST}` names the folder {step!r}, which is not in {folder.name}",
                              fix="copy the folder of the step, too")  # fmt: skip
-        return _deepspeed(folder / step)
+        folder /= step
     states = sorted(folder.glob(_STATES))
     if any(folder.glob(_ZERO_3)):
         raise StageError("the folder is a DeepSpeed checkpoint of ZeRO stage 3: its weights are in the "
@@ -99,6 +99,11 @@ def _deepspeed(folder: Path) -> Path | None:
         raise StageError("the folder is a DeepSpeed checkpoint, split by pipeline or tensor parallelism",
                          fix="merge it with DeepSpeed's universal checkpoint tools first")  # fmt: skip
     return states[0] if states else None
+
+
+def is_name(text: Any) -> bool:
+    """Say whether a text is the name of something in a folder, and not a path that leads elsewhere."""
+    return isinstance(text, str) and text not in ("", ".", "..") and "/" not in text and "\0" not in text
 
 
 def read_sharded(index: Path, read_shard: Callable[[Path], Any]) -> dict[str, Any]:
@@ -112,7 +117,7 @@ def read_sharded(index: Path, read_shard: Callable[[Path], Any]) -> dict[str, An
         raise StageError(f"{index.name} is not an index of shards") from None
     found: dict[str, Any] = {}
     for name in shards:
-        if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
+        if not is_name(name) or not (folder / name).is_file():
             raise StageError(f"{index.name} lists the shard {name!r}, which is not in the folder",
                              fix="copy every shard")  # fmt: skip
         found[name] = read_shard(folder / name)

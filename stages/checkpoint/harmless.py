@@ -185,6 +185,11 @@ def _plain_mapping(*factory: Any) -> dict[Any, Any]:
     return {}
 
 
+def _plain_list(*_: Any) -> list[Any]:
+    """Stand for a deque, whose items follow."""
+    return []
+
+
 @functools.cache
 def names() -> list[tuple[Callable[..., Any], str]]:
     """Return (what stands for it, its name in a pickle) of all that is let through.
@@ -194,6 +199,7 @@ def names() -> list[tuple[Callable[..., Any], str]]:
     import argparse
     import datetime
     import pathlib
+    import types
 
     from torch.torch_version import TorchVersion
 
@@ -202,7 +208,9 @@ def names() -> list[tuple[Callable[..., Any], str]]:
         (Array, "numpy.ndarray"),
         (_no_bytes, "builtins.bytes"),
         (argparse.Namespace, "argparse.Namespace"),
+        (types.SimpleNamespace, "types.SimpleNamespace"),
         (_plain_mapping, "collections.defaultdict"),
+        (_plain_list, "collections.deque"),
         (Partial, "functools.partial"),
         (Nested, "_io.BytesIO"),
         (TorchVersion, "torch.torch_version.TorchVersion"),

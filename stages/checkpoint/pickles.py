@@ -26,6 +26,8 @@ Container = Literal["torch", "legacy"]
 _LEGACY_PICKLES = 4
 """A legacy file begins with its magic number, protocol, system and content, each a pickle."""
 _NEWER_PICKLES = tuple(f"Unsupported operand {opcode}" for opcode in (140, 147, 148, 149, 150))
+_MODULE = "Only persistent_load of storage is allowed"
+"""What torch says of the sources of a module, which the old format contains."""
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _UNSAFE = re.compile(r"GLOBAL ([\w.]+)")
 _MOST_NAMES = 5
@@ -156,6 +158,8 @@ def _refused(unknown: set[str], stand_ins: set[str], said: str) -> StageError:
     if line.startswith("a NumPy"):
         said = f"the checkpoint contains {line}, which could run code; nothing was executed"
         return StageError(said, fix="save tensors and arrays of numbers only")
+    if line.startswith(_MODULE):
+        return _refused_module(unknown)
     called = line.removeprefix("a call of ")
     found = [called] if called in stand_ins else sorted(unknown - stand_ins) or _UNSAFE.findall(said)
     if not found:

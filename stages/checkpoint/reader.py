@@ -57,6 +57,8 @@ def _format(path: Path) -> Format:
         raise StageError(
             "the checkpoint is empty (0 bytes)", fix="copy it again: the copy may have been interrupted"
         )
+    if len(head) > 9 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < path.stat().st_size:
+        return "safetensors"
     if head.startswith(_ZIP):
         return archives.kind(path)
     if head.startswith(b"\x80"):
@@ -64,8 +66,6 @@ def _format(path: Path) -> Format:
             return "legacy"
         raise StageError("the file is a pickle that torch.save did not write",
                          fix="load it where it was made, and torch.save the model's state_dict")  # fmt: skip
-    if len(head) > 9 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < path.stat().st_size:
-        return "safetensors"
     if head.lstrip().startswith(b"{") and b'"weight_map"' in path.read_bytes()[:_INDEX_BYTES]:
         raise StageError("the file is the index of a sharded checkpoint",
                          fix="use the folder that contains it and its shards")  # fmt: skip

@@ -111,10 +111,11 @@ class CheckpointStateDict(Stage):
 def _adapter(where: reader.Found, inputs: Any) -> dict[str, Any] | None:
     """Return a LoRA adapter's settings, or None. Raises StageError where adapter or base is alone."""
     if where.format == "adapter":
+        settings = adapters.config(where.path)
         if inputs.base is None:
             raise StageError("the folder is a LoRA adapter (peft): it has only what its base model lacks",
                              fix="name the base's weights: `inputs: {checkpoint: …, base: …}`")  # fmt: skip
-        return adapters.config(where.path)
+        return settings
     if inputs.base is not None:
         raise StageError(
             "the input `base` is for a LoRA adapter, which the checkpoint is not", fix="remove `base`"

@@ -235,8 +235,9 @@ def test_a_training_classes_prefix_is_taken_off_unless_two_fit(tmp_path: Path) -
     state = make("plain").state_dict()
     lightning = {f"model.{n}": t for n, t in state.items()}
     assert_right(prepare(tmp_path / "one", "plain", {"state_dict": lightning}), make("plain"))
-    with pytest.raises(StageError, match="the model: unexpected loss.w \\("):
+    with pytest.raises(StageError, match="the model: unexpected loss.w \\(") as error:
         prepare(tmp_path / "loss", "plain", {"state_dict": lightning | {"loss.w": torch.ones(1)}})
+    assert error.value.fix.startswith("to keep only the model's, set `strip_prefix: model.` on checkpoint")
     both = lightning | {f"ema.{n}": t for n, t in state.items()}
     with pytest.raises(StageError, match="match the model under ema. and under model."):
         prepare(tmp_path / "two", "plain", {"state_dict": both})
