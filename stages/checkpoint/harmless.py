@@ -14,8 +14,11 @@ import functools
 import pickle
 import re
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Set
 from typing import TYPE_CHECKING, Any, Literal
+
+from . import opcodes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -141,6 +144,22 @@ class Unread:
         """Ignore the state."""
 
 
+class UnreadMapping:
+    """A kind of dict whose class is not imported."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        """Return what torch lets be filled, and given attributes."""
+        return OrderedDict()
+
+
+class UnreadList:
+    """A kind of list whose class is not imported."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Any:
+        """Return what torch lets be filled."""
+        return []
+
+
 class Reference:
     """A function or a class that is mentioned, not called."""
 
@@ -149,20 +168,26 @@ class Reference:
         raise NotPlain(f"a call of {cls.__name__}")
 
 
-_MENTIONED = ("torch.nn", "torch.optim", "typing")
+_MENTIONED = ("torch.nn", "torch.optim", "typing", "uuid", "decimal", "fractions")
 """What lies beside weights and in configurations, of libraries whose other names are judged one by one."""
 _ONE_BY_ONE = frozenset({*sys.stdlib_module_names, "torch", "numpy", "__builtin__", "imp", "distutils"})
 
 
-def stand_ins(unknown: Set[str]) -> list[tuple[type[Any], str]]:
-    """Return a class for each name that a pickle may mention, without anything of it being imported.
+def stand_ins(seen: opcodes.Seen, known: Set[str]) -> list[tuple[type[Any], str]]:
+    """Return a class for each further name that a pickle may mention, without anything of it being imported.
 
-    An object of the user's, of another library's or of torch.nn is then an empty one; functions may not be
-    called. Of the standard library, torch and NumPy nothing else is among them: who calls that means it.
+    An object of the user's, of another library's or of torch.nn is then an empty one, or where it is a
+    kind of dict or list a plain one; functions may not be called. Of the standard library, torch and
+    NumPy nothing else is among them: who calls that means it.
     """
-    if len(unknown) > _MOST_CLASSES:
-        return []
-    return [(type(name, (base,), {}), name) for name in sorted(unknown) if (base := _stand_in(name))]
+    found = []
+    for name in sorted(seen.names - known):
+        base = _stand_in(name)
+        if base is Unread:
+            base = UnreadMapping if name in seen.mappings else UnreadList if name in seen.lists else Unread
+        if base is not None:
+            found.append((type(name, (base,), {}), name))
+    return found if len(found) <= _MOST_CLASSES else []
 
 
 def _stand_in(name: str) -> type[Any] | None:
@@ -224,6 +249,6 @@ def names() -> list[tuple[Callable[..., Any], str]]:
         ]
     for kind in (datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone):
         found.append((kind, f"datetime.{kind.__name__}"))
-    for builtin in (int, float, list, dict, str, bool):
+    for builtin in (int, float, list, dict, str, bool, frozenset, range, slice):
         found.append((builtin, f"builtins.{builtin.__name__}"))
     return found

@@ -52,18 +52,18 @@ def read(path: Path, container: Container, *, trust: bool) -> Any:
         place = opened.enter_context(archives.stored(path)) if container == "torch" else path
         if trust:
             return _trusted(place, mapped=container == "torch")
-        return _guarded(place, _names_in(path, container), mapped=container == "torch")
+        return _guarded(place, _seen_in(path, container), mapped=container == "torch")
 
 
 def read_bytes(data: bytes) -> Any:
     """Return what the bytes hold that torch.save wrote to a buffer; never with trust."""
     file = io.BytesIO(data)
     if not data.startswith(b"PK"):
-        return _guarded(file, opcodes.names(io.BytesIO(data), _LEGACY_PICKLES), mapped=False)
+        return _guarded(file, opcodes.scan(io.BytesIO(data), _LEGACY_PICKLES), mapped=False)
     archives.check(file)
-    names = opcodes.names(_pickle_of(file), 1)
+    seen = opcodes.scan(_pickle_of(file), 1)
     file.seek(0)
-    return _guarded(file, names, mapped=False)
+    return _guarded(file, seen, mapped=False)
 
 
 def _trusted(path: Path, *, mapped: bool) -> Any:
@@ -78,16 +78,16 @@ def _trusted(path: Path, *, mapped: bool) -> Any:
         raise _damaged(error) from None
 
 
-def _guarded(place: Path | io.BytesIO, names: set[str], *, mapped: bool) -> Any:
+def _guarded(place: Path | io.BytesIO, seen: opcodes.Seen, *, mapped: bool) -> Any:
     """Load with nothing imported but what is harmless. Raises StageError for all else."""
     import pickle
 
     import torch
 
     known = {name for _, name in harmless.names()} | set(_known_to_torch())
-    unknown = names - known
+    unknown = seen.names - known
     _refuse_unreadable(unknown)
-    stand_ins = harmless.stand_ins(unknown)
+    stand_ins = harmless.stand_ins(seen, known)
     try:
         with torch.serialization.safe_globals([*harmless.names(), *stand_ins]):
             content = torch.load(place, weights_only=True, map_location="cpu", mmap=mapped)
@@ -116,13 +116,13 @@ def _is_module(content: Any) -> bool:
     )
 
 
-def _names_in(path: Path, container: Container) -> set[str]:
+def _seen_in(path: Path, container: Container) -> opcodes.Seen:
     with path.open("rb") as file:
         if container == "torch":
-            return opcodes.names(_pickle_of(file), 1)
+            return opcodes.scan(_pickle_of(file), 1)
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             stream: Any = mapped
-            return opcodes.names(stream, _LEGACY_PICKLES)
+            return opcodes.scan(stream, _LEGACY_PICKLES)
 
 
 def _pickle_of(file: IO[bytes]) -> io.BytesIO:

@@ -35,6 +35,18 @@ DTYPES = (
 )  # fmt: skip
 
 
+class Configuration(dict):  # type: ignore[type-arg]
+    """A kind of dict, with attributes of its own, as those of yacs, EasyDict and Munch."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(given)
+        self.frozen = True
+
+
+class Steps(list):  # type: ignore[type-arg]
+    """A kind of list."""
+
+
 class Settings:
     """An object of the user's."""
 
@@ -99,7 +111,7 @@ LAYOUTS: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
     "nested": lambda w: {"model": w, "config": {"a": {"b": [{"c": (1, None, True, 2**70)}]}}, "text": "ü€😀"},
     "parameters": lambda w: {k: torch.nn.Parameter(v, requires_grad=v.is_floating_point()) for k, v in w.items()},
     "partial": lambda w: {"model": w, "hparams": {"optimizer": functools.partial(torch.optim.SGD, lr=0.1)}},
-    "own classes": lambda w: {"model": w, "config": Settings("x"), "mode": Mode.FAST, "classes": {Settings: [Mode.FAST]}},
+    "own classes": lambda w: {"model": w, "config": Settings("x"), "mode": Mode.FAST, "more": Configuration(a=Configuration(b=1), c=Steps([Mode.FAST])), "classes": {Settings: [Mode.FAST]}},
     "version": lambda w: {"model": w, "torch": torch.__version__, "queue": deque([1, 2], 3), "ns": types.SimpleNamespace(a=1)},
     "arrays for tensors": lambda w: {"model": {k: v.numpy() for k, v in w.items()}, "vocabulary": {"words": np.array(["a"])}},
     "bytes": lambda w: {"model": _buffer(w).getvalue(), "raw": b"PK"},
