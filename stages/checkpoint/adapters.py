@@ -76,7 +76,7 @@ def merge(settings: Mapping[str, Any], adapter: Mapping[str, Any], base: StateDi
     tied = {alias: names for names in ties.groups(base) for alias in names}
     made = spare.allocate({name: base[name] for name in changed})
     for name, first in changed.items():
-        delta = _product(parts, first, seconds[first], settings) * scale
+        delta = _product(parts, first, seconds[first], settings).mul_(scale)
         if delta.shape != base[name].shape:
             raise _misfit(name)
         if first.endswith(_EMBEDDING):  # Of a linear layer, peft rounds the sum alone.

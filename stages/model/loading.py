@@ -146,7 +146,7 @@ def _refuse_misfit(
     if not problems:
         return
     fix = "change the factory, its kwargs, or the checkpoint's key"
-    if refit.startswith("-"):
+    if refit.startswith("-") and "*" not in refit:
         fix = f"to keep only the model's, set `strip_prefix: {refit[1:]}` on checkpoint.state_dict"
     parts = (("allow_missing", allow_missing, lost), ("allow_unexpected", allow_unexpected, extra))
     options = [f"{option}: {[*given, *_patterns(names)]!r}" for option, given, names in parts if names]

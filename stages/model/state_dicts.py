@@ -12,6 +12,7 @@ from .extra_state import SUFFIX
 _INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """What torch.compile, FSDP and activation checkpointing put into the names, also of submodules."""
 _WRAPPERS = ("module.", *_INSIDE)
+_PART = ".module."
 _AVERAGED = "n_averaged"
 """The counter of torch.optim.swa_utils.AveragedModel, which wraps the model as `module`."""
 
@@ -220,15 +221,27 @@ def _unwrapped(name: str) -> str:
     return name
 
 
+def _without_parallel_parts(state: StateDict, known: set[str]) -> StateDict:
+    """Take the wrapper off parts that DataParallel wrapped alone, where the model has them without it."""
+    names = {name: name.replace(_PART, ".") for name in state if _PART in name and name not in known}
+    if not names or not known.issuperset(names.values()):
+        return state
+    versions = {f"{path}.".replace(_PART, ".")[:-1]: given for path, given in state.versions.items()}
+    values = {names.get(name, name): value for name, value in state.items()}
+    return StateDict(values, versions=versions, stripped=state.stripped, refit=f"-*{_PART}")
+
+
 def refitted(weights: Mapping[str, Any], model: Iterable[str]) -> StateDict:
     """Return weights under the model's names, where a prefix of all is the only difference.
 
     Tried where no name is one of the model's: what `strip_wrappers` took off is put back, or what a
-    training class puts before them (Lightning's `model.`) is taken off. Raises StageError where two
+    training class puts before them (Lightning's `model.`) is taken off. The `module.` of a part that was
+    wrapped alone is taken out in any case. Raises StageError where two
     prefixes fit alike (student and teacher, weights and their average): which to take is the user's.
     """
     state = weights if isinstance(weights, StateDict) else _taken(weights)
     known = set(model)
+    state = _without_parallel_parts(state, known)
     if not known or any(name in known for name in state):
         return state
     candidates = ["".join(state.stripped[at:]) for at in range(len(state.stripped))]

@@ -486,6 +486,17 @@ def test_an_adapters_trained_head_replaces_that_of_the_base(tmp_path: Path) -> N
     assert found["1.weight"].tolist() == [7, 7, 7]
 
 
+def test_an_adapter_of_a_bfloat16_embedding_is_rounded_as_peft_does(tmp_path: Path) -> None:
+    adapter(tmp_path / "lora")
+    torch.manual_seed(5)
+    a, b, table = torch.randn(2, 40), torch.randn(8, 2), torch.randn(40, 8).bfloat16()
+    name = "base_model.model.words.lora_embedding_"
+    save_file({f"{name}A": a, f"{name}B": b}, tmp_path / "lora/adapter_model.safetensors")
+    save_file({"words.weight": table}, tmp_path / "base.safetensors")
+    made = take(tmp_path, tmp_path / "lora", base=tmp_path / "base.safetensors")
+    assert_weights(made, {"words.weight": table + ((b @ a).T * 1.5).bfloat16()})
+
+
 def test_both_names_of_a_tied_weight_get_the_adapters_change(tmp_path: Path) -> None:
     tensors = adapter(tmp_path / "lora")
     tied = weights()
