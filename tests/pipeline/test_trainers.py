@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import io
 import json
@@ -94,13 +95,27 @@ def test_lightning_with_its_hyper_parameters_and_the_weights_of_its_criterion(
     assert_weights(made, weights(), stripped_prefix=prefix, dropped=["criterion.weight"])
 
 
-def test_a_call_beside_the_weights_is_refused_with_its_name(tmp_path: Path) -> None:
-    class Calling:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return (torch.nn.functional.relu, (torch.ones(1),))
+class Calling:
+    """What pickles as a call."""
 
-    torch.save({"model": weights(), "x": Calling()}, tmp_path / "c.pt")
-    refused(tmp_path, tmp_path / "c.pt", r"runs code: torch\.nn\.functional\.relu; nothing was executed")
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.call
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (Calling(nn.functional.relu, 1), "torch.nn.functional.relu"), (Calling(weights), f"{__name__}.weights"),
+        (Calling(subprocess.Popen, "true"), "subprocess.Popen"), (Calling(torch.load, "x"), "torch.serialization.load"),
+    ],
+    ids=["torch.nn", "own", "standard library", "torch"],
+)  # fmt: skip
+def test_a_call_beside_the_weights_is_refused_with_its_name(tmp_path: Path, call: Calling, name: str) -> None:
+    torch.save({"model": weights(), "x": call}, tmp_path / "c.pt")
+    refused(tmp_path, tmp_path / "c.pt", f"runs code: {name}; nothing was executed")
 
 
 def test_timm_takes_the_trained_weights_and_says_that_there_are_averaged_ones(tmp_path: Path) -> None:
@@ -377,15 +392,29 @@ def split(folder: Path, name: str = "model") -> Path:
     return folder
 
 
+def edit(folder: Path, change: Any) -> None:
+    """Change what the metadata says."""
+    path = folder / ".metadata"
+    content = pickle.loads(path.read_bytes())
+    change(content)
+    path.write_bytes(pickle.dumps(content))
+
+
+def move(content: Any, name: str, **place: Any) -> None:
+    for index in content.storage_data:
+        if index.fqn.startswith(name):
+            content.storage_data[index] = dataclasses.replace(content.storage_data[index], **place)
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_distributed_checkpoint_is_read_without_its_optimizer(tmp_path: Path, nested: bool) -> None:
     optimizer = torch.optim.AdamW(trained().parameters())
     content: dict[str, Any] = {"model": weights(), "optimizer": optimizer.state_dict(), "step": 3}
     folder = distributed(tmp_path / "d", {"app": content} if nested else content)
+    edit(folder, lambda said: move(said, "app.optimizer" if nested else "optimizer", relative_path="gone"))
     made = take(tmp_path, folder)
-    assert_weights(
-        made, weights(), format="distributed", key="app.model" if nested else "model", other_keys=None
-    )
+    key = "app.model" if nested else "model"
+    assert_weights(made, weights(), format="distributed", key=key, other_keys=None)
     assert json.loads(made["metadata"].read_text())["training"] == ({} if nested else {"step": 3})
 
 
@@ -429,11 +458,24 @@ def test_what_two_processes_of_fsdp_save_is_read(tmp_path: Path) -> None:
     assert "full_state_dict=True" in error.fix
 
 
+def again(content: Any) -> None:
+    """Say that a thousand tensors more have the values of the first."""
+    name = "model.0.weight"
+    for number in range(1000):
+        copy = f"copy.{number}"
+        content.state_dict_metadata[copy] = content.state_dict_metadata[name]
+        content.planner_data[copy] = ("copy", str(number))
+        places = [(index, place) for index, place in content.storage_data.items() if index.fqn == name]
+        content.storage_data |= {dataclasses.replace(index, fqn=copy): place for index, place in places}
+
+
 @pytest.mark.parametrize(
     ("break_", "said"),
     [
         pytest.param(lambda d: (d / "__1_0.distcp").unlink(), "lists the shard '__1_0.distcp', which is not in", id="lost"),
         pytest.param(lambda d: (d / "__1_0.distcp").write_bytes(b""), "is not within its shard __1_0.distcp", id="cut"),
+        pytest.param(lambda d: edit(d, lambda said: said.storage_data.popitem()), "doesn't say where all of 'model.1.num_batches_tracked' is", id="gap"),
+        pytest.param(lambda d: edit(d, again), "lists values that overlap", id="one place for all"),
         pytest.param(lambda d: (d / ".metadata").write_bytes((d / ".metadata").read_bytes()[:500]),
                      "is not the metadata of a distributed checkpoint", id="cut metadata"),
     ],
