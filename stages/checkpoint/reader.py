@@ -1,128 +1,148 @@
-"""Read any checkpoint a training loop leaves behind, without running what is inside it.
+"""Read any checkpoint that a trainer leaves behind, without running what is inside it.
 
-The format is told from the bytes, never from the file's name. Pickles are read by torch's
-`weights_only` unpickler, widened by a short list of harmless types that training loops write all
-the time: NumPy scalars and arrays, paths, dates, argparse namespaces, defaultdicts.
+The format is told from the bytes, never from the file's name.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import mmap
-import pickletools
-import re
 import struct
-import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from deploy_runner.sdk import StageError, first_line
+from deploy_runner.sdk import StageError
 
-from . import harmless
+from ..model.bundles import read_arrays
+from . import archives, distributed, folders, harmless, pickles, programs
 
 if TYPE_CHECKING:
     import torch
 
-Format = Literal["torch", "legacy", "safetensors", "sharded", "torchscript", "pt2"]
+Format = Literal[
+    "torch", "legacy", "safetensors", "torchscript", "pt2", "npz", "sharded", "distributed", "adapter"
+]
 
-_MAX_MEMBERS = 1_000_000
-_MAX_NAME = 1000
 _INDEX_BYTES = 1 << 20
-_CHECKPOINTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
-_NEWER_PICKLES = tuple(f"Unsupported operand {opcode}" for opcode in (140, 147, 148, 149, 150))
-_LEGACY_PICKLES = 4
-"""A legacy file begins with its magic number, protocol, system and content, each a pickle."""
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_UNSAFE = re.compile(r"GLOBAL ([\w.]+)")
+_OTHERS = {
+    b"\x89HDF": "an HDF5 file (Keras)",
+    b"GGUF": "a GGUF file (llama.cpp)",
+    b"\x1f\x8b": "compressed (gzip)",
+    b"version https://git-lfs": "a pointer of Git LFS: the weights themselves were not downloaded",
+}
+_TAR = slice(257, 262)
+_ZIP = b"PK\x03\x04"
+_LEGACY = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
+"""torch's magic number, as the first pickle of its old format has it."""
+_MOST_MAGIC_BYTES = 32
 
 
-def sniff(path: Path) -> Format:
-    """Return the format of a checkpoint by its content. Raises StageError for anything else."""
-    if path.is_dir():
-        if any(path.glob("*.safetensors.index.json")):
-            return "sharded"
-        raise _no_shards(path)
+class Found(NamedTuple):
+    """Where weights are: their format, and the file or folder to read."""
+
+    format: Format
+    path: Path
+
+
+def find(path: Path) -> Found:
+    """Return what a file is by its content, or what a folder holds. Raises StageError for anything else."""
+    if not path.is_dir():
+        return Found(_format(path), path)
+    kind, place = folders.find(path)
+    return Found(_format(place), place) if kind == "file" else Found(kind, place)
+
+
+def _format(path: Path) -> Format:
     with path.open("rb") as file:
-        head = file.read(16)
+        head = file.read(512)
     if not head:
         raise StageError(
             "the checkpoint is empty (0 bytes)", fix="copy it again: the copy may have been interrupted"
         )
-    if head.startswith(b"PK\x03\x04"):
-        return _sniff_zip(path)
-    if head.startswith(b"\x80"):
-        return "legacy"
     if len(head) > 9 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < path.stat().st_size:
         return "safetensors"
+    if head.startswith(_ZIP):
+        return archives.kind(path)
+    if head.startswith(b"\x80"):
+        if _LEGACY in head[:_MOST_MAGIC_BYTES]:
+            return "legacy"
+        raise StageError("the file is a pickle that torch.save did not write",
+                         fix="load it where it was made, and torch.save the model's state_dict")  # fmt: skip
     if head.lstrip().startswith(b"{") and b'"weight_map"' in path.read_bytes()[:_INDEX_BYTES]:
         raise StageError("the file is the index of a sharded checkpoint",
                          fix="use the folder that contains it and its shards")  # fmt: skip
+    other = next((what for start, what in _OTHERS.items() if head.startswith(start)), "")
+    if head[_TAR] == b"ustar":
+        other = "a tar archive"
+    if other:
+        raise StageError(f"the file is {other}, not a checkpoint of PyTorch",
+                         fix="unpack, convert or download it first")  # fmt: skip
     raise StageError("the file is not a checkpoint: neither torch.save's nor safetensors",
                      fix="use the file that your training loop wrote")  # fmt: skip
-
-
-def _no_shards(folder: Path) -> StageError:
-    said = f"{folder.name} is a folder without a *.safetensors.index.json"
-    files = sorted(p.name for p in folder.iterdir() if p.suffix in _CHECKPOINTS)
-    if any(folder.glob("*.bin.index.json")):
-        return StageError(f"{said}: pickle shards are not supported", fix="save it as safetensors")
-    return StageError(said, fix=f"use one of its files: {', '.join(files[:3])}" if files else
-                      "use one of its files")  # fmt: skip
-
-
-def _sniff_zip(path: Path) -> Format:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError):
-        raise StageError("the checkpoint is truncated or damaged: the zip directory is missing",
-                         fix="copy it again from where it was trained") from None  # fmt: skip
-    names = {member.filename.partition("/")[2] for member in members}
-    if "constants.pkl" in names:
-        return "torchscript"
-    if "models/model.json" in names or any(n.endswith("model.json") for n in names):
-        return "pt2"
-    _check_members(members, path.stat().st_size)
-    if "data.pkl" in names:
-        return "torch"
-    raise StageError("the file is a zip archive that torch.save did not write")
-
-
-def _check_members(members: list[zipfile.ZipInfo], file_bytes: int) -> None:
-    """Refuse what torch.save never writes: compression, encryption, names given twice."""
-    names = [member.filename for member in members]
-    if len(members) > _MAX_MEMBERS or len(set(names)) < len(names):
-        raise StageError("the checkpoint's archive contains a record twice, or far too many records")
-    for member in members:
-        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 0x1:
-            raise StageError(f"the checkpoint's record {member.filename!r} is compressed or encrypted, "
-                             "which torch.save never does")  # fmt: skip
-        if member.filename.startswith("/") or ".." in member.filename.split("/"):
-            raise StageError(f"the checkpoint's record {member.filename!r} has a path outside the archive")
-    if sum(member.file_size for member in members) > file_bytes:
-        raise StageError("the checkpoint's records are larger than the file")
 
 
 def read(path: Path, *, trust: bool) -> Any:
     """Return what the checkpoint holds: a mapping, or with `trust` a whole module.
 
-    Tensors are on the CPU, and mapped from the file where the format allows it. Raises
-    StageError that names what is wrong, and what to do.
+    Of a peft adapter those are its own tensors. Tensors are on the CPU, and mapped from the file where
+    the format allows it. Raises StageError that names what is wrong, and what to do.
     """
-    form = sniff(path)
-    if form == "safetensors":
-        return read_safetensors(path)
-    if form == "sharded":
-        return _read_sharded(path)
-    if form == "torchscript":
-        raise StageError("the file is a TorchScript program, not a checkpoint",
-                         fix="use the training checkpoint that it was created from")  # fmt: skip
-    if form == "pt2":
-        raise StageError("the file is a torch.export program (.pt2), not a checkpoint",
-                         fix="use the training checkpoint that it was created from")  # fmt: skip
-    return _read_pickle(path, form, trust=trust)
+    found = find(path)
+    match found.format:
+        case "sharded":
+            return folders.read_sharded(
+                found.path, lambda shard: _read_file(shard, _format(shard), trust=trust)
+            )
+        case "distributed":
+            return distributed.read(found.path)
+        case "adapter":
+            weights = [found.path / f"adapter_model.{end}" for end in ("safetensors", "bin")]
+            place = next((path for path in weights if path.is_file()), None)
+            if place is None:
+                raise StageError("the adapter's folder has no adapter_model.safetensors", fix="copy it there")
+            return _read_file(place, _format(place), trust=trust)
+        case form:
+            return _read_file(found.path, form, trust=trust)
+
+
+def _read_file(path: Path, form: Format, *, trust: bool) -> Any:
+    match form:
+        case "safetensors":
+            return read_safetensors(path)
+        case "npz":
+            import torch
+
+            return {name: torch.from_numpy(array) for name, array in read_arrays(path).items()}
+        case "torchscript" | "pt2":
+            return programs.state_dict(path, form, trust=trust)
+        case "torch" | "legacy":
+            return _unwrapped(pickles.read(path, form, trust=trust))
+        case _:
+            raise StageError(f"{path.name} is not a file of weights")
+
+
+def _unwrapped(content: Any, depth: int = 2) -> Any:
+    """Return the content with tensors for arrays in its mappings, and with what buffers hold as it is."""
+    if isinstance(content, harmless.Nested):
+        content = content.content
+    if isinstance(content, bytes) and content.startswith(_ZIP):
+        return pickles.read_bytes(content)
+    if not isinstance(content, dict) or not content or not depth:
+        return content
+    if all(isinstance(value, harmless.Array) for value in content.values()):
+        return _tensors(content)
+    inside = {name: _unwrapped(value, depth - 1) for name, value in content.items()}
+    changed = {name: value for name, value in inside.items() if value is not content[name]}
+    return content | changed if changed else content
+
+
+def _tensors(arrays: dict[Any, harmless.Array]) -> dict[Any, Any]:
+    """Return arrays as tensors, or where one isn't of numbers as they are."""
+    import torch
+
+    try:
+        native = {name: a.values.astype(a.values.dtype.newbyteorder("=")) for name, a in arrays.items()}
+        return {name: torch.from_numpy(array) for name, array in native.items()}
+    except TypeError:
+        return arrays
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -134,101 +154,3 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise StageError(f"the safetensors file is damaged: {error}") from None
-
-
-def _read_sharded(folder: Path) -> dict[str, torch.Tensor]:
-    indices = sorted(folder.glob("*.safetensors.index.json"))
-    if len(indices) > 1:
-        names = ", ".join(index.name for index in indices)
-        raise StageError(f"the folder has several checkpoints: {names}", fix="keep one of them")
-    index = indices[0]
-    try:
-        places = dict(json.loads(index.read_text("utf-8"))["weight_map"].items())
-        shards = sorted(set(places.values()))
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise StageError(f"{index.name} is not an index of safetensors shards") from None
-    found: dict[str, dict[str, torch.Tensor]] = {}
-    for name in shards:
-        if not isinstance(name, str) or "/" in name or not (folder / name).is_file():
-            raise StageError(f"{index.name} lists the shard {name!r}, which is not in the folder",
-                             fix="copy every shard")  # fmt: skip
-        found[name] = read_safetensors(folder / name)
-    for tensor, shard in places.items():
-        if tensor not in found[shard]:
-            raise StageError(f"the tensor {tensor!r} of {index.name} is not in its shard {shard}",
-                             fix="copy the index and the shards of the same checkpoint")  # fmt: skip
-    return {tensor: found[shard][tensor] for tensor, shard in places.items()}
-
-
-def _read_pickle(path: Path, form: Format, *, trust: bool) -> Any:
-    import pickle
-
-    import torch
-
-    _refuse_long_names(path, form)
-    options: dict[str, Any] = {"map_location": "cpu", "mmap": form == "torch"}
-    try:
-        if trust:
-            return torch.load(path, weights_only=False, **options)
-        with torch.serialization.safe_globals(list(harmless.names())):
-            return torch.load(path, weights_only=True, **options)
-    except pickle.UnpicklingError as error:
-        raise _refused(path, form, str(error)) from None
-    except Exception as error:  # A damaged file takes torch anywhere.
-        said = first_line(_ANSI.sub("", str(error))) or type(error).__name__
-        raise StageError(f"the checkpoint is truncated or damaged: {said}",
-                         fix="copy it again from where it was trained") from None  # fmt: skip
-
-
-def _refuse_long_names(path: Path, form: Format) -> None:
-    """Read the pickle's opcodes, without running them, for names that nobody gives to anything.
-
-    torch looks through the error message of such a name by a pattern that takes hours on it.
-    """
-    damaged = (OSError, ValueError, EOFError, OverflowError, UnicodeDecodeError, zipfile.BadZipFile)
-    with (
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-        contextlib.suppress(*damaged),  # What is damaged is told apart by who loads it.
-    ):
-        stream: Any = _pickle_of(path) if form == "torch" else mapped
-        for _ in range(1 if form == "torch" else _LEGACY_PICKLES):
-            for opcode, argument, _ in pickletools.genops(stream):
-                if opcode.name in ("GLOBAL", "INST") and len(str(argument)) > _MAX_NAME:
-                    raise StageError(f"the checkpoint's pickle is rejected: it contains a name of "
-                                     f"{len(str(argument)):,} characters; nothing was executed")  # fmt: skip
-
-
-def _pickle_of(path: Path) -> io.BytesIO:
-    with zipfile.ZipFile(path) as archive:
-        name = next(n for n in archive.namelist() if n.partition("/")[2] == "data.pkl")
-        return io.BytesIO(archive.read(name))
-
-
-def _refused(path: Path, form: Format, said: str) -> StageError:
-    """Name what the pickle wanted to import; nothing of it was executed."""
-    import torch
-
-    found = _UNSAFE.findall(_ANSI.sub("", said))
-    if form == "torch":
-        with contextlib.suppress(Exception):
-            known = {name for _, name in harmless.names()}
-            every = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-            found = [name for name in every if name not in known] or found
-    if not found:
-        text = _ANSI.sub("", said).rpartition("WeightsUnpickler error:")[2].strip()
-        line = text.partition("\n")[0]
-        if line in _NEWER_PICKLES:
-            said = "the checkpoint uses pickle protocol 4 or newer, which torch's safe loader doesn't support"
-            return StageError(said, fix="save it with torch.save without pickle_protocol")
-        if line.startswith("a NumPy"):
-            said = f"the checkpoint contains {line}, which could run code; nothing was executed"
-            return StageError(said, fix="save tensors and arrays of numbers only")
-        return StageError(f"the checkpoint's pickle is rejected: {line[:200]}",
-                          fix="check that torch.save wrote this file")  # fmt: skip
-    names = ", ".join(list(dict.fromkeys(found))[:5])
-    if any(name.startswith("torch.nn.") for name in found):
-        fix = "save model.state_dict() instead; or, if you trust it, set `trust: true` on the stage"
-        return StageError(f"the checkpoint is a pickled module, which contains code: {names}", fix=fix)
-    return StageError(f"the checkpoint is a pickle that runs code: {names}; nothing was executed",
-                      fix="save weights and plain values only")  # fmt: skip

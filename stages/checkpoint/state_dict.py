@@ -15,20 +15,23 @@ from deploy_runner.sdk import (
     Folder,
     Output,
     Stage,
+    StageError,
     StageInputs,
     StageOutputs,
     StageParams,
 )
 
 from ..model import extra_state, state_dicts, tensor_files
-from . import harmless, reader
+from . import adapters, harmless, reader
 
 
 class CheckpointStateDict(Stage):
     """Extract the weights from a training checkpoint without executing code in it.
 
-    Reads torch.save files (zip and legacy), safetensors and their shards; strips the prefixes of
-    DDP, torch.compile, FSDP and averaged models. A whole pickled module needs `trust: true`.
+    Reads torch.save files (zip, deflated and legacy), safetensors and .npz, the folders of the Hugging
+    Face Trainer, accelerate, torch.distributed.checkpoint and DeepSpeed, and merges LoRA adapters; strips
+    the prefixes of DDP, torch.compile, FSDP and averaged models. A whole pickled module, a TorchScript
+    program and a .pt2 need `trust: true`.
     """
 
     uses = "checkpoint.state_dict"
@@ -48,7 +51,10 @@ class CheckpointStateDict(Stage):
     class Inputs(StageInputs):
         """The checkpoint."""
 
-        checkpoint: File | Folder = Field(description="the checkpoint file")
+        checkpoint: File | Folder = Field(description="the checkpoint's file or folder")
+        base: File | Folder | None = Field(
+            None, description="for a LoRA adapter (peft): the weights that it was trained on"
+        )
 
     class Outputs(StageOutputs):
         """The weights."""
@@ -60,21 +66,27 @@ class CheckpointStateDict(Stage):
         """Read, find, strip, write, read back."""
         if params.code is not None:
             _define_in_main(params.code, ctx.load(params.code))
-        content = reader.read(inputs.checkpoint, trust=ctx.trust)
+        where = reader.find(inputs.checkpoint)
+        adapter = _adapter(where, inputs)
+        content = reader.read(inputs.base or inputs.checkpoint, trust=ctx.trust)
         found, key = state_dicts.find_state_dict(content, params.key)
         weights = state_dicts.strip_wrappers(found, params.strip_prefix)
+        stripped, dropped = "".join(weights.stripped), len(found) - len(weights)
+        if adapter is not None:
+            weights = adapters.merge(adapter, reader.read(where.path, trust=False), weights)
         tied = tensor_files.write(outputs.weights, weights)
         tensors = {n: t for n, t in weights.items() if not n.endswith(extra_state.SUFFIX)}
         count = sum(t.numel() for name, t in tensors.items() if name not in tied)
         dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()})
         others = [name for name, _ in state_dicts.state_dicts(content) if key and name != key]
         metadata = {
-            "format": reader.sniff(inputs.checkpoint),
+            "format": where.format,
+            "file": where.path.name if inputs.checkpoint.is_dir() and where.path.is_file() else None,
             "key": key,
             "averaged": state_dicts.is_ema(key),
             "other_keys": others,
-            "stripped_prefix": "".join(weights.stripped),
-            "dropped": len(found) - len(weights),
+            "stripped_prefix": stripped,
+            "dropped": dropped,
             "tensors": len(tensors),
             "parameters": count,
             "dtypes": dtypes,
@@ -83,14 +95,32 @@ class CheckpointStateDict(Stage):
         }
         text = json.dumps(metadata, indent=2, sort_keys=True, ensure_ascii=False)
         outputs.metadata.write_text(text + "\n", "utf-8")
+        ctx.figure("format", where.format)
         ctx.figure("parameters", count)
         ctx.figure("tensors", len(tensors))
         _say_which(ctx, key, others, params.key)
+        if stripped:
+            ctx.figure("stripped_prefix", stripped)
         if params.strip_prefix:
             ctx.figure("dropped", sorted(set(found) - {params.strip_prefix + name for name in weights}))  # type: ignore[arg-type]
         for name in ("epoch", "loss", "best_acc"):
             if name in metadata["training"]:
                 ctx.figure(name, metadata["training"][name])
+
+
+def _adapter(where: reader.Found, inputs: Any) -> dict[str, Any] | None:
+    """Return a LoRA adapter's settings, or None. Raises StageError where adapter or base is alone."""
+    if where.format == "adapter":
+        settings = adapters.config(where.path)
+        if inputs.base is None:
+            raise StageError("the folder is a LoRA adapter (peft): it has only what its base model lacks",
+                             fix="name the base's weights: `inputs: {checkpoint: …, base: …}`")  # fmt: skip
+        return settings
+    if inputs.base is not None:
+        raise StageError(
+            "the input `base` is for a LoRA adapter, which the checkpoint is not", fix="remove `base`"
+        )
+    return None
 
 
 def _say_which(ctx: Context, key: str, others: list[str], chosen: str | None) -> None:

@@ -75,7 +75,7 @@ def load(
         if present:
             sources |= dict.fromkeys(names, present[0])
     missing = [name for name in missing if name not in sources]
-    _refuse_misfit(missing, unexpected, [], allow_missing, allow_unexpected)
+    _refuse_misfit(missing, unexpected, [], allow_missing, allow_unexpected, given.refit)
     narrowed = _put_back(module, before, after, sources)
     memory.fill(_named(module))
     _refuse_meta(module)
@@ -137,6 +137,7 @@ def _refuse_misfit(
     shapes: Sequence[str],
     allow_missing: Sequence[str],
     allow_unexpected: Sequence[str],
+    refit: str = "",
 ) -> None:
     lost = [n for n in missing if not _matches(n, allow_missing)]
     extra = [n for n in unexpected if not _matches(n, allow_unexpected)]
@@ -145,6 +146,8 @@ def _refuse_misfit(
     if not problems:
         return
     fix = "change the factory, its kwargs, or the checkpoint's key"
+    if refit.startswith("-") and "*" not in refit:
+        fix = f"to keep only the model's, set `strip_prefix: {refit[1:]}` on checkpoint.state_dict"
     parts = (("allow_missing", allow_missing, lost), ("allow_unexpected", allow_unexpected, extra))
     options = [f"{option}: {[*given, *_patterns(names)]!r}" for option, given, names in parts if names]
     if options and not shapes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from deploy_runner.sdk import StageError
@@ -12,6 +12,7 @@ from .extra_state import SUFFIX
 _INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """What torch.compile, FSDP and activation checkpointing put into the names, also of submodules."""
 _WRAPPERS = ("module.", *_INSIDE)
+_PART = ".module."
 _AVERAGED = "n_averaged"
 """The counter of torch.optim.swa_utils.AveragedModel, which wraps the model as `module`."""
 
@@ -23,6 +24,7 @@ EMA = ("ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema", "mod
 """The keys of averaged weights, after those of the weights as trained."""
 
 _MOST_PARTS = 3
+_MOST_DEEP = 3
 
 
 class StateDict(dict[str, Any]):
@@ -71,7 +73,8 @@ def find_state_dict(content: Any, key: str | None) -> tuple[StateDict, str]:
     if isinstance(content, torch.nn.Module):
         return _taken(content), ""
     if not isinstance(content, Mapping):
-        raise StageError(f"the checkpoint contains a {type(content).__name__}, not a mapping")
+        raise StageError(f"the checkpoint contains a {type(content).__name__}, not a mapping",
+                         fix="save model.state_dict()")  # fmt: skip
     if key is not None:
         return _at(content, key), key
     modules = any(isinstance(value, torch.nn.Module) for value in content.values())
@@ -94,17 +97,28 @@ def is_ema(key: str) -> bool:
 
 
 def state_dicts(content: Any) -> list[tuple[str, Any]]:
-    """Return the state_dicts of a checkpoint by their (dotted) key, and whole modules as such."""
+    """Return the state_dicts of a checkpoint by their (dotted) key, and whole modules as such.
+
+    Under a usual key, other values may be among the tensors.
+    """
+    return list(_inside(content, "", _MOST_DEEP))
+
+
+def _inside(content: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
     import torch
 
-    found: list[tuple[str, Any]] = []
-    for name, value in content.items() if isinstance(content, Mapping) else ():
-        if isinstance(value, torch.nn.Module) or is_state_dict(value):
-            found.append((str(name), value))
+    for name, value in content.items() if isinstance(content, Mapping) and depth else ():
+        key = f"{path}{name}"
+        if isinstance(value, torch.nn.Module) or (is_state_dict(value) and (_usual(key) or _is_pure(value))):
+            yield key, value
         elif isinstance(value, Mapping) and "param_groups" not in value:
-            inner = [(k, v) for k, v in value.items() if isinstance(v, torch.nn.Module) or is_state_dict(v)]
-            found += [(f"{name}.{inside}", given) for inside, given in inner]
-    return found
+            yield from _inside(value, f"{key}.", depth - 1)
+
+
+def _is_pure(state: Mapping[str, Any]) -> bool:
+    import torch
+
+    return all(isinstance(value, torch.Tensor) or name.endswith(SUFFIX) for name, value in state.items())
 
 
 def _usual(key: str) -> int:
@@ -123,6 +137,10 @@ def _at(content: Mapping[Any, Any], key: str) -> StateDict:
         found = found[part]
     if isinstance(found, torch.nn.Module) or is_state_dict(found):
         return _taken(found)
+    listed = found.get("shadow_params") if isinstance(found, Mapping) else found
+    if isinstance(listed, list | tuple) and listed and all(isinstance(t, torch.Tensor) for t in listed):
+        raise StageError(f"{key!r} of the checkpoint is a list of {len(listed)} tensors without names",
+                         fix="copy them into the model (ema.copy_to), and save its state_dict")  # fmt: skip
     raise StageError(f"{key!r} of the checkpoint is not a state_dict of tensors")
 
 
@@ -203,15 +221,27 @@ def _unwrapped(name: str) -> str:
     return name
 
 
+def _without_parallel_parts(state: StateDict, known: set[str]) -> StateDict:
+    """Take the wrapper off parts that DataParallel wrapped alone, where the model has them without it."""
+    names = {name: name.replace(_PART, ".") for name in state if _PART in name and name not in known}
+    if not names or not known.issuperset(names.values()):
+        return state
+    versions = {f"{path}.".replace(_PART, ".")[:-1]: given for path, given in state.versions.items()}
+    values = {names.get(name, name): value for name, value in state.items()}
+    return StateDict(values, versions=versions, stripped=state.stripped, refit=f"-*{_PART}")
+
+
 def refitted(weights: Mapping[str, Any], model: Iterable[str]) -> StateDict:
     """Return weights under the model's names, where a prefix of all is the only difference.
 
     Tried where no name is one of the model's: what `strip_wrappers` took off is put back, or what a
-    training class puts before them (Lightning's `model.`) is taken off. Raises StageError where two
+    training class puts before them (Lightning's `model.`) is taken off. The `module.` of a part that was
+    wrapped alone is taken out in any case. Raises StageError where two
     prefixes fit alike (student and teacher, weights and their average): which to take is the user's.
     """
     state = weights if isinstance(weights, StateDict) else _taken(weights)
     known = set(model)
+    state = _without_parallel_parts(state, known)
     if not known or any(name in known for name in state):
         return state
     candidates = ["".join(state.stripped[at:]) for at in range(len(state.stripped))]

@@ -142,10 +142,14 @@ def _distinct(weights: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict
 
 def _refuse(name: str, tensor: Any) -> None:
     import torch
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
     if not isinstance(tensor, torch.Tensor):
         raise StageError(f"{name!r} of the state_dict is a {type(tensor).__name__}, not a tensor",
                          fix="select the key of the weights, or save the weights only")  # fmt: skip
+    if is_traceable_wrapper_subclass(tensor):
+        raise StageError(f"{name!r} of the state_dict is a {type(tensor).__name__}, made of several tensors",
+                         fix="start from the float checkpoint")  # fmt: skip
     if tensor.is_quantized or tensor.layout != torch.strided:
         raise StageError(f"{name!r} is a quantized or sparse tensor, which safetensors doesn't support",
                          fix="start from the float checkpoint")  # fmt: skip

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
+from torch.distributed.checkpoint.format_utils import torch_save_to_dcp
 
+from deploy_runner.sdk import sha256_file
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -81,6 +85,25 @@ def test_a_checkpoint_of_1_gb_is_not_copied_in_memory(tmp_path: Path) -> None:
     taken = run(tmp_path / "w", "checkpoint.state_dict", {"checkpoint": checkpoint(tmp_path, 4)})
     assert taken["anonymous"] < 0.1e9
     assert taken["resident"] < 1.2e9, "with torch itself, and every mapped page"
+
+
+def test_what_is_put_together_is_not_in_memory_either(tmp_path: Path) -> None:
+    """A checkpoint that was packed again, and one in shards: each weight is 268 MB, and in memory once."""
+    saved = checkpoint(tmp_path, 2)
+    with (
+        zipfile.ZipFile(saved) as old,
+        zipfile.ZipFile(tmp_path / "z.pt", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as new,
+    ):
+        for member in old.infolist():
+            with old.open(member) as source, new.open(member.filename, "w") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+    packed = run(tmp_path / "w", "checkpoint.state_dict", {"checkpoint": tmp_path / "z.pt"})
+    assert packed["anonymous"] < 0.1e9
+    torch_save_to_dcp(saved, tmp_path / "d")
+    sharded = run(tmp_path / "d2", "checkpoint.state_dict", {"checkpoint": tmp_path / "d"})
+    assert sharded["anonymous"] < 2.3 * LAYER_BYTES
+    one, two = (tmp_path / name / "outputs/weights.safetensors" for name in ("w", "d2"))
+    assert sha256_file(one) == sha256_file(two)
 
 
 def test_a_model_over_2_gb_is_exported_within_1_3_times_its_weights(tmp_path: Path) -> None:

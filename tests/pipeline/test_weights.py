@@ -231,12 +231,28 @@ def test_a_child_called_like_a_wrapper_is_loaded_from_every_wrapping(
     assert_right(made, make("Calling"))
 
 
+def test_a_part_that_was_wrapped_alone_is_loaded(tmp_path: Path) -> None:
+    """`model.features = DataParallel(model.features)`, as the ImageNet example of PyTorch does for AlexNet and VGG."""
+    trained = make("Tower")
+    wrapped = OrderedDict(
+        (n.replace("features.", "features.module."), t) for n, t in trained.state_dict().items()
+    )
+    wrapped._metadata = {"features.module.1": {"version": 2}}  # type: ignore[attr-defined]
+    made = prepare(tmp_path, "Tower", {"state_dict": wrapped})
+    assert made.figures["refit"] == "-*.module."
+    assert_right(made, trained)
+    del wrapped["features.module.1.num_batches_tracked"]
+    with pytest.raises(StageError, match="missing features.1.num_batches_tracked"):
+        prepare(tmp_path / "version", "Tower", {"state_dict": wrapped})
+
+
 def test_a_training_classes_prefix_is_taken_off_unless_two_fit(tmp_path: Path) -> None:
     state = make("plain").state_dict()
     lightning = {f"model.{n}": t for n, t in state.items()}
     assert_right(prepare(tmp_path / "one", "plain", {"state_dict": lightning}), make("plain"))
-    with pytest.raises(StageError, match="the model: unexpected loss.w \\("):
+    with pytest.raises(StageError, match="the model: unexpected loss.w \\(") as error:
         prepare(tmp_path / "loss", "plain", {"state_dict": lightning | {"loss.w": torch.ones(1)}})
+    assert error.value.fix.startswith("to keep only the model's, set `strip_prefix: model.` on checkpoint")
     both = lightning | {f"ema.{n}": t for n, t in state.items()}
     with pytest.raises(StageError, match="match the model under ema. and under model."):
         prepare(tmp_path / "two", "plain", {"state_dict": both})

@@ -102,6 +102,12 @@ class Calling(nn.Module):
         self.module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     def forward(self, x): return self.module(x)
 
+class Tower(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features, self.head = plain(), nn.Linear(4, 2)
+    def forward(self, x): return self.head(self.features(x))
+
 def plain(): return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
 def lazy(): return nn.Sequential(nn.LazyLinear(5), nn.LazyBatchNorm1d(), nn.Linear(5, 2))
 def half(): return nn.Linear(4, 4).half()

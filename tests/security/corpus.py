@@ -22,6 +22,7 @@ import torch
 from onnx import TensorProto, helper
 
 from tests.security.archives import archives
+from tests.security.folders import folders
 from tests.security.pickles import odd_pickles, pickles, reduce_
 from tests.security.samples import Place, Sample, write
 
@@ -353,6 +354,7 @@ def samples() -> list[Sample]:
         _zips,
         _safetensor_files,
         _programs,
+        folders,
         _onnx_models,
         _arrays,
         archives,

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import enum
+import functools
+import io
 import json
-from collections import OrderedDict, defaultdict
+import types
+import zipfile
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,7 @@ import torch
 from onnx import TensorProto, helper
 from safetensors.torch import load_file, save_file
 
+from deploy_runner.errors import StageError
 from deploy_runner.stages.model import bundles, tensor_files
 from deploy_runner.testing import run_stage
 from tests.bundles import stage
@@ -29,11 +35,55 @@ DTYPES = (
 )  # fmt: skip
 
 
+class Configuration(dict):  # type: ignore[type-arg]
+    """A kind of dict, with attributes of its own, as those of yacs, EasyDict and Munch."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(given)
+        self.frozen = True
+
+
+class Steps(list):  # type: ignore[type-arg]
+    """A kind of list."""
+
+
+class Settings:
+    """An object of the user's."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.mode = name, Mode.FAST
+
+
+class Mode(enum.Enum):
+    """An option of the user's."""
+
+    FAST = "fast"
+
+
+def _buffer(content: Any) -> io.BytesIO:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer
+
+
 def tensor(dtype: torch.dtype) -> torch.Tensor:
     return (torch.arange(6).reshape(2, 3) % 2).to(dtype)
 
 
 Save = Callable[[Any, Path], Any]
+
+
+def _deflated(content: Any, path: Path) -> None:
+    """Save, unpack and pack again, as an upload form or a file manager does."""
+    with (
+        zipfile.ZipFile(_buffer(content)) as saved,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        packed.mkdir(saved.namelist()[0].partition("/")[0])
+        for name in saved.namelist():
+            packed.writestr(name, saved.read(name))
+
+
 WRITERS: dict[str, Save] = {
     "zip": torch.save,
     "legacy": lambda content, path: torch.save(content, path, _use_new_zipfile_serialization=False),
@@ -60,6 +110,13 @@ LAYOUTS: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
     "sets and bytes": lambda w: {"model": w, "seen": {1, 2}, "raw": b"\x00\xff", "size": torch.Size([2, 3]), "kind": torch.float16},
     "nested": lambda w: {"model": w, "config": {"a": {"b": [{"c": (1, None, True, 2**70)}]}}, "text": "ü€😀"},
     "parameters": lambda w: {k: torch.nn.Parameter(v, requires_grad=v.is_floating_point()) for k, v in w.items()},
+    "partial": lambda w: {"model": w, "hparams": {"optimizer": functools.partial(torch.optim.SGD, lr=0.1)}},
+    "own classes": lambda w: {"model": w, "config": Settings("x"), "mode": Mode.FAST, "more": Configuration(a=Configuration(b=1), c=Steps([Mode.FAST])), "classes": {Settings: [Mode.FAST]}},
+    "version": lambda w: {"model": w, "torch": torch.__version__, "queue": deque([1, 2], 3), "ns": types.SimpleNamespace(a=1)},
+    "arrays for tensors": lambda w: {"model": {k: v.numpy() for k, v in w.items()}, "vocabulary": {"words": np.array(["a"])}},
+    "bytes": lambda w: {"model": _buffer(w).getvalue(), "raw": b"PK"},
+    "buffer": lambda w: {"model": _buffer(w), "empty": io.BytesIO()},
+    "deep": lambda w: {"state": {"trainer": {"model": w}}, "optimizer": {"state": {0: {"step": torch.ones(1)}}, "param_groups": []}},
     "device": lambda w: {"model": w, "device": torch.device("cpu"), "complex": 1 + 2j},
 }  # fmt: skip
 
@@ -77,6 +134,31 @@ def test_every_layout_by_every_writer(tmp_path: Path, layout: str, writer: str) 
     found = extracted(tmp_path, tmp_path / "c.pt")
     assert sorted(found) == ["bias", "weight"]
     assert all(torch.equal(found[name], value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("layout", ["numpy arrays", "DDP"])
+def test_a_checkpoint_that_was_packed_again(tmp_path: Path, layout: str) -> None:
+    weights = {
+        "weight": torch.randn(60, 70),
+        "bias": torch.ones(3, dtype=torch.bfloat16),
+        "n": torch.tensor(3),
+    }
+    _deflated(LAYOUTS[layout](weights), tmp_path / "c.pt")
+    found = extracted(tmp_path, tmp_path / "c.pt")
+    assert all(torch.equal(found[name], value) for name, value in weights.items())
+
+
+def test_modules_beside_the_weights_are_passed_over(tmp_path: Path) -> None:
+    content = {
+        "model": {"w": torch.ones(1)},
+        "loss": torch.nn.CrossEntropyLoss(torch.ones(2)),
+        "act": torch.nn.ReLU,
+    }
+    torch.save(content, tmp_path / "c.pt")
+    assert list(extracted(tmp_path, tmp_path / "c.pt")) == ["w"]
+    torch.save(content, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(StageError, match="is a pickled module, which contains code: torch.nn.modules.act"):
+        extracted(tmp_path, tmp_path / "old.pt")
 
 
 @pytest.mark.parametrize("container", ["zip", "safetensors"])

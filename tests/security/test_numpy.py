@@ -86,7 +86,7 @@ ARRAYS = [
 
 @pytest.mark.parametrize("array", ARRAYS, ids=lambda a: f"{a.dtype}{a.shape}")
 def test_arrays_come_out_as_they_are(tmp_path: Path, array: Any) -> None:
-    torch.save({"x": array}, tmp_path / "c.pt")
+    torch.save({"x": array, "epoch": 1}, tmp_path / "c.pt")
     found = reader.read(tmp_path / "c.pt", trust=False)["x"]
     assert isinstance(found, harmless.Array)
     assert np.array_equal(found.values, array)
