@@ -42,6 +42,15 @@ def kind(path: Path) -> Kind:
                      fix="if the checkpoint is inside it, unpack it first")  # fmt: skip
 
 
+def is_saved(data: bytes) -> bool:
+    """Say whether bytes are what torch.save writes to a buffer."""
+    if not data.startswith(b"PK\x03\x04"):
+        return False
+    with contextlib.suppress(StageError):
+        return any(member.filename.endswith("/data.pkl") for member in _members(io.BytesIO(data)))
+    return False
+
+
 def _members(file: IO[bytes]) -> list[zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(file) as archive:

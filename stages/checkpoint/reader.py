@@ -5,22 +5,26 @@ The format is told from the bytes, never from the file's name.
 
 from __future__ import annotations
 
+import contextlib
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from deploy_runner.sdk import StageError
+from deploy_runner.sdk import StageError, first_line
 
 from ..model.bundles import read_arrays
 from . import archives, distributed, folders, harmless, pickles, programs
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 Format = Literal[
     "torch", "legacy", "safetensors", "torchscript", "pt2", "npz", "sharded", "distributed", "adapter"
 ]
 
+_HEAD_BYTES = 512
 _INDEX_BYTES = 1 << 20
 _OTHERS = {
     b"\x89HDF": "an HDF5 file (Keras)",
@@ -51,8 +55,7 @@ def find(path: Path) -> Found:
 
 
 def _format(path: Path) -> Format:
-    with path.open("rb") as file:
-        head = file.read(512)
+    head = _beginning(path, _HEAD_BYTES)
     if not head:
         raise StageError(
             "the checkpoint is empty (0 bytes)", fix="copy it again: the copy may have been interrupted"
@@ -66,7 +69,7 @@ def _format(path: Path) -> Format:
             return "legacy"
         raise StageError("the file is a pickle that torch.save did not write",
                          fix="load it where it was made, and torch.save the model's state_dict")  # fmt: skip
-    if head.lstrip().startswith(b"{") and b'"weight_map"' in path.read_bytes()[:_INDEX_BYTES]:
+    if head.lstrip().startswith(b"{") and b'"weight_map"' in _beginning(path, _INDEX_BYTES):
         raise StageError("the file is the index of a sharded checkpoint",
                          fix="use the folder that contains it and its shards")  # fmt: skip
     other = next((what for start, what in _OTHERS.items() if head.startswith(start)), "")
@@ -77,6 +80,11 @@ def _format(path: Path) -> Format:
                          fix="unpack, convert or download it first")  # fmt: skip
     raise StageError("the file is not a checkpoint: neither torch.save's nor safetensors",
                      fix="use the file that your training loop wrote")  # fmt: skip
+
+
+def _beginning(path: Path, size: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(size)
 
 
 def read(path: Path, *, trust: bool) -> Any:
@@ -108,9 +116,7 @@ def _read_file(path: Path, form: Format, *, trust: bool) -> Any:
         case "safetensors":
             return read_safetensors(path)
         case "npz":
-            import torch
-
-            return {name: torch.from_numpy(array) for name, array in read_arrays(path).items()}
+            return _arrays(path)
         case "torchscript" | "pt2":
             return programs.state_dict(path, form, trust=trust)
         case "torch" | "legacy":
@@ -123,26 +129,31 @@ def _unwrapped(content: Any, depth: int = 2) -> Any:
     """Return the content with tensors for arrays in its mappings, and with what buffers hold as it is."""
     if isinstance(content, harmless.Nested):
         content = content.content
-    if isinstance(content, bytes) and content.startswith(_ZIP):
+    if isinstance(content, bytes) and archives.is_saved(content):
         return pickles.read_bytes(content)
     if not isinstance(content, dict) or not content or not depth:
         return content
     if all(isinstance(value, harmless.Array) for value in content.values()):
-        return _tensors(content)
+        with contextlib.suppress(TypeError):  # Dates and texts are no tensors.
+            return _tensors({name: value.values.copy() for name, value in content.items()})
     inside = {name: _unwrapped(value, depth - 1) for name, value in content.items()}
     changed = {name: value for name, value in inside.items() if value is not content[name]}
     return content | changed if changed else content
 
 
-def _tensors(arrays: dict[Any, harmless.Array]) -> dict[Any, Any]:
-    """Return arrays as tensors, or where one isn't of numbers as they are."""
+def _tensors(arrays: Mapping[Any, np.ndarray[Any, Any]]) -> dict[Any, torch.Tensor]:
+    """Return arrays as tensors. Raises TypeError where one is of what torch has no type for."""
     import torch
 
+    native = {name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in arrays.items()}
+    return {name: torch.from_numpy(array) for name, array in native.items()}
+
+
+def _arrays(path: Path) -> dict[Any, torch.Tensor]:
     try:
-        native = {name: a.values.astype(a.values.dtype.newbyteorder("=")) for name, a in arrays.items()}
-        return {name: torch.from_numpy(array) for name, array in native.items()}
-    except TypeError:
-        return arrays
+        return _tensors(read_arrays(path))
+    except TypeError as error:
+        raise StageError(f"the arrays can't be weights: {first_line(error)}", fix="save float32") from None
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:

@@ -128,8 +128,18 @@ def test_a_module_with_its_average_needs_trust(project: Project) -> None:
 
 def test_arrays_are_weights(tmp_path: Path) -> None:
     arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in weights().items()}
-    np.savez_compressed(tmp_path / "w.npz", **arrays)
+    swapped = {"0.bias": arrays["0.bias"].astype(">f4")}
+    np.savez_compressed(tmp_path / "w.npz", **arrays | swapped)
     assert_weights(take(tmp_path, tmp_path / "w.npz"), weights(), format="npz")
+
+
+def test_arrays_that_torch_has_no_type_for_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "w.npz", w=np.ones(3, np.longdouble))
+    refused(
+        tmp_path,
+        tmp_path / "w.npz",
+        "the arrays can't be weights: can't convert np.ndarray of type numpy.longdouble",
+    )
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -66,6 +66,14 @@ def _buffer(content: Any) -> io.BytesIO:
     return buffer
 
 
+def _packed() -> bytes:
+    """Return a zip archive of something else."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("logs/train.txt", "loss 0.5")
+    return buffer.getvalue()
+
+
 def tensor(dtype: torch.dtype) -> torch.Tensor:
     return (torch.arange(6).reshape(2, 3) % 2).to(dtype)
 
@@ -114,7 +122,7 @@ LAYOUTS: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
     "own classes": lambda w: {"model": w, "config": Settings("x"), "mode": Mode.FAST, "more": Configuration(a=Configuration(b=1), c=Steps([Mode.FAST])), "classes": {Settings: [Mode.FAST]}},
     "version": lambda w: {"model": w, "torch": torch.__version__, "queue": deque([1, 2], 3), "ns": types.SimpleNamespace(a=1)},
     "arrays for tensors": lambda w: {"model": {k: v.numpy() for k, v in w.items()}, "vocabulary": {"words": np.array(["a"])}},
-    "bytes": lambda w: {"model": _buffer(w).getvalue(), "raw": b"PK"},
+    "bytes": lambda w: {"model": _buffer(w).getvalue(), "raw": b"PK", "logs": _packed()},
     "buffer": lambda w: {"model": _buffer(w), "empty": io.BytesIO()},
     "deep": lambda w: {"state": {"trainer": {"model": w}}, "optimizer": {"state": {0: {"step": torch.ones(1)}}, "param_groups": []}},
     "device": lambda w: {"model": w, "device": torch.device("cpu"), "complex": 1 + 2j},
