@@ -138,7 +138,8 @@ def _described(path: Path) -> Mapping[str, Any]:
 def _bundle(folder: Path) -> Mapping[str, Any]:
     if not (folder / "bundle.json").is_file():
         raise UnfitArtifact(
-            f"the reference {folder} is not a model bundle", fix="use the output of model.prepare"
+            f"the reference {folder} is not a model bundle",
+            fix="use the output `model` of model.prepare or model.onnx",
         )
     return _described(folder / "bundle.json")
 

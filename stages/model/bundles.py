@@ -180,7 +180,9 @@ def load_bundle(folder: Path) -> Bundle:
         factory, kwargs = ("", {}) if data.get("onnx") else (data["factory"], data["kwargs"])
         return Bundle(folder, factory, kwargs, ports["inputs"], ports["outputs"], allowed, axes)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise StageError("the input is not a model bundle", fix="use the output of model.prepare") from None
+        raise StageError(
+            "the input is not a model bundle", fix="use the output `model` of model.prepare or model.onnx"
+        ) from None
 
 
 def _port(given: Mapping[str, Any]) -> Port:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from deploy_runner.sdk import StageError
 
-from .protos import all_tensors
+from .protos import tensors_of
 
 if TYPE_CHECKING:
     import onnx
@@ -29,7 +29,7 @@ def check_external_data(model: onnx.ModelProto, folder: Path) -> int:
     Raises StageError that names the tensor.
     """
     count = 0
-    for tensor in all_tensors(model.graph):
+    for tensor in tensors_of(model):
         if tensor.data_location == 1:
             count += 1
             _check(tensor, folder)

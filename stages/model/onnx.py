@@ -228,7 +228,7 @@ def _write(folder: Path, model: onnx.ModelProto, ports: Ports, found: Explored) 
 
 def _rounding(model: onnx.ModelProto) -> float:
     """Return the rounding of the coarsest type in which a file keeps numbers."""
-    return max((_ROUNDING.get(t.data_type, 0.0) for t in protos.all_tensors(model.graph)), default=0.0)
+    return max((_ROUNDING.get(t.data_type, 0.0) for t in protos.tensors_of(model)), default=0.0)
 
 
 def _allowed(case: Case, rounding: float) -> dict[str, dict[str, float]]:

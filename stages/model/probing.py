@@ -17,7 +17,7 @@ from deploy_runner.sdk import StageError
 from ...server.labels import names_samples
 from .axes import Axis
 from .compare import Model
-from .protos import all_tensors
+from .protos import tensors_of
 
 if TYPE_CHECKING:
     import onnx
@@ -142,7 +142,7 @@ def skeleton(model: onnx.ModelProto, inputs: Sequence[Input]) -> Callable[[Sizes
 
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
-    for tensor in all_tensors(bare.graph):
+    for tensor in tensors_of(bare):
         if math.prod(tensor.dims) > _TABLE_VALUES:
             _emptied(tensor)
     del bare.graph.value_info[:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -97,7 +97,7 @@ def move_proto(model: onnx.ModelProto, source: Path, folder: Path) -> Path:
 
 def gather_data(model: onnx.ModelProto, source: Path, folder: Path) -> bool:
     """Copy the external data of a model from `source` into one file of a folder; say if there is any."""
-    tensors = [tensor for tensor in all_tensors(model.graph) if tensor.data_location == 1]
+    tensors = [tensor for tensor in tensors_of(model) if tensor.data_location == 1]
     if tensors:
         folder.mkdir(exist_ok=True)
         with (folder / DATA_NAME).open("wb") as data:
@@ -115,7 +115,7 @@ def take_data(model: onnx.ModelProto, source: Path, folder: Path) -> None:
 
     files = {
         source / entry.value
-        for tensor in all_tensors(model.graph)
+        for tensor in tensors_of(model)
         if tensor.data_location == 1
         for entry in tensor.external_data
         if entry.key == "location"
@@ -148,7 +148,18 @@ def all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     for sparse in graph.sparse_initializer:
         yield sparse.values
         yield sparse.indices
-    for node in graph.node:
+    yield from _of_nodes(graph.node)
+
+
+def tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield every tensor of a model's graphs and functions."""
+    yield from all_tensors(model.graph)
+    for function in model.functions:
+        yield from _of_nodes(function.node)
+
+
+def _of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t

@@ -236,6 +236,22 @@ def _onnx_models() -> Iterator[Sample]:
         )
         return place.folder / "m.onnx"
 
+    def within(place: Place) -> Path:
+        """Data outside of the folder, in a constant of a function of the model's own."""
+        tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=1)
+        tensor.external_data.add(key="location", value="../secret")
+        constant = helper.make_node("Constant", [], ["c"], value=tensor)
+        nodes = [constant, helper.make_node("Add", ["a", "c"], ["b"])]
+        opsets = [helper.make_opsetid("", 20), helper.make_opsetid("own", 1)]
+        function = helper.make_function("own", "F", ["a"], ["b"], nodes, opsets[:1])
+        ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [4]) for n in ("x", "y")]
+        call = helper.make_node("F", ["x"], ["y"], domain="own")
+        graph = helper.make_graph([call], "g", ports[:1], ports[1:])
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=10, functions=[function])
+        (place.folder / "m.onnx").write_bytes(model.SerializeToString())
+        return place.folder / "m.onnx"
+
+    yield Sample("onnx-data_of_a_function", "onnx", within)
     yield Sample("onnx-symlink", "onnx", lambda p: behind(p, lambda s, t: t.symlink_to(s)))
     yield Sample("onnx-hard_link", "onnx", lambda p: behind(p, os.link))
     yield Sample("onnx-fifo", "onnx", lambda p: behind(p, lambda s, t: os.mkfifo(t)))
