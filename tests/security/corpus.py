@@ -238,7 +238,9 @@ def _onnx_models() -> Iterator[Sample]:
 
     def within(place: Place) -> Path:
         """Data outside of the folder, in a constant of a function of the model's own."""
-        tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=1)
+        tensor = TensorProto(
+            name="w", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL
+        )
         tensor.external_data.add(key="location", value="../secret")
         constant = helper.make_node("Constant", [], ["c"], value=tensor)
         nodes = [constant, helper.make_node("Add", ["a", "c"], ["b"])]
