@@ -17,7 +17,7 @@ from deploy_runner.sdk import (
     StageOutputs,
 )
 
-from . import bundles, loading, state_dicts, tensor_files
+from . import bundles, config_files, loading, state_dicts, tensor_files
 from .examples import Dynamic, Example, axes_of, ports_of
 from .preparing import Asked, Origin, prepare
 from .variation import Source
@@ -55,7 +55,9 @@ class ModelPrepare(Stage):
             description="the function or class that builds the nn.Module, as path/to/file.py:name "
             "or, of an installed library, package.module:name"
         )
-        kwargs: dict[str, Any] = Field(default={}, description="keyword arguments of the factory")
+        kwargs: dict[str, Any] = Field(
+            default={}, description="keyword arguments of the factory, over those of the `config`"
+        )
         example: Example | dict[str, Example] = Field(
             description="one example input, or one for each argument of forward()"
         )
@@ -75,6 +77,11 @@ class ModelPrepare(Stage):
         """The weights."""
 
         weights: File = Field(description="weights.safetensors of checkpoint.state_dict")
+        config: File | None = Field(
+            None,
+            description="a JSON, YAML or TOML file with the factory's keyword arguments; as a whole where it "
+            "has a parameter `config`",
+        )
         samples: File | None = Field(
             None, description="an .npz of real samples: by input name, or `x` for the only input"
         )
@@ -87,7 +94,9 @@ class ModelPrepare(Stage):
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Build, load, check, run, store."""
-        module = bundles.build_module(ctx.load(params.factory), params.kwargs, params.factory)
+        factory = ctx.load(params.factory)
+        kwargs = config_files.arguments(factory, inputs.config, params.kwargs)
+        module = bundles.build_module(factory, kwargs, params.factory)
         loaded = _load(ctx, module, params, inputs.weights)
         weights = inputs.weights
         if loaded.initial or loaded.dropped:  # The bundle's weights are exactly those of the module.
@@ -98,7 +107,7 @@ class ModelPrepare(Stage):
         packages = {n: v for n, v in ctx.packages.items() if n not in self.packages}
         prepare(
             ctx, module, Source(given, batch, samples), axes_of(params.dynamic, given), params,
-            Origin(params.factory, params.kwargs, ctx.code_files, packages, weights),
+            Origin(params.factory, kwargs, ctx.code_files, packages, weights),
             outputs.model, outputs.checklist, named=named,
         )  # fmt: skip
 

@@ -27,7 +27,7 @@ def mobilenet() -> tuple[Any, tuple[Any, ...]]:
 
 
 def segmentation() -> tuple[Any, tuple[Any, ...]]:
-    from torchvision.models.segmentation import lraspp_mobilenet_v3_large  # type: ignore[import-untyped]
+    from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
     return lraspp_mobilenet_v3_large(weights=None, weights_backbone=None), (torch.ones(2, 3, 64, 64),)
 
