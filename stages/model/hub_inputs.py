@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["Given", "given_inputs", "ports_and_axes"]
 
 BATCH = "batch"
+CAUSAL = ("CausalLM", "LMHeadModel")
+"""What the names of language models end in."""
 _ROWS, _TOKENS, _WORDS, _PIXELS, _SECOND = 2, 16, 6, 224, 16000
 _POOLED_AT_EOS = frozenset(("clip", "clip_text_model", "clipseg", "altclip"))
 """They take the state at the end token, which has to be among the ids."""
@@ -57,6 +59,8 @@ def given_inputs(model: nn.Module, part: str | None, settings: dict[str, Any]) -
     arguments = inspect.signature(model.forward).parameters
     if part == "decoder":
         return [*_states(config), *_words(config)]
+    if part == "with_past":
+        return [*_words(config, "input_ids", "sequence"), *_past(config)]
     main = {"text": "input_ids", "image": "pixel_values"}.get(part or "", str(model.main_input_name))
     taken = {main} | ({"input_ids", "pixel_values"} & set(arguments) if part is None else set())
     found: list[Given] = []
@@ -82,7 +86,7 @@ def _text(model: nn.Module, config: Any, arguments: Any) -> Iterator[Given]:
     axes = {0: Axis(BATCH), 1: axis}
     yield Given("input_ids", Example(shape=shape, dtype="int64", low=low, high=high), axes)
     if "attention_mask" in arguments:
-        causal = type(model).__name__.endswith(("CausalLM", "LMHeadModel"))
+        causal = type(model).__name__.endswith(CAUSAL)
         # Padding on the right changes nothing before it in a causal model: a lost mask would not be seen.
         fill = "gaps" if causal else "mask"
         yield Given("attention_mask", Example(shape=shape, dtype="int64", fill=fill), axes)  # type: ignore[arg-type]
@@ -120,11 +124,10 @@ def _ids(config: Any) -> tuple[int, int]:
     return low, min([n for n in special if n >= vocabulary // 2], default=vocabulary)
 
 
-def _words(config: Any) -> Iterator[Given]:
+def _words(config: Any, name: str = "decoder_input_ids", label: str = "decoder_sequence") -> Iterator[Given]:
     low, high = _ids(config.get_text_config(decoder=True))
-    axes = {0: Axis(BATCH), 1: Axis("decoder_sequence")}
     example = Example(shape=[_ROWS, _WORDS], dtype="int64", low=low, high=high)
-    yield Given("decoder_input_ids", example, axes)
+    yield Given(name, example, {0: Axis(BATCH), 1: Axis(label)})
 
 
 def _states(config: Any) -> Iterator[Given]:
@@ -135,6 +138,17 @@ def _states(config: Any) -> Iterator[Given]:
     if not long:
         yield Given("attention_mask", Example(shape=shape[:2], dtype="int64", fill="mask"), axes)
     yield Given("encoder_hidden_states", Example(shape=shape), axes)
+
+
+def _past(config: Any) -> Iterator[Given]:
+    """Yield the keys and values of the tokens that came before, for each layer."""
+    texts = config.get_text_config()
+    heads = getattr(texts, "num_key_value_heads", None) or texts.num_attention_heads
+    size = getattr(texts, "head_dim", None) or texts.hidden_size // texts.num_attention_heads
+    axes = {0: Axis(BATCH), 2: Axis("past")}
+    for layer in range(texts.num_hidden_layers):
+        for name in ("key", "value"):
+            yield Given(f"past_key_values_{layer}_{name}", Example(shape=[_ROWS, heads, _WORDS, size]), axes)
 
 
 def _pictures(config: Any, settings: dict[str, Any]) -> Iterator[Given]:

@@ -6,6 +6,7 @@ and transformers.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +41,8 @@ class Net(nn.Module):
         return {"sentence_embedding": _pooled(kept["last_hidden_state"], inputs, self.pooling)}
 
     def _result(self, inputs: dict[str, torch.Tensor]) -> Any:
+        if self.part == "with_past":
+            return self._next(inputs)
         if self.part == "text":
             return self._embeds(self.model.get_text_features(**inputs))  # type: ignore[operator]
         if self.part == "image":
@@ -49,6 +52,20 @@ class Net(nn.Module):
             encoded = transformers.modeling_outputs.BaseModelOutput(last_hidden_state=states)
             return self.model(encoder_outputs=encoded, return_dict=True, **inputs)
         return self.model(return_dict=True, **inputs)
+
+    def _next(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Continue a text: the keys and values of what came before go in, those of all come out."""
+        cache: Any = transformers.DynamicCache()
+        for layer in range(sum(name.endswith("_key") for name in inputs)):
+            key, value = (inputs.pop(f"past_key_values_{layer}_{name}") for name in ("key", "value"))
+            cache.update(key, value, layer)
+        # Its name since transformers 5.24, and before.
+        name = "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
+        found = self.model(use_cache=True, return_dict=True, **{name: cache}, **inputs)
+        result = {"logits": found.logits}
+        for layer, kept in enumerate(cache.layers):
+            result |= {f"present_{layer}_key": kept.keys, f"present_{layer}_value": kept.values}
+        return result
 
     @staticmethod
     def _embeds(found: Any) -> torch.Tensor:

@@ -80,10 +80,11 @@ class ModelTransformers(Stage):
         task: Task | None = Field(
             None, description="what the model is for (default: the class that the folder names)"
         )
-        part: Literal["encoder", "decoder", "text", "image"] | None = Field(
+        part: Literal["encoder", "decoder", "text", "image", "with_past"] | None = Field(
             None,
-            description="one part: the encoder or decoder of a model that has both, or what computes the "
-            "features of texts or images of a model such as CLIP",
+            description="one part: the encoder or decoder of a model that has both, what computes the "
+            "features of texts or images of a model such as CLIP, or of a language model what continues a "
+            "text, with the keys and values of what came before",
         )
 
     class Inputs(StageInputs):
@@ -103,7 +104,8 @@ class ModelTransformers(Stage):
 
         pooling = _pooling(inputs.folder, params)
         model = bundles.frozen(_load(ctx, inputs.folder, params.task))
-        if params.part and not hasattr(model, _NEEDED[params.part]):
+        lacks = params.part == "with_past" and not type(model).__name__.endswith(hub_inputs.CAUSAL)
+        if lacks or not hasattr(model, _NEEDED.get(params.part or "", "forward")):
             raise StageError(f"{type(model).__name__} has no part {params.part!r}", fix="remove `part`")
         config: Any = model.config
         kwargs = {"architecture": type(model).__name__, "config": json.loads(config.to_json_string()),

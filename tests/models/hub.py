@@ -72,6 +72,12 @@ FOLDERS: dict[str, Callable[[], Any]] = {
     "hubert": lambda: hf.HubertForCTC(hf.HubertConfig(**_SOUND)),
     "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**_TEXT)),
     "mpnet": lambda: hf.MPNetModel(hf.MPNetConfig(**_TEXT)),
+    "opt": lambda: hf.OPTForCausalLM(
+        hf.OPTConfig(
+            **{name: value for name, value in _TEXT.items() if name != "intermediate_size"}, ffn_dim=64,
+            word_embed_proj_dim=32, max_position_embeddings=64,
+        )
+    ),
     "qwen2": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**_TEXT, num_key_value_heads=2)),
     "roberta": lambda: hf.RobertaForQuestionAnswering(
         hf.RobertaConfig(**_TEXT, max_position_embeddings=66, type_vocab_size=1)

@@ -125,6 +125,30 @@ def test_the_towers_of_clip_give_the_features_that_are_compared(tmp_path: Path) 
 
 
 @pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["gpt2", "llama", "opt", "qwen2"])
+def test_a_text_is_continued_token_by_token_with_its_past(name: str, tmp_path: Path) -> None:
+    model = saved(name, tmp_path / "folder")
+    session = exported(tmp_path / "folder", tmp_path, part="with_past")
+    ids = tokens(3, 11)["input_ids"]
+    before = hf.DynamicCache()
+    model(torch.from_numpy(ids[:, :8]), use_cache=True, cache=before)
+    feeds = {
+        f"past_key_values_{layer}_{kind}": getattr(kept, f"{kind}s").numpy()
+        for layer, kept in enumerate(before.layers)
+        for kind in ("key", "value")
+    }
+    whole = model(torch.from_numpy(ids)).logits.numpy()
+    for place in range(8, 11):  # From files' states alone.
+        outputs = session.run(None, {"input_ids": ids[:, place : place + 1], **feeds})
+        found = dict(zip([value.name for value in session.get_outputs()], outputs, strict=True))
+        np.testing.assert_allclose(found["logits"][:, 0], whole[:, place], rtol=1e-3, atol=1e-5)
+        feeds = {
+            f"past_key_values_{n.removeprefix('present_')}": a for n, a in found.items() if n != "logits"
+        }
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(FOLDERS))
 def test_a_model_of_every_kind_goes_from_its_folder_to_onnx(name: str, tmp_path: Path) -> None:
     saved(name, tmp_path / "folder")
@@ -200,6 +224,7 @@ def change(folder: Path, **values: Any) -> None:
         (with_dense, {}, "the sentence embedding has Dense, which is not supported"),
         (truncated, {}, "can't load the folder"),
         (without_head, {"part": "text"}, "BertModel has no part 'text'"),
+        (without_head, {"part": "with_past"}, "BertModel has no part 'with_past'"),
         (without_head, {"task": "image-classification"}, "can't load the folder"),
     ],
 )  # fmt: skip
