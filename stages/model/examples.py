@@ -120,9 +120,9 @@ def noise(
     generator = np.random.default_rng(seed)
     fill = example.fill or _fill_of(name, example)
     if fill == "lengths":
-        return np.resize(_lengths(shape[0] if shape else 1, longest), shape).astype(example.dtype)
+        return np.resize(falling(shape[0] if shape else 1, longest), shape).astype(example.dtype)
     if fill != "random" and shape:
-        return np.broadcast_to(_mask(shape, fill), shape).astype(example.dtype)
+        return np.broadcast_to(mask(shape, fill), shape).astype(example.dtype)
     if example.dtype.startswith("float"):
         return generator.standard_normal(shape).astype(example.dtype)
     return generator.integers(min(example.low, example.high - 1), example.high, shape).astype(example.dtype)
@@ -135,18 +135,18 @@ def _fill_of(name: str, example: Example) -> Fill:
     return "lengths" if _LENGTHS.search(name) and "int" in example.dtype else "random"
 
 
-def _lengths(rows: int, longest: int) -> list[int]:
-    """Return lengths in falling order, as packed sequences need them, the first one being the longest."""
+def falling(rows: int, longest: int) -> list[int]:
+    """Return the lengths of samples, the longest first, in falling order: packed sequences need it."""
     step = max(1, longest // (rows + 1))
     return [max(1, longest - row * step) for row in range(rows)]
 
 
-def _mask(shape: Sequence[int], fill: Fill) -> Any:
-    """Return a mask of the last axis, whose rows are on the first."""
+def mask(shape: Sequence[int], fill: Fill = "mask") -> Any:
+    """Return a mask of the last axis, whose rows are on the first; it broadcasts to the shape."""
     import numpy as np
 
     size, rows = shape[-1], shape[0] if len(shape) > 1 else 2
-    lengths = np.array(_lengths(rows, size))
+    lengths = np.array(falling(rows, size))
     if fill == "padding":  # Whichever of its values means padding, no row has only that.
         lengths = np.clip(lengths, 1, max(1, size - 1))
     places = np.arange(size)

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from .axes import without
 from .bundles import Port
+from .examples import falling, mask
 from .variation import Sizes, Source, shape_of
 
 if TYPE_CHECKING:
@@ -127,7 +129,7 @@ class Invented(Source):
 
         port, kind = self.ports[position]
         shape, generator = shape_of(port, sizes), np.random.default_rng((index, position))
-        return np.asarray(_made(kind, port, shape, generator, index, self._longest(sizes)), port.dtype)
+        return np.asarray(_made(kind, port, shape, generator, self._longest(sizes)), port.dtype)
 
     def advice(self, label: str, size: int) -> str:
         """Say how to keep an axis from varying."""
@@ -151,20 +153,23 @@ def with_sums(sizes: Sizes, sums: Mapping[str, Sequence[str | int]]) -> Sizes:
 
 
 def _made(
-    kind: Kind, port: Port, shape: tuple[int, ...], generator: np.random.Generator, index: int, longest: int
+    kind: Kind, port: Port, shape: tuple[int, ...], generator: np.random.Generator, longest: int
 ) -> Any:
     import numpy as np
 
     floats = port.dtype.startswith("float")
     if kind.what == "mask":
-        return _mask(shape, port.batch or 0, index)
+        if len(shape) < 2:
+            return np.ones(shape)
+        batch = port.batch if port.batch is not None and port.batch < len(shape) - 1 else 0
+        turned = (shape[batch], *without(shape, batch))
+        return np.moveaxis(np.broadcast_to(mask(turned), turned), 0, batch)
     if kind.what == "places":
         places = np.broadcast_to(np.arange(shape[-1]), shape)
         return places % kind.high if kind.high else places
     if kind.what == "lengths":
-        parts = generator.uniform(0.5, 1.0, shape) if shape else np.array(1.0)
-        parts.reshape(-1)[:1] = 1.0
-        return parts if floats else np.maximum(1, (parts * longest).astype(np.int64))
+        lengths = np.resize(falling(shape[0] if shape else 1, longest), shape)
+        return lengths / longest if floats else lengths
     if kind.what == "rate":
         return np.full(shape, 16000)
     if kind.what in ("ids", "pixels"):
@@ -172,16 +177,3 @@ def _made(
     if kind.what == "one":
         return np.ones(shape)
     return generator.standard_normal(shape) if shape else generator.uniform(0.5, 1.0)
-
-
-def _mask(shape: tuple[int, ...], batch: int, index: int) -> Any:
-    """Return ones with zeros on the right in every other sample; no row is without a one."""
-    import numpy as np
-
-    mask = np.ones(shape)
-    if not shape or shape[-1] < 2 or len(shape) == 1:
-        return mask
-    short = max(1, (2 * shape[-1] + 1) // 3)
-    samples = np.moveaxis(mask, batch if batch < len(shape) - 1 else 0, 0)
-    samples[(index + 1) % 2 :: 2, ..., short:] = 0
-    return mask
