@@ -38,7 +38,12 @@ def torchvision_net() -> torch.nn.Module:
     ("build", "factory", "kwargs"),
     [
         (timm_net, "timm:create_model", "{model_name: resnet10t, num_classes: 5}"),
-        (torchvision_net, "torchvision.models:shufflenet_v2_x0_5", "{num_classes: 5}"),
+        pytest.param(
+            torchvision_net,
+            "torchvision.models:shufflenet_v2_x0_5",
+            "{num_classes: 5}",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_model_of_an_installed_library_needs_no_file(

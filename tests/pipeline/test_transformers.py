@@ -89,6 +89,7 @@ def test_a_sentence_is_pooled_as_sentence_transformers_configures_it(tmp_path: P
     close(exported(folder, tmp_path), feeds, {"sentence_embedding": mean / mean.norm(dim=1, keepdim=True)})
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_encoder_and_decoder_are_a_file_each_that_together_are_the_model(tmp_path: Path) -> None:
     model = saved("t5", tmp_path / "folder")
@@ -108,6 +109,7 @@ def test_encoder_and_decoder_are_a_file_each_that_together_are_the_model(tmp_pat
     close(decoder, given, {"logits": whole.logits})
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_towers_of_clip_give_the_features_that_are_compared(tmp_path: Path) -> None:
     model = saved("clip", tmp_path / "folder")
@@ -156,6 +158,7 @@ def test_a_model_of_every_kind_goes_from_its_folder_to_onnx(name: str, tmp_path:
     assert session.get_outputs()
 
 
+@pytest.mark.slow
 def test_pictures_of_other_sizes_are_taken_where_the_model_takes_them(tmp_path: Path) -> None:
     for name, free in (("vit", False), ("convnext", True)):
         saved(name, tmp_path / name)
