@@ -9,7 +9,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, NamedTuple
 
 from deploy_runner.sdk import StageError
 
@@ -84,15 +84,22 @@ def check(file: IO[bytes], members: Sequence[zipfile.ZipInfo] | None = None) -> 
                          fix="save it again with torch.save")  # fmt: skip
 
 
+class Stored(NamedTuple):
+    """An archive without compression, and the pickle that torch reads from it."""
+
+    path: Path
+    pickle: io.BytesIO
+
+
 @contextlib.contextmanager
-def stored(path: Path) -> Iterator[Path]:
+def stored(path: Path) -> Iterator[Stored]:
     """Give the archive as torch.save writes it: itself, or while it is read a copy without compression.
 
     Only from records that are not compressed can tensors be mapped. They are aligned as torch's are.
     """
     with zipfile.ZipFile(path) as archive:
         if all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist()):
-            yield path
+            yield Stored(path, pickle_of(archive))
             return
         with tempfile.NamedTemporaryFile(suffix=".pt") as copy:
             with zipfile.ZipFile(copy, "w", zipfile.ZIP_STORED) as made:
@@ -103,7 +110,16 @@ def stored(path: Path) -> Iterator[Path]:
                     ):
                         shutil.copyfileobj(source, target, _CHUNK_BYTES)
             copy.flush()
-            yield Path(copy.name)
+            yield Stored(Path(copy.name), pickle_of(archive))
+
+
+def pickle_of(archive: zipfile.ZipFile) -> io.BytesIO:
+    """Return the pickle that torch reads: the one in the folder of the first record."""
+    try:
+        folder = archive.namelist()[0].partition("/")[0]
+        return io.BytesIO(archive.read(f"{folder}/data.pkl"))
+    except (KeyError, IndexError, zipfile.BadZipFile, OSError, EOFError, ValueError):
+        return io.BytesIO()
 
 
 def _aligned(member: zipfile.ZipInfo, start: int) -> zipfile.ZipInfo:

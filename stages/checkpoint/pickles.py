@@ -6,14 +6,13 @@ arrays, paths, dates, argparse namespaces, …), and by empty objects for classe
 
 from __future__ import annotations
 
-import contextlib
 import io
 import mmap
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from deploy_runner.sdk import StageError, first_line
 
@@ -48,11 +47,12 @@ def read(path: Path, container: Container, *, trust: bool) -> Any:
 
     Raises StageError that names what is wrong, and what to do.
     """
-    with contextlib.ExitStack() as opened:
-        place = opened.enter_context(archives.stored(path)) if container == "torch" else path
+    if container == "legacy":
+        return _trusted(path, mapped=False) if trust else _guarded(path, _seen_in(path), mapped=False)
+    with archives.stored(path) as found:
         if trust:
-            return _trusted(place, mapped=container == "torch")
-        return _guarded(place, _seen_in(path, container), mapped=container == "torch")
+            return _trusted(found.path, mapped=True)
+        return _guarded(found.path, opcodes.scan(found.pickle, 1), mapped=True)
 
 
 def read_bytes(data: bytes) -> Any:
@@ -61,7 +61,8 @@ def read_bytes(data: bytes) -> Any:
     if not data.startswith(b"PK"):
         return _guarded(file, opcodes.scan(io.BytesIO(data), _LEGACY_PICKLES), mapped=False)
     archives.check(file)
-    seen = opcodes.scan(_pickle_of(file), 1)
+    with zipfile.ZipFile(file) as archive:
+        seen = opcodes.scan(archives.pickle_of(archive), 1)
     file.seek(0)
     return _guarded(file, seen, mapped=False)
 
@@ -116,23 +117,10 @@ def _is_module(content: Any) -> bool:
     )
 
 
-def _seen_in(path: Path, container: Container) -> opcodes.Seen:
-    with path.open("rb") as file:
-        if container == "torch":
-            return opcodes.scan(_pickle_of(file), 1)
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            stream: Any = mapped
-            return opcodes.scan(stream, _LEGACY_PICKLES)
-
-
-def _pickle_of(file: IO[bytes]) -> io.BytesIO:
-    """Return the pickle that torch reads: the one in the folder of the archive's first record."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            folder = archive.namelist()[0].partition("/")[0]
-            return io.BytesIO(archive.read(f"{folder}/data.pkl"))
-    except (KeyError, IndexError, zipfile.BadZipFile, OSError, EOFError, ValueError):
-        return io.BytesIO()
+def _seen_in(path: Path) -> opcodes.Seen:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        stream: Any = mapped
+        return opcodes.scan(stream, _LEGACY_PICKLES)
 
 
 def _damaged(error: Exception) -> StageError:

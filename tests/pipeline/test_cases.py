@@ -198,6 +198,7 @@ def test_the_batch_is_the_axis_of_that_label(brought: Brought) -> None:
     assert cosine(brought.file("dyn8", ""), brought.original(), arrays) > 0.98
 
 
+@pytest.mark.slow
 @case("input-without-batch")
 def test_an_input_without_a_batch_is_left_whole(brought: Brought) -> None:
     assert_stages_right(brought, normal(x=(5, 6, 8), attn_mask=(6, 6)), "onnx", "trace")
@@ -242,6 +243,7 @@ def test_keys_of_training_alone_are_dropped_by_name_and_listed(brought: Brought)
     assert "position_ids" in str(found["model"]["figures"])
 
 
+@pytest.mark.slow
 @case("minus-inf-outputs")
 def test_minus_infinity_equals_minus_infinity_where_it_is_declared(brought: Brought) -> None:
     assert "nonfinite" in rows(brought, 1)["model"]["error"]
@@ -273,6 +275,7 @@ def test_int8_does_not_saturate_on_any_x86(brought: Brought) -> None:
     assert np.abs(made({"input": x}, [])[0] - want).max() < 0.05
 
 
+@pytest.mark.slow
 @case("causal-mask-static-int8")
 def test_a_mask_among_the_constants_ruins_no_int8_model(brought: Brought) -> None:
     found = brought.cli("run", "--json", exits=None).stdout.splitlines()[-1]
@@ -303,6 +306,7 @@ def test_weights_in_constant_nodes_are_quantized(brought: Brought) -> None:
     assert np.abs(made({"x": x}, [])[0] - x @ weight).max() < 0.1
 
 
+@pytest.mark.slow
 @case("output-named-like-an-operator")
 def test_names_of_outputs_are_the_users_whatever_the_graph_calls_its_own(brought: Brought) -> None:
     import onnx
@@ -321,6 +325,7 @@ def test_names_of_outputs_are_the_users_whatever_the_graph_calls_its_own(brought
         assert cosine(made, brought.original(), arrays) > 0.98
 
 
+@pytest.mark.slow
 @case("sizes-in-multiples")
 def test_an_axis_may_take_multiples_only(brought: Brought) -> None:
     draw = normal(x=(2, 3, 44, 68))

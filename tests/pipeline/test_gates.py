@@ -91,6 +91,8 @@ NOTHING_TO_COMPARE = {
     "checkpoint.state_dict": "it copies tensors: tests/pipeline/test_checkpoints.py compares the bits",
     "checkpoint.create": "it copies tensors: tests/pipeline/test_stages_formats.py compares the bits",
     "checkpoint.resume_check": "its gate is the loss: tests/pipeline/test_stages_formats.py",
+    "model.onnx": "the file is the reference of itself: tests/pipeline/test_model_onnx.py",
+    "model.transformers": "what it makes is the reference: tests/pipeline/test_transformers.py",
     "onnx.check": "it makes no model, and looks at what is there",
     "onnx.sensitivity": "it makes no model: its gate is min_sqnr_db",
     "package.sign": "it changes no byte of what it signs: tests/security/test_signing.py",

@@ -97,6 +97,7 @@ def test_status_reads_a_package_that_another_machine_built(live: Project, share:
     assert "run `deploy-runner run pipeline.yaml built` to rebuild it" in said
 
 
+@pytest.mark.slow
 def test_plan_and_status_say_what_differs_and_change_nothing(live: Project) -> None:
     plan = live.cli("plan", *LIVE).stdout
     assert "the bucket models" not in plan
@@ -114,6 +115,7 @@ def test_plan_and_status_say_what_differs_and_change_nothing(live: Project) -> N
     assert answer(10.0) == 20.0
 
 
+@pytest.mark.slow
 def test_rollback_serves_what_was_there_before_and_any_earlier_digest(live: Project) -> None:
     digests = []
     for factor in (2, 3, 4):

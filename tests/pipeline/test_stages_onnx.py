@@ -43,6 +43,7 @@ def test_an_opset_that_an_exporter_would_silently_replace_is_refused(tmp_path: P
         )
 
 
+@pytest.mark.slow
 def test_an_operator_that_a_newer_opset_has_is_said_with_it(tmp_path: Path) -> None:
     model = bundle_of(tmp_path, "text")["model"]
     with pytest.raises(StageError, match="has no equivalent in this opset at models.py:") as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import DIGITS, Project
 from tests.ray.conftest import RayProject
 
@@ -44,6 +46,7 @@ def test_a_chain_on_the_nodes_makes_what_a_local_run_makes(project: RayProject, 
     assert project.output("d") == b"from the user['x.txt', 'y.txt']"
 
 
+@pytest.mark.slow
 def test_torchscript_of_the_users_model_has_the_same_digest(project: RayProject, tmp_path: Path) -> None:
     for name in ("model.py", "digits.pt"):
         shutil.copy(DIGITS / name, project.folder / name)
