@@ -102,9 +102,9 @@ def test_averages_without_names_are_refused_where_they_are_asked_for(tmp_path: P
 
 def test_a_module_with_its_average_needs_trust(project: Project) -> None:
     """As ultralytics saves: whole modules of its own classes, in float16."""
-    project.write("net.py", "from torch import nn\nclass Net(nn.Module):\n"
+    project.write("detector.py", "from torch import nn\nclass Net(nn.Module):\n"
                             "    def __init__(self):\n        super().__init__()\n        self.l = nn.Linear(2, 2)\n")  # fmt: skip
-    project.write("train.py", "import torch, net\ntorch.manual_seed(3)\nm = net.Net().half()\n"
+    project.write("train.py", "import torch, detector\ntorch.manual_seed(3)\nm = detector.Net().half()\n"
                               "torch.save({'epoch': -1, 'model': None, 'ema': m, 'train_args': {}}, 'best.pt')\n"
                               "torch.save(m.state_dict(), 'expected.pt')\n")  # fmt: skip
     subprocess.run([sys.executable, "train.py"], cwd=project.folder, check=True)
@@ -112,12 +112,12 @@ def test_a_module_with_its_average_needs_trust(project: Project) -> None:
     error = refused(
         project.folder,
         best,
-        "is a pickled module, which contains code: net.Net, torch.nn.modules.linear.Linear [(]",
+        "is a pickled module, which contains code: detector.Net, torch.nn.modules.linear.Linear [(]",
     )
     assert "trust: true" in error.fix
-    refused(project.folder, best, "needs code that isn't here: No module named 'net'", trust=True)
+    refused(project.folder, best, "needs code that isn't here: No module named 'detector'", trust=True)
     project.pipeline(
-        "w: {uses: checkpoint.state_dict, trust: true, inputs: {checkpoint: best.pt}, with: {code: 'net.py:Net'}}"
+        "w: {uses: checkpoint.state_dict, trust: true, inputs: {checkpoint: best.pt}, with: {code: 'detector.py:Net'}}"
     )
     project.run()
     project.write("weights.safetensors", project.output("w.weights"))
