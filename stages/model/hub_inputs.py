@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deploy_runner.sdk import StageError
+from deploy_runner.sdk import StageError, closest
 
-from .axes import Axis
+from .axes import Axis, axis_of
 from .bundles import Port
 from .examples import Example
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Given", "given_inputs", "ports_and_axes"]
+__all__ = ["Given", "given_inputs", "held", "ports_and_axes", "with_free_sizes"]
 
 BATCH = "batch"
 CAUSAL = ("CausalLM", "LMHeadModel")
@@ -45,9 +45,25 @@ def ports_and_axes(given: list[Given]) -> tuple[list[tuple[Port, Example]], dict
     axes: dict[str, Axis] = {}
     for one in given:
         labels = {axis: found.label for axis, found in one.axes.items()}
-        ports.append((Port(one.name, one.example.dtype, tuple(one.example.shape), labels, 0), one.example))
+        batch = axis_of(labels, BATCH)
+        ports.append(
+            (Port(one.name, one.example.dtype, tuple(one.example.shape), labels, batch), one.example)
+        )
         axes |= {found.label: found for found in one.axes.values()}
     return ports, dict(sorted(axes.items()))
+
+
+def held(given: list[Given], fixed: Sequence[str]) -> list[Given]:
+    """Return the inputs with the axes of these labels fixed. Raises StageError for one that there isn't."""
+    known = {axis.label for one in given for axis in one.axes.values()}
+    for label in fixed:
+        if label not in known:
+            raise StageError(f"fixed: no axis is called {label!r}; there are {', '.join(sorted(known))}",
+                             fix=closest(label, known))  # fmt: skip
+    return [
+        Given(one.name, one.example, {n: axis for n, axis in one.axes.items() if axis.label not in fixed})
+        for one in given
+    ]
 
 
 def given_inputs(model: nn.Module, part: str | None, settings: dict[str, Any]) -> list[Given]:

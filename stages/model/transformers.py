@@ -87,6 +87,12 @@ class ModelTransformers(Stage):
             "text, with the keys and values of what came before",
         )
 
+        fixed: list[str] = Field(
+            default=[],
+            description="axes that keep the size of the example: height, width, sequence, …; for models "
+            "that the exporters can't convert otherwise",
+        )
+
     class Inputs(StageInputs):
         """The model."""
 
@@ -113,13 +119,14 @@ class ModelTransformers(Stage):
         taken = hub_net.taken(model, params.part)
         given = hub_inputs.given_inputs(taken, params.part, _settings(inputs.folder))
         net = bundles.frozen(hub_net.Net(taken, params.part, pooling))
-        given = hub_inputs.with_free_sizes(net, given)
+        given = hub_inputs.held(hub_inputs.with_free_sizes(net, given), params.fixed)
         ports, axes = hub_inputs.ports_and_axes(given)
+        batch = hub_inputs.BATCH if hub_inputs.BATCH in axes else None
         weights = ctx.workdir / "weights.safetensors"
         tensor_files.write(weights, state_dicts.find_state_dict(net, None)[0])
         ctx.figure("class", type(model).__name__)
         prepare(
-            ctx, net, Source(ports, hub_inputs.BATCH, None), axes, params,
+            ctx, net, Source(ports, batch, None), axes, params,
             Origin("hub_net.py:build", kwargs, {"hub_net.py": Path(str(hub_net.__file__))},
                    {"transformers": ctx.packages.get("transformers", "")}, weights),
             outputs.model, outputs.checklist, named=True,
