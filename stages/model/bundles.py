@@ -269,6 +269,13 @@ def flatten_outputs(value: Any, names: Sequence[str] | None = None) -> dict[str,
     return dict(zip(names, (leaf for _, leaf in kept), strict=True))
 
 
+def write_bundle(folder: Path, data: Mapping[str, Any], cases: Sequence[Case]) -> None:
+    """Write what describes a bundle, and its reference cases."""
+    text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False)
+    (folder / "bundle.json").write_text(text + "\n", "utf-8")
+    write_cases(folder / "reference.npz", cases)
+
+
 def write_cases(path: Path, cases: Sequence[Case]) -> None:
     """Write the reference arrays."""
     arrays = {

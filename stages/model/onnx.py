@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -221,9 +220,7 @@ def _write(folder: Path, model: onnx.ModelProto, ports: Ports, found: Explored) 
         "precision": {case.name: _allowed(case, _rounding(model)) for case in cases},
         "axes": [axis.as_dict() for axis in found.variation.axes.values()],
     }
-    text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False)
-    (folder / "bundle.json").write_text(text + "\n", "utf-8")
-    bundles.write_cases(folder / "reference.npz", cases)
+    bundles.write_bundle(folder, data, cases)
 
 
 def _rounding(model: onnx.ModelProto) -> float:

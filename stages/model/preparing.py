@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -100,6 +99,4 @@ def _write(
         "outputs": [port.as_dict() for port in ports.outputs],
         **described,
     }
-    text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False)
-    (folder / "bundle.json").write_text(text + "\n", "utf-8")
-    bundles.write_cases(folder / "reference.npz", cases)
+    bundles.write_bundle(folder, data, cases)
