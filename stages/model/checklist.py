@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from deploy_runner.sdk import Context, GateError, StageError, first_line
+from deploy_runner.sdk import Context, Field, GateError, StageError, StageParams, first_line
 
 from . import bundles
 from .axes import rows
@@ -24,13 +24,36 @@ if TYPE_CHECKING:
 
     from .variation import Variation
 
-__all__ = ["Check", "Eager", "Ports", "batches", "checklist", "digests", "judged", "ran", "record"]
+__all__ = [
+    "Check",
+    "Eager",
+    "OutputParams",
+    "Ports",
+    "batches",
+    "checklist",
+    "digests",
+    "judged",
+    "ran",
+    "record",
+]
 
 Check = tuple[bool, str]
 """Whether a line of the checklist holds, and its detail."""
 
 Shapes = list[int] | dict[str, list[int]]
 """The shape of the first output, or of each by name."""
+
+
+class OutputParams(StageParams):
+    """What the user says of a model's outputs."""
+
+    expect_shape: Shapes | None = Field(
+        None, description="the output's shape for the first case, or one for each output"
+    )
+    nonfinite: Literal["refuse", "allow"] = Field(
+        "refuse", description="whether outputs may hold inf and nan; conversions must keep them"
+    )
+
 
 _BATCH_TOLERANCE = 1e-4
 _SHAPES = (

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from deploy_runner.sdk import (
     Context,
@@ -25,7 +25,7 @@ from deploy_runner.sdk import (
 from . import bundles, declared, protos
 from .axes import Axis
 from .bundles import Case, Port
-from .checklist import Check, Ports, batches, judged, ran, record
+from .checklist import Check, OutputParams, Ports, batches, judged, ran, record
 from .compare import Model, eps_limit, largest
 from .exploring import Asked, Explored, explored
 from .external import check_external_data
@@ -66,19 +66,13 @@ class ModelOnnx(Stage):
     facets = ("arch", "isa")
     extra = "onnx"
 
-    class Params(StageParams):
+    class Params(OutputParams):
         """What the file doesn't say."""
 
         sizes: dict[str, Size | Range] = Field(
             default={},
             description="dynamic axis → its only size, or {example, multiple_of, min, max} (default: found "
             "by trying); an axis without a name is batch, height, width, length or INPUT_AXIS",
-        )
-        expect_shape: list[int] | dict[str, list[int]] | None = Field(
-            None, description="the output's shape for the first case, or one for each output"
-        )
-        nonfinite: Literal["refuse", "allow"] = Field(
-            "refuse", description="whether outputs may hold inf and nan; conversions must keep them"
         )
         batch_tolerance: float | None = Field(
             None, ge=0, description="how far a sample's result may depend on its batch (default: 1e-4; "

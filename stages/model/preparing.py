@@ -6,13 +6,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from deploy_runner.sdk import Context, Field, StageParams
+from deploy_runner.sdk import Context, Field
 
 from . import bundles
 from .axes import Axis
-from .checklist import Eager, Ports, batches, checklist, digests, judged, record
+from .checklist import Eager, OutputParams, Ports, batches, checklist, digests, judged, record
 from .precision import Precise
 from .variation import Source, explore, output_port
 
@@ -24,16 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["Asked", "Origin", "prepare"]
 
 
-class Asked(StageParams):
-    """What the user says of the model's outputs."""
+class Asked(OutputParams):
+    """What the user says of a module's outputs."""
 
-    expect_shape: list[int] | dict[str, list[int]] | None = Field(
-        None, description="the output's shape for the example, or one for each output"
-    )
-    nonfinite: Literal["refuse", "allow"] = Field(
-        "refuse",
-        description="whether outputs may hold inf and nan; conversions must keep them",
-    )
     output_names: list[str] | None = Field(None, description="names of the flattened outputs")
     batch_tolerance: float | None = Field(
         None, ge=0,
