@@ -1,27 +1,30 @@
-"""`convert`: a pipeline made on the fly, from a checkpoint to the formats that are named."""
+"""`convert`: a pipeline made on the fly, from a trained model to the formats that are named."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from ..errors import StoreError, UsageError
 from ..store.files import write_atomic
 from ..types import RunOptions
-from ..usercode.loading import split
+from ..usercode.loading import is_file, split
 from .downloads import Needed, bring
-from .options import Argument, JsonResult, LogSwitch, Option, QuietSwitch, to_stderr, whole_numbers
+from .looking import Asked, Found, look
+from .options import Argument, JsonResult, LogSwitch, Option, QuietSwitch, mapping, to_stderr, whole_numbers
 from .running import View, run_and_show
+from .starting import MODEL, Stages, model_stages, weights_stage
 
 if TYPE_CHECKING:
     from ..api import Pipeline
 
 __all__ = ["FORMATS", "Convert"]
 
-_MODEL = "${{ stages.model.outputs.model }}"
+_ONNX = "${{ stages.onnx.outputs.model }}"
+_EXPORTED = "onnx.model"
 
 FORMATS: dict[str, tuple[str, tuple[str, ...]]] = {
     "safetensors": ("weights.weights", ("weights",)),
@@ -29,7 +32,7 @@ FORMATS: dict[str, tuple[str, tuple[str, ...]]] = {
     "torchscript": ("torchscript.model", ("torchscript",)),
     "script": ("script.model", ("script",)),
     "pt2": ("pt2.model", ("pt2",)),
-    "onnx": ("onnx.model", ("onnx", "checked")),
+    "onnx": (_EXPORTED, ("onnx", "checked")),
     "fp16": ("fp16.model", ("onnx", "fp16")),
     "int8": ("int8.model", ("onnx", "int8")),
     "ptl": ("ptl.model", ("ptl",)),
@@ -40,16 +43,26 @@ FORMATS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 class Convert(NamedTuple):
-    """Convert a checkpoint with a generated pipeline."""
+    """Convert a trained model with a generated pipeline."""
 
-    checkpoint: Annotated[str, Argument("the trained checkpoint")]
+    path: Annotated[str, Argument("a checkpoint of any kind, its folder, a Hub folder, an .onnx file")]
     to: Annotated[str, Option(f"any of {', '.join(FORMATS)}", "onnx,int8,ptl")]
-    factory: Annotated[str, Option("the function that builds your nn.Module", "FILE.py:NAME")]
-    shape: Annotated[Sequence[int], Option("the shape of one example input", "1,3,224,224", whole_numbers)]
+    factory: Annotated[
+        str | None,
+        Option("what builds your nn.Module (default: it is looked for)", "FILE.py:NAME|package.module:NAME"),
+    ] = None
+    kwargs: Annotated[
+        Mapping[str, Any] | None, Option("the factory's arguments, as YAML", "'NAME: VALUE, …'", mapping)
+    ] = None
+    shape: Annotated[
+        Sequence[int] | None,
+        Option("the shape of one example input (default: one is found)", "1,3,224,224", whole_numbers),
+    ] = None
     dtype: Annotated[str, Option("the example's element type (default: float32)", "TYPE")] = "float32"
     calibration: Annotated[
         str | None, Option("samples for int8: an .npz (also used as reference cases) or pictures", "PATH")
     ] = None
+    trust: Annotated[bool, Option("run the code that the file contains, as a pickled module does")] = False
     output: Annotated[str, Option("where the results go (default: converted)", "FOLDER")] = "converted"
     pipeline: Annotated[str, Option("the pipeline to write (default: convert.yaml)", "FILE")] = "convert.yaml"
     json: JsonResult = False
@@ -65,14 +78,11 @@ class Convert(NamedTuple):
 
         formats = [name.strip() for name in self.to.split(",") if name.strip()]
         path, folder = Path(self.pipeline), Path(self.output)
-        _write_pipeline(
-            path, self.checkpoint, formats,
-            factory=self.factory, shape=self.shape, dtype=self.dtype, calibration=self.calibration,
-        )  # fmt: skip
+        outputs = self._write(path, formats)
         pipeline = api.load(path, note=None if self.quiet else to_stderr)
         places = {}
         for name in formats:
-            stage, output = FORMATS[name][0].split(".")
+            stage, output = outputs[name].split(".")
             place = folder / name / Path(pipeline.graph.stages[stage].outputs[output].path).name
             if place.exists():
                 raise UsageError(f"{place} already exists", fix="choose another folder with --output")
@@ -93,48 +103,65 @@ class Convert(NamedTuple):
             raise StoreError("\n".join(map(str, lost)))
         return record.exit_code
 
+    def _write(self, path: Path, formats: Sequence[str]) -> dict[str, str]:
+        """Write the pipeline that converts to `formats`, replacing one of our own making.
+
+        Paths are as given from the current folder, which `path` must lie in. Returns format → the output
+        that it is. Raises UsageError where something is missing, or `path` holds a pipeline that somebody
+        wrote.
+        """
+        import yaml
+
+        for name in formats:
+            if name not in FORMATS:
+                raise UsageError(f"unknown format {name!r}", fix=f"the formats are {', '.join(FORMATS)}")
+        head = "# Written by `deploy-runner convert`, which overwrites it: rename it to keep your changes.\n"
+        if path.exists() and not path.read_text("utf-8", errors="replace").startswith(head):
+            raise UsageError(f"{path} already exists", fix="choose another file with --pipeline")
+        calibration = _inside(path, self.calibration) if self.calibration else None
+        found = self._found(path, formats)
+        if set(formats) == {"safetensors"} and found.kind == "weights":
+            stages: Stages = {"weights": weights_stage(found)}
+        else:
+            stages = _conversions(found, calibration)
+        outputs = {name: FORMATS[name] for name in formats}
+        if found.kind == "onnx":
+            stages, outputs = _of_onnx(stages), {n: _without_export(f) for n, f in outputs.items()}
+        wanted = {"weights", "model"} | {stage for _, needed in outputs.values() for stage in needed}
+        for name, (output, _) in outputs.items():
+            if output.partition(".")[0] not in stages:
+                raise UsageError(f"{self.path} can't become {name}", fix="start from the model's checkpoint")
+        chosen = {name: stage for name, stage in stages.items() if name in wanted}
+        body = yaml.safe_dump({"version": 1, "name": "convert", "stages": chosen}, sort_keys=False, width=110)
+        write_atomic(path, (head + body).encode())
+        return {name: output for name, (output, _) in outputs.items()}
+
+    def _found(self, path: Path, formats: Sequence[str]) -> Found:
+        """Return what there is to convert: as the user says, who names all that it takes, or as it looks."""
+        place = _inside(path, self.path)
+        if self.factory is not None:
+            try:
+                code, name = split(self.factory)
+            except ValueError as error:
+                raise UsageError(str(error), fix="e.g. --factory model.py:build") from None
+            factory = f"{_inside(path, code)}:{name}" if is_file(code) else self.factory
+            if self.shape is not None and not self.trust:
+                dtype = {"dtype": self.dtype} if self.dtype != "float32" else {}
+                example = {"shape": list(self.shape), **dtype}
+                fit = {"kwargs": dict(self.kwargs or {}), "example": example, "dynamic": None}
+                return Found(place, {"kind": "weights", "module": ""}, factory, fit)
+        else:
+            factory = None
+        return look(
+            path.absolute().parent, Path(self.path), Asked(factory, self.kwargs or {}, self.shape, self.trust)
+        )
+
     def _copy(self, pipeline: Pipeline, needed: Needed, place: Path) -> None:
         bring(pipeline.store, [needed], quiet=self.quiet)
         place.parent.mkdir(parents=True, exist_ok=True)
         pipeline.store.materialise(needed.artifact, place)
         if not self.quiet:
             print(place, file=sys.stderr if self.json else sys.stdout)
-
-
-def _write_pipeline(
-    path: Path,
-    checkpoint: str,
-    formats: Sequence[str],
-    *,
-    factory: str,
-    shape: Sequence[int],
-    dtype: str,
-    calibration: str | None,
-) -> None:
-    """Write the pipeline that converts a checkpoint to `formats`, replacing one of our own making.
-
-    Paths are as given from the current folder, which `path` must lie in. Raises UsageError where
-    something is missing, or `path` holds a pipeline that somebody wrote.
-    """
-    import yaml
-
-    for name in formats:
-        if name not in FORMATS:
-            raise UsageError(f"unknown format {name!r}", fix=f"the formats are {', '.join(FORMATS)}")
-    head = "# Written by `deploy-runner convert`, which overwrites it: rename it to keep your changes.\n"
-    if path.exists() and not path.read_text("utf-8", errors="replace").startswith(head):
-        raise UsageError(f"{path} already exists", fix="choose another file with --pipeline")
-    try:
-        code, _ = split(factory)
-    except ValueError as error:
-        raise UsageError(str(error), fix="e.g. --factory model.py:build") from None
-    places = [_inside(path, given) for given in (checkpoint, code, *([calibration] if calibration else []))]
-    stages = _stages(places[0], f"{places[1]}:{factory.rpartition(':')[2]}", shape, dtype, places[2:])
-    wanted = {"weights", *(() if set(formats) == {"safetensors"} else ("model",))}
-    wanted |= {stage for name in formats for stage in FORMATS[name][1]}
-    chosen = {name: stage for name, stage in stages.items() if name in wanted}
-    body = yaml.safe_dump({"version": 1, "name": "convert", "stages": chosen}, sort_keys=False, width=110)
-    write_atomic(path, (head + body).encode())
 
 
 def _inside(pipeline: Path, given: str) -> str:
@@ -149,41 +176,50 @@ def _inside(pipeline: Path, given: str) -> str:
     return place.relative_to(folder).as_posix()
 
 
-def _stages(
-    checkpoint: str, factory: str, shape: Sequence[int], dtype: str, calibration: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """Return every stage that a format may need, in the order of the data."""
-    example = {"shape": list(shape)} | ({"dtype": dtype} if dtype != "float32" else {})
-    onnx = "${{ stages.onnx.outputs.model }}"
-    samples = {"samples": calibration[0]} if calibration and calibration[0].endswith(".npz") else {}
-    int8 = {"uses": "onnx.quantize_dynamic", "inputs": {"model": onnx, "reference": _MODEL}}
+def _conversions(found: Found, calibration: str | None) -> Stages:
+    """Return every stage that a format of what was found may need, in the order of the data."""
+    real = calibration if calibration and calibration.endswith(".npz") else None
+    stages = model_stages(found, samples=real)
+    onnx = _ONNX
+    int8 = {"uses": "onnx.quantize_dynamic", "inputs": {"model": onnx, "reference": MODEL}}
     if calibration:
         # Reference cases of noise say nothing of a model whose ranges are those of pictures.
-        reference = {"reference": _MODEL} if samples else {}
+        reference = {"reference": MODEL} if real else {}
         int8 = {
             "uses": "onnx.quantize_static",
-            "inputs": {"model": onnx, "calibration": calibration[0], **reference},
+            "inputs": {"model": onnx, "calibration": calibration, **reference},
         }
-    return {
-        "weights": {"uses": "checkpoint.state_dict", "inputs": {"checkpoint": checkpoint}},
-        "model": {
-            "uses": "model.prepare",
-            "inputs": {"weights": "${{ stages.weights.outputs.weights }}", **samples},
-            "with": {"factory": factory, "example": example},
-        },
+    made = {
         "full": _from_model("torch.save_full"),
         "torchscript": _from_model("torch.trace"),
         "script": _from_model("torch.script"),
         "pt2": _from_model("torch.export"),
         "onnx": _from_model("onnx.export"),
         "checked": {"uses": "onnx.check", "inputs": {"model": onnx}},
-        "fp16": {"uses": "onnx.float16", "inputs": {"model": onnx, "reference": _MODEL}},
+        "fp16": {"uses": "onnx.float16", "inputs": {"model": onnx, "reference": MODEL}},
         "int8": int8,
         "ptl": _from_model("mobile.lite"),
         "pte": _from_model("mobile.executorch"),
-        "sagemaker": {"uses": "package.sagemaker", "inputs": {"model": onnx, "reference": _MODEL}},
+        "sagemaker": {"uses": "package.sagemaker", "inputs": {"model": onnx, "reference": MODEL}},
     }
+    return stages | made
 
 
 def _from_model(uses: str) -> dict[str, Any]:
-    return {"uses": uses, "inputs": {"model": _MODEL}}
+    return {"uses": uses, "inputs": {"model": MODEL}}
+
+
+def _without_export(form: tuple[str, tuple[str, ...]]) -> tuple[str, tuple[str, ...]]:
+    """Return the format of what is an ONNX file already."""
+    output, needed = form
+    return "model.onnx" if output == _EXPORTED else output, tuple(name for name in needed if name != "onnx")
+
+
+def _of_onnx(stages: Stages) -> Stages:
+    """Return the stages of what is an ONNX file already: it is its own conversion to ONNX."""
+    own = "${{ stages.model.outputs.onnx }}"
+    made = {}
+    for name in ("model", "checked", "fp16", "int8", "sagemaker"):
+        inputs = {n: own if place == _ONNX else place for n, place in stages[name]["inputs"].items()}
+        made[name] = {**stages[name], "inputs": inputs}
+    return made

@@ -42,6 +42,7 @@ __all__ = [
     "Verb",
     "fill",
     "given",
+    "mapping",
     "positive",
     "size",
     "to_stderr",
@@ -250,6 +251,19 @@ def size(text: str) -> int:
         return parse_size(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def mapping(text: str) -> dict[str, object]:
+    """Read `name: value, …` as YAML has it between braces."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(text if text.lstrip().startswith("{") else f"{{{text}}}")
+    except yaml.YAMLError:
+        found = None
+    if ":" not in text or not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 'num_classes: 10, depth: 2'")
+    return found
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:

@@ -1,55 +1,60 @@
-"""`init`: write a starting project around a checkpoint, one that runs at once."""
+"""`init`: look at what was trained, and write a pipeline for it that runs as it is."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from ..errors import UsageError
 from ..store.files import write_atomic
 from ..usercode.loading import split
-from .options import Argument, Option, whole_numbers
+from .handwriting import rendered
+from .looking import Asked, Found, look
+from .options import Argument, Option, mapping, whole_numbers
+from .starting import Goal, Stages, stages_for, weights_stage
 
 __all__ = ["Init"]
 
-_HEAD = """\
-# deploy-runner run pipeline.yaml
-version: 1
-name: {name}
-
-stages:
-  weights:
-    uses: checkpoint.state_dict
-    inputs: {{checkpoint: {checkpoint}}}
+_SCHEMA = "pipeline.schema.json"
+_DRY_RUN = """\
+# The default target: local servers, started empty for each push, so nothing leaves the machine.
+target:
+  name: dry-run
+  live: false
 """
-
-_MODEL = """
-  model:
-    uses: model.prepare
-    inputs: {{weights: "${{{{ stages.weights.outputs.weights }}}}"}}
-    with:
-      factory: {factory}
-      example: {{shape: {shape}}}
-
-  onnx:
-    uses: onnx.export
-    inputs: {{model: "${{{{ stages.model.outputs.model }}}}"}}
-
-  checked:
-    uses: onnx.check
-    inputs: {{model: "${{{{ stages.onnx.outputs.model }}}}"}}
-
-  package:
-    uses: package.sagemaker
-    inputs:
-      model: ${{{{ stages.onnx.outputs.model }}}}
+_PRODUCTION = """\
+# The real thing: deploy-runner run --config configs/production.yaml, with credentials in the environment.
+target:
+  name: production
+  live: true
 """
-
-_HINT = """
-# To continue, set the function that builds your nn.Module and the shape of one example:
+_TARGETS = {
+    "sagemaker": (
+        """\
+  aws:
+    region: us-east-1
+    bucket: dry-run-models
+    create_bucket: true
+    role_arn: arn:aws:iam::123456789012:role/sagemaker
+    image_uri: 123456789012.dkr.ecr.us-east-1.amazonaws.com/inference:latest
+""",
+        """\
+  aws:
+    region: eu-central-1
+    bucket: your-models
+    role_arn: arn:aws:iam::123456789012:role/your-sagemaker-role
+    image_uri: 123456789012.dkr.ecr.eu-central-1.amazonaws.com/your-image:latest
+""",
+    ),
+    "hub": ("  hub:\n    namespace: local\n", "  hub:\n    namespace: your-organisation\n"),
+}
+"""Goal → what its targets are, in a dry run and in production."""
+_BY_HAND = """
+# Name what builds the nn.Module, and the shape of one example input:
 #
 #  model:
 #    uses: model.prepare
@@ -61,59 +66,203 @@ _HINT = """
 
 
 class Init(NamedTuple):
-    """Start a project from a checkpoint."""
+    """Look at a trained model and write a pipeline that runs."""
 
-    checkpoint: Annotated[str, Argument("the trained checkpoint")]
-    folder: Annotated[str, Argument("target folder (default: the current one)")] = "."
-    factory: Annotated[str | None, Option("the function that builds your nn.Module", "FILE.py:NAME")] = None
-    shape: Annotated[
-        Sequence[int] | None, Option("the shape of one example input", "1,3,224,224", whole_numbers)
+    path: Annotated[str, Argument("a checkpoint of any kind, its folder, a Hub folder, an .onnx file")]
+    folder: Annotated[
+        str, Argument("the project, where the pipeline is written (default: the current folder)")
+    ] = "."
+    goal: Annotated[Goal, Option("what the model is for (default: onnx)")] = "onnx"
+    factory: Annotated[
+        str | None,
+        Option("what builds your nn.Module (default: it is looked for)", "FILE.py:NAME|package.module:NAME"),
     ] = None
+    kwargs: Annotated[
+        Mapping[str, Any] | None, Option("the factory's arguments, as YAML", "'NAME: VALUE, …'", mapping)
+    ] = None
+    shape: Annotated[
+        Sequence[int] | None,
+        Option("the shape of one example input (default: one is found)", "1,3,224,224", whole_numbers),
+    ] = None
+    trust: Annotated[bool, Option("run the code that the file contains, as a pickled module does")] = False
+    copy: Annotated[bool, Option("copy what lies outside of the project into it")] = False
+    ci: Annotated[bool, Option("also write a workflow for GitHub Actions")] = False
 
     def __call__(self) -> int:
-        """Write `pipeline.yaml` into the folder and print what to do next.
+        """Write `pipeline.yaml`, its schema and the goal's configs; print what was found and what to do next.
 
-        A checkpoint outside of it is copied into it. With a factory (`model.py:build`, inside the folder)
-        and a shape the pipeline continues to ONNX and a package. Raises UsageError where something is
-        missing or a pipeline exists; then nothing is written.
+        Raises UsageError where there is a pipeline already, where nothing can be made of the file, and for
+        a goal that it can't serve; then nothing is written.
         """
-        source, project = Path(self.checkpoint), Path(self.folder)
-        if not source.exists():
-            raise UsageError(f"{self.checkpoint} does not exist")
+        project = Path(self.folder)
         target = project / "pipeline.yaml"
         if target.exists():
             raise UsageError(f"{target} already exists", fix="choose another folder")
-        if (self.factory is None) != (self.shape is None):
-            raise UsageError("--factory and --shape require each other", fix="give both, or neither")
         if self.factory is not None:
-            _require_factory(project, self.factory)
-        inside = source.resolve().is_relative_to(project.resolve())
-        place = source.resolve().relative_to(project.resolve()) if inside else Path(source.name)
-        text = _HEAD.format(name=_name(project), checkpoint=json.dumps(place.as_posix()))
-        if self.factory is not None and self.shape is not None:
-            text += _MODEL.format(factory=json.dumps(self.factory), shape=json.dumps(list(self.shape)))
-        else:
-            text += _HINT
-        project.mkdir(parents=True, exist_ok=True)
-        if not inside:
-            copy = shutil.copytree if source.is_dir() else shutil.copy2
-            copy(source, project / place)
-        if not (project / ".gitignore").exists():
-            write_atomic(project / ".gitignore", b".deploy-runner/\n")
-        write_atomic(target, text.encode())
-        print(f"wrote {target}; now: deploy-runner run {target}")
+            _require_form(self.factory)
+        files = Planned(project)
+        try:
+            place = files.take(Path(self.path), copy=self.copy)
+            asked = Asked(self.factory, self.kwargs or {}, self.shape, self.trust)
+            found = look(project, place, asked)
+            files.texts["pipeline.yaml"] = "\n".join(_pipeline(found, self.goal, _name(project))) + "\n"
+        except BaseException:
+            files.give_back()
+            raise
+        files.add_configs(self.goal)
+        if self.ci:
+            files.add_workflow()
+        files.write()
+        for line in _said(found):
+            print(line)
+        print(f"wrote {', '.join(files.texts)}; now: deploy-runner run {target}")
         return 0
 
 
-def _require_factory(project: Path, factory: str) -> None:
+class Planned:
+    """The files of the new project, written when everything is known."""
+
+    def __init__(self, project: Path) -> None:
+        self.project = project
+        self.texts: dict[str, str] = {}
+        self._copied: Path | None = None
+        self._made = not project.exists()
+
+    def take(self, source: Path, *, copy: bool) -> Path:
+        """Return where the model lies in the project; one outside of it is copied if that is asked for."""
+        if not source.exists():
+            raise UsageError(f"{source} does not exist")
+        if source.resolve().is_relative_to(self.project.resolve()):
+            return source
+        if not copy:
+            raise UsageError(
+                f"{source} is outside the project {self.project.resolve()}, where a pipeline's files lie",
+                fix="copy it with --copy, or name a folder that contains it as the project",
+            )
+        place = self.project / source.name
+        if place.exists():
+            raise UsageError(f"{place} already exists", fix="name it, or remove it")
+        self.project.mkdir(parents=True, exist_ok=True)
+        self._copied = place
+        (shutil.copytree if source.is_dir() else shutil.copy2)(source, place)
+        return place
+
+    def give_back(self) -> None:
+        """Remove what was copied."""
+        if self._copied is not None and self._copied.is_dir():
+            shutil.rmtree(self._copied)
+        elif self._copied is not None:
+            self._copied.unlink(missing_ok=True)
+        if self._made and self.project.is_dir() and not any(self.project.iterdir()):
+            self.project.rmdir()
+
+    def add_configs(self, goal: Goal) -> None:
+        """Plan the schema, what Git ignores, and the targets of a goal that pushes."""
+        from ..pipeline.schema import json_schema
+
+        self._add(_SCHEMA, json.dumps(json_schema(self.project), indent=2, ensure_ascii=False) + "\n")
+        self._add(".gitignore", ".deploy-runner/\n")
+        if goal in _TARGETS:
+            dry_run, production = _TARGETS[goal]
+            self._add("configs/dry-run.yaml", _DRY_RUN + dry_run)
+            self._add("configs/production.yaml", _PRODUCTION + production)
+
+    def add_workflow(self) -> None:
+        """Plan the workflow, in the repository that the project is in."""
+        import jinja2
+
+        project = self.project.resolve()
+        root = next((p for p in (project, *project.parents) if (p / ".git").exists()), project)
+        text = (Path(__file__).parent / "workflow.yml").read_text("utf-8")
+        inside = project.relative_to(root).as_posix()
+        made = jinja2.Environment(
+            keep_trailing_newline=True, variable_start_string="{=", variable_end_string="=}"
+        ).from_string(text)
+        place = "/".join([".."] * len(project.relative_to(root).parts) + [".github/workflows/deploy.yml"])
+        self._add(place, made.render(folder="" if inside == "." else inside))
+
+    def _add(self, name: str, text: str) -> None:
+        """Plan a file, unless the project has one."""
+        if not (self.project / name).exists():
+            self.texts[name] = text
+
+    def write(self) -> None:
+        """Write everything, the pipeline last."""
+        for name, text in sorted(self.texts.items(), key=lambda item: item[0] == "pipeline.yaml"):
+            place = self.project / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(place, text.encode())
+
+
+def _require_form(factory: str) -> None:
     try:
-        path, _ = split(factory)
+        split(factory)
     except ValueError as error:
         raise UsageError(str(error), fix="e.g. --factory model.py:build") from None
-    if not (project / path).is_file():
-        raise UsageError(f"{project / path} does not exist", fix="the factory must be in the project")
 
 
 def _name(project: Path) -> str:
-    name = project.resolve().name
-    return json.dumps(name if name else "model")
+    return re.sub(r"[^\w.-]+", "-", project.resolve().name).strip("-._") or "model"
+
+
+def _pipeline(found: Found, goal: Goal, name: str) -> Iterator[str]:
+    yield f"# yaml-language-server: $schema={_SCHEMA}"
+    yield from (f"# {line}" for line in _said(found))
+    yield "version: 1"
+    yield f"name: {json.dumps(name)}"
+    yield ""
+    yield "stages:"
+    try:
+        stages = stages_for(found, goal, name)
+    except UsageError:  # Weights alone are a beginning, where nothing was asked for.
+        if found.kind != "weights" or found.factory is not None or found.tried or goal != "onnx":
+            raise
+        yield from rendered({"weights": weights_stage(found)}, {})
+        yield _BY_HAND.rstrip("\n")
+        return
+    yield from rendered(stages, dict(_hints(found, stages)))
+
+
+def _hints(found: Found, stages: Stages) -> Iterator[tuple[tuple[str, str], str]]:
+    """Yield (stage, section) and a line that only the user can write, commented."""
+    real = "samples: heldout.npz  # real inputs by their names: every gate is then judged on them"
+    if found.kind in ("weights", "onnx"):
+        yield ("model", "inputs"), real
+    if found.kind == "weights" and len(found.fit["example"].get("shape", [])) == 4:
+        axes = f'dynamic: {{{found.fit["names"][0]}: {{"0": batch, "2": height, "3": width}}}}'
+        yield ("model", "with"), f"{axes}  # for pictures of any size"
+    if "hub" in stages:
+        yield ("hub", "with"), "license: apache-2.0  # the identifier that the Hub knows it by"
+
+
+def _said(found: Found) -> Iterator[str]:
+    """Yield what was found, a line each."""
+    facts = found.facts
+    match found.kind:
+        case "transformers":
+            yield f"{found.path}: {facts['class'] or facts['model_type']} of transformers"
+        case "onnx":
+            given = ", ".join(
+                f"{name} [{', '.join(map(str, dims))}]" for name, dims in facts["inputs"].items()
+            )
+            yield f"{found.path}: ONNX, opset {facts['opset']}, takes {given}"
+        case "weights":
+            by = f" by {facts['trainer']}" if facts["trainer"] else ""
+            epoch = f", epoch {facts['epoch']}" if facts["epoch"] is not None else ""
+            key = f" under {facts['key']!r}" if facts["key"] else ""
+            yield (
+                f"{found.path}: {facts['parameters']:,} parameters in {len(facts['tensors'])} tensors{key}, "
+                f"{'/'.join(facts['dtypes'])}{by}{epoch}"
+            )
+            yield from _said_of_model(found)
+
+
+def _said_of_model(found: Found) -> Iterator[str]:
+    library = found.facts["library"]
+    if found.factory is None:
+        yield "nothing that builds this model was found"
+        return
+    how = "recognised by the names and shapes of its weights" if library else "its weights fit exactly"
+    yield f"built by {found.factory}: {how}"
+    if library and library.get("also"):
+        yield f"the weights also fit {', '.join(library['also'])}"

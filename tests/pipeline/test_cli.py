@@ -32,7 +32,7 @@ def test_the_set_of_verbs_and_flags_is_frozen() -> None:
         "-h", "--help", "--debug", "--config", "--set", "--json", "--fail-fast", "--force", "--cpu", "--memory",
         "--keep-workdirs", "--require-sandbox", "--executor", "--ray-address", "--log", "-q", "--quiet", "--values", "--format", "--run", "--runs", "--replay",
         "-o", "--to", "--old", "--new", "--remote", "--keep-runs", "--keep-days", "--dry-run", "--factory", "--shape",
-        "--dtype", "--calibration", "--output", "--pipeline",
+        "--dtype", "--calibration", "--output", "--pipeline", "--goal", "--kwargs", "--copy", "--ci",
         "--key", "--certificate", "--status",
         "--access-log", "--atol", "--drain-s", "--host", "--lame-duck-s", "--max-batch", "--max-body",
         "--max-delay-us", "--max-queue", "--max-samples", "--name", "--port", "--reference", "--rtol",
@@ -224,34 +224,6 @@ def test_the_report_is_one_page_that_escapes_what_it_shows(project: Project) -> 
     text = page.read_text()
     assert "text.upper" in text
     assert "<script>" not in text
-
-
-def test_init_writes_a_project_that_runs_at_once(tmp_path: Path) -> None:
-    from tests.conftest import DIGITS
-
-    project = Project(tmp_path / "new")
-    project.write("net.py", (DIGITS / "model.py").read_text())
-    args = [
-        "init",
-        str(DIGITS / "digits.pt"),
-        str(project.folder),
-        "--factory",
-        "net.py:build",
-        "--shape",
-        "1,1,8,8",
-    ]
-    assert "now: deploy-runner run" in project.cli(*args).stdout
-    assert project.run()["ran"] == 5
-    assert "already exists" in project.cli(*args, exits=2).stderr
-
-
-def test_init_needs_no_factory(tmp_path: Path) -> None:
-    from tests.conftest import DIGITS
-
-    project = Project(tmp_path / "new")
-    project.cli("init", str(DIGITS / "digits.pt"))
-    assert project.run()["ran"] == 1
-    assert "does not exist" in project.cli("init", "nope.pt", "other", exits=2).stderr
 
 
 def test_the_python_api_has_the_same_verbs(chain: Project) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from deploy_runner.commands.convert import FORMATS
-from tests.conftest import DIGITS, Project
+from tests.conftest import DIGITS, ROOT, Project
 
 DIGITS_OPTIONS = ("--factory", "model.py:build", "--shape", "1,1,8,8")
 
@@ -61,6 +62,22 @@ def test_a_second_taste_uses_what_the_first_has_made(folder: Project) -> None:
     assert "1 ran" in done.stdout
 
 
+def test_what_is_not_said_is_looked_for(folder: Project) -> None:
+    folder.cli("convert", "digits.pt", "--to", "onnx")
+    made = yaml.safe_load((folder.folder / "convert.yaml").read_text())["stages"]["model"]["with"]
+    assert made == {"factory": "model.py:DigitsCNN", "example": {"shape": [1, 1, 8, 8]}}
+
+
+def test_an_onnx_file_has_the_formats_that_can_be_made_of_it(folder: Project) -> None:
+    shutil.copy(ROOT / "examples/detector/detector.onnx", folder.folder)
+    folder.cli("convert", "detector.onnx", "--to", "onnx,fp16")
+    assert {path.name for path in (folder.folder / "converted").iterdir()} == {"onnx", "fp16"}
+    assert (
+        "detector.onnx can't become ptl"
+        in folder.cli("convert", "detector.onnx", "--to", "ptl", exits=2).stderr
+    )
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
@@ -71,6 +88,8 @@ def test_a_second_taste_uses_what_the_first_has_made(folder: Project) -> None:
         (["digits.pt", "--to", "onnx", "--factory", "model.py:build", "--shape", "1,x"], "not a list of whole numbers"),
         (["/etc/hostname", "--to", "onnx", *DIGITS_OPTIONS], "error: /etc/hostname is outside"),
         (["digits.pt", "--to", "onnx", *DIGITS_OPTIONS, "--dtype", "float31"], "convert.yaml:"),
+        (["digits.pt", "--to", "onnx", "--kwargs", "width"], "is not of the form 'num_classes: 10, depth: 2'"),
+        (["model.py", "--to", "onnx"], "error: model.py is code, not a trained model"),
         (["digits.pt", "--to", "onnx", *DIGITS_OPTIONS, "--pipeline", "model.py"], "error: model.py already exists"),
     ],
 )  # fmt: skip

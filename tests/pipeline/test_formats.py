@@ -248,6 +248,7 @@ def test_no_stage_type_is_left_out_of_that(tmp_path: Path) -> None:
     tried = {row["uses"] for row in everything("cnn")["stages"].values()}
     every = {kind.cls.uses for kind in Registry(ROOT / "tests").all() if not kind.cls.network}
     others = {
+        "checkpoint.inspect",
         "model.onnx",
         "model.transformers",
         "package.container",

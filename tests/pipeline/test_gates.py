@@ -90,6 +90,7 @@ REFUSED = {
 NOTHING_TO_COMPARE = {
     "checkpoint.state_dict": "it copies tensors: tests/pipeline/test_checkpoints.py compares the bits",
     "checkpoint.create": "it copies tensors: tests/pipeline/test_stages_formats.py compares the bits",
+    "checkpoint.inspect": "it makes no model, and looks at what is there",
     "checkpoint.resume_check": "its gate is the loss: tests/pipeline/test_stages_formats.py",
     "model.onnx": "the file is the reference of itself: tests/pipeline/test_model_onnx.py",
     "model.transformers": "what it makes is the reference: tests/pipeline/test_transformers.py",

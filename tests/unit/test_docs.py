@@ -131,12 +131,16 @@ def test_the_other_commands_of_the_readme_run(tmp_path: Path) -> None:
     for name in ("pipeline.yaml", "configs", "examples"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, project.folder / name)
-    (project.folder / "checkpoints").mkdir()
-    shutil.copy(ROOT / "examples/digits/digits.pt", project.folder / "checkpoints/best.pt")
-    rest = [c for c in commands() if c.startswith("deploy-runner")]
-    assert len(rest) == 4
-    for command in rest:
-        project.cli(*command.split()[1:])
+    own = Project(tmp_path / "own")
+    (own.folder / "checkpoints").mkdir()
+    shutil.copy(ROOT / "examples/digits/digits.pt", own.folder / "checkpoints/best.pt")
+    shutil.copy(ROOT / "examples/digits/model.py", own.folder)
+    rest = [c.split()[1:] for c in commands() if c.startswith("deploy-runner")]
+    assert [command[0] for command in rest] == ["explain", "convert", "init", "run"]
+    for command in rest[:2]:
+        project.cli(*command)
+    for command in rest[2:]:
+        own.cli(*command)
 
 
 def test_the_schema_accepts_the_example_and_refuses_a_typing_error() -> None:

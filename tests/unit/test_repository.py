@@ -155,7 +155,7 @@ def test_our_own_files_are_written_in_one_place_only() -> None:
     """Whoever else writes a file has a reason here, and has it no longer when it is gone."""
     reasons = {
         "cli.py main": "standard output goes nowhere when its reader has gone",
-        "commands/scaffold.py Init.__call__": "the user's checkpoint is copied beside the new pipeline",
+        "commands/scaffold.py Planned.take": "the user's checkpoint is copied beside the new pipeline",
         "commands/running.py run_and_show": "the job summary of GitHub is appended to",
         "engine/execute/ask.py _answered": "a pipe",
         "engine/execute/dispatch.py Dispatch.log": "a log that only grows",

@@ -1,0 +1,156 @@
+"""From what was found to the stages of a pipeline: the model, its conversions, the gates, the goal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from ..errors import UsageError
+from .looking import Found
+
+__all__ = ["MODEL", "Goal", "Stages", "model_stages", "stages_for", "weights_stage"]
+
+Goal = Literal["onnx", "sagemaker", "docker", "hub", "mobile"]
+Stages = dict[str, dict[str, Any]]
+
+MODEL = "${{ stages.model.outputs.model }}"
+_WEIGHTS = "${{ stages.weights.outputs.weights }}"
+
+
+def model_stages(found: Found, *, samples: str | None = None) -> Stages:
+    """Return the stages that make the bundle `model` of what was found; `samples` is an .npz of real ones.
+
+    Raises UsageError where nothing builds the model.
+    """
+    real = {"samples": samples} if samples else {}
+    match found.kind:
+        case "transformers":
+            return {"model": {"uses": "model.transformers", "inputs": {"folder": found.path}}}
+        case "onnx":
+            return {"model": {"uses": "model.onnx", "inputs": {"model": found.path, **real}}}
+        case "adapter":
+            raise UsageError(
+                f"{found.path} is a LoRA adapter of {found.facts['base'] or 'another model'}",
+                fix="start from that model's folder, and add to its checkpoint.state_dict `inputs: "
+                f"{{checkpoint: {found.path}, base: …}}`",
+            )
+        case "weights":
+            if found.factory is None or found.fit["example"] is None:
+                raise _nothing_builds(found)
+            return {
+                "weights": weights_stage(found),
+                "model": {
+                    "uses": "model.prepare",
+                    "inputs": {"weights": _WEIGHTS, **real},
+                    "with": _prepared(found.factory, found.fit),
+                },
+            }
+        case kind:
+            raise UsageError(f"{found.path} is {kind}, which no stage takes as a source",
+                             fix="use the checkpoint that it was made from")  # fmt: skip
+
+
+def weights_stage(found: Found) -> dict[str, Any]:
+    """Return the stage that takes the weights of a checkpoint."""
+    made: dict[str, Any] = {"uses": "checkpoint.state_dict", "inputs": {"checkpoint": found.path}}
+    if found.facts["module"]:
+        made["trust"] = True
+    if found.fit.get("strip_prefix"):
+        made["with"] = {"strip_prefix": found.fit["strip_prefix"]}
+    return made
+
+
+def _prepared(factory: str, fit: Mapping[str, Any]) -> dict[str, Any]:
+    made: dict[str, Any] = {"factory": factory}
+    if fit["kwargs"]:
+        made["kwargs"] = fit["kwargs"]
+    made["example"] = fit["example"]
+    if fit["dynamic"]:
+        made["dynamic"] = fit["dynamic"]
+    return made
+
+
+def _nothing_builds(found: Found) -> UsageError:
+    if found.factory is not None:
+        return UsageError(f"{found.factory} fits the weights, but no input was found that it takes",
+                          fix="say the shape of one: --shape 1,3,224,224")  # fmt: skip
+    if found.tried:
+        name, why = next(iter(found.tried.items()))
+        return UsageError(
+            f"{name} doesn't build this model: {why}",
+            fix="name what does, with its arguments: --factory FILE.py:NAME --kwargs 'NAME: VALUE'",
+        )
+    return UsageError(
+        "nothing in the project builds this model",
+        fix="name what does: --factory FILE.py:NAME, or package.module:NAME",
+    )
+
+
+def stages_for(found: Found, goal: Goal, name: str) -> Stages:
+    """Return all stages for a goal; `name` is that of the endpoint, the image or the repository.
+
+    Raises UsageError for a goal that what was found can't have.
+    """
+    stages = model_stages(found)
+    if goal == "mobile":
+        if found.kind == "onnx":
+            raise UsageError("ExecuTorch takes no .onnx file", fix="start from the checkpoint of the model")
+        return stages | {"mobile": {"uses": "mobile.executorch", "inputs": {"model": MODEL}}}
+    onnx = "${{ stages.onnx.outputs.model }}"
+    if found.kind == "onnx":
+        onnx = "${{ stages.model.outputs.onnx }}"
+    else:
+        stages["onnx"] = {"uses": "onnx.export", "inputs": {"model": MODEL}}
+    stages["checked"] = {"uses": "onnx.check", "inputs": {"model": onnx}}
+    stages["parity"] = {"uses": "verify.parity", "inputs": {"candidate": onnx, "reference": MODEL}}
+    return stages | _GOALS[goal](found, onnx, name)
+
+
+def _sagemaker(found: Found, onnx: str, name: str) -> Stages:
+    package = "${{ stages.package.outputs."
+    return {
+        "package": {
+            "uses": "package.sagemaker",
+            "needs": ["checked", "parity"],
+            "inputs": {"model": onnx, "reference": MODEL},
+        },
+        "endpoint": {
+            "uses": "push.sagemaker",
+            "inputs": {"package": f"{package}package }}}}", "smoke": f"{package}smoke }}}}"},
+            "with": {"endpoint": re.sub(r"[^A-Za-z0-9-]+", "-", name).strip("-")},
+        },
+    }
+
+
+def _docker(found: Found, onnx: str, name: str) -> Stages:
+    image = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")
+    return {
+        "image": {
+            "uses": "package.container",
+            "needs": ["checked", "parity"],
+            "inputs": {"model": onnx, "reference": MODEL},
+            "with": {"name": image},
+        }
+    }
+
+
+def _hub(found: Found, onnx: str, name: str) -> Stages:
+    weights = {"weights": _WEIGHTS} if found.kind == "weights" else {}
+    return {
+        "hub": {
+            "uses": "push.hub",
+            "needs": ["checked", "parity"],
+            "inputs": {**weights, "models": {"fp32": onnx}, "reference": MODEL},
+            "with": {"repo": re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")},
+        }
+    }
+
+
+def _nothing(found: Found, onnx: str, name: str) -> Stages:
+    return {}
+
+
+_GOALS: Mapping[Goal, Callable[[Found, str, str], Stages]] = {
+    "onnx": _nothing, "sagemaker": _sagemaker, "docker": _docker, "hub": _hub,
+}  # fmt: skip

@@ -1,0 +1,221 @@
+"""Find an input that a module takes: by its first layer, by the names of its arguments, by running it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from deploy_runner.sdk import StageError
+
+from ..model import bundles, calls
+from ..model.examples import Example, noise
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_WORDS = re.compile(r"(^|_)(ids?|tokens?|idx|words?|text|input_ids|src|tgt)($|_)")
+_LIKE_WORDS = re.compile(r"(^|_)(mask|masks|position_ids|token_type_ids|segment_ids)($|_)")
+_LENGTHS = re.compile(r"(^|_)(lengths?|lens?)($|_)")
+_SIDES = (224, 32, 28, 64, 8, 128, 256, 299, 384, 512, 16, 48, 96, 160, 192, 320, 112, 14, 20, 24, 40, 50, 60,
+          80, 84, 100, 120, 150, 200, 240, 300, 331, 400, 416, 448, 480, 640)  # fmt: skip
+"""Usual sides of pictures, the most usual first; where none fits, all to _MOST_SIDE are tried."""
+_LENGTHS_1D = (
+    16000,
+    1024,
+    128,
+    100,
+    256,
+    512,
+    64,
+    32,
+    50,
+    200,
+    300,
+    500,
+    1000,
+    2048,
+    4096,
+    8000,
+    22050,
+    48000,
+)
+_MOST_SIDE = 128
+_SEQUENCE = 16
+_MOST_S = 40.0
+
+
+class FirstInput(NamedTuple):
+    """What model.prepare takes as `example` and `dynamic`, the inputs' names, the outputs' shapes."""
+
+    names: list[str]
+    example: dict[str, Any]
+    dynamic: dict[str, dict[str, str]] | None
+    outputs: dict[str, list[int]]
+
+
+class _Guess(NamedTuple):
+    """A shape of the first input, its type and what its axes are called (None: the batch is first)."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    high: int = 2
+    axes: dict[int, str] | None = None
+
+
+def found(module: nn.Module, shape: Sequence[int] | None) -> FirstInput | None:
+    """Return the first guess with which the module runs, for a batch of one and of two; None where none does.
+
+    With `shape` only guesses of this shape count; raises StageError where none runs.
+    """
+    names = _required(module)
+    end = time.monotonic() + _MOST_S
+    error: StageError | None = None
+    for guess in _guesses(module, names) if shape is None else _of_shape(module, names, shape):
+        if time.monotonic() > end:
+            break
+        example = _examples(names, guess)
+        try:
+            outputs = _run(module, example, guess)
+        except StageError as refused:
+            error = error or refused
+            continue
+        given = {n: e.model_dump(exclude_defaults=True) | {"shape": e.shape} for n, e in example.items()}
+        written = next(iter(given.values())) if len(given) == 1 else given
+        return FirstInput(list(given), written, _dynamic(example, guess), outputs)
+    if shape is not None and error is not None:
+        raise error
+    return None
+
+
+def _required(module: nn.Module) -> list[str]:
+    """Return the names of the arguments that forward() can't do without, or of its first."""
+    names = calls.arguments(module)
+    needed: list[str] = []
+    for name in names:
+        try:
+            calls.bind(module, needed or names[:1])
+        except StageError:
+            needed = names[: names.index(name) + 1]
+        else:
+            break
+    return needed or names[:1] or ["input"]
+
+
+def _guesses(module: nn.Module, names: Sequence[str]) -> Iterator[_Guess]:
+    from torch import nn
+
+    first = next((layer for layer in module.modules() if _tells(layer)), None)
+    match first:
+        case nn.Embedding():
+            yield from _words(first.num_embeddings)
+        case nn.Conv2d() | nn.ConvTranspose2d():
+            sides = (*_preferred(module), *_SIDES, *range(1, _MOST_SIDE))
+            yield from (_Guess((1, first.in_channels, side, side)) for side in dict.fromkeys(sides))
+        case nn.Conv1d() | nn.ConvTranspose1d():
+            lengths = (*_LENGTHS_1D, *range(1, _MOST_SIDE))
+            yield from (_Guess((1, first.in_channels, n)) for n in dict.fromkeys(lengths))
+        case nn.Conv3d():
+            for frames, side in ((16, 112), (8, 64), (16, 64), (32, 32), (64, 64), (16, 16)):
+                yield _Guess((1, first.in_channels, frames, side, side))
+        case nn.RNNBase():
+            yield _sequence(first.input_size, batch_first=first.batch_first)
+        case nn.Linear():
+            yield _Guess((1, first.in_features))
+            yield _sequence(first.in_features)
+        case nn.LayerNorm():
+            yield _sequence(first.normalized_shape[-1])
+        case nn.modules.batchnorm._BatchNorm():
+            yield _Guess((1, first.num_features))
+    if _WORDS.search(names[0]):
+        yield from _words(100)
+    yield from (_Guess((1, size)) for size in (*range(1, 65), 100, 128, 256, 512, 784, 1024))
+
+
+def _of_shape(module: nn.Module, names: Sequence[str], shape: Sequence[int]) -> Iterator[_Guess]:
+    """Yield guesses of one shape, of the type that the first layer takes before the other."""
+    from torch import nn
+
+    first = next((layer for layer in module.modules() if _tells(layer)), None)
+    words = _Guess(tuple(shape), "int64", first.num_embeddings if isinstance(first, nn.Embedding) else 100)
+    numbers = _Guess(tuple(shape))
+    yield from (words, numbers) if isinstance(first, nn.Embedding) else (numbers, words)
+
+
+def _tells(layer: nn.Module) -> bool:
+    from torch import nn
+
+    kinds = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
+             nn.RNNBase, nn.Linear, nn.LayerNorm, nn.modules.batchnorm._BatchNorm)  # fmt: skip
+    return isinstance(layer, kinds)
+
+
+def _preferred(module: nn.Module) -> Iterator[int]:
+    """Yield the side that timm's models say they were trained for."""
+    said = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)
+    size = said.get("input_size") if isinstance(said, Mapping) else None
+    if isinstance(size, (tuple, list)) and len(size) == 3:
+        yield int(size[-1])
+
+
+def _words(count: int) -> Iterator[_Guess]:
+    for axes in ({0: "batch", 1: "sequence"}, {0: "sequence", 1: "batch"}):
+        yield _Guess((1, _SEQUENCE) if axes[0] == "batch" else (_SEQUENCE, 1), "int64", count, axes)
+    yield _Guess((1,), "int64", count)
+
+
+def _sequence(width: int, *, batch_first: bool = True) -> _Guess:
+    if batch_first:
+        return _Guess((1, _SEQUENCE, width), axes={0: "batch", 1: "sequence"})
+    return _Guess((_SEQUENCE, 1, width), axes={0: "sequence", 1: "batch"})
+
+
+def _examples(names: Sequence[str], guess: _Guess) -> dict[str, Example]:
+    """Return an example for each argument: what isn't known by its name is like the first."""
+    batch = next((axis for axis, name in (guess.axes or {}).items() if name == "batch"), 0)
+    made = {}
+    for position, name in enumerate(names):
+        if position and _LENGTHS.search(name):
+            made[name] = Example(shape=[guess.shape[batch]] if guess.shape else [], dtype="int64")
+        elif position and _LIKE_WORDS.search(name) and guess.dtype == "int64":
+            made[name] = Example(shape=list(guess.shape), dtype="int64")
+        else:
+            made[name] = Example(shape=list(guess.shape), dtype=guess.dtype, high=guess.high)  # type: ignore[arg-type]
+    return made
+
+
+def _run(module: nn.Module, example: Mapping[str, Example], guess: _Guess) -> dict[str, list[int]]:
+    """Run it with a batch of two, then of one. Raises StageError where it refuses one."""
+    import torch
+
+    batch = next((axis for axis, name in (guess.axes or {}).items() if name == "batch"), 0)
+    shapes: dict[str, list[int]] = {}
+    for size in (2, 1):
+        arrays = {}
+        for name, given in example.items():
+            axis = batch if len(given.shape) == len(guess.shape) else 0
+            shape = [size if at == axis else n for at, n in enumerate(given.shape)]
+            longest = guess.shape[1 - batch] if len(guess.shape) > 1 else 1
+            arrays[name] = torch.from_numpy(noise(shape, given, (0, size), name=name, longest=longest))
+        try:
+            with torch.no_grad():
+                outputs = bundles.flatten_outputs(calls.call(module, arrays))
+        except Exception as error:
+            said = str(error).strip().partition("\n")[0]
+            shown = f"shape {list(guess.shape)}{'' if size == 1 else ', and two of them at once'}"
+            raise StageError(
+                f"forward() refuses {shown}: {said}", fix="name the shape that it takes"
+            ) from error
+        shapes = {name: list(tensor.shape) for name, tensor in outputs.items()}
+    return shapes
+
+
+def _dynamic(example: Mapping[str, Example], guess: _Guess) -> dict[str, dict[str, str]] | None:
+    if guess.axes is None:
+        return None
+    found = {}
+    for name, given in example.items():
+        axes = guess.axes if len(given.shape) == len(guess.shape) else {0: "batch"}
+        found[name] = {str(axis): label for axis, label in axes.items()}
+    return found
