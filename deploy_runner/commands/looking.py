@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ __all__ = ["Asked", "Found", "look"]
 
 _STAGE = "checkpoint.inspect"
 _PYTHON = (".py", ".ipynb")
+_OF_MAIN = re.compile(r"Can't get attribute '(\w+)' on <module '__main__'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +39,9 @@ class Asked:
 class Found:
     """What the thing at `path` (relative to the project) is.
 
-    `facts` are those of checkpoint.inspect. `factory` builds the model, with what `fit` says; None where
-    nothing does, and `tried` says what was tried: factory → why not.
+    `facts` are those of checkpoint.inspect. `factory` builds the model, with what `fit` says, and so does
+    each of `also`; None where nothing does, and `tried` says what was tried: factory → why not. `code`
+    defines the class that a pickled module names.
     """
 
     path: str
@@ -46,6 +49,8 @@ class Found:
     factory: str | None = None
     fit: Mapping[str, Any] = field(default_factory=dict)
     tried: Mapping[str, str] = field(default_factory=dict)
+    also: Sequence[str] = ()
+    code: str | None = None
 
     @property
     def kind(self) -> str:
@@ -62,17 +67,26 @@ def look(project: Path, path: Path, asked: Asked) -> Found:
     if path.suffix in _PYTHON:
         raise _refused_code(path)
     place = path.resolve().relative_to(project.resolve()).as_posix()
+    if place == ".":
+        fix = "name it from the folder above, where the pipeline will lie"
+        raise UsageError(f"{path} is the project itself", fix=fix)
+    if asked.factory is None and path.is_file() and _is_hub_folder(path.parent):
+        raise UsageError(f"{path} is the file of a model of transformers, whose config.json lies beside it",
+                         fix=f"name the folder: {path.parent}")  # fmt: skip
     if asked.factory is not None:
         facts, problem = _answers(project, place, [_question(asked.factory, asked.kwargs, asked)], asked)[0]
         if problem:
             raise UsageError(problem)
         return Found(place, facts, asked.factory, facts.get("fit", {}))
     facts, problem = _answers(project, place, [{}], asked)[0]
+    code = _code_of_module(project, problem) if asked.trust else None
+    if code is not None:
+        facts, problem = _answers(project, place, [{"code": code}], asked)[0]
     if problem:
-        raise UsageError(problem)
+        raise UsageError(problem.replace("set `trust: true` on the stage", "add --trust"))
     if facts["kind"] != "weights":
         return Found(place, facts)
-    return _with_factory(project, Found(place, facts), asked)
+    return _with_factory(project, Found(place, facts, code=code), asked)
 
 
 def _with_factory(project: Path, found: Found, asked: Asked) -> Found:
@@ -86,7 +100,9 @@ def _with_factory(project: Path, found: Found, asked: Asked) -> Found:
         ways = [(name, asked.kwargs) for name in names]
     if not ways:
         return found
-    answers = _answers(project, found.path, [_question(name, kwargs, asked) for name, kwargs in ways], asked)
+    defined = {"code": found.code} if found.code else {}
+    questions = [_question(name, kwargs, asked) | defined for name, kwargs in ways]
+    answers = _answers(project, found.path, questions, asked)
     tried, fitting = {}, []
     for (name, _), (facts, problem) in zip(ways, answers, strict=True):
         if problem:
@@ -95,7 +111,22 @@ def _with_factory(project: Path, found: Found, asked: Asked) -> Found:
             fitting.append((name, facts["fit"]))
     fitting.sort(key=lambda pair: pair[1]["example"] is None)
     factory, fit = fitting[0] if fitting else (None, {})
-    return Found(found.path, found.facts, factory, fit, tried)
+    others = [name for name, of in fitting[1:] if of["class"] != fit["class"]]
+    also = library["also"] if library else others
+    return replace(found, factory=factory, fit=fit, tried=tried, also=also)
+
+
+def _is_hub_folder(folder: Path) -> bool:
+    try:
+        return "model_type" in json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
+
+
+def _code_of_module(project: Path, problem: str) -> str | None:
+    """Return what defines the class that a training script has pickled as its own."""
+    missing = _OF_MAIN.search(problem)
+    return factories.place_of(project, missing.group(1)) if missing else None
 
 
 def _question(factory: str, kwargs: Mapping[str, Any], asked: Asked) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ..usercode.loading import split
 from .handwriting import rendered
 from .looking import Asked, Found, look
 from .options import Argument, Option, mapping, whole_numbers
-from .starting import Goal, Stages, stages_for, weights_stage
+from .starting import WEIGHTS, Goal, Stages, prepared, stages_for, weights_stage
 
 __all__ = ["Init"]
 
@@ -53,16 +53,6 @@ _TARGETS = {
     "hub": ("  hub:\n    namespace: local\n", "  hub:\n    namespace: your-organisation\n"),
 }
 """Goal → what its targets are, in a dry run and in production."""
-_BY_HAND = """
-# Name what builds the nn.Module, and the shape of one example input:
-#
-#  model:
-#    uses: model.prepare
-#    inputs: {weights: "${{ stages.weights.outputs.weights }}"}
-#    with:
-#      factory: model.py:build
-#      example: {shape: [1, 3, 224, 224]}
-"""
 
 
 class Init(NamedTuple):
@@ -215,12 +205,22 @@ def _pipeline(found: Found, goal: Goal, name: str) -> Iterator[str]:
     try:
         stages = stages_for(found, goal, name)
     except UsageError:  # Weights alone are a beginning, where nothing was asked for.
-        if found.kind != "weights" or found.factory is not None or found.tried or goal != "onnx":
+        if found.kind != "weights" or found.tried or goal != "onnx":
             raise
         yield from rendered({"weights": weights_stage(found)}, {})
-        yield _BY_HAND.rstrip("\n")
+        yield ""
+        yield from (f"  # {line}" for line in _by_hand(found))
         return
     yield from rendered(stages, dict(_hints(found, stages)))
+
+
+def _by_hand(found: Found) -> Iterator[str]:
+    """Yield the stage that is missing, for the user to complete."""
+    yield "Go on with the model: say what builds the nn.Module, and the shape of an input that it takes."
+    shape = {"shape": [1, 3, 224, 224]}
+    model = prepared(found.factory or "model.py:build", found.fit, shape)
+    stage = {"uses": "model.prepare", "inputs": {"weights": WEIGHTS}, "with": model}
+    yield from (line.removeprefix("  ") for line in rendered({"model": stage}, {}))
 
 
 def _hints(found: Found, stages: Stages) -> Iterator[tuple[tuple[str, str], str]]:
@@ -264,5 +264,7 @@ def _said_of_model(found: Found) -> Iterator[str]:
         return
     how = "recognised by the names and shapes of its weights" if library else "its weights fit exactly"
     yield f"built by {found.factory}: {how}"
-    if library and library.get("also"):
-        yield f"the weights also fit {', '.join(library['also'])}"
+    if found.also:
+        yield f"the weights fit {', '.join(found.also)} as well: make sure that this is the right one"
+    if found.fit["example"] is None:
+        yield "no input was found that it takes"

@@ -9,13 +9,13 @@ from typing import Any, Literal
 from ..errors import UsageError
 from .looking import Found
 
-__all__ = ["MODEL", "Goal", "Stages", "model_stages", "stages_for", "weights_stage"]
+__all__ = ["MODEL", "WEIGHTS", "Goal", "Stages", "model_stages", "prepared", "stages_for", "weights_stage"]
 
 Goal = Literal["onnx", "sagemaker", "docker", "hub", "mobile"]
 Stages = dict[str, dict[str, Any]]
 
 MODEL = "${{ stages.model.outputs.model }}"
-_WEIGHTS = "${{ stages.weights.outputs.weights }}"
+WEIGHTS = "${{ stages.weights.outputs.weights }}"
 
 
 def model_stages(found: Found, *, samples: str | None = None) -> Stages:
@@ -42,8 +42,8 @@ def model_stages(found: Found, *, samples: str | None = None) -> Stages:
                 "weights": weights_stage(found),
                 "model": {
                     "uses": "model.prepare",
-                    "inputs": {"weights": _WEIGHTS, **real},
-                    "with": _prepared(found.factory, found.fit),
+                    "inputs": {"weights": WEIGHTS, **real},
+                    "with": prepared(found.factory, found.fit, found.fit["example"]),
                 },
             }
         case kind:
@@ -56,17 +56,19 @@ def weights_stage(found: Found) -> dict[str, Any]:
     made: dict[str, Any] = {"uses": "checkpoint.state_dict", "inputs": {"checkpoint": found.path}}
     if found.facts["module"]:
         made["trust"] = True
-    if found.fit.get("strip_prefix"):
-        made["with"] = {"strip_prefix": found.fit["strip_prefix"]}
+    told = {"code": found.code, "strip_prefix": found.fit.get("strip_prefix")}
+    if any(told.values()):
+        made["with"] = {name: value for name, value in told.items() if value}
     return made
 
 
-def _prepared(factory: str, fit: Mapping[str, Any]) -> dict[str, Any]:
+def prepared(factory: str, fit: Mapping[str, Any], example: Any) -> dict[str, Any]:
+    """Return the parameters of model.prepare."""
     made: dict[str, Any] = {"factory": factory}
-    if fit["kwargs"]:
+    if fit.get("kwargs"):
         made["kwargs"] = fit["kwargs"]
-    made["example"] = fit["example"]
-    if fit["dynamic"]:
+    made["example"] = example
+    if fit.get("dynamic"):
         made["dynamic"] = fit["dynamic"]
     return made
 
@@ -136,7 +138,7 @@ def _docker(found: Found, onnx: str, name: str) -> Stages:
 
 
 def _hub(found: Found, onnx: str, name: str) -> Stages:
-    weights = {"weights": _WEIGHTS} if found.kind == "weights" else {}
+    weights = {"weights": WEIGHTS} if found.kind == "weights" else {}
     return {
         "hub": {
             "uses": "push.hub",

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["candidates", "modules_in"]
+__all__ = ["candidates", "modules_in", "place_of"]
 
 _MOST_FILES = 400
 _MOST_BYTES = 1 << 20
@@ -52,6 +52,12 @@ def candidates(project: Path, weights: Iterable[str], *, named: str = "") -> lis
                 found.append((depth, f"{place}:{name}"))
         found += [(len(firsts), f"{place}:{name}") for name in _builders(tree)]
     return [code for _, code in sorted(found, key=lambda pair: pair[0])[:_MOST]]
+
+
+def place_of(project: Path, name: str) -> str | None:
+    """Return where a class of this name is defined, as `path/to/file.py:Name`, if it is in one place."""
+    found = [path for path in _files(project) if name in _classes(_parsed(path))]
+    return f"{found[0].relative_to(project).as_posix()}:{name}" if len(found) == 1 else None
 
 
 def modules_in(path: Path) -> list[str]:

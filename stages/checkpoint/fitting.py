@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 from deploy_runner.sdk import StageError
@@ -24,6 +24,8 @@ CLASSES = frozenset((21, 91, 400, 1000, 11821, 21841, 21843))
 and its larger versions."""
 _MOST_ROUNDS = 6
 _MOST_PARTS = 3
+_WHOLE = frozenset(("args", "cfg", "conf", "config", "hparams", "model_config", "opt", "options", "params"))
+"""Parameters that take the whole of a configuration."""
 
 
 def builder(factory: Any, name: str) -> Build:
@@ -53,6 +55,8 @@ def fit(
     """
     named = _signature(build).parameters
     given = {name: value for name, value in arguments.items() if name in named} | dict(kwargs)
+    whole = [n for n, p in named.items() if n in _WHOLE and p.default is p.empty and n not in given]
+    given |= {name: dict(arguments) for name in whole if arguments}
     tensors = {name: tuple(getattr(t, "shape", ())) for name, t in weights.items()}
     values = {n: given.get(n, p.default) for n, p in named.items() if n not in kwargs}
     sizes: dict[str, Set[int]] = {n: {v} for n, v in values.items() if type(v) is int}
@@ -100,21 +104,30 @@ def refined(
     """Return the arguments, with sizes changed so that the module's weights have the tensors' shapes.
 
     `sizes` are the arguments that may be changed, with the values that they may have now. One is changed
-    where every size of the module's weights that may be this value is one other number in the file.
+    where every size of the module's weights that is this value is one other number in the file; where
+    there is none, the sizes that are multiples of it count, as of a head with so many classes an anchor.
     """
     given, may_be = dict(kwargs), dict(sizes)
     for _ in range(_MOST_ROUNDS):
         differing = _differing(shapes_of(build(**given)), tensors)
-        changes = {}
-        for name, values in may_be.items():
-            wanted = {theirs for own, theirs in differing if own in values}
-            if len(wanted) == 1:
-                changes[name] = wanted.pop()
+        exact = {n: {theirs for own, theirs in differing if own in v} for n, v in may_be.items()}
+        changes = _sure(exact) or _sure({n: set(_parts(differing, v)) for n, v in may_be.items()})
         if not changes:
             break
         given |= changes
         may_be |= {name: {value} for name, value in changes.items()}
     return given
+
+
+def _sure(wanted: Mapping[str, Set[int]]) -> dict[str, int]:
+    return {name: next(iter(values)) for name, values in wanted.items() if len(values) == 1}
+
+
+def _parts(differing: Set[tuple[int, int]], values: Set[int]) -> Iterator[int]:
+    """Yield what one of the values would be, where sizes that differ are multiples of it."""
+    for value in values:
+        times = {(own // value, theirs) for own, theirs in differing if value > 1 and own % value == 0}
+        yield from (theirs // count for count, theirs in times if theirs % count == 0)
 
 
 def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -21,7 +21,7 @@ from deploy_runner.sdk import (
 
 from ..model import protos, state_dicts
 from ..model.extra_state import SUFFIX
-from . import fitting, libraries, reader, sources, training
+from . import fitting, libraries, pickles, reader, sources, training
 
 
 class CheckpointInspect(Stage):
@@ -41,6 +41,7 @@ class CheckpointInspect(Stage):
         """What to try."""
 
         factory: Code | None = Field(None, description="the function or class that may build the nn.Module")
+        code: Code | None = Field(None, description="defines the classes of a pickled module")
         kwargs: dict[str, Any] = Field(
             default={}, description="keyword arguments of the factory, over those that the checkpoint has"
         )
@@ -81,6 +82,8 @@ def _of_checkpoint(ctx: Context, path: Path, params: CheckpointInspect.Params) -
         return {"kind": where.format}
     if where.format == "adapter":
         return {"kind": "adapter", "base": sources.base_of(where.path)}
+    if params.code is not None:
+        pickles.define_in_main(params.code, ctx.load(params.code))
     content = reader.read(path, trust=ctx.trust)
     weights, key = state_dicts.find_state_dict(content, None)
     weights = state_dicts.strip_wrappers(weights, None)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from typing import Any
 
 from .fitting import CLASSES, Shapes, refined, shapes_of
@@ -14,8 +15,7 @@ _TIMM, _VISION = "timm:create_model", "torchvision.models"
 _KINDS = ("", ".segmentation", ".detection", ".video")
 _FIRST = ("AuxLogits", "Conv2d_1a_3x3", "avgpool", "backbone", "class_token", "classifier", "conv1",
           "conv_proj", "features", "layer1", "layers", "stem")  # fmt: skip
-"""With what the names of torchvision's weights begin, as of 0.28, but for RegNet, whose models can't be
-built without memory for their weights."""
+"""With what the names of torchvision's weights begin, as of 0.28."""
 _MOST_TENSORS = 3000
 _TIMM_SIZES = {"num_classes": CLASSES, "in_chans": {3}}
 
@@ -70,13 +70,10 @@ def _of_torchvision(name: str, tensors: Shapes) -> dict[str, Any] | None:
 
 def _is_alike(build: Callable[..., Any], tensors: Shapes) -> bool:
     """Say whether the names of a model's weights begin as those of the file: so do its whole family's."""
-    import torch
-
     try:
-        with warnings.catch_warnings(), torch.device("meta"):
-            warnings.simplefilter("ignore")
+        with _unfilled():
             own = build(**_given(build, tensors)).state_dict()
-    except Exception:  # What can't be built without memory isn't recognised.
+    except Exception:  # Libraries refuse arguments in any way; what can't be built isn't what it is.
         return False
     return {name.partition(".")[0] for name in own} == {name.partition(".")[0] for name in tensors}
 
@@ -102,17 +99,30 @@ def _fitting(
     sizes: Mapping[str, Set[int]],
 ) -> dict[str, Any] | None:
     """Return the factory with the arguments that fit the weights exactly, or None."""
-    import torch
+    try:
+        with _unfilled():
+            found = refined(build, kwargs, tensors, sizes)
+            fits = shapes_of(build(**found)) == dict(tensors)
+    except Exception:  # As above.
+        return None
+    return {"factory": factory, "kwargs": found, "also": []} if fits else None
 
-    def on_meta(**given: Any) -> Any:
-        with torch.device("meta"):
-            return build(**given)
 
+@contextmanager
+def _unfilled() -> Iterator[None]:
+    """Build modules whose weights are not filled with values: memory that nothing writes to costs nothing.
+
+    On the meta device some can't be built: RegNet and SSD look at values of tensors while they are.
+    """
+    from torch import nn
+
+    fillers = {n: f for n, f in vars(nn.init).items() if n.endswith("_") and not n.startswith("_")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            found = refined(on_meta, kwargs, tensors, sizes)
-            fits = shapes_of(on_meta(**found)) == dict(tensors)
-        except Exception:  # Libraries refuse arguments in any way; what can't be built isn't what it is.
-            return None
-    return {"factory": factory, "kwargs": found} if fits else None
+            for name in fillers:
+                setattr(nn.init, name, lambda tensor, *_, **__: tensor)
+            yield
+        finally:
+            for name, filler in fillers.items():
+                setattr(nn.init, name, filler)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import mmap
 import re
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -40,6 +41,11 @@ _UNREADABLE = {
                                   "save with torch.distributed.checkpoint, or with FSDP's FULL_STATE_DICT"),
 }  # fmt: skip
 """The beginning of a class's name → what a checkpoint with it holds, and what to do."""
+
+
+def define_in_main(code: str, value: Any) -> None:
+    """Put a class where training scripts pickle theirs: `__main__.NAME`."""
+    setattr(sys.modules["__main__"], code.rpartition(":")[2], value)
 
 
 def read(path: Path, container: Container, *, trust: bool) -> Any:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Kind = Literal["transformers", "onnx", "weights"]
 
 _JSON_BYTES = 8 << 20
+_HEAD_BYTES = 16
 _ARCHIVE = "MAR-INF/MANIFEST.json"
 """What TorchServe's .mar files contain."""
 _IR_VERSION = b"\x08"
@@ -30,8 +31,8 @@ def kind(path: Path) -> Kind:
             return "transformers"
         return "onnx" if _has_onnx_only(path) else "weights"
     with path.open("rb") as file:
-        head = file.read(1)
-    if path.suffix == ".onnx" or head == _IR_VERSION:
+        head = file.read(_HEAD_BYTES)
+    if path.suffix == ".onnx" or (head.startswith(_IR_VERSION) and head[8:9] != b"{"):  # Of safetensors.
         return "onnx"
     if zipfile.is_zipfile(path):
         _refuse_archive(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +21,7 @@ from deploy_runner.sdk import (
 )
 
 from ..model import extra_state, state_dicts, tensor_files
-from . import adapters, harmless, reader
+from . import adapters, harmless, pickles, reader
 
 
 class CheckpointStateDict(Stage):
@@ -65,7 +64,7 @@ class CheckpointStateDict(Stage):
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Read, find, strip, write, read back."""
         if params.code is not None:
-            _define_in_main(params.code, ctx.load(params.code))
+            pickles.define_in_main(params.code, ctx.load(params.code))
         where = reader.find(inputs.checkpoint)
         adapter = _adapter(where, inputs)
         content = reader.read(inputs.base or inputs.checkpoint, trust=ctx.trust)
@@ -134,11 +133,6 @@ def _say_which(ctx: Context, key: str, others: list[str], chosen: str | None) ->
         kind = "averaged" if state_dicts.is_ema(key) else "not averaged"
         said = f"took {key!r} ({kind}); the checkpoint also has {', '.join(others)}"
         ctx.log(said if chosen else f"{said}: select one with `key`")
-
-
-def _define_in_main(code: str, value: Any) -> None:
-    """Training scripts pickle their classes as `__main__.NAME`."""
-    setattr(sys.modules["__main__"], code.rpartition(":")[2], value)
 
 
 def _training_values(content: Any) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +140,10 @@ def test_weights_alone_are_a_beginning(here: Project) -> None:
     shutil.copy(DIGITS / "digits.pt", here.folder)
     assert "nothing that builds this model was found" in here.cli("init", "digits.pt").stdout
     assert here.run()["ran"] == 1
-    assert "#      factory: model.py:build" in (here.folder / "pipeline.yaml").read_text()
+    assert (
+        "#   with: {factory: model.py:build, example: {shape: [1, 3, 224, 224]}}"
+        in (here.folder / "pipeline.yaml").read_text()
+    )
 
 
 def test_what_lies_elsewhere_is_copied_only_if_that_is_asked_for(here: Project, tmp_path: Path) -> None:
@@ -158,6 +163,7 @@ def test_what_lies_elsewhere_is_copied_only_if_that_is_asked_for(here: Project, 
     assert "pipeline.yaml already exists" in here.cli("init", "best.pt", exits=2).stderr
 
 
+@pytest.mark.slow
 def test_the_workflow_lies_in_the_repository_of_the_project(tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
     inner = Project(tmp_path / "models/digits")
@@ -247,6 +253,7 @@ def test_an_onnx_file_has_no_program_for_phones(here: Project) -> None:
     )
 
 
+@pytest.mark.slow
 def test_arguments_and_inputs_are_found_for_words_too(here: Project) -> None:
     here.write(
         "words.py",
@@ -276,3 +283,49 @@ def test_arguments_and_inputs_are_found_for_words_too(here: Project) -> None:
         "dynamic": {"tokens": {"0": "batch", "1": "sequence"}},
     }
     assert here.run()["failed"] == 0
+
+
+ALIKE = """
+from torch import nn
+
+class {name}(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.a(x){end}
+"""
+
+
+@pytest.mark.slow
+def test_two_classes_that_fit_are_both_named(here: Project) -> None:
+    here.write("v1.py", ALIKE.format(name="One", end=""))
+    here.write("v2.py", ALIKE.format(name="Two", end=".relu()"))
+    torch.save(nn.ModuleDict({"a": nn.Linear(4, 2)}).state_dict(), here.folder / "best.pt")
+    said = here.cli("init", "best.pt").stdout
+    assert "the weights fit v2.py:Two as well: make sure that this is the right one" in said
+    assert here.run()["failed"] == 0
+
+
+@pytest.mark.slow
+def test_a_module_that_a_script_has_pickled_of_its_own_class(here: Project) -> None:
+    here.write("train.py", ALIKE.format(name="Net", end="") + 'import torch\ntorch.save(Net(), "whole.pt")\n')
+    subprocess.run([sys.executable, "train.py"], cwd=here.folder, check=True)
+    here.write("train.py", ALIKE.format(name="Net", end=""))
+    assert "or, if you trust it, add --trust" in here.cli("init", "whole.pt", exits=2).stderr
+    here.cli("init", "whole.pt", "--trust")
+    assert written(here)["weights"]["with"] == {"code": "train.py:Net"}
+    assert here.run()["failed"] == 0
+
+
+@pytest.mark.slow
+def test_the_file_in_a_hub_folder_is_the_folder(here: Project) -> None:
+    hub.saved("bert", here.folder / "m")
+    said = here.cli("init", "m/model.safetensors", exits=2).stderr
+    assert (
+        "is the file of a model of transformers, whose config.json lies beside it (name the folder: m)"
+        in said
+    )
+    shutil.copytree(here.folder / "m", here.folder, dirs_exist_ok=True)
+    assert ". is the project itself (name it from the folder above" in here.cli("init", ".", exits=2).stderr
