@@ -228,7 +228,11 @@ def _hints(found: Found, stages: Stages) -> Iterator[tuple[tuple[str, str], str]
     real = "samples: heldout.npz  # real inputs by their names: every gate is then judged on them"
     if found.kind in ("weights", "onnx"):
         yield ("model", "inputs"), real
-    if found.kind == "weights" and len(found.fit["example"].get("shape", [])) == 4:
+    if (
+        found.kind == "weights"
+        and len(found.fit["example"].get("shape", [])) == 4
+        and found.fit["dynamic"] is None
+    ):
         axes = f'dynamic: {{{found.fit["names"][0]}: {{"0": batch, "2": height, "3": width}}}}'
         yield ("model", "with"), f"{axes}  # for pictures of any size"
     if "hub" in stages:

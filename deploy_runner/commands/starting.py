@@ -68,7 +68,7 @@ def prepared(factory: str, fit: Mapping[str, Any], example: Any) -> dict[str, An
     if fit.get("kwargs"):
         made["kwargs"] = fit["kwargs"]
     made["example"] = example
-    if fit.get("dynamic"):
+    if fit.get("dynamic") is not None:
         made["dynamic"] = fit["dynamic"]
     return made
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from deploy_runner.sdk import StageError
+from deploy_runner.sdk import StageError, first_line
 
 from ..model import bundles, calls
 from ..model.examples import Example, noise
@@ -65,28 +65,31 @@ class _Guess(NamedTuple):
 
 
 def found(module: nn.Module, shape: Sequence[int] | None) -> FirstInput | None:
-    """Return the first guess with which the module runs, for a batch of one and of two; None where none does.
+    """Return the first guess with which the module runs for a batch of one and of two, or for one alone.
 
-    With `shape` only guesses of this shape count; raises StageError where none runs.
+    None where it runs with none. With `shape` only guesses of this shape count; raises StageError where
+    none runs.
     """
     names = _required(module)
     end = time.monotonic() + _MOST_S
     error: StageError | None = None
+    alone: FirstInput | None = None
     for guess in _guesses(module, names) if shape is None else _of_shape(module, names, shape):
         if time.monotonic() > end:
             break
         example = _examples(names, guess)
-        try:
-            outputs = _run(module, example, guess)
-        except StageError as refused:
-            error = error or refused
-            continue
         given = {n: e.model_dump(exclude_defaults=True) | {"shape": e.shape} for n, e in example.items()}
         written = next(iter(given.values())) if len(given) == 1 else given
-        return FirstInput(list(given), written, _dynamic(example, guess), outputs)
-    if shape is not None and error is not None:
+        try:
+            outputs = _run(module, example, guess, 1)
+            alone = alone or FirstInput(list(given), written, {}, outputs)
+            if _run(module, example, guess, 2).keys() == outputs.keys():
+                return FirstInput(list(given), written, _dynamic(example, guess), outputs)
+        except StageError as refused:
+            error = error or refused
+    if alone is None and shape is not None and error is not None:
         raise error
-    return None
+    return alone
 
 
 def _required(module: nn.Module) -> list[str]:
@@ -185,30 +188,24 @@ def _examples(names: Sequence[str], guess: _Guess) -> dict[str, Example]:
     return made
 
 
-def _run(module: nn.Module, example: Mapping[str, Example], guess: _Guess) -> dict[str, list[int]]:
-    """Run it with a batch of two, then of one. Raises StageError where it refuses one."""
+def _run(module: nn.Module, example: Mapping[str, Example], guess: _Guess, size: int) -> dict[str, list[int]]:
+    """Run it with a batch of this size; return the outputs' shapes. Raises StageError where it refuses."""
     import torch
 
     batch = next((axis for axis, name in (guess.axes or {}).items() if name == "batch"), 0)
-    shapes: dict[str, list[int]] = {}
-    for size in (2, 1):
-        arrays = {}
-        for name, given in example.items():
-            axis = batch if len(given.shape) == len(guess.shape) else 0
-            shape = [size if at == axis else n for at, n in enumerate(given.shape)]
-            longest = guess.shape[1 - batch] if len(guess.shape) > 1 else 1
-            arrays[name] = torch.from_numpy(noise(shape, given, (0, size), name=name, longest=longest))
-        try:
-            with torch.no_grad():
-                outputs = bundles.flatten_outputs(calls.call(module, arrays))
-        except Exception as error:
-            said = str(error).strip().partition("\n")[0]
-            shown = f"shape {list(guess.shape)}{'' if size == 1 else ', and two of them at once'}"
-            raise StageError(
-                f"forward() refuses {shown}: {said}", fix="name the shape that it takes"
-            ) from error
-        shapes = {name: list(tensor.shape) for name, tensor in outputs.items()}
-    return shapes
+    arrays = {}
+    for name, given in example.items():
+        axis = batch if len(given.shape) == len(guess.shape) else 0
+        shape = [size if at == axis else n for at, n in enumerate(given.shape)]
+        longest = guess.shape[1 - batch] if len(guess.shape) > 1 else 1
+        arrays[name] = torch.from_numpy(noise(shape, given, (0, size), name=name, longest=longest))
+    try:
+        with torch.no_grad():
+            outputs = bundles.flatten_outputs(calls.call(module, arrays))
+    except Exception as error:
+        said = f"forward() refuses shape {list(guess.shape)}: {first_line(error)}"
+        raise StageError(said, fix="name the shape that it takes") from error
+    return {name: list(tensor.shape) for name, tensor in outputs.items()}
 
 
 def _dynamic(example: Mapping[str, Example], guess: _Guess) -> dict[str, dict[str, str]] | None:

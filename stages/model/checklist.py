@@ -60,6 +60,10 @@ _SHAPES = (
     "set `example.shape` to what forward() takes; if that is a dict or a list, have the factory "
     "return a module around it that takes tensors"
 )
+_COUNTS = (
+    "have the factory return a module around it that returns as many for every input, e.g. for one sample "
+    "alone, with `dynamic: {}`"
+)
 _TYPES = (
     "set `example.dtype` to what forward() takes; for bfloat16, which data files can't contain, have the "
     "factory return a module around it that turns its input into the weights' type"
@@ -105,13 +109,18 @@ class Eager:
         except StageError:
             raise
         except Exception as error:
-            shapes = ", ".join(f"{n} {tuple(a.shape)}" for n, a in arrays.items())
-            where = user_line(error)
-            said = f"the model fails on the example {shapes}: {first_line(error)}{where}"
+            said = f"the model fails on the example {_shown(arrays)}: {first_line(error)}{user_line(error)}"
             raise StageError(said, fix=_TYPES if "dtype" in str(error) else _SHAPES) from error
         flat = bundles.flatten_outputs(result, self.names)
         self.dtypes = self.dtypes or {n: str(t.dtype).removeprefix("torch.") for n, t in flat.items()}
+        if flat.keys() != self.dtypes.keys():
+            said = f"the model returns {len(flat)} tensors for {_shown(arrays)}"
+            raise StageError(f"{said}, and {len(self.dtypes)} for other inputs", fix=_COUNTS)
         return {name: bundles.to_array(tensor) for name, tensor in flat.items()}
+
+
+def _shown(arrays: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {tuple(array.shape)}" for name, array in arrays.items())
 
 
 def digests(module: nn.Module) -> dict[str, str]:
@@ -155,7 +164,7 @@ def ran(
         "batch of one agrees": independent,
         "dynamic axes": (True, str(found)),
         "deterministic": _deterministic(model, found.cases[0]),
-        "outputs depend on inputs": _dependent(model, found.cases[0], found.others),
+        "outputs depend on inputs": _dependent(model, found.cases, found.others),
     }
 
 
@@ -171,10 +180,13 @@ def _deterministic(model: Model, case: Case) -> Check:
     return same, "two runs, identical bits" if same else "two runs differ: the model uses random numbers"
 
 
-def _dependent(model: Model, case: Case, others: Mapping[str, Any]) -> Check:
+def _dependent(model: Model, cases: Sequence[Case], others: Mapping[str, Any]) -> Check:
     """Say which inputs can be exchanged for others without any effect; all of them must not be."""
     import numpy as np
 
+    if not any(array.size for case in cases for array in case.outputs.values()):
+        return False, "every output is empty, so that nothing could be compared: give real `samples`"
+    case = cases[0]
     tried = [name for name, array in others.items() if not np.array_equal(array, case.inputs[name])]
     floats = [name for name, array in case.outputs.items() if array.dtype.kind in "fcV" and array.size]
     silent = []

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from deploy_runner.errors import GateError
+from deploy_runner.errors import GateError, StageError
 from deploy_runner.testing import StageRun, run_stage
 from tests.bundles import stage
 
@@ -77,3 +77,41 @@ def test_masks_and_lengths_are_filled_by_their_names(tmp_path: Path) -> None:
         assert (np.diff(mask, axis=1) <= 0).all()
         assert (found >= 1).all()
     assert any((found < found[0]).any() for found in lengths.values())
+
+
+DETECTOR = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, images):
+        return [{"scores": score[score > 0.5]} for score in self.head(images)]
+"""
+
+
+def detector(tmp_path: Path, bias: float, dynamic: dict[str, Any] | None) -> StageRun:
+    (tmp_path / "detector.py").write_text(DETECTOR)
+    save_file(
+        {"head.weight": torch.zeros(1, 4), "head.bias": torch.tensor([bias])}, tmp_path / "w.safetensors"
+    )
+    params = {"factory": "detector.py:Net", "example": {"shape": [1, 4]}} | (
+        {} if dynamic is None else {"dynamic": dynamic}
+    )
+    return run_stage(stage("model.prepare"), tmp_path, inputs={"weights": tmp_path / "w.safetensors"},
+                     params=params, project=tmp_path)  # fmt: skip
+
+
+def test_a_result_for_each_sample_is_no_output_of_a_batch(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"the model returns \d tensors for images .* and 2 for other inputs .* "
+                       r"returns as many for every input, e\.g\. for one sample alone, with `dynamic: \{\}`"):  # fmt: skip
+        detector(tmp_path, 1.0, None)
+
+
+def test_outputs_that_are_all_empty_compare_nothing(tmp_path: Path) -> None:
+    with pytest.raises(
+        GateError, match="every output is empty, so that nothing could be compared: give real"
+    ):
+        detector(tmp_path, 0.0, {})

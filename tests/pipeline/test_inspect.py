@@ -54,6 +54,14 @@ class Cube(nn.Module):
     def forward(self, x):
         return self.l(x)
 
+class Boxes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.l = nn.Linear(4, 2)
+
+    def forward(self, images):
+        return [{"box": self.l(image)} for image in images]
+
 def broken():
     raise RuntimeError("no weights here")
 """
@@ -109,6 +117,13 @@ def test_the_one_side_that_a_flat_layer_takes_is_found(tmp_path: Path, nets: dic
     assert fit["example"] == {"shape": [1, 1, 21, 21]}
 
 
+def test_a_result_for_each_sample_has_no_batch(tmp_path: Path, nets: dict[str, Any]) -> None:
+    fit = look(tmp_path, saved(tmp_path / "b.pt", nets["Boxes"]().state_dict()), factory="nets.py:Boxes")[
+        "fit"
+    ]
+    assert (fit["example"], fit["dynamic"]) == ({"shape": [1, 4]}, {})
+
+
 def test_weights_beside_others_are_found_and_of_two_that_fit_none_is_chosen(
     tmp_path: Path, nets: dict[str, Any]
 ) -> None:
@@ -146,9 +161,7 @@ def test_what_a_factory_says_is_kept(tmp_path: Path, nets: dict[str, Any]) -> No
         StageError, match=r"nets.py:broken fails: RuntimeError: no weights here at nets.py:\d+"
     ):
         look(tmp_path, path, factory="nets.py:broken")
-    with pytest.raises(
-        StageError, match=r"forward\(\) refuses shape \[1, 3\], and two of them at once: mat1 and mat2"
-    ):
+    with pytest.raises(StageError, match=r"forward\(\) refuses shape \[1, 3\]: mat1 and mat2"):
         look(tmp_path, path, factory="nets.py:Cube", shape=[1, 3])
 
 
