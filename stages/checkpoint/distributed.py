@@ -169,6 +169,8 @@ def _check(folder: Path, items: Sequence[_Item]) -> None:
             raise StageError(f"{METADATA} doesn't say where all of {_name(item)!r} is", fix=_COPY_AGAIN)
         for chunk in item.chunks:
             _check_chunk(folder, item, chunk)
+        if _overlap(item.chunks):
+            raise StageError(f"{METADATA} says twice where a part of {_name(item)!r} is", fix=_COPY_AGAIN)
     names = {item.path for item in items}
     inside = any(path[:at] in names for path in names for at in range(1, len(path)))
     files = {chunk.file for item in items for chunk in item.chunks}
@@ -188,6 +190,20 @@ def _check_chunk(folder: Path, item: _Item, chunk: _Chunk) -> None:
     least = math.prod(chunk.sizes) * item.dtype.itemsize if item.dtype else 0
     if not fits or chunk.length < least or not 0 <= chunk.start <= place.stat().st_size - chunk.length:
         raise StageError(f"{_name(item)!r} is not within its shard {chunk.file}", fix=_COPY_AGAIN)
+
+
+def _overlap(chunks: Sequence[_Chunk]) -> bool:
+    """Say whether two chunks have a value in common; by their order, few are compared with each other."""
+    near: list[_Chunk] = []
+    for chunk in sorted(chunks, key=lambda chunk: chunk.offsets):
+        near = [other for other in near if other.offsets[0] + other.sizes[0] > chunk.offsets[0]]
+        for other in near:
+            sides = zip(chunk.offsets, chunk.sizes, other.offsets, other.sizes, strict=True)
+            if all(at < there + its and there < at + size for at, size, there, its in sides):
+                return True
+        if chunk.offsets and all(chunk.sizes):
+            near.append(chunk)
+    return False
 
 
 def _loaded(folder: Path, item: _Item, index: int) -> Any:

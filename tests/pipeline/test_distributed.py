@@ -132,12 +132,25 @@ def again(content: Any) -> None:
         content.storage_data |= {dataclasses.replace(index, fqn=copy): place for index, place in places}
 
 
+def twice(content: Any) -> None:
+    """Say that the last row of a tensor is its second, which the first shard has, too."""
+    name, rows = "model.0.weight", content.state_dict_metadata["model.0.weight"]
+    rows.chunks[1] = dataclasses.replace(rows.chunks[1], offsets=torch.Size([1, 0]))
+    content.storage_data = {
+        dataclasses.replace(index, offset=torch.Size([1, 0]))
+        if (index.fqn, index.index) == (name, 1)
+        else index: place
+        for index, place in content.storage_data.items()
+    }
+
+
 @pytest.mark.parametrize(
     ("break_", "said"),
     [
         pytest.param(lambda d: (d / "__1_0.distcp").unlink(), "lists the shard '__1_0.distcp', which is not in", id="lost"),
         pytest.param(lambda d: (d / "__1_0.distcp").write_bytes(b""), "is not within its shard __1_0.distcp", id="cut"),
         pytest.param(lambda d: edit(d, lambda said: said.storage_data.popitem()), "doesn't say where all of 'model.1.num_batches_tracked' is", id="gap"),
+        pytest.param(lambda d: edit(d, twice), "says twice where a part of 'model.0.weight' is", id="a row twice"),
         pytest.param(lambda d: edit(d, again), "lists values that overlap", id="one place for all"),
         pytest.param(lambda d: (d / ".metadata").write_bytes((d / ".metadata").read_bytes()[:500]),
                      "is not the metadata of a distributed checkpoint", id="cut metadata"),
