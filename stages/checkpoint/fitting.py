@@ -66,7 +66,7 @@ def fit(
     module, prefix = _loaded(build, chosen, weights)
     found = first_inputs.found(bundles.frozen(module), shape)
     return {
-        "class": type(module).__qualname__,
+        "class": f"{type(module).__module__}.{type(module).__qualname__}",
         "strip_prefix": prefix,
         # What the factory would take by itself is not worth a line of the user's.
         "kwargs": {n: v for n, v in chosen.items() if n in kwargs or not _is_default(named, n, v)},

@@ -301,10 +301,10 @@ class {name}(nn.Module):
 @pytest.mark.slow
 def test_two_classes_that_fit_are_both_named(here: Project) -> None:
     here.write("v1.py", ALIKE.format(name="One", end=""))
-    here.write("v2.py", ALIKE.format(name="Two", end=".relu()"))
+    here.write("v2.py", ALIKE.format(name="One", end=".relu()"))
     torch.save(nn.ModuleDict({"a": nn.Linear(4, 2)}).state_dict(), here.folder / "best.pt")
     said = here.cli("init", "best.pt").stdout
-    assert "the weights fit v2.py:Two as well: make sure that this is the right one" in said
+    assert "the weights fit v2.py:One as well: make sure that this is the right one" in said
     assert here.run()["failed"] == 0
 
 
