@@ -7,11 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from pydantic import Discriminator, Tag
+from typing_extensions import TypeAliasType
+
 from deploy_runner.sdk import Field, StageError, StageParams
 
 from .axes import Axis, axis_of, batch_label, merged, rows
-from .bundles import Port
-from .calls import arguments, bind, in_order
+from .bundles import Port, arguments_of
+from .calls import arguments, expression, in_order
+from .nesting import Path, flat_names, leaves
+from .structures import arranged, hints_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,6 +43,36 @@ class Example(StageParams):
     )
 
 
+def _form(given: Any) -> str:
+    """Say what is written: a list, a mapping that has examples in it, or one example, right or wrong."""
+    if isinstance(given, list):
+        return "list"
+    return "mapping" if isinstance(given, Mapping) and any(map(_is_nested, given.values())) else "one"
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, (Mapping, Example)) or (isinstance(value, list) and any(map(_is_nested, value)))
+
+
+def _top(given: Any) -> str:
+    """Say the same of `example` itself, which is no list; a forward() without arguments has none."""
+    return "mapping" if given == {} else "one" if isinstance(given, list) else _form(given)
+
+
+if TYPE_CHECKING:
+    Examples = Example | list["Examples"] | dict[str, "Examples"]
+    """One example, or a list or mapping of them."""
+    Given = Example | dict[str, Examples]
+    """One example, or those of forward()'s arguments, nested as they are."""
+else:
+    _One = Annotated[Example, Tag("one")]
+    _Several = Annotated[list["Examples"], Tag("list"), Field(min_length=1)]
+    _ByName = Annotated[dict[str, "Examples"], Tag("mapping")]
+    _said = Field(description="One example, or a list or mapping of them.")
+    Examples = TypeAliasType("Examples", Annotated[_One | _Several | _ByName, Discriminator(_form), _said])
+    Given = Annotated[_One | Annotated[dict[str, Examples], Tag("mapping")], Discriminator(_top)]
+
+
 class DynamicAxis(StageParams):
     """An axis that may vary, and the sizes that it may have."""
 
@@ -53,24 +88,30 @@ Dynamic = dict[str, dict[str, Label | DynamicAxis]]
 
 
 def ports_of(
-    module: nn.Module, example: Example | Mapping[str, Example], dynamic: Dynamic | None
+    module: nn.Module, example: Example | Mapping[str, Any], dynamic: Dynamic | None
 ) -> tuple[list[tuple[Port, Example]], str | None, bool]:
     """Return the inputs in forward()'s order, the batch's label, and whether it is called so.
+
+    An argument that is a mapping or a list of examples has an input for each.
 
     Raises StageError for a name that forward() doesn't have.
     """
     if isinstance(example, Example):
         example = {next(iter(arguments(module)), "input"): example}
-    for name, given in example.items():
-        if any(size < 0 for size in given.shape):
-            raise StageError(f"the example {name!r} has the shape {given.shape}: a size is negative",
+    hints = hints_of(module.forward)
+    ordered = in_order(module, list(example))
+    tree = {name: arranged(example[name], hints.get(name), (name,)) for name in ordered}
+    paths = dict(leaves(tree))
+    names = dict(zip(flat_names(list(paths)), paths, strict=True))
+    for name, path in names.items():
+        if any(size < 0 for size in paths[path].shape):
+            raise StageError(f"the example {name!r} has the shape {paths[path].shape}: a size is negative",
                              fix="use a real size, and list the axes that vary in `dynamic`")  # fmt: skip
     for name in dynamic or {}:
-        if name not in example:
-            raise StageError(f"dynamic: there is no input {name!r}, only {', '.join(example)}")
-    ordered = in_order(module, list(example))
-    bind(module, ordered)
-    ports = [(_port(name, example[name], dynamic), example[name]) for name in ordered]
+        if name not in names:
+            raise StageError(f"dynamic: there is no input {name!r}, only {', '.join(names)}")
+    ports = [(_port(name, path, paths[path], dynamic), paths[path]) for name, path in names.items()]
+    expression(module, arguments_of(port for port, _ in ports))
     batch, named = batch_label([port.dynamic for port, _ in ports])
     return [(with_batch(port, batch), given) for port, given in ports], batch, named
 
@@ -90,7 +131,7 @@ def axes_of(dynamic: Dynamic | None, ports: Sequence[tuple[Port, Example]]) -> d
     return {label: merged(label, given) for label, given in sorted(said.items())}
 
 
-def _port(name: str, example: Example, dynamic: Dynamic | None) -> Port:
+def _port(name: str, path: Path, example: Example, dynamic: Dynamic | None) -> Port:
     if dynamic is None:
         axes = {0: "batch"} if example.shape else {}
     else:
@@ -98,7 +139,7 @@ def _port(name: str, example: Example, dynamic: Dynamic | None) -> Port:
             _axis(name, axis, example): given.name if isinstance(given, DynamicAxis) else given
             for axis, given in dynamic.get(name, {}).items()
         }
-    return Port(name, example.dtype, tuple(example.shape), axes)
+    return Port(name, example.dtype, tuple(example.shape), axes, path=path if len(path) > 1 else ())
 
 
 def _axis(name: str, axis: str, example: Example) -> int:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import bundles
-from .calls import call
+from .calls import Arguments, call
 from .compare import eps_limit, largest
+from .flattening import flatten_outputs
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,15 +45,16 @@ class Precise:
     """A module in float64, or nothing if it can't run in float64."""
 
     module: nn.Module | None
+    arguments: Arguments | None = None
 
     @classmethod
-    def of(cls, module: nn.Module) -> Precise:
+    def of(cls, module: nn.Module, arguments: Arguments | None = None) -> Precise:
         """Copy a module and make it compute in float64."""
         tensors = (*module.parameters(), *module.buffers())
         if sum(t.numel() * t.element_size() for t in tensors) > _LARGEST_BYTES:
             return cls(None)
         try:
-            return cls(copy.deepcopy(module).double())
+            return cls(copy.deepcopy(module).double(), arguments)
         except Exception:  # Some modules can't be copied, or refuse another type.
             return cls(None)
 
@@ -86,7 +88,7 @@ class Precise:
         watch = _rounding()
         try:
             with torch.no_grad(), watch:
-                flat = bundles.flatten_outputs(call(self.module, inputs), names)
+                flat = flatten_outputs(call(self.module, inputs, self.arguments), names)
         except Exception:  # Modules that name a type of their own don't run in another.
             return {}
         kept = {name: t.numpy() for name, t in flat.items() if t.dtype == torch.float64}

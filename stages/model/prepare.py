@@ -18,7 +18,8 @@ from deploy_runner.sdk import (
 )
 
 from . import bundles, config_files, loading, state_dicts, tensor_files
-from .examples import Dynamic, Example, axes_of, ports_of
+from .examples import Dynamic, Example, Given, axes_of, ports_of
+from .ordering import refuse_other_order
 from .preparing import Asked, Origin, prepare
 from .variation import Source
 
@@ -58,8 +59,8 @@ class ModelPrepare(Stage):
         kwargs: dict[str, Any] = Field(
             default={}, description="keyword arguments of the factory, over those of the `config`"
         )
-        example: Example | dict[str, Example] = Field(
-            description="one example input, or one for each argument of forward()"
+        example: Given = Field(
+            description="one example input, or one for each argument of forward(), nested as the argument is"
         )
         dynamic: Dynamic | None = Field(
             None,
@@ -105,11 +106,13 @@ class ModelPrepare(Stage):
         given, batch, named = ports_of(module, params.example, params.dynamic)
         samples = bundles.read_arrays(inputs.samples) if inputs.samples else None
         packages = {n: v for n, v in ctx.packages.items() if n not in self.packages}
-        prepare(
+        cases = prepare(
             ctx, module, Source(given, batch, samples), axes_of(params.dynamic, given), params,
             Origin(params.factory, kwargs, ctx.code_files, packages, weights),
             outputs.model, outputs.checklist, named=named,
         )  # fmt: skip
+        if not isinstance(params.example, Example):
+            refuse_other_order(module, [port for port, _ in given], params.example, cases[0])
 
 
 def _load(ctx: Context, module: nn.Module, params: ModelPrepare.Params, weights: Path) -> loading.Loaded:

@@ -15,7 +15,7 @@ import types
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..model.calls import adapted
+from ..model.calls import Arguments, adapted
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["script"]
 
 
-def script(module: nn.Module, names: Sequence[str]) -> torch.jit.ScriptModule:
-    """Compile a module whose forward() then takes the inputs `names`, by position.
+def script(module: nn.Module, given: Arguments) -> torch.jit.ScriptModule:
+    """Compile a module whose forward() then takes the inputs that its arguments are made of, by position.
 
     Raises what torch.jit.script raises.
     """
@@ -34,10 +34,10 @@ def script(module: nn.Module, names: Sequence[str]) -> torch.jit.ScriptModule:
     own = type(module).forward
     if "forward" not in vars(module) and _untyped(own):
         kind = type(module)
-        spaces = {"forward": _specialised(own, names), "__module__": kind.__module__,
+        spaces = {"forward": _specialised(own, list(given)), "__module__": kind.__module__,
                   "__qualname__": kind.__qualname__}  # fmt: skip
         module.__class__ = type(kind.__name__, (kind,), spaces)
-    return torch.jit.script(adapted(module, names))
+    return torch.jit.script(adapted(module, given))
 
 
 def _untyped(own: Any) -> bool:

@@ -25,6 +25,7 @@ from ..model import bundles
 from ..model.branches import Branches, check
 from ..model.bundles import Bundle
 from ..model.compare import Model, Tolerances, compare, gate
+from ..model.flattening import named_arrays
 
 if TYPE_CHECKING:
     import torch
@@ -110,7 +111,7 @@ def runner(program: Any, inputs: list[str], outputs: list[str]) -> Model:
     def run(arrays: Mapping[str, Any]) -> dict[str, Any]:
         with torch.no_grad(), quiet():
             result = program(*bundles.tensors(arrays, inputs))
-        return bundles.named_arrays(result, outputs)
+        return named_arrays(result, outputs)
 
     return run
 
