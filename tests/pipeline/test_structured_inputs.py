@@ -223,3 +223,29 @@ def test_a_script_that_cannot_be_says_of_which_type_the_argument_should_be(tmp_p
     with pytest.raises(StageError, match="forward\\(\\) takes batch made of several tensors") as caught:
         run("torch.script", tmp_path, inputs={"model": bundle})
     assert "annotate it as dict[str, torch.Tensor]" in caught.value.fix
+
+
+@pytest.mark.parametrize("annotation", ["", ": Batch"], ids=["dict", "class"])
+def test_training_resumes_with_the_parts_of_the_only_argument(tmp_path: Path, annotation: str) -> None:
+    forward = "class Batch(NamedTuple):\n    x: Tensor\n    gain: Tensor\n" + INIT.format(
+        f"batch{annotation}", "return self.a(batch.x) * batch.gain")  # fmt: skip
+    own = net(tmp_path, forward).train()
+    data = {
+        name: np.random.default_rng(n).standard_normal((64, 4)).astype(np.float32)
+        for n, name in enumerate("xy")
+    }
+    write_arrays(tmp_path / "data.npz", data | {"gain": np.full((64, 4), 2, np.float32)})
+    optimizer = torch.optim.Adam(own.parameters(), lr=0.01)
+    for _ in range(20):
+        loss = torch.nn.functional.mse_loss(
+            own.a(torch.from_numpy(data["x"])) * 2, torch.from_numpy(data["y"])
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    content = {"model_state_dict": own.state_dict(), "optimizer_state_dict": optimizer.state_dict()}
+    torch.save(content, tmp_path / "run.pt")
+    made = run("checkpoint.resume_check", tmp_path, project=tmp_path, params={
+        "factory": next(tmp_path.glob("net_*.py")).name + ":Net", "optimizer": "Adam", "loss": "mse_loss", "steps": 2,
+    }, inputs={"checkpoint": tmp_path / "run.pt", "data": tmp_path / "data.npz"})  # fmt: skip
+    assert made.figures["first_loss"] < made.figures["untrained_loss"]
