@@ -22,7 +22,7 @@ from .flattening import flatten_outputs
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Precise", "eps_of"]
+__all__ = ["Precise", "eps_of", "fits_twice"]
 
 _LARGEST_BYTES = 500 << 20
 """Above it no second copy is made, of twice the size."""
@@ -40,6 +40,12 @@ def eps_of(dtype: str) -> float | None:
     return float(torch.finfo(kind).eps) if kind.is_floating_point or kind.is_complex else None
 
 
+def fits_twice(module: nn.Module) -> bool:
+    """Say whether a module is small enough for a second copy of it."""
+    tensors = (*module.parameters(), *module.buffers())
+    return sum(t.numel() * t.element_size() for t in tensors) <= _LARGEST_BYTES
+
+
 @dataclass(frozen=True)
 class Precise:
     """A module in float64, or nothing if it can't run in float64."""
@@ -50,8 +56,7 @@ class Precise:
     @classmethod
     def of(cls, module: nn.Module, arguments: Arguments | None = None) -> Precise:
         """Copy a module and make it compute in float64."""
-        tensors = (*module.parameters(), *module.buffers())
-        if sum(t.numel() * t.element_size() for t in tensors) > _LARGEST_BYTES:
+        if not fits_twice(module):
             return cls(None)
         try:
             return cls(copy.deepcopy(module).double(), arguments)

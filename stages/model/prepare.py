@@ -21,6 +21,7 @@ from . import bundles, config_files, loading, state_dicts, tensor_files
 from .examples import Dynamic, Example, Given, axes_of, ports_of
 from .ordering import refuse_other_order
 from .preparing import Asked, Origin, prepare
+from .tables import with_ranges
 from .variation import Source
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ class ModelPrepare(Stage):
             weights = ctx.workdir / "weights.safetensors"
             tensor_files.write(weights, state_dicts.find_state_dict(module, None)[0])
         given, batch, named = ports_of(module, params.example, params.dynamic)
+        if not inputs.samples:
+            given = with_ranges(module, given)
         samples = bundles.read_arrays(inputs.samples) if inputs.samples else None
         packages = {n: v for n, v in ctx.packages.items() if n not in self.packages}
         cases = prepare(

@@ -66,6 +66,19 @@ def quiet() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Have attention layers run their plain operators: the fused ones look at the values of masks."""
+    import torch
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
 def save(program: torch.jit.ScriptModule, path: Path) -> None:
     """Write the program without its debug files, which hold source paths."""
     import torch

@@ -57,10 +57,22 @@ def trace(bundle: Bundle) -> torch.jit.ScriptModule:
 
     Raises DependsOnInputs with the user's line where the model does something else for other inputs.
     """
-    import torch
+    from torch import nn
 
     _refuse_looks(branches.exercise(bundle))
     module = bundle.module()
+    try:
+        return _traced(bundle, module)
+    except DependsOnInputs:
+        if not any(isinstance(part, nn.MultiheadAttention) for part in module.modules()):
+            raise
+    with torchscript.unfused():
+        return _traced(bundle, module)
+
+
+def _traced(bundle: Bundle, module: Any) -> torch.jit.ScriptModule:
+    import torch
+
     others = _other_arrays(bundle, module)
     with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

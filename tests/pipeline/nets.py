@@ -47,6 +47,7 @@ def net(folder: Path, source: str) -> Any:
 
 def prepare(folder: Path, source: str, example: Any, **params: Any) -> StageRun:
     """Make the bundle of a net."""
+    folder.mkdir(exist_ok=True)
     own, file = net(folder, source), _file(folder, source)
     weights = {name: tensor.contiguous() for name, tensor in own.state_dict().items()}
     save_file(weights or {"none": torch.zeros(1)}, folder / "w.safetensors")
