@@ -103,8 +103,8 @@ class Bundle:
     outputs: Sequence[Port]
     allowed: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     axes: Mapping[str, Axis] = field(default_factory=dict)
-    flat: bool = False
-    """Whether `module()` returns a tuple of the outputs: forward() returns what exporters don't take."""
+    kept: Sequence[int] | None = None
+    """Which parts of forward()'s result `module()` returns as a tuple: exporters don't take the whole."""
 
     @property
     def is_onnx(self) -> bool:
@@ -145,7 +145,7 @@ class Bundle:
 
     def module(self) -> nn.Module:
         """Return the module, eval mode, on the CPU; its forward() takes the inputs by position, in order."""
-        return adapted(self.own_module(), self.arguments, flat=self.flat)
+        return adapted(self.own_module(), self.arguments, kept=self.kept)
 
     def own_module(self) -> nn.Module:
         """Return the module as its factory builds it, with its weights, eval mode, on the CPU.
@@ -191,7 +191,7 @@ def load_bundle(folder: Path) -> Bundle:
         axes = {given["label"]: Axis(**given) for given in data["axes"]}
         factory, kwargs = ("", {}) if data.get("onnx") else (data["factory"], data["kwargs"])
         return Bundle(folder, factory, kwargs, ports["inputs"], ports["outputs"], allowed, axes,
-                      flat=data.get("flat", False))  # fmt: skip
+                      kept=data.get("kept"))  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise StageError(
             "the input is not a model bundle", fix="use the output `model` of model.prepare or model.onnx"

@@ -176,7 +176,11 @@ def expression(module: nn.Module, given: Arguments) -> Expression:
     """
     binding = bind(module, list(given))
     names = [name for _, name in leaves(given)]
-    words = {name: _word(name, place) for place, name in enumerate(names)}
+    words: dict[str, str] = {}
+    for place, name in enumerate(names):
+        words[name] = _word(name, place)
+        while list(words.values()).count(words[name]) > 1:
+            words[name] += "_"
     writer, hints = Writer(words), hints_of(module.forward)
     several = {p.kind: p.name for p in _parameters(module) if p.kind not in _NAMED}
     texts: list[str] = []
@@ -198,20 +202,20 @@ def expression(module: nn.Module, given: Arguments) -> Expression:
     return Expression(", ".join(texts), words, writer.kinds)
 
 
-def adapted(module: nn.Module, given: Arguments, *, flat: bool = False) -> nn.Module:
+def adapted(module: nn.Module, given: Arguments, *, kept: Sequence[int] | None = None) -> nn.Module:
     """Make a module's forward() take exactly the inputs that its arguments are made of, by position.
 
-    With `flat` it also returns a tuple of its result's tensors. It stays the same object with the same
+    With `kept` it returns a tuple of these parts of its result. It stays the same object with the same
     names of weights: where forward() isn't so already, the object gets a class of its own, whose forward()
     calls the one it had. That has source text, which torch.jit.script reads.
     """
     plain = all(isinstance(tree, str) for tree in given.values())
-    if plain and bind(module, list(given)).plain and not flat:
+    if plain and bind(module, list(given)).plain and kept is None:
         return module
     written = expression(module, given)
     kind = type(module)
     own = vars(module).pop("forward", None) or kind.forward  # Some libraries replace it on the object.
-    forward = _forward(written, flat=flat)
+    forward = _forward(written, kept)
     namespace = {_OWN: _renamed(own) if own is kind.forward else staticmethod(own), "forward": forward,
                  "__module__": kind.__module__, "__qualname__": kind.__qualname__,
                  "__doc__": kind.__doc__}  # fmt: skip
@@ -224,7 +228,8 @@ def adapted(module: nn.Module, given: Arguments, *, flat: bool = False) -> nn.Mo
 
 
 def _word(name: str, place: int) -> str:
-    return name if name.isidentifier() and not keyword.iskeyword(name) else f"input_{place}"
+    fits = name.isidentifier() and not keyword.iskeyword(name) and name not in ("self", _OWN, _FLAT)
+    return name if fits else f"input_{place}"
 
 
 def _renamed(own: Any) -> Any:
@@ -236,13 +241,13 @@ def _renamed(own: Any) -> Any:
     return copy
 
 
-def _forward(written: Expression, *, flat: bool) -> Any:
+def _forward(written: Expression, kept: Sequence[int] | None) -> Any:
     """Return `forward(self, WORDS)`, with source that inspect and TorchScript find."""
     called = f"self.{_OWN}({written.text})"
-    result = f"{_FLAT}({called})" if flat else called
+    result = called if kept is None else f"{_FLAT}({called}, {tuple(kept)})"
     source = f"def forward(self, {', '.join(written.words.values())}):\n    return {result}\n"
     name = f"<forward {hashlib.sha256(source.encode()).hexdigest()[:12]}>"
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
-    made: dict[str, Any] = {_FLAT: results.tensors, **written.kinds}
+    made: dict[str, Any] = {_FLAT: results.chosen, **written.kinds}
     exec(compile(source, name, "exec"), made)
     return made["forward"]

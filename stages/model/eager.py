@@ -36,14 +36,14 @@ class Eager:
     """Runs a module under no_grad: arrays by input name → arrays by output name.
 
     Known once it ran: `dtypes`, the outputs' types in torch's words, which has more of them than NumPy;
-    `flat`, that the result is none that every exporter takes; `left_out`, what it holds besides tensors.
+    `kept`, which parts of the result are tensors, unless every exporter takes it; `left_out`, the others.
     """
 
     module: nn.Module
     names: list[str] | None
     arguments: Arguments | None = None
     dtypes: dict[str, str] = field(default_factory=dict)
-    flat: bool = False
+    kept: list[int] | None = None
     left_out: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class Eager:
             raise StageError(said, fix="have it return the same outputs always")
         if not self.dtypes:
             self.dtypes = {n: str(t.dtype).removeprefix("torch.") for n, t in flat.items()}
-            self.flat, self.left_out = not results.is_plain(result), left_out(result)
+            self.kept, self.left_out = results.places(result), left_out(result)
         return {name: bundles.to_array(tensor) for name, tensor in flat.items()}
 
 

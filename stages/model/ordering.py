@@ -24,19 +24,22 @@ _ROUNDING = 1e-4
 
 
 def refuse_other_order(
-    module: nn.Module, ports: Sequence[Port], example: Mapping[str, Any], case: Case
+    module: nn.Module, ports: Sequence[Port], example: Mapping[str, Any], case: Case, names: list[str] | None
 ) -> None:
-    """Run a case with the keys as they were written. Raises StageError where that changes its outputs."""
+    """Run a case with the keys as they were written. Raises StageError where that changes its outputs.
+
+    `names` are those that the outputs were given, in their order.
+    """
     import numpy as np
 
     taken = arguments_of(ports)
-    names = dict(leaves(taken))
-    written: Arguments = {name: _named(example[name], (name,), names) for name in taken if name in example}
+    inputs = dict(leaves(taken))
+    written: Arguments = {name: _named(example[name], (name,), inputs) for name in taken if name in example}
     if [*leaves(written)] == [*leaves(taken)]:
         return
-    outputs = Eager(module, list(case.outputs), written)(case.inputs)
+    outputs = Eager(module, names, written)(case.inputs)
     for name, array in case.outputs.items():
-        other = outputs[name]
+        other = outputs.get(name, np.empty(0))
         limit = _ROUNDING * float(np.abs(array[np.isfinite(array)]).max(initial=0)) if array.size else 0.0
         if other.shape != array.shape or not np.allclose(other, array, 0, limit, equal_nan=True):
             nested = " and ".join(key for key, tree in taken.items() if not isinstance(tree, str))

@@ -115,7 +115,8 @@ class ModelPrepare(Stage):
             outputs.model, outputs.checklist, named=named,
         )  # fmt: skip
         if not isinstance(params.example, Example):
-            refuse_other_order(module, [port for port, _ in given], params.example, cases[0])
+            ports = [port for port, _ in given]
+            refuse_other_order(module, ports, params.example, cases[0], params.output_names)
 
 
 def _load(ctx: Context, module: nn.Module, params: ModelPrepare.Params, weights: Path) -> loading.Loaded:

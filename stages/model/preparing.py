@@ -71,7 +71,7 @@ def prepare(
     described = {
         "precision": {c.name: exact.allowed(c.inputs, c.outputs, eager.dtypes) for c in found.cases},
         "axes": [axis.as_dict() for axis in found.axes.values()],
-        "flat": eager.flat,
+        "kept": eager.kept,
     }
     _write(folder, origin, ports, described, found.cases)
     if eager.left_out:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["is_plain", "parts", "tensors"]
+__all__ = ["chosen", "is_plain", "parts", "places", "tensors"]
 
 
 def parts(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
@@ -52,6 +52,16 @@ def _children(value: Any) -> list[tuple[str | int, Any]] | None:
 def tensors(value: Any) -> tuple[torch.Tensor, ...]:
     """Return the tensors of a result in order."""
     return tuple(part for _, part in parts(value) if _is_tensor(part))
+
+
+def places(value: Any) -> list[int] | None:
+    """Return which parts of a result are tensors; None where every exporter takes it as it is."""
+    return None if is_plain(value) else [i for i, (_, part) in enumerate(parts(value)) if _is_tensor(part)]
+
+
+def chosen(value: Any, kept: tuple[int, ...]) -> tuple[Any, ...]:
+    """Return these parts of a result: where it is traced, numbers such as sizes are tensors too."""
+    return tuple(part for i, (_, part) in enumerate(parts(value)) if i in kept)
 
 
 def is_plain(value: Any) -> bool:

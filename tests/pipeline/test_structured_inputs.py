@@ -44,6 +44,8 @@ NETS: dict[str, tuple[str, Any]] = {
         "class Batch:\n    def __init__(self, x, y):\n        self.x, self.y = x, y\n"
         + INIT.format("batch: Batch", "x, y = batch.x, batch.y; {}"), FIELDS),
     "star": (INIT.format("*xs", "x, y = xs; {}"), {"xs": ITEMS}),
+    "odd keys": (
+        INIT.format("batch: dict", "x, y = batch['class'], batch['self']; {}"), {"batch": {"class": X, "self": X}}),
 }  # fmt: skip
 TRACED = ("torch.trace", "torch.export")
 STAGES: dict[str, tuple[str, ...]] = {
@@ -204,6 +206,7 @@ TWO = "return self.a(batch['x']) * batch['mask']"
          "define Local, of which forward() takes batch, at the top level of its file"),
         (INIT.format("b", "return torch.cat([self.a(v) for v in b.values()], 1)"), {"b": {"y": X, "x": X}},
          "depends on the order of the keys of b, which are taken sorted", "write them sorted"),
+        (INIT.format("left, right", "return self.a(left)"), {"lift": X, "right": X}, "no argument 'lift'", "'left'"),
     ],
 )  # fmt: skip
 def test_what_forward_takes_is_said(tmp_path: Path, forward: str, example: Any, said: str, fix: str) -> None:
@@ -211,6 +214,17 @@ def test_what_forward_takes_is_said(tmp_path: Path, forward: str, example: Any, 
         prepare(tmp_path, forward, example)
     assert fix in caught.value.fix
     assert "\n" not in str(caught.value)
+
+
+def test_another_order_of_keys_that_only_turns_the_outputs_is_taken(tmp_path: Path) -> None:
+    forward = INIT.format("b", "return {name: self.a(v) for name, v in b.items()}")
+    bundle = prepare(tmp_path, forward, {"b": {"y": X, "x": X}})["model"]
+    assert [port["name"] for port in json.loads((bundle / "bundle.json").read_text())["outputs"]] == [
+        "x",
+        "y",
+    ]
+    with pytest.raises(StageError, match="depends on the order of the keys of b"):
+        prepare(tmp_path, forward, {"b": {"y": X, "x": X}}, output_names=["of_y", "of_x"])
 
 
 def test_keys_in_their_sorted_order_are_taken_at_the_user_s_word(tmp_path: Path) -> None:
