@@ -10,10 +10,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from deploy_runner.errors import StageError
 from deploy_runner.stages.model.bundles import write_arrays
 from deploy_runner.testing import StageRun
+from tests.conftest import Project
 from tests.pipeline.nets import net, prepare, run
 from tests.serve.server import serving
 
@@ -263,3 +265,57 @@ def test_training_resumes_with_the_parts_of_the_only_argument(tmp_path: Path, an
         "factory": next(tmp_path.glob("net_*.py")).name + ":Net", "optimizer": "Adam", "loss": "mse_loss", "steps": 2,
     }, inputs={"checkpoint": tmp_path / "run.pt", "data": tmp_path / "data.npz"})  # fmt: skip
     assert made.figures["first_loss"] < made.figures["untrained_loss"]
+
+
+STAGE = """
+{name}:
+  uses: model.prepare
+  inputs: {{weights: w.safetensors}}
+  with:
+    factory: {file}:Net
+    example: {example}
+"""
+
+
+def test_a_pipeline_nests_the_example_and_keeps_the_keys_order_from_ruining_it(tmp_path: Path) -> None:
+    forward = INIT.format("b, scale", "return torch.cat([self.a(v) for v in b.values()], 1) * scale")
+    weights = {name: tensor.contiguous() for name, tensor in net(tmp_path, forward).state_dict().items()}
+    project = Project(tmp_path)
+    save_file(weights, tmp_path / "w.safetensors")
+    file = next(tmp_path.glob("net_*.py")).name
+    examples = {"sorted": "{scale: {shape: [2, 8]}, b: {x: {shape: [2, 4]}, y: {shape: [2, 4]}}}",
+                "turned": "{scale: {shape: [2, 8]}, b: {y: {shape: [2, 4]}, x: {shape: [2, 4]}}, }"}  # fmt: skip
+    project.pipeline(STAGE.format(name="sorted", file=file, example=examples["sorted"]))
+    assert project.states() == {"sorted": "ran"}
+    assert project.states() == {"sorted": "hit"}
+    project.pipeline(STAGE.format(name="turned", file=file, example=examples["turned"]))
+    other = Project(tmp_path).cli("run", exits=1, DEPLOY_RUNNER_HOME=str(tmp_path / "other"))
+    assert "depends on the order of the keys of b, which are taken sorted" in other.stdout + other.stderr
+
+
+WRONG = [
+    ("{b: {x: {shap: [2]}}}", "{shap", "needs 'example.b.x.shape'"),
+    ("{b: {x: {shap: [2]}}}", "shap", "has no 'example.b.x.shap' (did you mean 'shape'?)"),
+    ("{b: [{shape: [2], dtype: int65}]}", "int65", "'example.b.0.dtype' must be 'float32'"),
+    ("{b: {x: {shape: [2]}, y: 3}}", "3", "'example.b.y' must be a mapping, not 3"),
+    ("{shape: [2], dtyp: int64}", "dtyp", "has no 'example.dtyp' (did you mean 'dtype'?)"),
+    ("[{shape: [2]}]", "[{", "'example' must be a mapping, not a list"),
+]
+
+
+def test_each_error_in_a_nested_example_names_its_place(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.write("net.py", "def Net(): pass\n")
+    project.write("w.safetensors", "")
+    examples = dict.fromkeys(example for example, _, _ in WRONG)
+    stages = [
+        STAGE.format(name=f"wrong{n}", file="net.py", example=given) for n, given in enumerate(examples)
+    ]
+    project.pipeline("".join(stages))
+    lines = (tmp_path / "pipeline.yaml").read_text().splitlines()
+    said = project.cli("plan", exits=2).stderr.splitlines()[1:]
+    for (example, marked, text), line in zip(WRONG, said, strict=True):
+        row = next(n for n, written in enumerate(lines) if example in written)
+        column = lines[row].index(example) + example.index(marked) + 1
+        assert line.startswith(f"pipeline.yaml:{row + 1}:{column}: ")
+        assert text in line
