@@ -33,19 +33,13 @@ class TorchScript(Stage):
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Compile, save, load back, compare."""
-        import torch
-
         bundle = bundles.load_bundle(inputs.model)
         with torchscript.quiet():
             try:
                 program = scripted.script(bundle.own_module(), bundle.arguments)
-            except (
-                RuntimeError,
-                torch.jit.frontend.FrontendError,
-                AttributeError,
-                OSError,
-                TypeError,
-            ) as error:
+            except StageError:
+                raise
+            except Exception as error:  # The compiler has many.
                 raise _refusal(error, bundle) from error
         found = branches.exercise(bundle)
         if found.sides():

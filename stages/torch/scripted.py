@@ -12,7 +12,8 @@ import inspect
 import linecache
 import textwrap
 import types
-from collections.abc import Sequence
+import typing
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..model.calls import Arguments, adapted
@@ -32,12 +33,23 @@ def script(module: nn.Module, given: Arguments) -> torch.jit.ScriptModule:
     import torch
 
     own = type(module).forward
+    _resolve_named_tuples(getattr(own, "__globals__", {}))
     if "forward" not in vars(module) and _untyped(own):
         kind = type(module)
         spaces = {"forward": _specialised(own, list(given)), "__module__": kind.__module__,
                   "__qualname__": kind.__qualname__}  # fmt: skip
         module.__class__ = type(kind.__name__, (kind,), spaces)
     return torch.jit.script(adapted(module, given))
+
+
+def _resolve_named_tuples(known: Mapping[str, Any]) -> None:
+    """Resolve the types of a file's NamedTuples where they are text, which TorchScript can't read."""
+    for kind in known.values():
+        if isinstance(kind, type) and issubclass(kind, tuple) and "__annotations__" in vars(kind):
+            try:
+                kind.__annotations__ = typing.get_type_hints(kind)
+            except Exception:  # A name that only a type checker imports: the compiler says so.
+                continue
 
 
 def _untyped(own: Any) -> bool:

@@ -52,7 +52,7 @@ NETS: dict[str, tuple[str, Any]] = {
 TRACED = ("torch.trace", "torch.export")
 STAGES: dict[str, tuple[str, ...]] = {
     "dict": (*TRACED, "onnx.export", "torch.script"), "list": (*TRACED, "onnx.export", "torch.script"),
-    "NamedTuple": (*TRACED, "onnx.export"), "dataclass": (*TRACED, "onnx.export"),
+    "NamedTuple": (*TRACED, "onnx.export", "torch.script"), "dataclass": (*TRACED, "onnx.export"),
 }  # fmt: skip
 
 
