@@ -77,7 +77,7 @@ def prepare(
     if eager.left_out:
         ctx.figure("left_out", eager.left_out)  # type: ignore[arg-type]
         left = ", ".join(f"{place or 'the result'} ({kind})" for place, kind in eager.left_out.items())
-        ctx.log(f"no tensors, left out of the outputs: {left}")
+        ctx.log(f"left out of the outputs, not being tensors: {left}")
     ctx.figure("parameters", sum(p.numel() for p in module.parameters()))
     record(ctx, lines, report)
     return found.cases

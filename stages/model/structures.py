@@ -13,6 +13,7 @@ import builtins
 import collections.abc
 import dataclasses
 import inspect
+import keyword
 import sys
 import types
 import typing
@@ -249,7 +250,7 @@ class Writer:
         if form.kind is dict:
             return _braces({form.key(key): text for key, text in children.items()})
         named = form.fields is not None or form.kind is Fields
-        if named and all(key.isidentifier() for key in children):
+        if named and all(key.isidentifier() and not keyword.iskeyword(key) for key in children):
             inside = ", ".join(f"{key}={text}" for key, text in children.items())
         else:
             inside = ("**" if named else "") + _braces(
@@ -259,7 +260,7 @@ class Writer:
 
     def _name(self, kind: type) -> str:
         """Return the word for a class, one that no variable and no other class has."""
-        word = kind.__name__
+        word = kind.__name__ if kind.__name__.isidentifier() else "Kind"
         while word in self.words.values() or self.kinds.get(word, kind) is not kind:
             word += "_"
         self.kinds[word] = kind

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy_runner.errors import StageError
 from deploy_runner.stages.model.bundles import read_arrays
 from tests.pipeline.nets import prepare, run
 
 ROWS, BATCH = {"0": "batch", "1": "length"}, {"0": "batch"}
-OUT, SQUARE = {"0": "batch", "1": "out"}, {"0": "length", "1": "length"}
+SQUARE = {"0": "length", "1": "length"}
 
 
 def whole(*shape: int) -> dict[str, Any]:
@@ -86,6 +85,15 @@ class Net(nn.Module):
         return h.masked_fill(torch.arange(h.shape[2]) >= feature_lengths[:, None, None], 0), feature_lengths
 """, {"features": {"shape": [2, 40, 20]}, "feature_lengths": whole(2)},
         {"features": {"0": "batch", "2": "time"}, "feature_lengths": BATCH}),
+    "packed": ("""
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.e, self.r = nn.Embedding(9, 4), nn.GRU(4, 5, batch_first=True)
+    def forward(self, tokens, lengths):
+        packed = nn.utils.rnn.pack_padded_sequence(self.e(tokens), lengths, batch_first=True)
+        return self.r(packed)[1]
+""", {"tokens": whole(2, 6), "lengths": whole(2)}, {"tokens": ROWS, "lengths": BATCH}),
     "the batch second": ("""
 class Net(nn.Module):
     def __init__(self):
@@ -154,21 +162,3 @@ def test_lengths_are_those_of_the_axis_that_varies(tmp_path: Path) -> None:
     assert found[0].tolist() == [20, 14]
     shares = inputs(tmp_path, "the batch second", "wav_lens")
     assert shares[0].tolist() == pytest.approx([1.0, 4 / 6])
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_an_exporter_that_fails_where_its_operator_is_sought_is_refused(tmp_path: Path) -> None:
-    """nn.Transformer looks at the values of a mask: neither exporter takes it, nor does torch.export."""
-    source = """
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.t = nn.Transformer(8, 2, 1, 1, 16, batch_first=True)
-    def forward(self, src, tgt, tgt_mask):
-        return self.t(src, tgt, tgt_mask=tgt_mask)
-"""
-    example = {"src": {"shape": [2, 6, 8]}, "tgt": {"shape": [2, 5, 8]}, "tgt_mask": flags(5, 5)}
-    dynamic = {"src": ROWS, "tgt": OUT, "tgt_mask": {"0": "out", "1": "out"}}
-    bundle = prepare(tmp_path, source, example, dynamic=dynamic)["model"]
-    with pytest.raises(StageError, match="neither exporter produces a correct file|control flow depends"):
-        run("onnx.export", tmp_path, inputs={"model": bundle})

@@ -45,9 +45,14 @@ NETS: dict[str, tuple[str, Any]] = {
     "own class": (
         "class Batch:\n    def __init__(self, x, y):\n        self.x, self.y = x, y\n"
         + INIT.format("batch: Batch", "x, y = batch.x, batch.y; {}"), FIELDS),
+    "own mapping": (
+        "from collections import UserDict\nclass Encoding(UserDict):\n    pass\n"
+        + INIT.format("batch: Encoding", "x, y = batch['x'], batch.data['y']; {}"), FIELDS),
     "star": (INIT.format("*xs", "x, y = xs; {}"), {"xs": ITEMS}),
     "odd keys": (
         INIT.format("batch: dict", "x, y = batch['class'], batch['self']; {}"), {"batch": {"class": X, "self": X}}),
+    "odd keys without a type": (
+        INIT.format("batch", "x, y = batch['class'], batch['to-go']; {}"), {"batch": {"class": X, "to-go": X}}),
 }  # fmt: skip
 TRACED = ("torch.trace", "torch.export")
 STAGES: dict[str, tuple[str, ...]] = {

@@ -93,3 +93,13 @@ def test_two_outputs_of_one_name_are_refused(tmp_path: Path) -> None:
         prepare(tmp_path, source, {"shape": [2, 4]})
     assert caught.value.fix == "set `output_names`"
     prepare(tmp_path, source, {"shape": [2, 4]}, output_names=["p", "q", "r"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_operator_whose_line_torch_export_can_t_tell_is_named_all_the_same(tmp_path: Path) -> None:
+    source = NET.replace(
+        "return {}", "y = torch.linalg.svdvals(y)\n        return y if y.sum() > 2 else y * 2"
+    )
+    bundle = prepare(tmp_path, source, {"shape": [2, 4]}, dynamic={})["model"]
+    with pytest.raises(StageError, match="the operator aten::linalg_svdvals has no ONNX equivalent"):
+        run("onnx.export", tmp_path, inputs={"model": bundle}, params={"exporter": "torchscript"})
