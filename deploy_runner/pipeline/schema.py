@@ -60,6 +60,8 @@ def _params_schemas(types: list[StageType]) -> tuple[dict[str, Any], dict[str, A
 def _with_references(schema: dict[str, Any]) -> dict[str, Any]:
     """Let a reference stand for each property, and drop titles, which repeat the names."""
     schema = {key: value for key, value in schema.items() if key != "title"}
+    if "oneOf" in schema:  # Not a model: an alias, whose parts may nest.
+        return {"anyOf": [*schema.pop("oneOf"), _REFERENCE]} | schema
     properties = schema.get("properties", {})
     schema["properties"] = {name: _or_reference(value) for name, value in properties.items()}
     return schema
@@ -70,7 +72,7 @@ def _or_reference(value: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value.pop(key) for key in ("description", "default") if key in value}
     if value.get("type") == "string" and not {"pattern", "enum", "const", "maxLength"} & set(value):
         return value | kept
-    choices = value.pop("anyOf", None) or [value]
+    choices = value.pop("anyOf", None) or value.pop("oneOf", None) or [value]
     return {"anyOf": [*choices, _REFERENCE]} | kept
 
 

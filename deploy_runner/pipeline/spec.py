@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -187,8 +188,11 @@ def problems_of(error: ValidationError, node: Node, what: str, known: Mapping[st
     problems: dict[tuple[str, int, int], Problem] = {}
     for detail in error.errors(include_url=False):
         unknown = detail["type"] == "extra_forbidden"
-        mark = find_mark(node, _followable(node, detail["loc"]), key=unknown)
-        message, fix = _sentence(detail, what, known)
+        place = _followable(node, detail["loc"])
+        mark = find_mark(node, place, key=unknown)
+        if detail["type"] == "missing":
+            place = [*place, detail["loc"][-1]]
+        message, fix = _sentence(detail, place, what, known)
         # A union gives one error a member: the first says enough.
         problems.setdefault((mark.file, mark.line, mark.column), Problem(
             message, mark.file, mark.line, mark.column, fix))  # fmt: skip
@@ -208,13 +212,14 @@ def _followable(node: Node, loc: Sequence[str | int]) -> list[str | int]:
     return path
 
 
-def _sentence(detail: ErrorDetails, what: str, known: Mapping[str, Any]) -> tuple[str, str]:
-    loc = [str(part) for part in detail["loc"]]
+def _sentence(
+    detail: ErrorDetails, place: Sequence[str | int], what: str, known: Mapping[str, Any]
+) -> tuple[str, str]:
+    """Return the sentence about what is at a place of the data, and how to mend it."""
+    loc = [str(part) for part in place]
     name = ".".join(loc)
     if detail["type"] == "extra_forbidden":
-        for part in loc[:-1]:
-            known = getattr(getattr(known.get(part), "annotation", None), "model_fields", {})
-        members = list(known)
+        members = list(_members(known, loc[:-1]))
         listed = f"valid keys: {', '.join(members)}" if members else ""
         return f"{what} has no {name!r}", closest(loc[-1], members) or listed
     if detail["type"] == "missing":
@@ -222,6 +227,25 @@ def _sentence(detail: ErrorDetails, what: str, known: Mapping[str, Any]) -> tupl
         return f"{what} needs {name!r}" + (f": {meaning}" if meaning else ""), ""
     got = _shown(detail["input"])
     return f"{what}: {name!r} {_expected(detail)}, not {got}", ""
+
+
+def _members(known: Mapping[str, Any], path: Sequence[str]) -> Iterable[str]:
+    """Return the members of the model that a path leads to, where it is the only one there."""
+    for part in path:
+        models = set(_models_in(getattr(known.get(part), "annotation", None)))
+        if len(models) == 1:
+            known = models.pop().model_fields
+        elif part in known:
+            return ()
+    return known
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the models that an annotation consists of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in typing.get_args(annotation):
+        yield from _models_in(part)
 
 
 def _shown(value: Json) -> str:

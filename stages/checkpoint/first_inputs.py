@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deploy_runner.sdk import StageError, first_line
 
-from ..model import bundles, calls
+from ..model import calls
+from ..model.bundles import Port
 from ..model.examples import Example, noise
+from ..model.flattening import flatten_outputs
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,7 +62,7 @@ class _Guess(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: str = "float32"
-    high: int = 2
+    high: int | None = None
     axes: dict[int, str] | None = None
 
 
@@ -198,10 +200,11 @@ def _run(module: nn.Module, example: Mapping[str, Example], guess: _Guess, size:
         axis = batch if len(given.shape) == len(guess.shape) else 0
         shape = [size if at == axis else n for at, n in enumerate(given.shape)]
         longest = guess.shape[1 - batch] if len(guess.shape) > 1 else 1
-        arrays[name] = torch.from_numpy(noise(shape, given, (0, size), name=name, longest=longest))
+        port = Port(name, given.dtype, tuple(shape), {}, axis if shape else None)
+        arrays[name] = torch.from_numpy(noise(port, given, shape, (0, size), longest))
     try:
         with torch.no_grad():
-            outputs = bundles.flatten_outputs(calls.call(module, arrays))
+            outputs = flatten_outputs(calls.call(module, arrays))
     except Exception as error:
         said = f"forward() refuses shape {list(guess.shape)}: {first_line(error)}"
         raise StageError(said, fix="name the shape that it takes") from error

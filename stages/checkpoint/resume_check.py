@@ -26,7 +26,8 @@ from deploy_runner.sdk import (
 )
 
 from ..model import bundles, loading, state_dicts
-from ..model.calls import call, in_order
+from ..model.calls import arguments, call, in_order
+from ..model.structures import hints_of, is_structure
 from ..model.wording import user_line
 from . import reader
 
@@ -79,7 +80,10 @@ class CheckpointResumeCheck(Stage):
         """The checkpoint and the data."""
 
         checkpoint: File = Field(description="with model_state_dict and optimizer_state_dict")
-        data: File = Field(description="an .npz with the inputs (by name, or `x`) and the labels `y`")
+        data: File = Field(
+            description="an .npz with the inputs (by name, or `x`; the keys or fields of forward()'s only "
+            "argument) and the labels `y`"
+        )
 
     class Outputs(StageOutputs):
         """The report."""
@@ -283,7 +287,17 @@ class _Session:
 
 
 def _call(module: nn.Module, inputs: Mapping[str, Any]) -> Any:
-    """Run the module; the only input may be called `x` whatever forward() calls it."""
+    """Run the module; the only input may be called `x` whatever forward() calls it.
+
+    Inputs that are not called as forward()'s only argument are its parts, if it is a mapping or a class.
+    """
+    names, own = list(inputs), arguments(module)
+    if (
+        len(own) == 1
+        and own[0] not in names
+        and (len(names) > 1 or is_structure(hints_of(module.forward).get(own[0])))
+    ):
+        return call(module, inputs, {own[0]: {name: name for name in names}})
     if len(inputs) == 1:
         return module(*inputs.values())
-    return call(module, {name: inputs[name] for name in in_order(module, list(inputs))})
+    return call(module, {name: inputs[name] for name in in_order(module, names)})

@@ -28,6 +28,7 @@ from deploy_runner.sdk import (
 from ..model import bundles, calibration, fresh_inputs, judging
 from ..model.bundles import Bundle, Case
 from ..model.compare import Model, compare, gate
+from ..model.flattening import named_arrays
 from ..torch import torchscript
 from ..torch.export import dimension, refusal
 from . import snippets
@@ -183,7 +184,7 @@ def _largest_case(bundle: Bundle, largest: Mapping[str, int]) -> Case:
     arrays = {port.name: bundles.tiled(first[port.name], port, largest) for port in bundle.inputs}
     with torch.no_grad():
         result = bundle.module()(*bundles.tensors(arrays, bundle.input_names))
-    outputs = bundles.named_arrays(result, bundle.output_names)
+    outputs = named_arrays(result, bundle.output_names)
     return Case("the largest sizes", arrays, outputs, batch=bundle.cases[0].batch)
 
 

@@ -24,6 +24,7 @@ from deploy_runner.sdk import (
 from ..model import branches, bundles
 from ..model.bundles import Bundle
 from ..model.compare import Model, Tolerances, compare, gate
+from ..model.flattening import named_arrays
 from ..torch import torchscript
 from ..torch.trace import trace
 from . import snippets
@@ -109,6 +110,6 @@ def runner(path: Path, bundle: Bundle) -> Model:
     def run(arrays: Mapping[str, Any]) -> dict[str, Any]:
         with torch.no_grad():
             result = module(*bundles.tensors(arrays, bundle.input_names))
-        return bundles.named_arrays(result, bundle.output_names)
+        return named_arrays(result, bundle.output_names)
 
     return run

@@ -17,6 +17,7 @@ from deploy_runner.sdk import GateError
 from . import bundles
 from .bundles import Bundle, Case
 from .compare import Model, largest
+from .flattening import named_arrays
 from .precision import eps_of
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def _run_watched(
     watch = _watch(inputs)
     with torch.no_grad(), watch:
         result = module(*inputs)
-    return watch.reads, bundles.named_arrays(result, bundle.output_names)
+    return watch.reads, named_arrays(result, bundle.output_names)
 
 
 def _watch(inputs: tuple[Any, ...]) -> Any:

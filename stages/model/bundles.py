@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -27,7 +27,9 @@ from deploy_runner.sdk import StageError, first_line, load_code
 
 from . import loading, tensor_files
 from .axes import Axis, rows
-from .calls import adapted, call
+from .calls import Arguments, adapted, call
+from .nesting import Path as Place
+from .nesting import tree_of
 from .wording import user_line
 
 if TYPE_CHECKING:
@@ -46,7 +48,8 @@ _MOST_COMPRESSED = 200
 class Port:
     """An input or output: `shape` as in the example, `dynamic` maps an axis to its name.
 
-    `batch` is the axis of the samples, None where it has none.
+    `batch` is the axis of the samples, None where it has none. `path` leads to an input in the arguments of
+    forward(): `("batch", "features", 0)`; nothing where the input is an argument.
     """
 
     name: str
@@ -54,17 +57,19 @@ class Port:
     shape: tuple[int, ...]
     dynamic: Mapping[int, str]
     batch: int | None = None
+    path: Place = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the port as JSON."""
         dynamic = {str(axis): name for axis, name in self.dynamic.items()}
-        return {
+        described: dict[str, Any] = {
             "name": self.name,
             "dtype": self.dtype,
             "shape": list(self.shape),
             "dynamic": dynamic,
             "batch": self.batch,
         }
+        return described | ({"path": list(self.path)} if len(self.path) > 1 else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,8 @@ class Bundle:
     outputs: Sequence[Port]
     allowed: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     axes: Mapping[str, Axis] = field(default_factory=dict)
+    kept: Sequence[int] | None = None
+    """Which parts of forward()'s result `module()` returns as a tuple: exporters don't take the whole."""
 
     @property
     def is_onnx(self) -> bool:
@@ -111,8 +118,13 @@ class Bundle:
 
     @property
     def input_names(self) -> list[str]:
-        """Return the names of forward()'s arguments."""
+        """Return the names of the inputs, in order."""
         return [port.name for port in self.inputs]
+
+    @property
+    def arguments(self) -> Arguments:
+        """Return forward()'s arguments, and the inputs that they are made of."""
+        return arguments_of(self.inputs)
 
     @property
     def output_names(self) -> list[str]:
@@ -133,7 +145,7 @@ class Bundle:
 
     def module(self) -> nn.Module:
         """Return the module, eval mode, on the CPU; its forward() takes the inputs by position, in order."""
-        return adapted(self.own_module(), self.input_names)
+        return adapted(self.own_module(), self.arguments, kept=self.kept)
 
     def own_module(self) -> nn.Module:
         """Return the module as its factory builds it, with its weights, eval mode, on the CPU.
@@ -160,7 +172,7 @@ class Bundle:
         import torch
 
         with torch.no_grad():
-            call(module, dict(zip(self.input_names, self.example(), strict=True)))
+            call(module, dict(zip(self.input_names, self.example(), strict=True)), self.arguments)
 
     def example(self, case: int = 0) -> tuple[torch.Tensor, ...]:
         """Return a case's inputs as tensors, in forward()'s order."""
@@ -178,16 +190,23 @@ def load_bundle(folder: Path) -> Bundle:
         }
         axes = {given["label"]: Axis(**given) for given in data["axes"]}
         factory, kwargs = ("", {}) if data.get("onnx") else (data["factory"], data["kwargs"])
-        return Bundle(folder, factory, kwargs, ports["inputs"], ports["outputs"], allowed, axes)
+        return Bundle(folder, factory, kwargs, ports["inputs"], ports["outputs"], allowed, axes,
+                      kept=data.get("kept"))  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise StageError(
             "the input is not a model bundle", fix="use the output `model` of model.prepare or model.onnx"
         ) from None
 
 
+def arguments_of(inputs: Iterable[Port]) -> Arguments:
+    """Return forward()'s arguments, and the inputs that they are made of."""
+    return tree_of({port.name: port.path or (port.name,) for port in inputs})
+
+
 def _port(given: Mapping[str, Any]) -> Port:
     dynamic = {int(axis): name for axis, name in given["dynamic"].items()}
-    return Port(given["name"], given["dtype"], tuple(given["shape"]), dynamic, given["batch"])
+    return Port(given["name"], given["dtype"], tuple(given["shape"]), dynamic, given["batch"],
+                tuple(given.get("path", ())))  # fmt: skip
 
 
 def build_module(factory: Callable[..., Any], kwargs: Mapping[str, Any], name: str) -> nn.Module:
@@ -238,35 +257,6 @@ def tiled(array: Any, port: Port, sizes: Mapping[str, int], *, shift: int = 0) -
         start = shift if axis == port.batch else 0
         array = np.take(array, range(start, start + sizes[label]), axis=axis, mode="wrap")
     return np.ascontiguousarray(array) if array.ndim else array
-
-
-def named_arrays(value: Any, names: Sequence[str] | None = None) -> dict[str, np.ndarray[Any, Any]]:
-    """Return a module's result as arrays by name."""
-    return {name: to_array(tensor) for name, tensor in flatten_outputs(value, names).items()}
-
-
-def flatten_outputs(value: Any, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
-    """Return a module's result as named tensors.
-
-    A mapping's entries keep their keys, others are `output`, or `output_0`, `output_1`, …
-    """
-    import torch
-    from torch.utils import _pytree
-
-    leaves, _ = _pytree.tree_flatten_with_path(value)
-    kept = [(path, leaf) for path, leaf in leaves if isinstance(leaf, torch.Tensor)]
-    if not kept:
-        raise StageError(f"the model returned {type(value).__name__} without a tensor in it")
-    if names is None:
-        keyed = all(len(path) == 1 and hasattr(path[0], "key") for path, _ in kept)
-        single = len(kept) == 1 and not keyed
-        names = [
-            str(path[0].key) if keyed else "output" if single else f"output_{i}"  # type: ignore[attr-defined]
-            for i, (path, _) in enumerate(kept)
-        ]
-    if len(names) != len(kept):
-        raise StageError(f"the model has {len(kept)} outputs, but output_names has {len(names)}")
-    return dict(zip(names, (leaf for _, leaf in kept), strict=True))
 
 
 def write_bundle(folder: Path, data: Mapping[str, Any], cases: Sequence[Case]) -> None:

@@ -1,8 +1,9 @@
 """Call forward() alike everywhere: the reference, every conversion, and what loads the result.
 
-A model's inputs are an ordered list of names. `bind` says how forward() takes them, by position or by
-name; `call` runs a module so; `adapted` makes a module whose forward() takes exactly these inputs, by
-position, for the exporters, most of which know nothing else.
+A model's inputs are an ordered list of tensors by name. forward()'s *arguments* are trees of such names:
+mostly one name each, else a dict, a list or a class of them. `bind` says how forward() takes its arguments,
+by position or by name; `call` runs a module so; `adapted` makes a module whose forward() takes exactly the
+inputs, by position, for the exporters, most of which know nothing else.
 """
 
 from __future__ import annotations
@@ -19,19 +20,27 @@ from typing import TYPE_CHECKING, Any
 
 from deploy_runner.sdk import StageError, closest
 
+from . import results
+from .nesting import Tree, leaves
+from .structures import Writer, hints_of
+
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Binding", "adapted", "arguments", "bind", "call", "in_order"]
+__all__ = ["Arguments", "Binding", "Expression", "adapted", "arguments", "bind", "call", "expression",
+           "in_order"]  # fmt: skip
 
-_OWN = "_own_forward"
+Arguments = Mapping[str, Tree]
+"""Argument of forward() → its input, or the tree of them that it is made of."""
+
+_OWN, _FLAT = "_own_forward", "_flat_result"
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 _NAMED = (*_POSITIONAL, Parameter.KEYWORD_ONLY)
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """How forward() takes the inputs: the `positional` ones in order, then the `named` ones by name.
+    """How forward() takes its arguments: the `positional` ones in order, then the `named` ones by name.
 
     `plain` says that forward() itself takes exactly a prefix of its ordinary parameters.
     """
@@ -40,9 +49,17 @@ class Binding:
     named: tuple[str, ...]
     plain: bool
 
-    def __str__(self) -> str:
-        """Return the arguments as one writes them: `x, shift=shift`."""
-        return ", ".join((*self.positional, *(f"{name}={name}" for name in self.named)))
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """A call of forward() as one writes it: `x, shift=shift`, or `Batch(x=x, mask=mask)`.
+
+    `words` are the variables by input, in order; `kinds` the classes that it names.
+    """
+
+    text: str
+    words: Mapping[str, str]
+    kinds: Mapping[str, type]
 
 
 def arguments(module: nn.Module) -> list[str]:
@@ -59,8 +76,14 @@ def in_order(module: nn.Module, names: Sequence[str]) -> list[str]:
     others = [name for name in names if name not in known]
     kinds = {p.kind for p in _parameters(module)}
     if others and not kinds & {Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD}:
+        whole = len(known) == 1 and others == list(names)
+        nest = (
+            f"if {known[0]} is made of them, write `example: {{{known[0]}: {{{others[0]}: …}}}}`"
+            if whole
+            else ""
+        )
         raise StageError(f"forward() has no argument {others[0]!r}, it has {', '.join(known) or 'none'}",
-                         fix=closest(others[0], known))  # fmt: skip
+                         fix=closest(others[0], known) or nest)  # fmt: skip
     if Parameter.VAR_KEYWORD not in kinds and others != sorted(others):  # Keys of a mapping have no order.
         raise StageError(f"forward() takes {', '.join(others)} by position only, and the names don't "
                          "define their order", fix="use names that sort: input_0, input_1")  # fmt: skip
@@ -68,7 +91,7 @@ def in_order(module: nn.Module, names: Sequence[str]) -> list[str]:
 
 
 def bind(module: nn.Module, names: Sequence[str]) -> Binding:
-    """Return how forward() takes the inputs `names`, which are in its order.
+    """Return how forward() takes the arguments `names`, which are in its order.
 
     An argument that may be left out, and is, keeps its default. Raises StageError for one that may not,
     and for one that can't be skipped because it has no name to callers.
@@ -111,7 +134,7 @@ def _by_position(parameter: Parameter, module: nn.Module, given: Sequence[str]) 
     if parameter.kind != Parameter.VAR_POSITIONAL:
         return False
     by_name = any(p.kind == Parameter.VAR_KEYWORD for p in _parameters(module))
-    return not by_name or list(given) == ["input"]
+    return not by_name or list(given) in (["input"], [parameter.name])
 
 
 def _refuse_missing(parameter: Parameter) -> None:
@@ -139,32 +162,63 @@ def _parameters(module: nn.Module) -> list[Parameter]:
     ]  # fmt: skip
 
 
-def call(module: nn.Module, inputs: Mapping[str, Any]) -> Any:
-    """Run a module on inputs by name, which are in forward()'s order."""
-    binding = bind(module, list(inputs))
-    return module(*(inputs[n] for n in binding.positional), **{n: inputs[n] for n in binding.named})
+def call(module: nn.Module, inputs: Mapping[str, Any], given: Arguments | None = None) -> Any:
+    """Run a module on inputs by name, of which its arguments are made; each is one where none are given."""
+    written = expression(module, given or {name: name for name in inputs})
+    values = {word: inputs[name] for name, word in written.words.items()}
+    return eval(f"{_OWN}({written.text})", {**written.kinds, **values, _OWN: module})
 
 
-def adapted(module: nn.Module, names: Sequence[str]) -> nn.Module:
-    """Make a module's forward() take exactly the inputs `names`, by position.
+def expression(module: nn.Module, given: Arguments) -> Expression:
+    """Return how forward() is called with arguments that are made of inputs.
 
-    It stays the same object with the same names of weights: where forward() isn't so already, the
-    object gets a class of its own, whose forward() calls the one it had. That has source text, which
-    torch.jit.script reads.
+    Raises StageError where it can't be, or an argument's class has other fields.
     """
-    binding = bind(module, names)
-    if binding.plain:
-        return module
-    words = {name: _word(name, place) for place, name in enumerate(names)}
+    binding = bind(module, list(given))
+    names = [name for _, name in leaves(given)]
+    words: dict[str, str] = {}
+    for place, name in enumerate(names):
+        words[name] = _word(name, place)
+        while list(words.values()).count(words[name]) > 1:
+            words[name] += "_"
+    writer, hints = Writer(words), hints_of(module.forward)
+    several = {p.kind: p.name for p in _parameters(module) if p.kind not in _NAMED}
+    texts: list[str] = []
+    for name in binding.positional:
+        tree = given[name]
+        if isinstance(tree, list) and name == several.get(Parameter.VAR_POSITIONAL):
+            texts += [writer.text(child, hints.get(name), (name, i)) for i, child in enumerate(tree)]
+        else:
+            texts.append(writer.text(tree, hints.get(name), (name,)))
     for name in binding.named:
-        if words[name] != name:
-            raise StageError(f"the input {name!r} can't be passed to forward() as a keyword argument")
-    passed = ", ".join((*(words[n] for n in binding.positional), *(f"{n}={n}" for n in binding.named)))
+        tree = given[name]
+        by_name = {name: tree}
+        if isinstance(tree, dict) and name == several.get(Parameter.VAR_KEYWORD):
+            by_name = tree
+        for key, child in by_name.items():
+            if _word(key, 0) != key:
+                raise StageError(f"the input {key!r} can't be passed to forward() as a keyword argument")
+            texts.append(f"{key}={writer.text(child, hints.get(name), (key,))}")
+    return Expression(", ".join(texts), words, writer.kinds)
+
+
+def adapted(module: nn.Module, given: Arguments, *, kept: Sequence[int] | None = None) -> nn.Module:
+    """Make a module's forward() take exactly the inputs that its arguments are made of, by position.
+
+    With `kept` it returns a tuple of these parts of its result. It stays the same object with the same
+    names of weights: where forward() isn't so already, the object gets a class of its own, whose forward()
+    calls the one it had. That has source text, which torch.jit.script reads.
+    """
+    plain = all(isinstance(tree, str) for tree in given.values())
+    if plain and bind(module, list(given)).plain and kept is None:
+        return module
+    written = expression(module, given)
     kind = type(module)
     own = vars(module).pop("forward", None) or kind.forward  # Some libraries replace it on the object.
-    namespace = {_OWN: _renamed(own) if own is kind.forward else staticmethod(own),
-                 "forward": _forward(", ".join(words.values()), passed), "__module__": kind.__module__,
-                 "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}  # fmt: skip
+    forward = _forward(written, kept)
+    namespace = {_OWN: _renamed(own) if own is kind.forward else staticmethod(own), "forward": forward,
+                 "__module__": kind.__module__, "__qualname__": kind.__qualname__,
+                 "__doc__": kind.__doc__}  # fmt: skip
     try:
         module.__class__ = type(kind.__name__, (kind,), namespace)
     except TypeError as error:
@@ -174,7 +228,8 @@ def adapted(module: nn.Module, names: Sequence[str]) -> nn.Module:
 
 
 def _word(name: str, place: int) -> str:
-    return name if name.isidentifier() and not keyword.iskeyword(name) else f"input_{place}"
+    fits = name.isidentifier() and not keyword.iskeyword(name) and name not in ("self", _OWN, _FLAT)
+    return name if fits else f"input_{place}"
 
 
 def _renamed(own: Any) -> Any:
@@ -186,11 +241,13 @@ def _renamed(own: Any) -> Any:
     return copy
 
 
-def _forward(words: str, passed: str) -> Any:
+def _forward(written: Expression, kept: Sequence[int] | None) -> Any:
     """Return `forward(self, WORDS)`, with source that inspect and TorchScript find."""
-    source = f"def forward(self, {words}):\n    return self.{_OWN}({passed})\n"
+    called = f"self.{_OWN}({written.text})"
+    result = called if kept is None else f"{_FLAT}({called}, {tuple(kept)})"
+    source = f"def forward(self, {', '.join(written.words.values())}):\n    return {result}\n"
     name = f"<forward {hashlib.sha256(source.encode()).hexdigest()[:12]}>"
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
-    made: dict[str, Any] = {}
+    made: dict[str, Any] = {_FLAT: results.chosen, **written.kinds}
     exec(compile(source, name, "exec"), made)
     return made["forward"]

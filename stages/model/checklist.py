@@ -5,28 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from deploy_runner.sdk import Context, Field, GateError, StageError, StageParams, first_line
+from deploy_runner.sdk import Context, Field, GateError, StageError, StageParams
 
-from . import bundles
 from .axes import rows
 from .bundles import Case, Port
-from .calls import call
 from .compare import Model, both_finite, largest
 from .precision import eps_of
-from .wording import user_line
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from .eager import Eager
     from .variation import Variation
 
 __all__ = [
     "Check",
-    "Eager",
     "OutputParams",
     "Ports",
     "batches",
@@ -56,18 +53,6 @@ class OutputParams(StageParams):
 
 
 _BATCH_TOLERANCE = 1e-4
-_SHAPES = (
-    "set `example.shape` to what forward() takes; if that is a dict or a list, have the factory "
-    "return a module around it that takes tensors"
-)
-_COUNTS = (
-    "have the factory return a module around it that returns as many for every input, e.g. for one sample "
-    "alone, with `dynamic: {}`"
-)
-_TYPES = (
-    "set `example.dtype` to what forward() takes; for bfloat16, which data files can't contain, have the "
-    "factory return a module around it that turns its input into the weights' type"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,42 +70,6 @@ class Ports:
     def without_batch(self) -> Ports:
         """Return them with no axis of samples."""
         return Ports(*([replace(p, batch=None) for p in part] for part in (self.inputs, self.outputs)))
-
-
-@dataclass(slots=True)
-class Eager:
-    """Runs a module under no_grad: arrays by input name → arrays by output name.
-
-    `dtypes` are the outputs' types in torch's words, which has more of them than NumPy; known once it ran.
-    """
-
-    module: nn.Module
-    names: list[str] | None
-    dtypes: dict[str, str] = field(default_factory=dict)
-
-    def __call__(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
-        """Run. Raises StageError with the user's line where the module refuses the inputs."""
-        import torch
-
-        inputs = bundles.tensors(arrays, list(arrays))
-        try:
-            with torch.no_grad():
-                result = call(self.module, dict(zip(arrays, inputs, strict=True)))
-        except StageError:
-            raise
-        except Exception as error:
-            said = f"the model fails on the example {_shown(arrays)}: {first_line(error)}{user_line(error)}"
-            raise StageError(said, fix=_TYPES if "dtype" in str(error) else _SHAPES) from error
-        flat = bundles.flatten_outputs(result, self.names)
-        self.dtypes = self.dtypes or {n: str(t.dtype).removeprefix("torch.") for n, t in flat.items()}
-        if flat.keys() != self.dtypes.keys():
-            said = f"the model returns {len(flat)} tensors for {_shown(arrays)}"
-            raise StageError(f"{said}, and {len(self.dtypes)} for other inputs", fix=_COUNTS)
-        return {name: bundles.to_array(tensor) for name, tensor in flat.items()}
-
-
-def _shown(arrays: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {tuple(array.shape)}" for name, array in arrays.items())
 
 
 def digests(module: nn.Module) -> dict[str, str]:

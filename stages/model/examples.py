@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from pydantic import Discriminator, Tag
+from typing_extensions import TypeAliasType
+
 from deploy_runner.sdk import Field, StageError, StageParams
 
 from .axes import Axis, axis_of, batch_label, merged, rows
-from .bundles import Port
-from .calls import arguments, bind, in_order
+from .bundles import Port, arguments_of
+from .calls import arguments, expression, in_order
+from .filling import Fill, called, filled
+from .nesting import Path, flat_names, leaves
+from .structures import arranged, hints_of
 
 if TYPE_CHECKING:
     from torch import nn
 
 DType = Literal["float32", "float64", "float16", "int64", "int32", "int8", "uint8", "bool"]
-Fill = Literal["random", "mask", "padding", "gaps", "lengths"]
 _LABEL = r"^\w[^/{}$]*$"
-_MASK = re.compile(r"(?:^|_)masks?(?:_|$)")
-_LENGTHS = re.compile(r"(?:^|_)(?:lengths?|lens?)(?:_|$)")
 
 
 class Example(StageParams):
@@ -29,13 +31,48 @@ class Example(StageParams):
     shape: list[int] = Field(description="its shape, e.g. [1, 3, 224, 224]; [] for a single number")
     dtype: DType = Field("float32", description="its element type")
     low: int = Field(0, description="the smallest of the integers that are drawn")
-    high: int = Field(2, ge=1, description="integers are drawn from low to high - 1")
+    high: int | None = Field(
+        None,
+        ge=1,
+        description="integers are drawn from low to high - 1 (default: the rows of the table that they look "
+        "up, else 2)",
+    )
     fill: Fill | None = Field(
         None,
         description="what it is made of: random values; a mask (ones, then zeros on the right), a mask of "
-        "padding (zeros, then ones), one with gaps, or the lengths of the samples; no row is empty "
-        "(default: by its name)",
+        "padding (zeros, then ones), one with gaps, the lengths of the samples, or positions (0, 1, 2, …); "
+        "no row is empty (default: by its name)",
     )
+
+
+def _form(given: Any) -> str:
+    """Say what is written: a list, a mapping that has examples in it, or one example, right or wrong."""
+    if isinstance(given, list):
+        return "list"
+    return "mapping" if isinstance(given, Mapping) and any(map(_is_nested, given.values())) else "one"
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, (Mapping, Example)) or (isinstance(value, list) and any(map(_is_nested, value)))
+
+
+def _top(given: Any) -> str:
+    """Say the same of `example` itself, which is no list; a forward() without arguments has none."""
+    return "mapping" if given == {} else "one" if isinstance(given, list) else _form(given)
+
+
+if TYPE_CHECKING:
+    Examples = Example | list["Examples"] | dict[str, "Examples"]
+    """One example, or a list or mapping of them."""
+    Given = Example | dict[str, Examples]
+    """One example, or those of forward()'s arguments, nested as they are."""
+else:
+    _One = Annotated[Example, Tag("one")]
+    _Several = Annotated[list["Examples"], Tag("list"), Field(min_length=1)]
+    _ByName = Annotated[dict[str, "Examples"], Tag("mapping")]
+    _said = Field(description="One example, or a list or mapping of them.")
+    Examples = TypeAliasType("Examples", Annotated[_One | _Several | _ByName, Discriminator(_form), _said])
+    Given = Annotated[_One | Annotated[dict[str, Examples], Tag("mapping")], Discriminator(_top)]
 
 
 class DynamicAxis(StageParams):
@@ -53,24 +90,30 @@ Dynamic = dict[str, dict[str, Label | DynamicAxis]]
 
 
 def ports_of(
-    module: nn.Module, example: Example | Mapping[str, Example], dynamic: Dynamic | None
+    module: nn.Module, example: Example | Mapping[str, Any], dynamic: Dynamic | None
 ) -> tuple[list[tuple[Port, Example]], str | None, bool]:
     """Return the inputs in forward()'s order, the batch's label, and whether it is called so.
+
+    An argument that is a mapping or a list of examples has an input for each.
 
     Raises StageError for a name that forward() doesn't have.
     """
     if isinstance(example, Example):
         example = {next(iter(arguments(module)), "input"): example}
-    for name, given in example.items():
-        if any(size < 0 for size in given.shape):
-            raise StageError(f"the example {name!r} has the shape {given.shape}: a size is negative",
+    hints = hints_of(module.forward)
+    ordered = in_order(module, list(example))
+    tree = {name: arranged(example[name], hints.get(name), (name,)) for name in ordered}
+    paths = dict(leaves(tree))
+    names = dict(zip(flat_names(list(paths)), paths, strict=True))
+    for name, path in names.items():
+        if any(size < 0 for size in paths[path].shape):
+            raise StageError(f"the example {name!r} has the shape {paths[path].shape}: a size is negative",
                              fix="use a real size, and list the axes that vary in `dynamic`")  # fmt: skip
     for name in dynamic or {}:
-        if name not in example:
-            raise StageError(f"dynamic: there is no input {name!r}, only {', '.join(example)}")
-    ordered = in_order(module, list(example))
-    bind(module, ordered)
-    ports = [(_port(name, example[name], dynamic), example[name]) for name in ordered]
+        if name not in names:
+            raise StageError(f"dynamic: there is no input {name!r}, only {', '.join(names)}")
+    ports = [(_port(name, path, paths[path], dynamic), paths[path]) for name, path in names.items()]
+    expression(module, arguments_of(port for port, _ in ports))
     batch, named = batch_label([port.dynamic for port, _ in ports])
     return [(with_batch(port, batch), given) for port, given in ports], batch, named
 
@@ -90,7 +133,7 @@ def axes_of(dynamic: Dynamic | None, ports: Sequence[tuple[Port, Example]]) -> d
     return {label: merged(label, given) for label, given in sorted(said.items())}
 
 
-def _port(name: str, example: Example, dynamic: Dynamic | None) -> Port:
+def _port(name: str, path: Path, example: Example, dynamic: Dynamic | None) -> Port:
     if dynamic is None:
         axes = {0: "batch"} if example.shape else {}
     else:
@@ -98,7 +141,7 @@ def _port(name: str, example: Example, dynamic: Dynamic | None) -> Port:
             _axis(name, axis, example): given.name if isinstance(given, DynamicAxis) else given
             for axis, given in dynamic.get(name, {}).items()
         }
-    return Port(name, example.dtype, tuple(example.shape), axes)
+    return Port(name, example.dtype, tuple(example.shape), axes, path=path if len(path) > 1 else ())
 
 
 def _axis(name: str, axis: str, example: Example) -> int:
@@ -107,55 +150,29 @@ def _axis(name: str, axis: str, example: Example) -> int:
     return int(axis)
 
 
-def noise(
-    shape: Sequence[int], example: Example, seed: tuple[int, int], *, name: str = "", longest: int = 1
-) -> Any:
+def noise(port: Port, example: Example, shape: Sequence[int], seed: tuple[int, int], longest: int) -> Any:
     """Return seeded values of an example's type.
 
-    What is called a mask or lengths has realistic ones, unless `fill` says otherwise: the longest sample
-    stands first, and none is empty. `longest` is the largest value of lengths.
+    What is called a mask, lengths or positions has realistic ones, unless `fill` says otherwise. `longest`
+    is the largest value of lengths.
     """
     import numpy as np
 
     generator = np.random.default_rng(seed)
-    fill = example.fill or _fill_of(name, example)
-    if fill == "lengths":
-        return np.resize(falling(shape[0] if shape else 1, longest), shape).astype(example.dtype)
-    if fill != "random" and shape:
-        return np.broadcast_to(mask(shape, fill), shape).astype(example.dtype)
+    fill = example.fill or fill_of(port.name, example)
+    if fill != "random":
+        return filled(fill, shape, example.dtype, batch=port.batch, longest=longest, index=seed[0])
     if example.dtype.startswith("float"):
         return generator.standard_normal(shape).astype(example.dtype)
-    return generator.integers(min(example.low, example.high - 1), example.high, shape).astype(example.dtype)
+    high = example.high or 2
+    return generator.integers(min(example.low, high - 1), high, shape).astype(example.dtype)
 
 
-def _fill_of(name: str, example: Example) -> Fill:
-    """Return what an input of this name and type holds."""
-    if _MASK.search(name) and example.high == 2:
-        return "padding" if "pad" in name else "mask"
-    return "lengths" if _LENGTHS.search(name) and "int" in example.dtype else "random"
-
-
-def falling(rows: int, longest: int) -> list[int]:
-    """Return the lengths of samples, the longest first, in falling order: packed sequences need it."""
-    step = max(1, longest // (rows + 1))
-    return [max(1, longest - row * step) for row in range(rows)]
-
-
-def mask(shape: Sequence[int], fill: Fill = "mask") -> Any:
-    """Return a mask of the last axis, whose rows are on the first; it broadcasts to the shape."""
-    import numpy as np
-
-    size, rows = shape[-1], shape[0] if len(shape) > 1 else 2
-    lengths = np.array(falling(rows, size))
-    if fill == "padding":  # Whichever of its values means padding, no row has only that.
-        lengths = np.clip(lengths, 1, max(1, size - 1))
-    places = np.arange(size)
-    kept = places < lengths[:, None]
-    if fill == "padding":
-        kept = ~kept
-    if fill == "gaps":
-        kept = (places == 0) | (places > size - lengths[:, None])
-    return kept.reshape(rows, *(1,) * (len(shape) - 2), size) if len(shape) > 1 else kept[1]
+def fill_of(name: str, example: Example) -> Fill:
+    """Return what an input of this name and type holds; with a range of its own it is drawn from that."""
+    fill = called(name, example.dtype, len(example.shape))
+    drawn = fill != "lengths" and (example.low, example.high or 2) != (0, 2)
+    return "random" if drawn else fill
 
 
 def chosen_samples(ports: Sequence[tuple[Port, Any]], samples: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import bundles
-from .calls import call
+from .calls import Arguments, call
 from .compare import eps_limit, largest
+from .flattening import flatten_outputs
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Precise", "eps_of"]
+__all__ = ["Precise", "eps_of", "fits_twice"]
 
 _LARGEST_BYTES = 500 << 20
 """Above it no second copy is made, of twice the size."""
@@ -39,20 +40,26 @@ def eps_of(dtype: str) -> float | None:
     return float(torch.finfo(kind).eps) if kind.is_floating_point or kind.is_complex else None
 
 
+def fits_twice(module: nn.Module) -> bool:
+    """Say whether a module is small enough for a second copy of it."""
+    tensors = (*module.parameters(), *module.buffers())
+    return sum(t.numel() * t.element_size() for t in tensors) <= _LARGEST_BYTES
+
+
 @dataclass(frozen=True)
 class Precise:
     """A module in float64, or nothing if it can't run in float64."""
 
     module: nn.Module | None
+    arguments: Arguments | None = None
 
     @classmethod
-    def of(cls, module: nn.Module) -> Precise:
+    def of(cls, module: nn.Module, arguments: Arguments | None = None) -> Precise:
         """Copy a module and make it compute in float64."""
-        tensors = (*module.parameters(), *module.buffers())
-        if sum(t.numel() * t.element_size() for t in tensors) > _LARGEST_BYTES:
+        if not fits_twice(module):
             return cls(None)
         try:
-            return cls(copy.deepcopy(module).double())
+            return cls(copy.deepcopy(module).double(), arguments)
         except Exception:  # Some modules can't be copied, or refuse another type.
             return cls(None)
 
@@ -86,7 +93,7 @@ class Precise:
         watch = _rounding()
         try:
             with torch.no_grad(), watch:
-                flat = bundles.flatten_outputs(call(self.module, inputs), names)
+                flat = flatten_outputs(call(self.module, inputs, self.arguments), names)
         except Exception:  # Modules that name a type of their own don't run in another.
             return {}
         kept = {name: t.numpy() for name, t in flat.items() if t.dtype == torch.float64}

@@ -18,8 +18,10 @@ from deploy_runner.sdk import (
 )
 
 from . import bundles, config_files, loading, state_dicts, tensor_files
-from .examples import Dynamic, Example, axes_of, ports_of
+from .examples import Dynamic, Example, Given, axes_of, ports_of
+from .ordering import refuse_other_order
 from .preparing import Asked, Origin, prepare
+from .tables import with_ranges
 from .variation import Source
 
 if TYPE_CHECKING:
@@ -58,8 +60,8 @@ class ModelPrepare(Stage):
         kwargs: dict[str, Any] = Field(
             default={}, description="keyword arguments of the factory, over those of the `config`"
         )
-        example: Example | dict[str, Example] = Field(
-            description="one example input, or one for each argument of forward()"
+        example: Given = Field(
+            description="one example input, or one for each argument of forward(), nested as the argument is"
         )
         dynamic: Dynamic | None = Field(
             None,
@@ -103,13 +105,18 @@ class ModelPrepare(Stage):
             weights = ctx.workdir / "weights.safetensors"
             tensor_files.write(weights, state_dicts.find_state_dict(module, None)[0])
         given, batch, named = ports_of(module, params.example, params.dynamic)
+        if not inputs.samples:
+            given = with_ranges(module, given)
         samples = bundles.read_arrays(inputs.samples) if inputs.samples else None
         packages = {n: v for n, v in ctx.packages.items() if n not in self.packages}
-        prepare(
+        cases = prepare(
             ctx, module, Source(given, batch, samples), axes_of(params.dynamic, given), params,
             Origin(params.factory, kwargs, ctx.code_files, packages, weights),
             outputs.model, outputs.checklist, named=named,
         )  # fmt: skip
+        if not isinstance(params.example, Example):
+            ports = [port for port, _ in given]
+            refuse_other_order(module, ports, params.example, cases[0], params.output_names)
 
 
 def _load(ctx: Context, module: nn.Module, params: ModelPrepare.Params, weights: Path) -> loading.Loaded:

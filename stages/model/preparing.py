@@ -12,7 +12,8 @@ from deploy_runner.sdk import Context, Field
 
 from . import bundles
 from .axes import Axis
-from .checklist import Eager, OutputParams, Ports, batches, checklist, digests, judged, record
+from .checklist import OutputParams, Ports, batches, checklist, digests, judged, record
+from .eager import Eager
 from .precision import Precise
 from .variation import Source, explore, output_port
 
@@ -49,13 +50,15 @@ class Origin:
 def prepare(
     ctx: Context, module: nn.Module, source: Source, axes: Mapping[str, Axis], asked: Asked, origin: Origin,
     folder: Path, report: Path, *, named: bool,
-) -> None:  # fmt: skip
-    """Write the bundle into `folder` and the checklist as `report`.
+) -> Sequence[Case]:  # fmt: skip
+    """Write the bundle into `folder` and the checklist as `report`; return the reference cases.
 
     `named` says that the batch is called so. Raises GateError where a line of the checklist doesn't hold.
     """
     bundles.frozen(module)
-    eager, before, batch = Eager(module, asked.output_names), digests(module), source.batch
+    arguments = bundles.arguments_of(port for port, _ in source.ports)
+    eager = Eager(module, asked.output_names, arguments)
+    before, batch = digests(module), source.batch
     found = explore(source, axes, eager)
     outs = [output_port(name, dtype, found, batch) for name, dtype in eager.dtypes.items()]
     ports = Ports([port for port, _ in source.ports], outs)
@@ -64,14 +67,20 @@ def prepare(
         ports, independent = judged(batch, ports, independent)
     lines = checklist(eager, found, ports, before, independent,
                       expect_shape=asked.expect_shape, nonfinite=asked.nonfinite)  # fmt: skip
-    exact = Precise.of(module)
+    exact = Precise.of(module, arguments)
     described = {
         "precision": {c.name: exact.allowed(c.inputs, c.outputs, eager.dtypes) for c in found.cases},
         "axes": [axis.as_dict() for axis in found.axes.values()],
+        "kept": eager.kept,
     }
     _write(folder, origin, ports, described, found.cases)
+    if eager.left_out:
+        ctx.figure("left_out", eager.left_out)  # type: ignore[arg-type]
+        left = ", ".join(f"{place or 'the result'} ({kind})" for place, kind in eager.left_out.items())
+        ctx.log(f"left out of the outputs, not being tensors: {left}")
     ctx.figure("parameters", sum(p.numel() for p in module.parameters()))
     record(ctx, lines, report)
+    return found.cases
 
 
 def _write(

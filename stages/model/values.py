@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from .axes import without
 from .bundles import Port
-from .examples import falling, mask
+from .filling import called, filled
 from .variation import Sizes, Source, shape_of
 
 if TYPE_CHECKING:
@@ -24,15 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Invented", "Kind", "kind_of", "with_sums"]
 
-What = Literal["noise", "ids", "mask", "lengths", "places", "pixels", "rate", "one"]
+What = Literal["noise", "ids", "mask", "padding", "lengths", "positions", "pixels", "rate", "one"]
 
 _THROUGH = {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Slice", "Concat", "Transpose", "Expand",
             "Flatten", "Gather", "Split", "Tile"}  # fmt: skip
 """What passes ids on as they are."""
 _TABLE = {"DequantizeLinear", "Cast", "Transpose", "Identity"}
-_MASK = re.compile(r"(?i).*mask.*")
-_PLACES = re.compile(r"(?i).*position.*|.*pos_ids?")
-_LENGTHS = re.compile(r"(?i).*(len|lens|length|lengths|sizes?|n_frames|num_frames)")
 _RATE = re.compile(r"(?i)sr|fs|.*sampl(e|ing)_?rate")
 
 
@@ -48,8 +44,9 @@ class Kind:
         return {
             "ids": f"whole numbers from 0 to {self.high - 1}",
             "mask": "ones with zeros on the right",
+            "padding": "zeros with ones on the right",
             "lengths": "lengths",
-            "places": "0, 1, 2, …",
+            "positions": "0, 1, 2, …",
             "pixels": "bytes",
             "rate": "16000",
             "one": "1",
@@ -61,13 +58,14 @@ def kind_of(model: onnx.ModelProto, name: str, dtype: str, rank: int) -> Kind:
     """Return what an input is."""
     floats = dtype.startswith("float")
     looked_up = None if floats or dtype == "bool" else rows_looked_up(model, name)
-    if _MASK.fullmatch(name) or dtype == "bool":
-        return Kind("mask")
-    if _PLACES.fullmatch(name) and rank and not floats:
-        return Kind("places", looked_up or 0)
+    fill = called(name, dtype, rank)
+    if fill in ("mask", "padding") or dtype == "bool":
+        return Kind("padding" if fill == "padding" else "mask")
+    if fill == "positions":
+        return Kind("positions", looked_up or 0)
     if looked_up is not None:
         return Kind("ids", looked_up)
-    if _LENGTHS.fullmatch(name) and rank <= 1:
+    if fill == "lengths" and rank <= 1:
         return Kind("lengths")
     if floats:
         return Kind("noise")
@@ -129,19 +127,13 @@ class Invented(Source):
 
         port, kind = self.ports[position]
         shape, generator = shape_of(port, sizes), np.random.default_rng((index, position))
-        return np.asarray(_made(kind, port, shape, generator, self._longest(sizes)), port.dtype)
+        return np.asarray(_made(kind, port, shape, generator, index, self.longest(port, sizes)), port.dtype)
 
     def advice(self, label: str, size: int) -> str:
         """Say how to keep an axis from varying."""
         return (
             f"set `sizes: {{{label}: {size}}}`, or its range: `{label}: {{min: N, max: N, multiple_of: N}}`"
         )
-
-    def _longest(self, sizes: Sizes) -> int:
-        """Return the size that lengths are of: the second axis of the first input that has one."""
-        shapes = [shape_of(port, sizes) for port, kind in self.ports if kind.what != "mask"]
-        shape = next((shape for shape in shapes if len(shape) > 1), (1, 1))
-        return shape[1] if len(shape) == 2 else max(shape[1:])
 
 
 def with_sums(sizes: Sizes, sums: Mapping[str, Sequence[str | int]]) -> Sizes:
@@ -153,23 +145,15 @@ def with_sums(sizes: Sizes, sums: Mapping[str, Sequence[str | int]]) -> Sizes:
 
 
 def _made(
-    kind: Kind, port: Port, shape: tuple[int, ...], generator: np.random.Generator, longest: int
+    kind: Kind, port: Port, shape: tuple[int, ...], generator: np.random.Generator, index: int, longest: int
 ) -> Any:
     import numpy as np
 
-    floats = port.dtype.startswith("float")
-    if kind.what == "mask":
-        if len(shape) < 2:
-            return np.ones(shape)
-        batch = port.batch if port.batch is not None and port.batch < len(shape) - 1 else 0
-        turned = (shape[batch], *without(shape, batch))
-        return np.moveaxis(np.broadcast_to(mask(turned), turned), 0, batch)
-    if kind.what == "places":
-        places = np.broadcast_to(np.arange(shape[-1]), shape)
-        return places % kind.high if kind.high else places
-    if kind.what == "lengths":
-        lengths = np.resize(falling(shape[0] if shape else 1, longest), shape)
-        return lengths / longest if floats else lengths
+    if kind.what in ("mask", "padding") and len(shape) < 2:
+        return np.ones(shape) if kind.what == "mask" else np.zeros(shape)
+    if kind.what in ("mask", "padding", "lengths", "positions"):
+        values = filled(kind.what, shape, port.dtype, batch=port.batch, longest=longest, index=index)
+        return values % kind.high if kind.what == "positions" and kind.high else values
     if kind.what == "rate":
         return np.full(shape, 16000)
     if kind.what in ("ids", "pixels"):

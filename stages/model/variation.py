@@ -11,6 +11,7 @@ from deploy_runner.sdk import StageError
 
 from .axes import Axis, axis_of, candidates, follow, learned
 from .bundles import Case, Port, tiled
+from .filling import longest_sample
 
 Sizes = dict[str, int]
 Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -79,17 +80,12 @@ class Source:
         from .examples import noise
 
         port, example = self.ports[position]
-        longest = self._longest_sample(port, sizes)
-        return noise(shape_of(port, sizes), example, (index, position), name=port.name, longest=longest)
+        return noise(port, example, shape_of(port, sizes), (index, position), self.longest(port, sizes))
 
-    def _longest_sample(self, port: Port, sizes: Sizes) -> int:
-        """Return the smallest size of the other inputs' first axis beside the batch: no sample is longer."""
-        shapes = [
-            [n for axis, n in enumerate(shape_of(other, sizes)) if other.dynamic.get(axis) != self.batch]
-            for other, _ in self.ports
-            if other is not port
-        ]
-        return min((shape[0] for shape in shapes if shape), default=1)
+    def longest(self, port: Port, sizes: Sizes) -> int:
+        """Return the largest length that an input may hold."""
+        others = [other for other, _ in self.ports]
+        return longest_sample(port, others, lambda other: shape_of(other, sizes), self.batch)
 
     def advice(self, label: str, size: int) -> str:
         """Say what to do about an axis that has one size only."""

@@ -27,6 +27,7 @@ from ..model.branches import Branches
 from ..model.bundles import Bundle
 from ..model.compare import Tolerances, compare, gate
 from ..model.wording import user_line
+from ..torch.torchscript import unfused
 from . import naming
 
 _OPERATOR = re.compile(
@@ -182,16 +183,13 @@ def _export_with(way: str, bundle: Bundle, opset: int, file: Path) -> None:
         ports = (*bundle.inputs, *bundle.outputs)
         names = (*options["input_names"], *options["output_names"])
         options["dynamic_axes"] = {n: dict(p.dynamic) for n, p in zip(names, ports, strict=True) if p.dynamic}
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # The fused encoder layer has no ONNX equivalent.
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
+    try:  # The fused encoder layer has no ONNX equivalent.
+        with unfused(), warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             torch.onnx.export(module, bundle.example(), str(file), **options)
     except Exception as error:
         raise _refusal(way, error, bundle) from error
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         for tensor in (*module.parameters(), *module.buffers()):
             tensor.data = torch.empty(0)  # The exporters' caches keep the module, not its weights.
 
@@ -258,7 +256,10 @@ def _line_of_operator(bundle: Bundle, operator: str) -> str:
     """Return the user's line that calls an operator; the exporter's error doesn't say it."""
     import torch
 
-    program = torch.export.export(bundle.module(), bundle.example(), strict=False)
+    try:
+        program = torch.export.export(bundle.module(), bundle.example(), strict=False)
+    except Exception:  # What torch.export refuses is another exporter's to report.
+        return ""
     for node in program.graph.nodes:
         if operator.replace("::", ".") in str(node.target):
             lines = _LINE.findall(node.meta.get("stack_trace") or "")

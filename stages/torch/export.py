@@ -24,6 +24,7 @@ from ..model import bundles
 from ..model.axes import Axis
 from ..model.bundles import Bundle
 from ..model.compare import Model, Tolerances, compare, gate
+from ..model.flattening import named_arrays
 from ..model.wording import user_line
 
 _PATHS = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn")
@@ -166,6 +167,6 @@ def runner(path: Path, bundle: Bundle) -> Model:
             shapes = {name: tuple(array.shape) for name, array in arrays.items()}
             said = f"the program can't run inputs of shape {shapes}: {first_line(error)}"
             raise StageError(said, fix="set `min` and `max` in `dynamic`") from error
-        return bundles.named_arrays(result, bundle.output_names)
+        return named_arrays(result, bundle.output_names)
 
     return run

@@ -27,14 +27,9 @@ def quiet() -> Iterator[None]:
     """Silence torch's notices that eager quantization is deprecated, and use its plain kernels."""
     import torch
 
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    with warnings.catch_warnings(), torch.no_grad():
+    with torchscript.unfused(), warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
+        yield
 
 
 def deliver(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -22,19 +24,20 @@ from deploy_runner.sdk import (
     module_path,
 )
 
-from ..model import bundles
+from ..model import bundles, results
 from ..model.bundles import Bundle, Case
-from ..model.calls import Binding, bind
+from ..model.calls import Expression, expression
 from ..model.compare import Tolerances, compare, gate
+from ..model.structures import FIELDS, Fields
 
-_LOADER = '''"""The model, ready to run: `from load_model import load; model = load()`; `model({call})`."""
+_LOADER = '''"""The model, ready to run: `from load_model import load; model = load()`; {call}."""
 
 import sys
 from pathlib import Path
 
 import torch
 
-FOLDER = Path(__file__).resolve().parent
+FOLDER = Path(__file__).resolve().parent{fields}
 
 
 def load():
@@ -45,18 +48,21 @@ def load():
 '''
 
 _PROOF = """
-import json, sys
-sys.path[:] = [sys.argv[1], *json.loads(sys.argv[5])]
+import functools, importlib, json, runpy, sys
+given = json.loads(sys.argv[2])
+sys.path[:] = [sys.argv[1], *given["path"]]
 import numpy, torch
-from load_model import load
-module, names = load(), json.loads(sys.argv[2])
-with torch.no_grad(), numpy.load(sys.argv[3]) as arrays:
-    for case, inputs in names.items():
-        given = {name: torch.from_numpy(arrays[f"{case}/in/{name}"]) for name in inputs[0] + inputs[1]}
-        result = module(*(given[name] for name in inputs[0]), **{name: given[name] for name in inputs[1]})
-        leaves = [t for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]
-        found = [(t.float() if t.dtype == torch.bfloat16 else t).numpy() for t in leaves]
-        numpy.savez(f"{sys.argv[4]}/{case}.npz", *found)
+import load_model
+module, known = load_model.load(), {}
+tensors = runpy.run_path(given["results"])["tensors"]
+for word, (place, name) in given["kinds"].items():
+    known[word] = functools.reduce(getattr, name.split("."), importlib.import_module(place))
+with torch.no_grad(), numpy.load(given["reference"]) as arrays:
+    for case in given["cases"]:
+        inputs = {w: torch.from_numpy(arrays[f"{case}/in/{name}"]) for name, w in given["words"].items()}
+        result = eval(f"_module({given['text']})", {"_module": module, **known, **inputs})
+        found = [(t.float() if t.dtype == torch.bfloat16 else t).numpy() for t in tensors(result)]
+        numpy.savez(f"{given['made']}/{case}.npz", *found)
 """
 
 
@@ -92,7 +98,8 @@ class TorchSaveFull(Stage):
 
         bundle = bundles.load_bundle(inputs.model)
         module = bundle.own_module()
-        binding = bind(module, bundle.input_names)
+        called = expression(module, bundle.arguments)
+        kinds = _places(called)
         outputs.model.mkdir(exist_ok=True)
         try:
             with (outputs.model / "model.pt").open(
@@ -105,12 +112,31 @@ class TorchSaveFull(Stage):
         _copy_code(inputs.model / "code", outputs.model / "code")
         parent = PurePosixPath(module_path(bundle.factory.rpartition(":")[0])).parent
         folders = list(dict.fromkeys([str(PurePosixPath("code") / parent), "code"]))
-        loader = _LOADER.replace("{folders}", repr(folders)).replace("{call}", str(binding))
-        (outputs.model / "load_model.py").write_text(loader, "utf-8")
-        found = _load_elsewhere(ctx, bundle, binding, outputs.model)
+        (outputs.model / "load_model.py").write_text(_loader(called, kinds, folders), "utf-8")
+        found = _load_elsewhere(ctx, bundle, called, kinds, outputs.model)
         parity = compare(found, _recorded, atol=params.atol, rtol=params.rtol)
         gate(ctx, parity, atol=params.atol, rtol=params.rtol)
         ctx.figure("bytes", (outputs.model / "model.pt").stat().st_size)
+
+
+def _places(called: Expression) -> dict[str, tuple[str, str]]:
+    """Return the module and the name of each class that a call needs."""
+    found = {}
+    for word, kind in called.kinds.items():
+        if "<locals>" in kind.__qualname__:
+            raise StageError(f"forward() takes {kind.__name__}, which is defined inside a function",
+                             fix="define it at the top level of a file")  # fmt: skip
+        found[word] = ("load_model" if kind is Fields else kind.__module__, kind.__qualname__)
+    return found
+
+
+def _loader(called: Expression, kinds: Mapping[str, tuple[str, str]], folders: list[str]) -> str:
+    """Return load_model.py, which says how the model is called."""
+    named = [(place, name) for place, name in kinds.values() if place not in ("load_model", "builtins")]
+    imports = "".join(f", after `from {place} import {name.partition('.')[0]}`" for place, name in named)
+    fields = f"\n\n\n{FIELDS.rstrip()}" if called.kinds.get("Fields") is Fields else ""
+    filled = {"folders": repr(folders), "call": f"`model({called.text})`{imports}", "fields": fields}
+    return functools.reduce(lambda text, part: text.replace(f"{{{part}}}", filled[part]), filled, _LOADER)
 
 
 def _copy_code(source: Path, target: Path) -> None:
@@ -125,16 +151,21 @@ def _recorded(arrays: bundles.Arrays) -> bundles.Arrays:
     return arrays
 
 
-def _load_elsewhere(ctx: Context, bundle: Bundle, binding: Binding, folder: Path) -> list[Case]:
+def _load_elsewhere(
+    ctx: Context, bundle: Bundle, called: Expression, kinds: Mapping[str, tuple[str, str]], folder: Path
+) -> list[Case]:
     """Run the cases in a process that imports nothing of ours; return them as expected and found."""
-    names = {case.name: (binding.positional, binding.named) for case in bundle.cases}
     made = ctx.workdir / "made"
     made.mkdir()
-    arguments = [str(folder), json.dumps(names), str(bundle.folder / "reference.npz"), str(made),
-                 json.dumps(sys.path)]  # fmt: skip
+    given = {
+        "cases": [case.name for case in bundle.cases], "text": called.text, "words": dict(called.words),
+        "kinds": kinds, "path": sys.path, "made": str(made), "results": str(Path(results.__file__)),
+        "reference": str(bundle.folder / "reference.npz"),
+    }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-B", "-I", "-c", _PROOF, *arguments], capture_output=True, text=True, timeout=600
-    )
+        [sys.executable, "-B", "-I", "-c", _PROOF, str(folder), json.dumps(given)],
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
         raise StageError(f"the saved module can't be loaded in a new Python process: {said}",

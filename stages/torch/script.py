@@ -5,6 +5,7 @@ from __future__ import annotations
 from deploy_runner.sdk import Context, Stage, StageError, first_line
 
 from ..model import branches, bundles
+from ..model.bundles import Bundle
 from . import scripted, torchscript
 
 
@@ -32,31 +33,33 @@ class TorchScript(Stage):
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Compile, save, load back, compare."""
-        import torch
-
         bundle = bundles.load_bundle(inputs.model)
         with torchscript.quiet():
             try:
-                program = scripted.script(bundle.own_module(), bundle.input_names)
-            except (
-                RuntimeError,
-                torch.jit.frontend.FrontendError,
-                AttributeError,
-                OSError,
-                TypeError,
-            ) as error:
-                raise _refusal(error) from error
+                program = scripted.script(bundle.own_module(), bundle.arguments)
+            except StageError:
+                raise
+            except Exception as error:  # The compiler has many.
+                raise _refusal(error, bundle) from error
         found = branches.exercise(bundle)
         if found.sides():
             ctx.figure("branches", found.sides())  # type: ignore[arg-type]
         torchscript.deliver(ctx, bundle, program, params, outputs.model, found)
 
 
-def _refusal(error: Exception) -> StageError:
+def _refusal(error: Exception, bundle: Bundle) -> StageError:
     """Name what the compiler can't do, and the user's line it points at."""
     import re
 
     found = re.search(r'File "([^"/][^"]*)", line (\d+)', str(error))
     where = f" at {found.group(1)}:{found.group(2)}" if found else ""
+    nested = [name for name, tree in bundle.arguments.items() if not isinstance(tree, str)]
+    if nested and (found is None or found.group(1).startswith("<")):
+        return StageError(
+            f"the model can't be compiled: forward() takes {' and '.join(nested)} made of several tensors, "
+            f"of a type that TorchScript doesn't know: {first_line(error)}",
+            fix="annotate it as dict[str, torch.Tensor], list[torch.Tensor] or a NamedTuple, or try "
+            "torch.trace or torch.export",
+        )
     said = f"the model can't be compiled{where}: {first_line(error)}"
     return StageError(said, fix="try torch.trace or torch.export")

@@ -12,10 +12,11 @@ import inspect
 import linecache
 import textwrap
 import types
-from collections.abc import Sequence
+import typing
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..model.calls import adapted
+from ..model.calls import Arguments, adapted
 
 if TYPE_CHECKING:
     import torch
@@ -24,20 +25,31 @@ if TYPE_CHECKING:
 __all__ = ["script"]
 
 
-def script(module: nn.Module, names: Sequence[str]) -> torch.jit.ScriptModule:
-    """Compile a module whose forward() then takes the inputs `names`, by position.
+def script(module: nn.Module, given: Arguments) -> torch.jit.ScriptModule:
+    """Compile a module whose forward() then takes the inputs that its arguments are made of, by position.
 
     Raises what torch.jit.script raises.
     """
     import torch
 
     own = type(module).forward
+    _resolve_named_tuples(getattr(own, "__globals__", {}))
     if "forward" not in vars(module) and _untyped(own):
         kind = type(module)
-        spaces = {"forward": _specialised(own, names), "__module__": kind.__module__,
+        spaces = {"forward": _specialised(own, list(given)), "__module__": kind.__module__,
                   "__qualname__": kind.__qualname__}  # fmt: skip
         module.__class__ = type(kind.__name__, (kind,), spaces)
-    return torch.jit.script(adapted(module, names))
+    return torch.jit.script(adapted(module, given))
+
+
+def _resolve_named_tuples(known: Mapping[str, Any]) -> None:
+    """Resolve the types of a file's NamedTuples where they are text, which TorchScript can't read."""
+    for kind in known.values():
+        if isinstance(kind, type) and issubclass(kind, tuple) and "__annotations__" in vars(kind):
+            try:
+                kind.__annotations__ = typing.get_type_hints(kind)
+            except Exception:  # A name that only a type checker imports: the compiler says so.
+                continue
 
 
 def _untyped(own: Any) -> bool:

@@ -25,6 +25,7 @@ from ..model import bundles
 from ..model.branches import Branches, check
 from ..model.bundles import Bundle
 from ..model.compare import Model, Tolerances, compare, gate
+from ..model.flattening import named_arrays
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +64,19 @@ def quiet() -> Iterator[None]:
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", UserWarning)
         yield
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Have attention layers run their plain operators: the fused ones look at the values of masks."""
+    import torch
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def save(program: torch.jit.ScriptModule, path: Path) -> None:
@@ -110,7 +124,7 @@ def runner(program: Any, inputs: list[str], outputs: list[str]) -> Model:
     def run(arrays: Mapping[str, Any]) -> dict[str, Any]:
         with torch.no_grad(), quiet():
             result = program(*bundles.tensors(arrays, inputs))
-        return bundles.named_arrays(result, outputs)
+        return named_arrays(result, outputs)
 
     return run
 

@@ -10,6 +10,7 @@ from deploy_runner.sdk import Context, Stage, StageError, first_line
 
 from ..model import branches, bundles
 from ..model.bundles import Bundle
+from ..model.flattening import named_arrays
 from ..model.wording import user_line
 from . import torchscript
 
@@ -56,15 +57,28 @@ def trace(bundle: Bundle) -> torch.jit.ScriptModule:
 
     Raises DependsOnInputs with the user's line where the model does something else for other inputs.
     """
-    import torch
+    from torch import nn
 
     _refuse_looks(branches.exercise(bundle))
     module = bundle.module()
+    try:
+        return _traced(bundle, module)
+    except DependsOnInputs:
+        if not any(isinstance(part, nn.MultiheadAttention) for part in module.modules()):
+            raise
+    with torchscript.unfused():
+        return _traced(bundle, module)
+
+
+def _traced(bundle: Bundle, module: Any) -> torch.jit.ScriptModule:
+    import torch
+
+    others = _other_arrays(bundle, module)
     with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             program: torch.jit.ScriptModule = torch.jit.trace(
-                module, bundle.example(), check_inputs=_other_inputs(bundle), strict=False
+                module, bundle.example(), check_inputs=_as_tensors(bundle, others), strict=False
             )
         except torch.jit.TracingCheckError as error:
             raise _depends(bundle, caught) from error
@@ -72,7 +86,7 @@ def trace(bundle: Bundle) -> torch.jit.ScriptModule:
             where = user_line(error)
             raise StageError(f"the model can't be traced: {first_line(error)}{where}",
                              fix="try torch.script or torch.export") from error  # fmt: skip
-    _refuse_other_results(bundle, module, program, caught)
+    _refuse_other_results(bundle, module, program, others, caught)
     return program
 
 
@@ -92,27 +106,38 @@ def _depends(bundle: Bundle, caught: list[warnings.WarningMessage]) -> DependsOn
     return DependsOnInputs(f"{said}: a trace records only the example's", fix=_ADVICE)
 
 
-def _other_inputs(bundle: Bundle) -> list[tuple[torch.Tensor, ...]]:
-    """Return inputs of other sizes, and of other values: the signs turned, and zeros.
+def _other_arrays(bundle: Bundle, module: Any) -> list[bundles.Arrays]:
+    """Return inputs of other sizes, and of other values that the model takes: the signs turned, and zeros."""
+    import torch
 
-    Each call makes new ones, because a model may write into its inputs.
-    """
-    sizes = [bundle.example(index) for index in range(1, len(bundle.cases))]
-    values = itertools.islice(branches.probes(bundle), 2)
-    return [*sizes, *(bundles.tensors(arrays, bundle.input_names) for arrays in values)]
+    taken: list[bundles.Arrays] = [case.inputs for case in bundle.cases[1:]]
+    for arrays in itertools.islice(branches.probes(bundle), 2):
+        try:
+            with torch.no_grad(), torchscript.quiet():
+                module(*bundles.tensors(arrays, bundle.input_names))
+        except Exception:  # Lengths, say, that are not in order.
+            continue
+        taken.append(arrays)
+    return taken
+
+
+def _as_tensors(bundle: Bundle, others: list[bundles.Arrays]) -> list[tuple[torch.Tensor, ...]]:
+    """Return new tensors at each call, because a model may write into its inputs."""
+    return [bundles.tensors(arrays, bundle.input_names) for arrays in others]
 
 
 def _refuse_other_results(
-    bundle: Bundle, module: Any, program: Any, caught: list[warnings.WarningMessage]
-) -> None:
+    bundle: Bundle, module: Any, program: Any, others: list[bundles.Arrays],
+    caught: list[warnings.WarningMessage],
+) -> None:  # fmt: skip
     """Compare with eager on the other inputs too: a check of graphs alone can miss a branch."""
     import torch
 
-    for given, same in zip(_other_inputs(bundle), _other_inputs(bundle), strict=True):
+    for given, same in zip(_as_tensors(bundle, others), _as_tensors(bundle, others), strict=True):
         with torch.no_grad(), torchscript.quiet():
-            expected = bundles.named_arrays(module(*given), bundle.output_names)
+            expected = named_arrays(module(*given), bundle.output_names)
             try:
-                actual = bundles.named_arrays(program(*same), bundle.output_names)
+                actual = named_arrays(program(*same), bundle.output_names)
             except RuntimeError as error:
                 raise _depends(bundle, caught) from error
         if branches.differing(expected, actual, branches.allowed(bundle, expected)):

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -151,6 +152,16 @@ def test_the_schema_accepts_the_example_and_refuses_a_typing_error() -> None:
     jsonschema.Draft202012Validator.check_schema(schema)
     pipeline = yaml.safe_load((ROOT / "pipeline.yaml").read_text())
     jsonschema.validate(pipeline, schema)
+    nested: dict[str, Any] = {
+        "b": {"x": {"shape": []}, "y": [{"shape": [2]}, "${{ vars.y }}"]},
+        "shape": {"shape": [1]},
+    }
+    pipeline["stages"]["model"]["with"]["example"] = nested
+    jsonschema.validate(pipeline, schema)
+    nested["b"]["y"] = [{"shap": [2]}]
+    with pytest.raises(jsonschema.ValidationError, match="not valid under any"):
+        jsonschema.validate(pipeline, schema)
+    nested["b"]["y"] = {"shape": [2]}
     pipeline["stages"]["fp32"]["with"] = {"opste": 20}
     with pytest.raises(jsonschema.ValidationError, match="opste"):
         jsonschema.validate(pipeline, schema)
