@@ -35,6 +35,7 @@ _WRITERS_OWN = (
     ".format_version",
     ".storage_alignment",
     ".data/serialization_id",
+    ".data/version",
 )
 
 
@@ -77,6 +78,13 @@ def save(program: torch.jit.ScriptModule, path: Path) -> None:
 
 def without_debug_files(archive: io.BytesIO) -> memoryview:
     """Copy the records of a TorchScript archive that the program alone depends on."""
+    return rewritten(archive, leave_out=(".debug_pkl",))
+
+
+def rewritten(
+    archive: io.BytesIO, *, leave_out: tuple[str, ...], changed: Mapping[str, bytes] | None = None
+) -> memoryview:
+    """Copy an archive's records, sorted by name, without those whose names end so; some are `changed`."""
     import torch
 
     archive.seek(0)
@@ -84,8 +92,8 @@ def without_debug_files(archive: io.BytesIO) -> memoryview:
     clean = io.BytesIO()
     writer = torch._C.PyTorchFileWriter(clean)
     for name in sorted(reader.get_all_records()):
-        if name not in _WRITERS_OWN and not name.endswith(".debug_pkl"):
-            record = reader.get_record(name)
+        if name not in _WRITERS_OWN and not name.endswith(leave_out):
+            record = (changed or {}).get(name) or reader.get_record(name)
             writer.write_record(name, record, len(record))
     writer.write_end_of_file()
     return clean.getbuffer()

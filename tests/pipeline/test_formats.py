@@ -252,6 +252,7 @@ def test_no_stage_type_is_left_out_of_that(tmp_path: Path) -> None:
         "model.transformers",
         "package.container",
         "package.sign",
+        "torch.aot",
         "run.command",
         "run.python",
     }
