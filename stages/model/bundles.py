@@ -7,7 +7,8 @@ A folder with
     code/                the factory's source files, by their path in the project
     reference.npz        inputs and eager outputs: `CASE/in/NAME`, `CASE/out/NAME`
 
-(that of `model.onnx` has model.onnx in the place of factory, weights and code)
+(that of `model.onnx` has model.onnx in the place of factory, weights and code, that of `model.program`
+program.pt or program.pt2)
 so that later stages need nothing of the project, and their keys hold all of it by one digest.
 """
 
@@ -25,7 +26,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from deploy_runner.sdk import StageError, first_line, load_code
 
-from . import loading, tensor_files
+from . import loading, programs, tensor_files
 from .axes import Axis, rows
 from .calls import adapted, call
 from .wording import user_line
@@ -98,11 +99,23 @@ class Bundle:
     outputs: Sequence[Port]
     allowed: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     axes: Mapping[str, Axis] = field(default_factory=dict)
+    program: str = ""
+    """The file that holds the module, where no factory builds it: TorchScript, or an exported program."""
 
     @property
     def is_onnx(self) -> bool:
         """Say whether the model is the folder's model.onnx, not a module."""
-        return not self.factory
+        return not self.factory and not self.program
+
+    @property
+    def is_script(self) -> bool:
+        """Say whether the model is TorchScript: its module has a schema, and no Python."""
+        return self.program.endswith(".pt")
+
+    @property
+    def weights_bytes(self) -> int:
+        """Return the size of the file that holds the weights."""
+        return (self.folder / (self.program or "weights.safetensors")).stat().st_size
 
     @property
     def batch_sized(self) -> bool:
@@ -135,6 +148,16 @@ class Bundle:
         """Return the module, eval mode, on the CPU; its forward() takes the inputs by position, in order."""
         return adapted(self.own_module(), self.input_names)
 
+    def need_python(self, instead: str) -> None:
+        """Raise StageError where the model is a program: it has operators, no layers of Python classes."""
+        if self.program:
+            said = f"the model is a program ({self.program}), which has no layers of Python classes"
+            raise StageError(said, fix=f"use {instead}")
+
+    def exportable(self) -> nn.Module:
+        """Return the module as torch.export takes it: of TorchScript what torch's converter makes of it."""
+        return programs.converted(self.module(), self.example()) if self.is_script else self.module()
+
     def own_module(self) -> nn.Module:
         """Return the module as its factory builds it, with its weights, eval mode, on the CPU.
 
@@ -145,6 +168,8 @@ class Bundle:
                 "the model is an .onnx file: it has no PyTorch module, which this stage converts",
                 fix="use the onnx.* stages, or model.prepare with the model's weights and factory",
             )
+        if self.program:
+            return frozen(programs.module_of(self.folder / self.program))
         code = self.folder / "code"
         files = {p.relative_to(code).as_posix(): p for p in sorted(code.rglob("*.py"))}
         factory: Callable[..., nn.Module] = load_code(self.factory, files)
@@ -177,8 +202,10 @@ def load_bundle(folder: Path) -> Bundle:
             for case, outputs in data.get("precision", {}).items()
         }
         axes = {given["label"]: Axis(**given) for given in data["axes"]}
-        factory, kwargs = ("", {}) if data.get("onnx") else (data["factory"], data["kwargs"])
-        return Bundle(folder, factory, kwargs, ports["inputs"], ports["outputs"], allowed, axes)
+        built = not data.get("onnx") and not data.get("program")
+        factory, kwargs = (data["factory"], data["kwargs"]) if built else ("", {})
+        program = Path(data.get("program", "")).name
+        return Bundle(folder, factory, kwargs, ports["inputs"], ports["outputs"], allowed, axes, program)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise StageError(
             "the input is not a model bundle", fix="use the output `model` of model.prepare or model.onnx"

@@ -22,7 +22,7 @@ from deploy_runner.sdk import StageError, closest
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Binding", "adapted", "arguments", "bind", "call", "in_order"]
+__all__ = ["Binding", "adapted", "arguments", "bind", "call", "forwarding", "in_order"]
 
 _OWN = "_own_forward"
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
@@ -162,8 +162,8 @@ def adapted(module: nn.Module, names: Sequence[str]) -> nn.Module:
     passed = ", ".join((*(words[n] for n in binding.positional), *(f"{n}={n}" for n in binding.named)))
     kind = type(module)
     own = vars(module).pop("forward", None) or kind.forward  # Some libraries replace it on the object.
-    namespace = {_OWN: _renamed(own) if own is kind.forward else staticmethod(own),
-                 "forward": _forward(", ".join(words.values()), passed), "__module__": kind.__module__,
+    own = _renamed(own) if own is kind.forward else staticmethod(own)
+    namespace = {**forwarding(own, ", ".join(words.values()), passed), "__module__": kind.__module__,
                  "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}  # fmt: skip
     try:
         module.__class__ = type(kind.__name__, (kind,), namespace)
@@ -171,6 +171,11 @@ def adapted(module: nn.Module, names: Sequence[str]) -> nn.Module:
         raise StageError("forward() is TorchScript, which can't be called with these inputs",
                          fix="add an example for each of its arguments, in order") from error  # fmt: skip
     return module
+
+
+def forwarding(own: Any, words: str, passed: str) -> dict[str, Any]:
+    """Return the methods of a class whose forward() takes `words`, and passes `passed` on to `own`."""
+    return {_OWN: own, "forward": _forward(words, passed)}
 
 
 def _word(name: str, place: int) -> str:

@@ -70,7 +70,7 @@ def ports_of(
             raise StageError(f"dynamic: there is no input {name!r}, only {', '.join(example)}")
     ordered = in_order(module, list(example))
     bind(module, ordered)
-    ports = [(_port(name, example[name], dynamic), example[name]) for name in ordered]
+    ports = [(port_of(name, example[name], dynamic), example[name]) for name in ordered]
     batch, named = batch_label([port.dynamic for port, _ in ports])
     return [(with_batch(port, batch), given) for port, given in ports], batch, named
 
@@ -90,7 +90,8 @@ def axes_of(dynamic: Dynamic | None, ports: Sequence[tuple[Port, Example]]) -> d
     return {label: merged(label, given) for label, given in sorted(said.items())}
 
 
-def _port(name: str, example: Example, dynamic: Dynamic | None) -> Port:
+def port_of(name: str, example: Example, dynamic: Dynamic | None) -> Port:
+    """Return an input with the axes that vary. Raises StageError for one that it doesn't have."""
     if dynamic is None:
         axes = {0: "batch"} if example.shape else {}
     else:

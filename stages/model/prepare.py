@@ -19,7 +19,7 @@ from deploy_runner.sdk import (
 
 from . import bundles, config_files, loading, state_dicts, tensor_files
 from .examples import Dynamic, Example, axes_of, ports_of
-from .preparing import Asked, Origin, prepare
+from .preparing import Asked, Built, prepare
 from .variation import Source
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class ModelPrepare(Stage):
         packages = {n: v for n, v in ctx.packages.items() if n not in self.packages}
         prepare(
             ctx, module, Source(given, batch, samples), axes_of(params.dynamic, given), params,
-            Origin(params.factory, kwargs, ctx.code_files, packages, weights),
+            Built(params.factory, kwargs, ctx.code_files, packages, weights),
             outputs.model, outputs.checklist, named=named,
         )  # fmt: skip
 

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 from deploy_runner.sdk import StageError
 
 from ...server import aot
-from ..model import bundles
+from ..model import bundles, records
 from ..model.bundles import Bundle
-from . import torchscript
 
 if TYPE_CHECKING:
     import torch
@@ -111,6 +110,9 @@ def strip(package: Path, target: Path, described: Mapping[str, Any]) -> str:
         name = next(n for n in members.namelist() if n.endswith(_METADATA))
         metadata: dict[str, Any] = json.loads(members.read(name))
     said = {**metadata, aot.KEY: json.dumps(described, sort_keys=True)}
-    changed = {name.partition("/")[2]: json.dumps(said, sort_keys=True).encode()}
-    target.write_bytes(torchscript.rewritten(archive, leave_out=(".cpp",), changed=changed))
+    text = json.dumps(said, sort_keys=True).encode()
+    clean = records.rewritten(
+        archive, leave_out=(".cpp",), changed=lambda n, record: text if n.endswith(_METADATA) else record
+    )
+    target.write_bytes(clean.getbuffer())
     return str(metadata.get("AOTI_CPU_ISA", ""))

@@ -24,13 +24,11 @@ from ..model import bundles
 from ..model.axes import Axis
 from ..model.bundles import Bundle
 from ..model.compare import Model, Tolerances, compare, gate
+from ..model.exported import forget_paths
 from ..model.wording import user_line
 
 if TYPE_CHECKING:
     import torch
-
-_PATHS = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn")
-"""What the exporter notes about where a node came from: it differs between two folders."""
 
 _FIXED = re.compile(r"You marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)")
 _SUGGESTED = re.compile(r"^\s*([a-zA-Z]\w*) = (?:Dim\('\w+'((?:, \w+=\d+)+)\)|(\d+)\*\w+)$", re.MULTILINE)
@@ -85,7 +83,7 @@ def exported(bundle: Bundle, example: tuple[torch.Tensor, ...]) -> torch.export.
     import torch
     from torch.fx.experimental import _config
 
-    module = bundle.module()
+    module = bundle.exportable()
     stepped = any(axis.multiple_of > 1 for axis in bundle.axes.values())
     dims = {label: dimension(axis) for label, axis in bundle.axes.items()}
     shapes = tuple(
@@ -98,9 +96,7 @@ def exported(bundle: Bundle, example: tuple[torch.Tensor, ...]) -> torch.export.
             )
     except Exception as error:
         raise refusal(error) from error
-    for node in program.graph.nodes:
-        for name in _PATHS:
-            node.meta.pop(name, None)
+    forget_paths(program)
     return program
 
 

@@ -91,6 +91,7 @@ class TorchSaveFull(Stage):
         import torch
 
         bundle = bundles.load_bundle(inputs.model)
+        bundle.need_python("torch.trace, torch.script or torch.export")
         module = bundle.own_module()
         binding = bind(module, bundle.input_names)
         outputs.model.mkdir(exist_ok=True)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 from deploy_runner.sdk import Context, Stage, StageError, first_line
 
 from ..model import branches, bundles
+from ..model.bundles import Bundle
+from ..model.calls import adapted
 from . import scripted, torchscript
+
+if TYPE_CHECKING:
+    import torch
 
 
 class TorchScript(Stage):
@@ -35,9 +42,11 @@ class TorchScript(Stage):
         import torch
 
         bundle = bundles.load_bundle(inputs.model)
+        if not bundle.is_script:
+            bundle.need_python("torch.trace or torch.export")
         with torchscript.quiet():
             try:
-                program = scripted.script(bundle.own_module(), bundle.input_names)
+                program = _script(bundle)
             except (
                 RuntimeError,
                 torch.jit.frontend.FrontendError,
@@ -50,6 +59,14 @@ class TorchScript(Stage):
         if found.sides():
             ctx.figure("branches", found.sides())  # type: ignore[arg-type]
         torchscript.deliver(ctx, bundle, program, params, outputs.model, found)
+
+
+def _script(bundle: Bundle) -> torch.jit.ScriptModule:
+    """Compile the model, unless it is compiled already. Raises what torch.jit.script raises."""
+    module = bundle.own_module()
+    if bundle.is_script:
+        return cast("torch.jit.ScriptModule", adapted(module, bundle.input_names))
+    return scripted.script(module, bundle.input_names)
 
 
 def _refusal(error: Exception) -> StageError:

@@ -21,22 +21,13 @@ from deploy_runner.sdk import (
     first_line,
 )
 
-from ..model import bundles
+from ..model import bundles, records
 from ..model.branches import Branches, check
 from ..model.bundles import Bundle
 from ..model.compare import Model, Tolerances, compare, gate
 
 if TYPE_CHECKING:
     import torch
-
-_WRITERS_OWN = (
-    "version",
-    "byteorder",
-    ".format_version",
-    ".storage_alignment",
-    ".data/serialization_id",
-    ".data/version",
-)
 
 
 class Params(Tolerances):
@@ -78,25 +69,7 @@ def save(program: torch.jit.ScriptModule, path: Path) -> None:
 
 def without_debug_files(archive: io.BytesIO) -> memoryview:
     """Copy the records of a TorchScript archive that the program alone depends on."""
-    return rewritten(archive, leave_out=(".debug_pkl",))
-
-
-def rewritten(
-    archive: io.BytesIO, *, leave_out: tuple[str, ...], changed: Mapping[str, bytes] | None = None
-) -> memoryview:
-    """Copy an archive's records, sorted by name, without those whose names end so; some are `changed`."""
-    import torch
-
-    archive.seek(0)
-    reader = torch._C.PyTorchFileReader(archive)
-    clean = io.BytesIO()
-    writer = torch._C.PyTorchFileWriter(clean)
-    for name in sorted(reader.get_all_records()):
-        if name not in _WRITERS_OWN and not name.endswith(leave_out):
-            record = (changed or {}).get(name) or reader.get_record(name)
-            writer.write_record(name, record, len(record))
-    writer.write_end_of_file()
-    return clean.getbuffer()
+    return records.rewritten(archive, leave_out=records.DEBUG).getbuffer()
 
 
 def load(path: Path) -> torch.jit.ScriptModule:
