@@ -17,7 +17,7 @@ from deploy_runner.sdk import (
     StageOutputs,
 )
 
-from . import bundles, config_files, loading, state_dicts, tensor_files
+from . import bundles, config_files, loading, npz, state_dicts, tensor_files
 from .examples import Dynamic, Example, axes_of, ports_of
 from .preparing import Asked, Built, prepare
 from .variation import Source
@@ -103,7 +103,7 @@ class ModelPrepare(Stage):
             weights = ctx.workdir / "weights.safetensors"
             tensor_files.write(weights, state_dicts.find_state_dict(module, None)[0])
         given, batch, named = ports_of(module, params.example, params.dynamic)
-        samples = bundles.read_arrays(inputs.samples) if inputs.samples else None
+        samples = npz.read_arrays(inputs.samples) if inputs.samples else None
         packages = {n: v for n, v in ctx.packages.items() if n not in self.packages}
         prepare(
             ctx, module, Source(given, batch, samples), axes_of(params.dynamic, given), params,

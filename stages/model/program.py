@@ -22,7 +22,7 @@ from deploy_runner.sdk import (
     closest,
 )
 
-from . import bundles, exported, programs, symbols
+from . import exported, npz, programs, symbols
 from .axes import Axis, batch_label
 from .bundles import Port
 from .calls import arguments
@@ -82,7 +82,7 @@ class ModelProgram(Stage):
         kind = _kind(inputs.program)
         instead = "use model.prepare with the training checkpoint and a factory"
         programs.refuse_without_trust(kind, trust=ctx.trust, instead=instead)
-        samples = bundles.read_arrays(inputs.samples) if inputs.samples else None
+        samples = npz.read_arrays(inputs.samples) if inputs.samples else None
         ctx.figure("kind", kind)
         if kind == "torchscript":
             module, file = _script(inputs.program, params), ctx.workdir / "program.pt"

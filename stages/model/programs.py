@@ -90,7 +90,7 @@ def module_of(path: Path, *, guarded: bool = False) -> nn.Module:
     return script(path)
 
 
-def converted(module: nn.Module, example: tuple[torch.Tensor, ...]) -> nn.Module:
+def converted(module: torch.jit.ScriptModule, example: tuple[torch.Tensor, ...]) -> nn.Module:
     """Return a TorchScript program as a module that torch.export takes. Raises StageError where it can't."""
     from torch._export.converter import TS2EPConverter
 

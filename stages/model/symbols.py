@@ -72,7 +72,9 @@ def limited(
         for place, label in labels[given.name].items():
             dim = given.dims[place]
             if isinstance(dim, int):
-                said = f"dynamic: the program was exported with axis {place} of {given.name!r} fixed to {dim}"
-                raise StageError(said, fix="remove it, or export the program again")
+                raise StageError(
+                    f"dynamic: the program was exported with axis {place} of {given.name!r} fixed to {dim}",
+                    fix="remove it, or export the program again",
+                )
             said.setdefault(label, []).append(ranges.get(dim, Axis(label)))
     return {label: merged(label, given) for label, given in sorted(said.items())}

@@ -22,7 +22,7 @@ from deploy_runner.sdk import (
     module_path,
 )
 
-from ..model import bundles
+from ..model import bundles, npz
 from ..model.bundles import Bundle, Case
 from ..model.calls import Binding, bind
 from ..model.compare import Tolerances, compare, gate
@@ -142,7 +142,7 @@ def _load_elsewhere(ctx: Context, bundle: Bundle, binding: Binding, folder: Path
                          fix="import everything that it needs")  # fmt: skip
     found = []
     for case in bundle.cases:
-        arrays = list(bundles.read_arrays(made / f"{case.name}.npz").values())
+        arrays = list(npz.read_arrays(made / f"{case.name}.npz").values())
         outputs = dict(zip(bundle.output_names, arrays, strict=True))
         found.append(replace(case, inputs=outputs))
     return found

@@ -17,7 +17,7 @@ from deploy_runner.sdk import (
     StageParams,
 )
 
-from ..model import bundles
+from ..model import bundles, npz
 from ..model.compare import Parity, compare
 from . import runtime
 
@@ -72,7 +72,7 @@ class VerifyParity(Stage):
         if not limits:
             report["allowed"] = parity.allowed
         outputs.report.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", "utf-8")
-        bundles.write_arrays(outputs.worst, parity.worst_sample)
+        npz.write_arrays(outputs.worst, parity.worst_sample)
         refusals = _refusals(params, parity)
         if refusals:
             raise GateError(f"{ctx.stage}: {'; '.join(refusals)}; worst at {parity.worst}")

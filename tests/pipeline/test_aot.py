@@ -19,7 +19,7 @@ import torch
 from deploy_runner.errors import GateError, StageError
 from deploy_runner.server import aot
 from deploy_runner.server.problems import UnfitArtifact
-from deploy_runner.stages.model import bundles
+from deploy_runner.stages.model import npz
 from deploy_runner.stages.push.huggingface.card import Card
 from deploy_runner.stages.push.huggingface.content import Wanted
 from deploy_runner.testing import run_stage
@@ -230,10 +230,10 @@ def test_sagemaker_s_own_containers_are_refused_with_the_way_out(
 def test_a_model_that_differs_is_refused(bundle: Path, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong"
     shutil.copytree(bundle, wrong)
-    arrays = bundles.read_arrays(bundle / "reference.npz")
+    arrays = npz.read_arrays(bundle / "reference.npz")
     for name, array in arrays.items():
         array[0] *= -1 if "/out/" in name else 1
-    bundles.write_arrays(wrong / "reference.npz", arrays)
+    npz.write_arrays(wrong / "reference.npz", arrays)
     with pytest.raises(GateError, match="differs from the original"):
         run_stage(stage("torch.aot"), tmp_path, inputs={"model": wrong})
 
