@@ -71,11 +71,14 @@ def kind_of(path: Path) -> Kind | None:
         return None
 
 
-def refuse_without_trust(kind: Kind, *, trust: bool, instead: str) -> None:
-    """Raise StageError without trust, before anything is loaded. `instead` is what else could be done."""
+def refuse_without_trust(kind: Kind, *, trust: bool, instead: str, but: str = "") -> None:
+    """Raise StageError without trust, before anything is loaded.
+
+    `instead` is what else could be done, `but` what the file was expected to be.
+    """
     if not trust:
         raise StageError(
-            f"the file is {_NAMES[kind]}, whose loading runs code",
+            f"the file is {_NAMES[kind]}{but}: loading it runs code",
             fix=f"{instead}; or, if you trust it, set `trust: true` on the stage",
         )
 

@@ -150,7 +150,7 @@ def test_a_programs_weights_are_taken_with_trust(tmp_path: Path, kind: str) -> N
         torch.jit.save(torch.jit.script(module), tmp_path / "m")
     else:
         torch.export.save(torch.export.export(module, (x,)), tmp_path / "m")
-    error = refused(tmp_path, tmp_path / "m", "whose loading runs code")
+    error = refused(tmp_path, tmp_path / "m", "not a checkpoint: loading it runs code")
     assert "trust: true" in error.fix
     assert_weights(take(tmp_path, tmp_path / "m", trust=True), weights(), format=kind)
 
