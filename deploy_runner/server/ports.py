@@ -55,8 +55,9 @@ class Sizes(NamedTuple):
     max: int | None = None
 
     def __str__(self) -> str:
-        multiple = f"multiples of {self.multiple_of} " if self.multiple_of > 1 else ""
-        return f"{multiple}{self.min} or more" if self.max is None else f"{multiple}{self.min} to {self.max}"
+        most = " or more" if self.max is None else f" to {self.max}"
+        multiple = f"multiples of {self.multiple_of}, " if self.multiple_of > 1 else ""
+        return f"{multiple}{self.min}{most}"
 
     def allows(self, size: int) -> bool:
         """Say whether the axis may have this size."""

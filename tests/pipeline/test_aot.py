@@ -149,7 +149,7 @@ def test_it_says_what_it_takes_and_serve_needs_no_reference(compiled: Path, tmp_
             == 200
         )
         for shape, what in (
-            ((2, 1, 12, 24), "height (multiples of 8 8 to 64)"),
+            ((2, 1, 12, 24), "height (multiples of 8, 8 to 64)"),
             ((41, 1, 16, 24), "batch (1 to 40)"),
             ((2, 1, 16, 25), "24"),
         ):
@@ -236,6 +236,16 @@ def test_a_model_that_differs_is_refused(bundle: Path, tmp_path: Path) -> None:
     npz.write_arrays(wrong / "reference.npz", arrays)
     with pytest.raises(GateError, match="differs from the original"):
         run_stage(stage("torch.aot"), tmp_path, inputs={"model": wrong})
+
+
+@pytest.mark.slow
+def test_a_batch_of_any_size_stays_one(tmp_path: Path) -> None:
+    """Exported with a small batch a convolution is compiled for 15 samples at most."""
+    made = run_stage(
+        stage("torch.aot"), tmp_path / "aot", inputs={"model": bundle_of(tmp_path, "cnn")["model"]}
+    )
+    assert "largest" not in made.figures
+    assert aot.load(made["model"])([torch.zeros(99, 1, 8, 8)])[0].shape == (99, 10)
 
 
 @pytest.mark.slow
