@@ -100,6 +100,10 @@ def _refuse_foreign(metadata: Mapping[str, Any], made_by: Any, here: str) -> Non
         raise UnfitArtifact(
             f"the model was compiled by torch {made_by}, here is torch {here}", fix=f"install torch {made_by}"
         )
+    device = str(metadata.get("AOTI_DEVICE_KEY") or "cpu")
+    if device != "cpu":
+        raise UnfitArtifact(f"the model was compiled for {device}, it is run on the CPU here",
+                            fix="compile it with torch.aot")  # fmt: skip
     machine = str(metadata.get("AOTI_MACHINE") or platform.machine())
     if machine != platform.machine():
         raise UnfitArtifact(f"the model was compiled for {machine}, this machine is {platform.machine()}",

@@ -25,7 +25,7 @@ from deploy_runner.sdk import StageError, first_line, load_code
 
 from . import loading, programs, tensor_files
 from .axes import Axis, rows
-from .calls import adapted, call
+from .calls import adapted, call, narrowed
 from .npz import read_arrays, write_arrays
 from .wording import user_line
 
@@ -95,6 +95,8 @@ class Bundle:
     axes: Mapping[str, Axis] = field(default_factory=dict)
     program: str = ""
     """The file that holds the module, where no factory builds it: TorchScript, or an exported program."""
+    operators: str = ""
+    """What registers operators that the program uses, as a `Code` parameter names it."""
 
     @property
     def is_onnx(self) -> bool:
@@ -140,7 +142,8 @@ class Bundle:
 
     def module(self) -> nn.Module:
         """Return the module, eval mode, on the CPU; its forward() takes the inputs by position, in order."""
-        return adapted(self.own_module(), self.input_names)
+        own = self.own_module()
+        return (narrowed if self.is_script else adapted)(own, self.input_names)
 
     def need_python(self, instead: str) -> None:
         """Raise StageError where the model is a program: it has operators, no layers of Python classes."""
@@ -164,16 +167,20 @@ class Bundle:
                 fix="use the onnx.* stages, or model.prepare with the model's weights and factory",
             )
         if self.program:
+            if self.operators:
+                self._load(self.operators)
             return frozen(programs.module_of(self.folder / self.program))
-        code = self.folder / "code"
-        files = {p.relative_to(code).as_posix(): p for p in sorted(code.rglob("*.py"))}
-        factory: Callable[..., nn.Module] = load_code(self.factory, files)
+        factory: Callable[..., nn.Module] = self._load(self.factory)
         module = build_module(factory, self.kwargs, self.factory)
         loading.load(module, tensor_files.read(self.folder / "weights.safetensors"))
         frozen(module)
         if loading.is_lazy(module):
             self._run_once(module)
         return module
+
+    def _load(self, name: str) -> Any:
+        code = self.folder / "code"
+        return load_code(name, {p.relative_to(code).as_posix(): p for p in sorted(code.rglob("*.py"))})
 
     def _run_once(self, module: nn.Module) -> None:
         """Let lazy layers become ordinary ones, which exporters know."""
@@ -200,7 +207,8 @@ def load_bundle(folder: Path) -> Bundle:
         built = not data.get("onnx") and not data.get("program")
         factory, kwargs = (data["factory"], data["kwargs"]) if built else ("", {})
         program = Path(data.get("program", "")).name
-        return Bundle(folder, factory, kwargs, ports["inputs"], ports["outputs"], allowed, axes, program)
+        parts = ports["inputs"], ports["outputs"], allowed, axes
+        return Bundle(folder, factory, kwargs, *parts, program, data.get("operators", ""))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise StageError(
             "the input is not a model bundle", fix="use the output `model` of model.prepare or model.onnx"

@@ -22,7 +22,7 @@ from deploy_runner.sdk import StageError, closest
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Binding", "adapted", "arguments", "bind", "call", "forwarding", "in_order"]
+__all__ = ["Binding", "adapted", "arguments", "bind", "call", "forwarding", "in_order", "narrowed"]
 
 _OWN = "_own_forward"
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
@@ -171,6 +171,21 @@ def adapted(module: nn.Module, names: Sequence[str]) -> nn.Module:
         raise StageError("forward() is TorchScript, which can't be called with these inputs",
                          fix="add an example for each of its arguments, in order") from error  # fmt: skip
     return module
+
+
+def narrowed(program: Any, names: Sequence[str]) -> Any:
+    """Return TorchScript whose forward() takes exactly the inputs `names`, by position.
+
+    What may be left out, and is, keeps its default: some converters count all arguments.
+    """
+    import torch
+
+    binding = bind(program, names)
+    if binding.plain and len(arguments(program)) == len(names):
+        return program
+    around = type("Around", (torch.nn.Module,), {"forward": _forward(", ".join(names), str(binding))})()
+    setattr(around, _OWN, program)
+    return torch.jit.script(around.eval())
 
 
 def forwarding(own: Any, words: str, passed: str) -> dict[str, Any]:

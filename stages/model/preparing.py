@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .bundles import Case
 
-__all__ = ["Asked", "Built", "Origin", "prepare"]
+__all__ = ["Asked", "Built", "Origin", "copy_code", "prepare"]
 
 
 class Asked(OutputParams):
@@ -56,12 +56,17 @@ class Built:
     def write(self, folder: Path) -> dict[str, Any]:
         """Copy weights and code."""
         shutil.copyfile(self.weights, folder / "weights.safetensors")
-        for name, path in sorted(self.code.items()):
-            place = folder / "code" / name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, place)
+        copy_code(self.code, folder)
         # Nothing reads the packages: they make the keys of the conversions depend on what the code imports.
         return {"factory": self.factory, "kwargs": self.kwargs, "packages": dict(self.packages)}
+
+
+def copy_code(code: Mapping[str, Path], folder: Path) -> None:
+    """Copy the files of a `Code` parameter to where a bundle has them."""
+    for name, path in sorted(code.items()):
+        place = folder / "code" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
 
 
 def prepare(

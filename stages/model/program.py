@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from deploy_runner.sdk import (
+    Code,
     Context,
     Field,
     File,
@@ -28,11 +29,14 @@ from .bundles import Port
 from .calls import arguments
 from .examples import DType, Dynamic, Example, axes_of, port_of, ports_of, with_batch
 from .exported import Declared
-from .preparing import Asked, prepare
+from .preparing import Asked, copy_code, prepare
 from .variation import Source
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+_TENSORS = ("Tensor", "Optional[Tensor]")
 
 
 class ModelProgram(Stage):
@@ -63,6 +67,12 @@ class ModelProgram(Stage):
             "of TorchScript axis 0, of an exported program all that it lets vary)",
         )
 
+        operators: Code | None = Field(
+            None,
+            description="what registers operators that the program uses and torch doesn't have, as "
+            "path/to/file.py:name or package.module:name, e.g. torchvision.ops:nms",
+        )
+
     class Inputs(StageInputs):
         """The file."""
 
@@ -84,6 +94,8 @@ class ModelProgram(Stage):
         programs.refuse_without_trust(kind, trust=ctx.trust, instead=instead)
         samples = npz.read_arrays(inputs.samples) if inputs.samples else None
         ctx.figure("kind", kind)
+        if params.operators:
+            ctx.load(params.operators)
         if kind == "torchscript":
             module, file = _script(inputs.program, params), ctx.workdir / "program.pt"
             file.write_bytes(programs.clean_script(inputs.program).getbuffer())
@@ -97,20 +109,28 @@ class ModelProgram(Stage):
             batch, called = batch_label([port.dynamic for port, _ in given])
             named = called and params.dynamic is not None
             given = [(with_batch(port, batch), example) for port, example in given]
-        prepare(ctx, module, Source(given, batch, samples), axes, params, _Saved(file), outputs.model,
-                outputs.checklist, named=named)  # fmt: skip
+        packages = {n: v for n, v in ctx.packages.items() if n not in self.packages}
+        prepare(
+            ctx, module, Source(given, batch, samples), axes, params,
+            _Saved(file, params.operators or "", ctx.code_files, packages),
+            outputs.model, outputs.checklist, named=named,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class _Saved:
-    """A module that is loaded from a program's file."""
+    """A module that is loaded from a program's file, when what registers its operators was imported."""
 
     file: Path
+    operators: str
+    code: Mapping[str, Path]
+    packages: Mapping[str, str]
 
     def write(self, folder: Path) -> dict[str, Any]:
-        """Copy the file."""
+        """Copy the file and the code."""
         shutil.copyfile(self.file, folder / self.file.name)
-        return {"program": self.file.name}
+        copy_code(self.code, folder)
+        return {"program": self.file.name, "operators": self.operators, "packages": dict(self.packages)}
 
 
 def _kind(path: Path) -> programs.Kind:
@@ -127,6 +147,13 @@ def _kind(path: Path) -> programs.Kind:
 def _script(path: Path, params: ModelProgram.Params) -> nn.Module:
     """Return a TorchScript program. Raises StageError with the line to write where it has no example."""
     module = programs.script(path)
+    for argument in module.forward.schema.arguments[1:]:
+        if not argument.has_default_value() and str(argument.type) not in _TENSORS:
+            raise StageError(
+                f"the TorchScript program requires {argument.name!r} of type {argument.type}, and only "
+                "tensors can be given",
+                fix="script a module around it that takes tensors",
+            )
     if not params.example:
         line = ", ".join(f"{name}: {{shape: […]}}" for name in arguments(module))
         raise StageError("a TorchScript program doesn't say which shapes it takes",

@@ -47,6 +47,7 @@ _NAMES: dict[Kind, str] = {
 _PROGRAM = re.compile(r"(?:^|/)models/[^/]+\.json$|^serialized_exported_program\.json$")
 _COMPILED = re.compile(r"(?:^|/)data/aotinductor/")
 _DEVICE = re.compile(rb'torch\.device\("(?!cpu)[\w:]+"\)')
+_OPERATOR = re.compile(r"(?:Unknown builtin op: |failed to resolve torch\.ops\.)(\w+(?:::|\.)\w+)")
 _ELSEWHERE = re.compile(rb'("type":\s*)"(?:cuda|xpu|mps)"(,\s*"index":\s*)(?:\d+|null)')
 
 
@@ -117,6 +118,7 @@ def script(path: Path) -> torch.jit.ScriptModule:
             warnings.simplefilter("ignore")
             return torch.jit.load(clean_script(path), map_location="cpu")  # type: ignore[no-any-return]
     except Exception as error:  # A damaged program takes torch anywhere.
+        _refuse_unknown_operator(error)
         raise StageError(f"the TorchScript program can't be loaded by torch {torch.__version__}: "
                          f"{first_line(error)}", fix="save it again with this torch") from None  # fmt: skip
 
@@ -143,12 +145,36 @@ def exported(path: Path) -> torch.export.ExportedProgram:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.load = partial(load, map_location="cpu")  # The loader of .pt2 has no such option.
-            return torch.export.load(_program_on_cpu(path))
+            return _loaded(_program_on_cpu(path))
     except Exception as error:
+        _refuse_unknown_operator(error)
         raise StageError(f"the exported program can't be loaded by torch {torch.__version__}: "
                          f"{first_line(error)}", fix="export it again with this torch") from None  # fmt: skip
     finally:
         torch.load = load
+
+
+def _loaded(place: Any) -> torch.export.ExportedProgram:
+    """Load a program; torch.export.load, which reads older archives too, hides why one can't be."""
+    import torch
+    from torch.export.pt2_archive._package import is_pt2_package, load_pt2
+
+    whole = place.getvalue() if isinstance(place, io.BytesIO) else str(place)
+    if not is_pt2_package(whole):
+        return torch.export.load(place)
+    found = load_pt2(place).exported_programs
+    if len(found) != 1:
+        raise ValueError(f"it has {len(found)} programs: {', '.join(found)}")
+    return next(iter(found.values()))
+
+
+def _refuse_unknown_operator(error: Exception) -> None:
+    """Raise StageError for an operator that some library would have registered."""
+    if found := _OPERATOR.search(str(error)):
+        raise StageError(
+            f"the program uses the operator {found[1].replace('.', '::')}, which torch doesn't have",
+            fix="name what registers it as `operators`, e.g. `operators: torchvision.ops:nms`",
+        ) from None
 
 
 def _program_on_cpu(path: Path) -> Any:

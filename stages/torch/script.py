@@ -8,7 +8,6 @@ from deploy_runner.sdk import Context, Stage, StageError, first_line
 
 from ..model import branches, bundles
 from ..model.bundles import Bundle
-from ..model.calls import adapted
 from . import scripted, torchscript
 
 if TYPE_CHECKING:
@@ -64,10 +63,9 @@ class TorchScript(Stage):
 
 def _script(bundle: Bundle) -> torch.jit.ScriptModule:
     """Compile the model, unless it is compiled already. Raises what torch.jit.script raises."""
-    module = bundle.own_module()
     if bundle.is_script:
-        return cast("torch.jit.ScriptModule", adapted(module, bundle.input_names))
-    return scripted.script(module, bundle.input_names)
+        return cast("torch.jit.ScriptModule", bundle.module())
+    return scripted.script(bundle.own_module(), bundle.input_names)
 
 
 def _refusal(error: Exception) -> StageError:

@@ -290,6 +290,7 @@ def package(path: Path, metadata: dict[str, Any]) -> Path:
             {"deploy_runner": '{"torch": "2.9.1"}'}, r"by torch 2\.9\.1, here is .*install", id="torch"
         ),
         pytest.param({"AOTI_MACHINE": "s390x"}, "compiled for s390x, this machine is", id="machine"),
+        pytest.param({"AOTI_DEVICE_KEY": "cuda"}, "compiled for cuda, it is run on the CPU", id="device"),
         pytest.param({"deploy_runner": "{"}, "torch can't load model.pt2: ", id="damaged"),
     ],
 )
