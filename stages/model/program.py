@@ -147,7 +147,8 @@ def _kind(path: Path) -> programs.Kind:
 def _script(path: Path, params: ModelProgram.Params) -> nn.Module:
     """Return a TorchScript program. Raises StageError with the line to write where it has no example."""
     module = programs.script(path)
-    for argument in module.forward.schema.arguments[1:]:
+    forward: Any = module.forward
+    for argument in forward.schema.arguments[1:]:
         if not argument.has_default_value() and str(argument.type) not in _TENSORS:
             raise StageError(
                 f"the TorchScript program requires {argument.name!r} of type {argument.type}, and only "
