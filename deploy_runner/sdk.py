@@ -213,7 +213,8 @@ class Stage:
     """Properties of the machine that the outputs depend on and that are therefore part of the action key.
 
     "arch" is the processor architecture as `uname -m` prints it, "isa" the vector instructions by
-    which numerical kernels are chosen (AVX-512, VNNI, …).
+    which numerical kernels are chosen (AVX-512, VNNI, …), "g++" the version of that compiler, which has to
+    be there.
     """
     extra: ClassVar[str] = ""
     """The extra of deploy-runner that installs what the stage imports, e.g. "onnx"."""

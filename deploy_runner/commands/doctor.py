@@ -71,6 +71,7 @@ def _examine(pipeline: Pipeline) -> list[Check]:
         _disk(Path(graph.root)),
         _sandbox(),
         *_extras(graph),
+        *_compiler(graph),
         *_secrets(graph, pipeline.environ),
         *_shared_cache(pipeline),
         *_credentials(pipeline),
@@ -111,6 +112,14 @@ def _extras(graph: Graph) -> Iterator[Check]:
         detail = ", needed by ".join(filter(None, (said, ", ".join(ids)))) if said else "installed"
         fix = f"pip install 'deploy-runner[{extra}]'" if extra else how_to_install(module)
         yield Check(module, not said, detail, fix)
+
+
+def _compiler(graph: Graph) -> Iterator[Check]:
+    ids = [node.id for node in graph.stages.values() if "g++" in node.facets]
+    if ids:
+        found = shutil.which("g++")
+        detail = found or f"missing, needed by {', '.join(ids)}"
+        yield Check("g++", found is not None, detail, "install it, e.g. apt-get install g++")
 
 
 def _imported(node: StageNode) -> Iterator[str]:

@@ -67,7 +67,7 @@ class Serve(NamedTuple):
     selection: Annotated[
         Selection,
         "STAGE or STAGE.OUTPUT that is up to date; or the path of an ONNX artifact, "
-        "a model.tar.gz, a TorchScript file or a container's context",
+        "a model.tar.gz, a TorchScript file, a package of torch.aot or a container's context",
     ]
     options: ServerOptions
     run: Annotated[str, RUN_INSTEAD] = ""
@@ -84,7 +84,7 @@ class Serve(NamedTuple):
         if Path(name).exists():
             command = _command(name, given)
             os.execv(command[0], command)
-        if "/" in name or name.endswith((".onnx", ".pt", ".gz", ".tgz")):
+        if "/" in name or name.endswith((".onnx", ".pt", ".pt2", ".gz", ".tgz")):
             raise UsageError(f"{name} does not exist")
         selection = self.selection._replace(words=(*(pipeline or (DEFAULT_PIPELINE,)), name))
         with TemporaryDirectory(prefix="deploy-runner-serve-") as folder:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -94,9 +95,10 @@ class KeyEnvironment:
         return self._versions[name]
 
     def facet(self, name: str) -> str:
-        """Return a platform facet: "arch" is the machine's, "isa" what kernels choose by."""
+        """Return a platform facet: "arch" is the machine's, "isa" what kernels choose by, else a program."""
         if name not in self._facets:
-            self._facets[name] = os.uname().machine if name == "arch" else _isa()
+            known = {"arch": lambda: os.uname().machine, "isa": _isa}
+            self._facets[name] = known.get(name, lambda: _version_of(name))()
         return self._facets[name]
 
 
@@ -114,6 +116,15 @@ def _isa() -> str:
     except OSError:
         flags = set()
     return ",".join(flag for flag in _ISA_FLAGS if flag in flags) or "baseline"
+
+
+def _version_of(program: str) -> str:
+    """Return the first line that a program says of its version, "absent" where there is none."""
+    try:
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return "absent"
+    return done.stdout.partition("\n")[0].strip()
 
 
 def preimage(

@@ -145,7 +145,7 @@ class StageSpec(_Model):
     env: list[str] = Field(default=[], description="environment variables that the stage receives")
     resources: ResourcesSpec = Field(default=ResourcesSpec(), description="resource limits")
     timeout: str | int | float = Field(0, description="e.g. 10m; 0: no limit")
-    trust: bool = Field(False, description="allow code inside the input: pickle, TorchScript")
+    trust: bool = Field(False, description="allow code inside the input: pickle, TorchScript, .pt2")
 
 
 class PipelineSpec(_Model):

@@ -8,20 +8,24 @@ import mmap
 import os
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import archives
-from .ports import DATATYPES, Arrays, Port, Ports, with_batches
+from . import aot, archives
+from .ports import DATATYPES, Arrays, Port, Ports, Sizes, with_batches
 from .problems import UnfitArtifact
 from .reasons import first_line
 
 __all__ = ["Artifact", "Case", "find", "fingerprint"]
 
-_ONNX, _TORCHSCRIPT = "onnx", "torchscript"
+_ONNX, _TORCHSCRIPT, _AOT = "onnx", "torchscript", "aot"
+_CODE = {
+    _TORCHSCRIPT: "TorchScript, which contains code",
+    _AOT: "a package of AOTInductor, which is machine code",
+}
 _NOT_DATA = ("model.json", "cases.npz", "bundle.json", "reference.npz")
 
 
@@ -87,16 +91,16 @@ def _find(path: Path, scratch: Callable[[], Path], reference: Path | None, trust
         file = path
         if file.with_name("model.json").is_file() and file.suffix != ".onnx":
             described = _described(file.with_name("model.json"))
-    format_ = str(described.get("format") or (_ONNX if file.suffix == ".onnx" else _TORCHSCRIPT))
-    if format_ not in (_ONNX, _TORCHSCRIPT):
-        raise UnfitArtifact(f"the format {format_!r} is not supported", fix=f"{_ONNX} or {_TORCHSCRIPT}")
-    if format_ == _TORCHSCRIPT and not trust:
-        raise UnfitArtifact(
-            f"{file.name} is TorchScript, which contains code", fix="if you trust it: --trust"
-        )
+    format_ = str(described.get("format") or _format(file))
+    if format_ not in (_ONNX, *_CODE):
+        raise UnfitArtifact(f"the format {format_!r} is not supported", fix=f"{', '.join(_CODE)} or {_ONNX}")
+    if format_ in _CODE and not trust:
+        raise UnfitArtifact(f"{file.name} is {_CODE[format_]}", fix="if you trust it: --trust")
     bundle = _bundle(reference) if reference else {}
+    if format_ == _AOT:  # What it was compiled for, whatever stands beside it.
+        described = {**described, **aot.described(file)}
     given = described if "inputs" in described else bundle
-    if format_ == _TORCHSCRIPT and "inputs" not in given:
+    if format_ in _CODE and "inputs" not in given:
         raise UnfitArtifact(f"the input names of {file.name} are unknown",
                             fix="--reference BUNDLE of model.prepare, or a model.json beside it")  # fmt: skip
     cases_file = reference / "reference.npz" if reference else file.with_name("cases.npz")
@@ -110,6 +114,17 @@ def _find(path: Path, scratch: Callable[[], Path], reference: Path | None, trust
     )  # fmt: skip
 
 
+def _format(file: Path) -> str:
+    """Return a file's format by its name and content."""
+    if file.suffix == ".onnx":
+        return _ONNX
+    if aot.is_aot(file):
+        return _AOT
+    if file.suffix == ".pt2":
+        raise UnfitArtifact(f"{file.name} is not a package of AOTInductor", fix="compile it with torch.aot")
+    return _TORCHSCRIPT
+
+
 def _in_folder(folder: Path) -> tuple[Path, Mapping[str, Any]]:
     """Return the model's file, and model.json; a container's context has both in `model/`."""
     for place in (folder, folder / "model"):
@@ -119,8 +134,9 @@ def _in_folder(folder: Path) -> tuple[Path, Mapping[str, Any]]:
             if not name or Path(name).name != name or not (place / name).is_file():
                 raise UnfitArtifact(f"model.json refers to the file {name!r}, which is not beside it")
             return place / name, described
-        if (place / "model.onnx").is_file():
-            return place / "model.onnx", {}
+        for name in ("model.onnx", "model.pt2", "model.pt"):
+            if (place / name).is_file():
+                return place / name, {}
     raise UnfitArtifact(f"{folder} contains neither model.onnx nor model.json",
                         fix="use an ONNX artifact, a model.tar.gz, or a container's context")  # fmt: skip
 
@@ -147,6 +163,8 @@ def _bundle(folder: Path) -> Mapping[str, Any]:
 def _with_batches(described: Mapping[str, Any], format_: str) -> tuple[Ports, Ports]:
     """Return inputs and outputs; none where an ONNX model knows its axes better than what describes it."""
     inputs, outputs = (_ports(described, part) for part in ("inputs", "outputs"))
+    if format_ == _AOT:
+        inputs = _limited(inputs, described)
     if all("batch" in given for given in described.get("inputs", [])):
         return inputs, outputs
     return (Ports(), Ports()) if format_ == _ONNX else with_batches(inputs, outputs)
@@ -157,6 +175,15 @@ def _ports(described: Mapping[str, Any], part: str) -> Ports:
         return Ports(_port(given) for given in described.get(part, []))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UnfitArtifact(f"the {part} are not described by name, dtype and shape") from None
+
+
+def _limited(ports: Ports, described: Mapping[str, Any]) -> Ports:
+    """Return the ports with the sizes that their axes may have: compiled code looks at few of them itself."""
+    try:
+        known = {a["label"]: Sizes(a["multiple_of"], a["min"], a["max"]) for a in described.get("axes", [])}
+    except (KeyError, TypeError):
+        raise UnfitArtifact("the axes are not described by label, multiple_of, min and max") from None
+    return Ports(replace(p, sizes=tuple(known.get(label, Sizes()) for label in p.axes)) for p in ports)
 
 
 def _port(given: Mapping[str, Any]) -> Port:

@@ -34,6 +34,11 @@ class Limits:
         self.max_batch, self.max_delay_s = max_batch, max_delay_s
         self.max_queue, self.timeout_s = max_queue, timeout_s
 
+    def of(self, max_batch: int) -> Limits:
+        """Return the limits with another largest batch."""
+        return Limits(max_batch=max_batch, max_delay_s=self.max_delay_s, max_queue=self.max_queue,
+                      timeout_s=self.timeout_s)  # fmt: skip
+
 
 class Observer(Protocol):
     """Is told what the batcher does."""

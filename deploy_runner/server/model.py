@@ -16,7 +16,7 @@ import numpy as np
 
 from .artifact import Artifact, find, fingerprint
 from .options import Settings
-from .ports import Arrays, Port, Ports, joined, samples_first
+from .ports import Arrays, Port, Ports, Sizes, joined, samples_first
 from .problems import Refused, UnfitArtifact
 from .programs import Program, open_program
 
@@ -33,7 +33,8 @@ _ROUNDS = 3
 class Model:
     """A model and what was found out about it.
 
-    `joins` says that requests may be run as one batch, `why_alone` why not. `example` has one sample.
+    `joins` says that requests may be run as one batch of at most `max_batch` samples, `why_alone` why not.
+    `example` has one sample.
     """
 
     artifact: Artifact
@@ -42,6 +43,7 @@ class Model:
     joins: bool
     why_alone: str
     small: bool
+    max_batch: int
     threads: int
     scratch: ExitStack
     fingerprint: tuple[object, ...]
@@ -68,13 +70,16 @@ def load(settings: Settings, cores: int) -> Model:
         program = open_program(artifact, settings.threads or 1)
         example = _example(artifact, program)
         _try_cases(artifact, program, settings.atol, settings.rtol)
-        why = _why_alone(artifact, program, example, settings.max_batch)
-        seconds = _seconds(program, example, 1 if why else settings.max_batch)
+        max_batch = min([settings.max_batch, *_most_samples(program.inputs)])
+        why = _why_alone(artifact, program, example, max_batch)
+        seconds = _seconds(program, example, 1 if why else max_batch)
         threads = settings.threads or (1 if seconds < _SMALL_S else cores)
         if threads != (settings.threads or 1):
             program = open_program(artifact, threads)
             _seconds(program, example, 1)
-        return Model(artifact, program, example, not why, why, seconds < _SMALL_S, threads, scratch, state)
+        return Model(
+            artifact, program, example, not why, why, seconds < _SMALL_S, max_batch, threads, scratch, state
+        )  # fmt: skip
     except Refused as refused:
         scratch.close()
         raise UnfitArtifact(f"the model failed to run: {refused}") from None
@@ -92,7 +97,7 @@ def _example(artifact: Artifact, program: Program) -> Arrays:
     """Return inputs of one sample that the model can run: a reference case's, or made-up ones."""
     for case in artifact.cases:
         if all(name in case.inputs for name in program.inputs.names):
-            return {p.name: a if p.batch is None else np.take(a, [0], axis=p.batch)
+            return {p.name: a if p.batch is None else np.take(a, range(_fewest(p)), axis=p.batch, mode="wrap")
                     for p in program.inputs for a in [case.inputs[p.name]]}  # fmt: skip
     refused: Refused | None = None
     for size in _SIZES:
@@ -107,11 +112,24 @@ def _example(artifact: Artifact, program: Program) -> Arrays:
     raise refused
 
 
+def _fewest(port: Port) -> int:
+    """Return the number of samples of the smallest batch."""
+    return port.sizes[port.batch].nearest(1) if port.sizes and port.batch is not None else 1
+
+
+def _most_samples(ports: Ports) -> list[int]:
+    """Return the largest batch of each input that has one."""
+    limits = [p.sizes[p.batch].max for p in ports if p.sizes and p.batch is not None]
+    return [size for size in limits if size is not None]
+
+
 def _made_up(ports: Ports, size: int) -> Arrays:
     generator = np.random.default_rng(0)
     arrays = {}
     for port in ports:
-        shape = [1 if i == port.batch else size if s < 0 else s for i, s in enumerate(port.shape)]
+        free = port.sizes or (Sizes(),) * len(port.shape)
+        wanted = [1 if i == port.batch else size for i in range(len(port.shape))]
+        shape = [n.nearest(w) if s < 0 else s for s, w, n in zip(port.shape, wanted, free, strict=True)]
         floats = np.dtype(port.dtype).kind == "f"
         values = generator.random(shape).round(3) if floats else generator.integers(0, 2, shape)
         arrays[port.name] = np.asarray(values, port.dtype)

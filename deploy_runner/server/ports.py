@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ __all__ = [
     "Arrays",
     "Port",
     "Ports",
+    "Sizes",
     "alike",
     "as_array",
     "check",
@@ -46,11 +47,34 @@ _KINDS = {"f": "floats", "i": "whole numbers", "u": "whole numbers", "b": "boole
           "O": "nulls, objects or numbers too large", "c": "complex numbers"}  # fmt: skip
 
 
+class Sizes(NamedTuple):
+    """The sizes that an axis may have: multiples of `multiple_of` from `min` to `max`, None for no end."""
+
+    multiple_of: int = 1
+    min: int = 1
+    max: int | None = None
+
+    def __str__(self) -> str:
+        most = " or more" if self.max is None else f" to {self.max}"
+        multiple = f"multiples of {self.multiple_of}, " if self.multiple_of > 1 else ""
+        return f"{multiple}{self.min}{most}"
+
+    def allows(self, size: int) -> bool:
+        """Say whether the axis may have this size."""
+        return self.min <= size <= (self.max or size) and size % self.multiple_of == 0
+
+    def nearest(self, size: int) -> int:
+        """Return the smallest size from `size` on that is allowed, else the largest."""
+        found = -(-max(size, self.min) // self.multiple_of) * self.multiple_of
+        return found if self.max is None else min(found, self.max // self.multiple_of * self.multiple_of)
+
+
 @dataclass(frozen=True, slots=True)
 class Port:
     """An input or output: in `shape` -1 stands for any size, in `axes` is its name, if it has one.
 
     `batch` is the axis of the samples, None where their number is fixed or it has none, like a mask.
+    `sizes` says for each axis which sizes it may have; empty where nothing is known of that.
     """
 
     name: str
@@ -58,6 +82,7 @@ class Port:
     shape: tuple[int, ...]
     axes: tuple[str, ...] = ()
     batch: int | None = None
+    sizes: tuple[Sizes, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.dtype} of shape {self.dims}"
@@ -66,8 +91,10 @@ class Port:
     def dims(self) -> str:
         """Return the shape as it is shown, e.g. [batch, 1, 8, 8]."""
         names = self.axes or ("",) * len(self.shape)
+        limits = [f" ({sizes})" if sizes != Sizes() else "" for sizes in self.sizes] or ("",) * len(names)
         parts = [
-            str(size) if size >= 0 else name or "-1" for size, name in zip(self.shape, names, strict=True)
+            str(size) if size >= 0 else (name or "-1") + limit
+            for size, name, limit in zip(self.shape, names, limits, strict=True)
         ]
         return f"[{', '.join(parts)}]"
 
@@ -83,6 +110,11 @@ class Port:
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Say whether an array of this shape is taken."""
+        if self.sizes:
+            return len(shape) == len(self.shape) and all(
+                sizes.allows(got) if want < 0 else got == want
+                for got, want, sizes in zip(shape, self.shape, self.sizes, strict=True)
+            )
         if shape and self.batch == 0 and tuple(shape[1:]) == self.shape[1:]:
             return True
         return len(shape) == len(self.shape) and all(

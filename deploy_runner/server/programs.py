@@ -1,14 +1,15 @@
-"""Run a model: ONNX by onnxruntime, TorchScript by torch, on the CPU."""
+"""Run a model: ONNX by onnxruntime, TorchScript and what AOTInductor compiled by torch, on the CPU."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 
+from . import aot
 from .artifact import Artifact
 from .ports import DATATYPES, Arrays, Port, Ports, with_batches
 from .problems import Invalid, ModelError, Problem, UnfitArtifact
@@ -31,8 +32,7 @@ class Program(Protocol):
 
 def open_program(artifact: Artifact, threads: int) -> Program:
     """Load a model. Raises UnfitArtifact where its runtime can't."""
-    kind = _Onnx if artifact.format == "onnx" else _TorchScript
-    return kind(artifact, threads)
+    return _KINDS[artifact.format](artifact, threads)
 
 
 class _Onnx:
@@ -97,8 +97,8 @@ def _refusal(error: BaseException) -> Problem:
     return Problem(("body", "inputs"), f"the model can't take these values: {said}")
 
 
-class _TorchScript:
-    platform = "pytorch_torchscript"
+class _Torch:
+    platform = ""
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
         import torch
@@ -106,26 +106,60 @@ class _TorchScript:
         self._torch = torch
         torch.set_num_threads(threads)
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)
-                self._program = torch.jit.load(str(artifact.file), map_location="cpu").eval()
-        except (RuntimeError, ValueError, OSError) as error:
-            raise UnfitArtifact(f"torch can't load {artifact.file.name}: {first_line(error)}") from None
+        self._program = self._loaded(artifact)
+
+    def _loaded(self, artifact: Artifact) -> Callable[[Sequence[Any]], Any]:
+        """Return what takes tensors by position."""
+        raise NotImplementedError
+
+    def _is_refusal(self, error: Exception) -> bool:
+        """Say whether the program failed because of the values that it was given."""
+        return isinstance(error, IndexError)
 
     def run(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Arrays:
         torch = self._torch
         whole = (np.require(arrays[port.name], requirements=["C", "W"]) for port in self.inputs)
-        given = [torch.from_numpy(array) for array in whole]
+        # Flat at first: where an axis has one place only, NumPy's strides may be any.
+        given = [torch.from_numpy(array.reshape(-1)).view(array.shape) for array in whole]
         try:
             with torch.inference_mode():
-                result = self._program(*given)
-        except IndexError as error:
-            raise Invalid(_refusal(error)) from None
-        except RuntimeError as error:
+                result = self._program(given)
+        except (IndexError, RuntimeError) as error:
+            if self._is_refusal(error):
+                raise Invalid(_refusal(error)) from None
             raise ModelError(Problem(("model",), f"the model failed: {first_line(error)}")) from error
         leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         if len(leaves) != len(self.outputs):
             said = f"the model returned {len(leaves)} tensors, but {len(self.outputs)} are described"
             raise ModelError(Problem(("model",), said))
         return {port.name: leaf.contiguous().numpy() for port, leaf in zip(self.outputs, leaves, strict=True)}
+
+
+class _TorchScript(_Torch):
+    platform = "pytorch_torchscript"
+
+    def _loaded(self, artifact: Artifact) -> Callable[[Sequence[Any]], Any]:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                program = self._torch.jit.load(str(artifact.file), map_location="cpu").eval()
+        except (RuntimeError, ValueError, OSError) as error:
+            raise UnfitArtifact(f"torch can't load {artifact.file.name}: {first_line(error)}") from None
+        return lambda tensors: program(*tensors)
+
+
+class _Aot(_Torch):
+    platform = "pytorch_aotinductor"
+
+    def _loaded(self, artifact: Artifact) -> Callable[[Sequence[Any]], Any]:
+        return aot.load(artifact.file)
+
+    def _is_refusal(self, error: Exception) -> bool:
+        return str(error).startswith("input_handles[")
+
+
+_KINDS: Mapping[str, Callable[[Artifact, int], Program]] = {
+    "onnx": _Onnx,
+    "torchscript": _TorchScript,
+    "aot": _Aot,
+}

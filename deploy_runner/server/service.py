@@ -64,7 +64,7 @@ class Service:
             self._spawn(self._watch(model.fingerprint))
 
     def _serve(self, model: Model) -> None:
-        self.live = Live(model, self._limits, self.metrics)
+        self.live = Live(model, self._limits.of(model.max_batch), self.metrics)
         self.metrics.model(self.name, model.artifact.digest, model.artifact.format)
         self.log("model", name=self.name, **describe(model))
 

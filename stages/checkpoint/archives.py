@@ -13,6 +13,8 @@ from typing import IO, Literal, NamedTuple
 
 from deploy_runner.sdk import StageError
 
+from ..model.programs import kind_among
+
 Kind = Literal["torch", "torchscript", "pt2", "npz"]
 
 _MOST_MEMBERS = 1_000_000
@@ -29,10 +31,12 @@ def kind(path: Path) -> Kind:
     with path.open("rb") as file:
         members = _members(file)
         names = {member.filename.partition("/")[2] for member in members}
-        if "constants.pkl" in names:
-            return "torchscript"
-        if any(name.endswith("model.json") for name in names):
-            return "pt2"
+        program = kind_among(member.filename for member in members)
+        if program == "aot":
+            raise StageError("the file is a package of AOTInductor: machine code, not a checkpoint",
+                             fix="use the training checkpoint that it was created from")  # fmt: skip
+        if program is not None:
+            return program
         check(file, members)
     if "data.pkl" in names:
         return "torch"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from deploy_runner.sdk import StageError, first_line
 
-from ..model.bundles import read_arrays
+from ..model.npz import read_arrays
 from . import archives, distributed, folders, harmless, pickles, programs
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from deploy_runner.sdk import (
     first_line,
 )
 
-from ..model import bundles, loading, state_dicts
+from ..model import bundles, loading, npz, state_dicts
 from ..model.calls import arguments, call, in_order
 from ..model.structures import hints_of, is_structure
 from ..model.wording import user_line
@@ -96,7 +96,7 @@ class CheckpointResumeCheck(Stage):
 
         torch.set_num_threads(1)
         content = reader.read(inputs.checkpoint, trust=ctx.trust)
-        trainer = _Trainer(ctx, params, bundles.read_arrays(inputs.data))
+        trainer = _Trainer(ctx, params, npz.read_arrays(inputs.data))
         half = params.steps // 2
         weights, _ = state_dicts.find_state_dict(content, None)
         weights = state_dicts.strip_wrappers(weights, None)

@@ -96,7 +96,7 @@ class MobileExecutorch(Stage):
         kept: list[Mapping[str, Any]] = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module = bundle.module()
+            module = bundle.exportable()
             if params.quantize == "int8":
                 slots = calibration.slots_of_bundle(bundle)
                 samples = calibration.open_samples(ctx, params, inputs.calibration, slots)

@@ -7,29 +7,28 @@ A folder with
     code/                the factory's source files, by their path in the project
     reference.npz        inputs and eager outputs: `CASE/in/NAME`, `CASE/out/NAME`
 
-(that of `model.onnx` has model.onnx in the place of factory, weights and code)
+(that of `model.onnx` has model.onnx in the place of factory, weights and code, that of `model.program`
+program.pt or program.pt2)
 so that later stages need nothing of the project, and their keys hold all of it by one digest.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from deploy_runner.sdk import StageError, first_line, load_code
 
-from . import loading, tensor_files
+from . import loading, programs, tensor_files
 from .axes import Axis, rows
-from .calls import Arguments, adapted, call
+from .calls import Arguments, adapted, call, narrowed
 from .nesting import Path as Place
 from .nesting import tree_of
+from .npz import read_arrays, write_arrays
 from .wording import user_line
 
 if TYPE_CHECKING:
@@ -38,10 +37,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     Arrays = Mapping[str, np.ndarray[Any, Any]]
-
-_SURE_BYTES = 256 << 20
-_MOST_COMPRESSED = 200
-"""An archive beyond both is taken for a bomb: data shrinks to a tenth, masks to a hundredth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +100,25 @@ class Bundle:
     axes: Mapping[str, Axis] = field(default_factory=dict)
     kept: Sequence[int] | None = None
     """Which parts of forward()'s result `module()` returns as a tuple: exporters don't take the whole."""
+    program: str = ""
+    """The file that holds the module, where no factory builds it: TorchScript, or an exported program."""
+    operators: str = ""
+    """What registers operators that the program uses, as a `Code` parameter names it."""
 
     @property
     def is_onnx(self) -> bool:
         """Say whether the model is the folder's model.onnx, not a module."""
-        return not self.factory
+        return not self.factory and not self.program
+
+    @property
+    def is_script(self) -> bool:
+        """Say whether the model is TorchScript: its module has a schema, and no Python."""
+        return self.program.endswith(".pt")
+
+    @property
+    def weights_bytes(self) -> int:
+        """Return the size of the file that holds the weights."""
+        return (self.folder / (self.program or "weights.safetensors")).stat().st_size
 
     @property
     def batch_sized(self) -> bool:
@@ -145,7 +154,21 @@ class Bundle:
 
     def module(self) -> nn.Module:
         """Return the module, eval mode, on the CPU; its forward() takes the inputs by position, in order."""
-        return adapted(self.own_module(), self.arguments, kept=self.kept)
+        own = self.own_module()
+        if self.is_script:
+            return narrowed(own, self.input_names)  # type: ignore[no-any-return]
+        return adapted(own, self.arguments, kept=self.kept)
+
+    def need_python(self, instead: str) -> None:
+        """Raise StageError where the model is a program: it has operators, no layers of Python classes."""
+        if self.program:
+            said = f"the model is a program ({self.program}), which has no layers of Python classes"
+            raise StageError(said, fix=f"use {instead}")
+
+    def exportable(self) -> nn.Module:
+        """Return the module as torch.export takes it: of TorchScript what torch's converter makes of it."""
+        module: Any = self.module()
+        return programs.converted(module, self.example()) if self.is_script else module
 
     def own_module(self) -> nn.Module:
         """Return the module as its factory builds it, with its weights, eval mode, on the CPU.
@@ -157,15 +180,21 @@ class Bundle:
                 "the model is an .onnx file: it has no PyTorch module, which this stage converts",
                 fix="use the onnx.* stages, or model.prepare with the model's weights and factory",
             )
-        code = self.folder / "code"
-        files = {p.relative_to(code).as_posix(): p for p in sorted(code.rglob("*.py"))}
-        factory: Callable[..., nn.Module] = load_code(self.factory, files)
+        if self.program:
+            if self.operators:
+                self._load(self.operators)
+            return frozen(programs.module_of(self.folder / self.program))
+        factory: Callable[..., nn.Module] = self._load(self.factory)
         module = build_module(factory, self.kwargs, self.factory)
         loading.load(module, tensor_files.read(self.folder / "weights.safetensors"))
         frozen(module)
         if loading.is_lazy(module):
             self._run_once(module)
         return module
+
+    def _load(self, name: str) -> Any:
+        code = self.folder / "code"
+        return load_code(name, {p.relative_to(code).as_posix(): p for p in sorted(code.rglob("*.py"))})
 
     def _run_once(self, module: nn.Module) -> None:
         """Let lazy layers become ordinary ones, which exporters know."""
@@ -189,9 +218,13 @@ def load_bundle(folder: Path) -> Bundle:
             for case, outputs in data.get("precision", {}).items()
         }
         axes = {given["label"]: Axis(**given) for given in data["axes"]}
-        factory, kwargs = ("", {}) if data.get("onnx") else (data["factory"], data["kwargs"])
-        return Bundle(folder, factory, kwargs, ports["inputs"], ports["outputs"], allowed, axes,
-                      kept=data.get("kept"))  # fmt: skip
+        built = not data.get("onnx") and not data.get("program")
+        factory, kwargs = (data["factory"], data["kwargs"]) if built else ("", {})
+        return Bundle(
+            folder, factory, kwargs, ports["inputs"], ports["outputs"], allowed, axes,
+            kept=data.get("kept"), program=Path(data.get("program", "")).name,
+            operators=data.get("operators", ""),
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise StageError(
             "the input is not a model bundle", fix="use the output `model` of model.prepare or model.onnx"
@@ -284,85 +317,3 @@ def read_cases(path: Path) -> list[Case]:
         case, part, name = key.split("/", 2)
         grouped.setdefault(case, {"in": {}, "out": {}})[part][name] = array
     return [Case(name, parts["in"], parts["out"]) for name, parts in grouped.items()]
-
-
-def write_arrays(path: Path, arrays: Arrays) -> None:
-    """Write an .npz whose bytes depend on the arrays alone: no dates, no compression."""
-    import io
-    import zipfile
-
-    import numpy as np
-
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in arrays.items():
-            buffer = io.BytesIO()
-            np.lib.format.write_array(buffer, np.asarray(array, order="C"), allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue())
-
-
-def read_arrays(path: Path) -> dict[str, Any]:
-    """Read an .npz. Raises StageError where it isn't one, or holds anything but numbers."""
-    import numpy as np
-
-    with open_arrays(path) as members:
-        arrays: dict[str, Any] = {}
-        for name, file in members.items():
-            shape, fortran, dtype = array_header(name, file, members.sizes[name])
-            values = np.frombuffer(file.read(math.prod(shape) * dtype.itemsize), dtype)
-            if values.size != math.prod(shape):
-                raise ValueError(f"the array {name!r} is truncated")
-            arrays[name] = values.reshape(shape, order="F" if fortran else "C").copy()
-    return arrays
-
-
-class Members(dict[str, IO[bytes]]):
-    """The open members of an .npz by array name, with their sizes in bytes."""
-
-    sizes: dict[str, int]
-
-
-@contextmanager
-def open_arrays(path: Path) -> Iterator[Members]:
-    """Open the arrays of an .npz, each to be read as a stream.
-
-    Raises StageError where it isn't one: also for the ValueErrors and the damage that whoever reads
-    it meets.
-    """
-    import zipfile
-
-    try:
-        with zipfile.ZipFile(path) as archive, ExitStack() as opened:
-            members, sizes = Members(), {}
-            for info in archive.infolist():
-                name = info.filename.removesuffix(".npy")
-                sizes[name] = info.file_size
-                members[name] = opened.enter_context(archive.open(info))
-            unpacked = sum(sizes.values())
-            if unpacked > _SURE_BYTES and unpacked > _MOST_COMPRESSED * path.stat().st_size:
-                raise ValueError(f"it would unpack to {unpacked / 1e9:.1f} GB, which no real data does")
-            members.sizes = sizes
-            yield members
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError, zlib.error,
-            RuntimeError) as error:  # fmt: skip
-        if isinstance(error, StageError):
-            raise
-        raise StageError(f"{path.name} is not an .npz of plain arrays: {first_line(error)}") from None
-
-
-def array_header(name: str, file: IO[bytes], file_bytes: int) -> tuple[tuple[int, ...], bool, Any]:
-    """Return shape, Fortran order and dtype of an open member. Raises ValueError for odd ones."""
-    import numpy as np
-
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    try:
-        shape, fortran, dtype = read(file)
-    except (SyntaxError, RecursionError, MemoryError, TypeError) as error:
-        raise ValueError(f"the header of the array {name!r} is invalid: {first_line(error)}") from None
-    if dtype.hasobject:
-        raise ValueError(f"the array {name!r} contains Python objects")
-    if dtype.kind not in "biufc":
-        raise ValueError(f"the array {name!r} contains {dtype}, not numbers")
-    if any(size < 0 for size in shape) or math.prod(shape) * dtype.itemsize > file_bytes:
-        raise ValueError(f"the array {name!r} has the shape {shape}, but {file_bytes} bytes")
-    return shape, fortran, dtype

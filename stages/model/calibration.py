@@ -16,7 +16,8 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 from deploy_runner.sdk import Code, Context, Field, StageError, StageParams, first_line
 
 from .axes import axis_of, batch_label, rows, without
-from .bundles import Bundle, array_header, load_bundle, open_arrays
+from .bundles import Bundle, load_bundle
+from .npz import array_header, open_arrays
 from .wording import user_line
 
 if TYPE_CHECKING:

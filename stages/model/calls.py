@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["Arguments", "Binding", "Expression", "adapted", "arguments", "bind", "call", "expression",
-           "in_order"]  # fmt: skip
+           "forwarding", "in_order", "narrowed"]  # fmt: skip
 
 Arguments = Mapping[str, Tree]
 """Argument of forward() → its input, or the tree of them that it is made of."""
@@ -225,6 +225,27 @@ def adapted(module: nn.Module, given: Arguments, *, kept: Sequence[int] | None =
         raise StageError("forward() is TorchScript, which can't be called with these inputs",
                          fix="add an example for each of its arguments, in order") from error  # fmt: skip
     return module
+
+
+def narrowed(program: Any, names: Sequence[str]) -> Any:
+    """Return TorchScript whose forward() takes exactly the inputs `names`, by position.
+
+    What may be left out, and is, keeps its default: some converters count all arguments.
+    """
+    import torch
+
+    if bind(program, names).plain and len(arguments(program)) == len(names):
+        return program
+    written = expression(program, {name: name for name in names})
+    around = type("Around", (torch.nn.Module,), {"forward": _forward(written, None)})()
+    setattr(around, _OWN, program)
+    return torch.jit.script(around.eval())
+
+
+def forwarding(own: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Return the methods of a class whose forward() takes inputs of these names, and passes them to `own`."""
+    written = Expression(", ".join(names), {name: name for name in names}, {})
+    return {_OWN: own, "forward": _forward(written, None)}
 
 
 def _word(name: str, place: int) -> str:

@@ -24,6 +24,7 @@ __all__ = [
     "refuse_foreign_types",
     "sums",
     "tidy",
+    "usual",
     "write_axes",
 ]
 
@@ -141,14 +142,15 @@ def named(inputs: Sequence[Input]) -> tuple[list[Input], set[str]]:
         dims = list(given.dims)
         for axis, dim in enumerate(dims):
             if dim is None:
-                label = _usual(given, axis, samples)
+                label = usual(given, axis, samples)
                 dims[axis] = f"{_plain(given.name)}_{axis}" if label in said - {samples} else label
         result.append(replace(given, dims=tuple(dims)))
         new |= {label for label in result[-1].labels.values() if label not in said}
     return result, new
 
 
-def _usual(given: Input, axis: int, samples: str) -> str:
+def usual(given: Input, axis: int, samples: str) -> str:
+    """Return what an axis of any size usually is; `samples` is the label of the samples."""
     rank, floats = len(given.dims), given.dtype.startswith("float") or given.dtype == "uint8"
     if axis == 0:
         return samples

@@ -112,7 +112,7 @@ def ports_of(
     for name in dynamic or {}:
         if name not in names:
             raise StageError(f"dynamic: there is no input {name!r}, only {', '.join(names)}")
-    ports = [(_port(name, path, paths[path], dynamic), paths[path]) for name, path in names.items()]
+    ports = [(port_of(name, path, paths[path], dynamic), paths[path]) for name, path in names.items()]
     expression(module, arguments_of(port for port, _ in ports))
     batch, named = batch_label([port.dynamic for port, _ in ports])
     return [(with_batch(port, batch), given) for port, given in ports], batch, named
@@ -133,7 +133,8 @@ def axes_of(dynamic: Dynamic | None, ports: Sequence[tuple[Port, Example]]) -> d
     return {label: merged(label, given) for label, given in sorted(said.items())}
 
 
-def _port(name: str, path: Path, example: Example, dynamic: Dynamic | None) -> Port:
+def port_of(name: str, path: Path, example: Example, dynamic: Dynamic | None) -> Port:
+    """Return an input with the axes that vary. Raises StageError for one that it doesn't have."""
     if dynamic is None:
         axes = {0: "batch"} if example.shape else {}
     else:

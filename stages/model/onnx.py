@@ -22,7 +22,7 @@ from deploy_runner.sdk import (
     first_line,
 )
 
-from . import bundles, declared, protos
+from . import bundles, declared, npz, protos
 from .axes import Axis
 from .bundles import Case, Port
 from .checklist import Check, OutputParams, Ports, batches, judged, ran, record
@@ -103,7 +103,7 @@ class ModelOnnx(Stage):
         original = model.SerializeToString(deterministic=True)
         declared.tidy(model)
         file = _placed(model, source, outputs.model)
-        samples = bundles.read_arrays(inputs.samples) if inputs.samples else None
+        samples = npz.read_arrays(inputs.samples) if inputs.samples else None
         found = _explored(ctx, model, file, params, samples)
         outs = _outputs(found.variation, found.batch)
         declared.write_axes(model, {port.name: port for port in (*found.ports, *outs)}, found.new)

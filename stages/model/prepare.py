@@ -17,10 +17,10 @@ from deploy_runner.sdk import (
     StageOutputs,
 )
 
-from . import bundles, config_files, loading, state_dicts, tensor_files
+from . import bundles, config_files, loading, npz, state_dicts, tensor_files
 from .examples import Dynamic, Example, Given, axes_of, ports_of
 from .ordering import refuse_other_order
-from .preparing import Asked, Origin, prepare
+from .preparing import Asked, Built, prepare
 from .tables import with_ranges
 from .variation import Source
 
@@ -107,11 +107,11 @@ class ModelPrepare(Stage):
         given, batch, named = ports_of(module, params.example, params.dynamic)
         if not inputs.samples:
             given = with_ranges(module, given)
-        samples = bundles.read_arrays(inputs.samples) if inputs.samples else None
+        samples = npz.read_arrays(inputs.samples) if inputs.samples else None
         packages = {n: v for n, v in ctx.packages.items() if n not in self.packages}
         cases = prepare(
             ctx, module, Source(given, batch, samples), axes_of(params.dynamic, given), params,
-            Origin(params.factory, kwargs, ctx.code_files, packages, weights),
+            Built(params.factory, kwargs, ctx.code_files, packages, weights),
             outputs.model, outputs.checklist, named=named,
         )  # fmt: skip
         if not isinstance(params.example, Example):

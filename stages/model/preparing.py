@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from deploy_runner.sdk import Context, Field
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from .bundles import Case
 
-__all__ = ["Asked", "Origin", "prepare"]
+__all__ = ["Asked", "Built", "Origin", "copy_code", "prepare"]
 
 
 class Asked(OutputParams):
@@ -36,15 +36,38 @@ class Asked(OutputParams):
     )  # fmt: skip
 
 
+class Origin(Protocol):
+    """How the module is built again."""
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Write the files which that needs into a bundle; return what bundle.json says of it."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
-class Origin:
-    """How the module is built again: its factory, the files and packages which that needs, the weights."""
+class Built:
+    """By a factory, with the files and packages that it needs, and by the weights."""
 
     factory: str
     kwargs: Mapping[str, Any]
     code: Mapping[str, Path]
     packages: Mapping[str, str]
     weights: Path
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Copy weights and code."""
+        shutil.copyfile(self.weights, folder / "weights.safetensors")
+        copy_code(self.code, folder)
+        # Nothing reads the packages: they make the keys of the conversions depend on what the code imports.
+        return {"factory": self.factory, "kwargs": self.kwargs, "packages": dict(self.packages)}
+
+
+def copy_code(code: Mapping[str, Path], folder: Path) -> None:
+    """Copy the files of a `Code` parameter to where a bundle has them."""
+    for name, path in sorted(code.items()):
+        place = folder / "code" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
 
 
 def prepare(
@@ -87,16 +110,8 @@ def _write(
     folder: Path, origin: Origin, ports: Ports, described: Mapping[str, Any], cases: Sequence[Case]
 ) -> None:
     folder.mkdir(exist_ok=True)
-    shutil.copyfile(origin.weights, folder / "weights.safetensors")
-    for name, path in sorted(origin.code.items()):
-        place = folder / "code" / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, place)
     data = {
-        "factory": origin.factory,
-        "kwargs": origin.kwargs,
-        # Nothing reads them: they make the keys of the conversions depend on what the code imports.
-        "packages": dict(origin.packages),
+        **origin.write(folder),
         "inputs": [port.as_dict() for port in ports.inputs],
         "outputs": [port.as_dict() for port in ports.outputs],
         **described,

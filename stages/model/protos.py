@@ -29,6 +29,12 @@ _ALIGNMENT = 4096
 _CHUNK_BYTES = 1 << 20
 
 
+def program_file(path: Path) -> Path:
+    """Return the artifact, or of a folder that `select` copied a program of torch into that one file."""
+    found = sorted(path.glob("model.pt*")) if path.is_dir() else []
+    return found[0] if len(found) == 1 else path
+
+
 def onnx_file(path: Path) -> Path:
     """Return the .onnx file of an artifact: the file itself, or the one in its folder."""
     if path.is_file():

@@ -20,7 +20,7 @@ from deploy_runner.sdk import (
 )
 
 from . import bundles, hub_inputs, state_dicts, tensor_files
-from .preparing import Asked, Origin, prepare
+from .preparing import Asked, Built, prepare
 from .variation import Source
 
 if TYPE_CHECKING:
@@ -127,8 +127,8 @@ class ModelTransformers(Stage):
         ctx.figure("class", type(model).__name__)
         prepare(
             ctx, net, Source(ports, batch, None), axes, params,
-            Origin("hub_net.py:build", kwargs, {"hub_net.py": Path(str(hub_net.__file__))},
-                   {"transformers": ctx.packages.get("transformers", "")}, weights),
+            Built("hub_net.py:build", kwargs, {"hub_net.py": Path(str(hub_net.__file__))},
+                  {"transformers": ctx.packages.get("transformers", "")}, weights),
             outputs.model, outputs.checklist, named=True,
         )  # fmt: skip
 

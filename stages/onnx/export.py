@@ -164,7 +164,7 @@ def _check(ctx: Context, bundle: Bundle, params: OnnxExport.Params, found: Branc
 def _export_with(way: str, bundle: Bundle, opset: int, file: Path) -> None:
     import torch
 
-    module = bundle.module()
+    module = bundle.exportable() if way == "dynamo" else bundle.module()
     if any(tensor.dtype == torch.bfloat16 for tensor in (*module.parameters(), *module.buffers())):
         module = module.float()  # onnxruntime has few kernels of bfloat16; its values are float32's exactly.
     options: dict[str, Any] = {
@@ -176,8 +176,7 @@ def _export_with(way: str, bundle: Bundle, opset: int, file: Path) -> None:
     }
     if way == "dynamo":
         options["dynamic_shapes"] = _dynamic_shapes(bundle, module)
-        size = (bundle.folder / "weights.safetensors").stat().st_size
-        options["external_data"] = size > protos.SINGLE_FILE_BYTES
+        options["external_data"] = bundle.weights_bytes > protos.SINGLE_FILE_BYTES
     else:
         module = _scripted_if_branching(bundle, module)
         ports = (*bundle.inputs, *bundle.outputs)
@@ -204,6 +203,8 @@ def _dynamic_shapes(bundle: Bundle, module: Any) -> dict[str, Any] | tuple[Any, 
 
 def _scripted_if_branching(bundle: Bundle, module: Any) -> Any:
     """Return the model as TorchScript where a trace would keep one branch of it only."""
+    if bundle.is_script:
+        return module
     import torch
 
     from ..torch.trace import DependsOnInputs, trace
@@ -257,7 +258,7 @@ def _line_of_operator(bundle: Bundle, operator: str) -> str:
     import torch
 
     try:
-        program = torch.export.export(bundle.module(), bundle.example(), strict=False)
+        program = torch.export.export(bundle.exportable(), bundle.example(), strict=False)
     except Exception:  # What torch.export refuses is another exporter's to report.
         return ""
     for node in program.graph.nodes:

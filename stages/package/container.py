@@ -84,7 +84,9 @@ class PackageContainer(Stage):
     class Inputs(StageInputs):
         """The model."""
 
-        model: File | Folder = Field(description="an ONNX artifact, or a TorchScript file")
+        model: File | Folder = Field(
+            description="an ONNX artifact, a TorchScript file, or a package of torch.aot"
+        )
         reference: Folder | None = Field(
             None,
             description="the bundle of model.prepare; some of its cases go into the image, as a smoke test",

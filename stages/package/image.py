@@ -17,7 +17,7 @@ _SERVERS = {
     "flask": ("flask", "waitress"),
 }
 _ALWAYS = ("uvloop", "orjson", "prometheus-client", "numpy")
-_RUNTIMES = {"onnx": "onnxruntime", "torchscript": "torch"}
+_RUNTIMES = {"onnx": "onnxruntime", "torchscript": "torch", "aot": "torch"}
 
 _DOCKERFILE = """\
 # Made by deploy-runner: docker build -t {name} .
@@ -71,6 +71,11 @@ torch's default index holds builds with CUDA; for CPU builds, use the index that
 `docker build --build-arg PIP_EXTRA_INDEX_URL=… -t {name} .`
 """
 
+_AOT = """
+The model is machine code for one kind of processor; on another one the server refuses to start, and says what
+that lacks. It checks its inputs, since the app sets `AOTI_RUNTIME_CHECK_INPUTS=1` before it loads the model.
+"""
+
 
 def requirements(roots: Iterable[str]) -> list[str]:
     """Return `name==version` of these installed distributions and of all that they need, sorted.
@@ -109,7 +114,7 @@ def arguments(server: str, format_: str, name: str, options: Sequence[str]) -> l
     """Return what follows `python -m app` in the container."""
     chosen = ["--host", "0.0.0.0", "--port", str(PORT), "--name", name]
     chosen += ["--server", server] if server != "fastapi" else []
-    chosen += ["--trust"] if format_ == "torchscript" else []
+    chosen += ["--trust"] if _RUNTIMES[format_] == "torch" else []
     return [*chosen, *options]
 
 
@@ -126,7 +131,9 @@ def dockerfile(name: str, base: str, user: int, server: str, arguments: Sequence
 def readme(name: str, digest: str, described: dict[str, Any]) -> str:
     """Return the README, with the model's real shapes."""
     rows = [f"| `{p['name']}` | {p['dtype']} | {_shape(p)} |" for p in described["inputs"]]
-    torch = _TORCH.format(name=name) if described["format"] == "torchscript" else ""
+    torch = _TORCH.format(name=name) if _RUNTIMES[described["format"]] == "torch" else ""
+    if described["format"] == "aot":
+        torch += _AOT
     return _README.format(
         name=name, format=described["format"], digest=digest, inputs="\n".join(rows), port=PORT, torch=torch
     )

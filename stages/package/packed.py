@@ -7,19 +7,28 @@ from typing import Any
 
 from deploy_runner.sdk import StageError
 
+from ...server import aot
 from ..model import axes, bundles, external, protos
 
 __all__ = ["model_files"]
 
-_TORCHSCRIPT = "model.pt"
+_TORCHSCRIPT, _AOT = "model.pt", "model.pt2"
 
 
 def model_files(model: Path, reference: Path | None) -> tuple[dict[str, Path], dict[str, Any]]:
     """Return the model's files by their name in the package, and what model.json says.
 
-    Raises StageError for a TorchScript file without the bundle that names its inputs, and for an ONNX
-    model whose external data leaves its file or its folder.
+    Raises StageError for a TorchScript file without the bundle that names its inputs, for an exported
+    program, which has to be compiled first, and for an ONNX model whose external data leaves its file or
+    its folder.
     """
+    model = protos.program_file(model)
+    if model.is_file() and aot.is_aot(model):
+        return {_AOT: model}, {"format": "aot", "file": _AOT, **_compiled(model, reference)}
+    if model.suffix == ".pt2":
+        raise StageError(
+            "an exported program (.pt2) can't be served as it is", fix="compile it with torch.aot"
+        )
     if model.is_file() and model.suffix != ".onnx":
         if reference is None:
             raise StageError("a TorchScript model needs `reference`, the bundle with the names of its inputs")
@@ -40,6 +49,23 @@ def model_files(model: Path, reference: Path | None) -> tuple[dict[str, Path], d
     ports = {"inputs": _ports(given), "outputs": _ports(proto.graph.output)}
     _set_batches(ports, bundles.load_bundle(reference) if reference else None)
     return files, {"format": "onnx", "file": protos.FILE_NAME, **ports}
+
+
+def _compiled(model: Path, reference: Path | None) -> dict[str, Any]:
+    """Return what a package of torch.aot says of itself, of another one what the bundle says."""
+    described = aot.described(model)
+    if "inputs" in described:
+        return described
+    if reference is None:
+        raise StageError(
+            "a package that torch.aot didn't make needs `reference`, the bundle with its inputs' names"
+        )
+    bundle = bundles.load_bundle(reference)
+    return {
+        "inputs": [port.as_dict() for port in bundle.inputs],
+        "outputs": [port.as_dict() for port in bundle.outputs],
+        "axes": [axis.as_dict() for axis in bundle.axes.values()],
+    }
 
 
 def _ports(values: Any) -> list[dict[str, Any]]:

@@ -73,6 +73,12 @@ class PackageSagemaker(Stage):
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Describe, pack, unpack, run as the container does."""
         files, described = packed.model_files(inputs.model, inputs.reference)
+        if described["format"] == "aot":
+            raise StageError(
+                "a package of torch.aot runs only by the torch and on the processor it was compiled for, "
+                "which SageMaker's own containers needn't have",
+                fix="use onnx.export, or package.container, whose image answers /invocations too",
+            )
         staged = ctx.workdir / "staged"
         staged.mkdir()
         _write_code(staged, params, inputs, described)

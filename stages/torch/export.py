@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deploy_runner.sdk import (
     Context,
@@ -24,12 +24,12 @@ from ..model import bundles
 from ..model.axes import Axis
 from ..model.bundles import Bundle
 from ..model.compare import Model, Tolerances, compare, gate
+from ..model.exported import forget_paths
 from ..model.flattening import named_arrays
 from ..model.wording import user_line
 
-_PATHS = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn")
-"""What the exporter notes about where a node came from: it differs between two folders."""
-
+if TYPE_CHECKING:
+    import torch
 
 _FIXED = re.compile(r"You marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)")
 _SUGGESTED = re.compile(r"^\s*([a-zA-Z]\w*) = (?:Dim\('\w+'((?:, \w+=\d+)+)\)|(\d+)\*\w+)$", re.MULTILINE)
@@ -67,10 +67,7 @@ class TorchExport(Stage):
         import torch
 
         bundle = bundles.load_bundle(inputs.model)
-        program = _export(bundle)
-        for node in program.graph.nodes:
-            for name in _PATHS:
-                node.meta.pop(name, None)
+        program = exported(bundle, bundle.example())
         with outputs.model.open("wb") as file:  # To a name, the name would be in the bytes.
             torch.export.save(program, file)
         parity = compare(bundle.cases, runner(outputs.model, bundle), atol=params.atol, rtol=params.rtol)
@@ -79,15 +76,15 @@ class TorchExport(Stage):
         ctx.figure("cases", [case.name for case in bundle.cases])
 
 
-def _export(bundle: Bundle) -> Any:
-    """Export with the bundle's axes.
+def exported(bundle: Bundle, example: tuple[torch.Tensor, ...]) -> torch.export.ExportedProgram:
+    """Export a bundle's model with its axes, and without anything that tells where it was exported.
 
     Of an axis in steps one step is a size like others, which torch else takes for the constant 1.
     """
     import torch
     from torch.fx.experimental import _config
 
-    module = bundle.module()
+    module = bundle.exportable()
     stepped = any(axis.multiple_of > 1 for axis in bundle.axes.values())
     dims = {label: dimension(axis) for label, axis in bundle.axes.items()}
     shapes = tuple(
@@ -95,11 +92,13 @@ def _export(bundle: Bundle) -> Any:
     )
     try:
         with torch.no_grad(), _config.patch(backed_size_oblivious=stepped):  # type: ignore[attr-defined]
-            return torch.export.export(
-                module, bundle.example(), dynamic_shapes=shapes if dims else None, strict=False
+            program = torch.export.export(
+                module, example, dynamic_shapes=shapes if dims else None, strict=False
             )
     except Exception as error:
         raise refusal(error) from error
+    forget_paths(program)
+    return program
 
 
 def dimension(axis: Axis, most: int | None = None) -> Any:

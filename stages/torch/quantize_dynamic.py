@@ -58,6 +58,7 @@ class TorchQuantizeDynamic(Stage):
         from torch import nn
 
         bundle = bundles.load_bundle(inputs.model)
+        bundle.need_python("onnx.quantize_dynamic")
         module = bundle.module()
         kinds = {getattr(nn, name) for name in params.layers}
         chosen = [name for name, part in module.named_modules() if type(part) in kinds]

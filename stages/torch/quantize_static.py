@@ -81,6 +81,7 @@ class TorchQuantizeStatic(Stage):
         from torch.ao import quantization
 
         bundle = bundles.load_bundle(inputs.model)
+        bundle.need_python("onnx.quantize_static")
         slots = calibration.slots_of_bundle(bundle)
         samples = calibration.open_samples(ctx, params, inputs.calibration, slots)
         torch.backends.quantized.engine = params.engine

@@ -64,7 +64,7 @@ def deliver(
         original = torchscript.runner(bundle.module(), *names)
         judged = {judging.REFERENCE: bundle.cases, judging.FRESH: judging.answered(original, fresh)}
         judging.judge(ctx, floors, run, judged, _cause)
-    before, after = (bundle.folder / "weights.safetensors").stat().st_size, path.stat().st_size
+    before, after = bundle.weights_bytes, path.stat().st_size
     ctx.figure("bytes", after)
     ctx.figure("smaller", round(before / after, 3))
 

@@ -24,7 +24,7 @@ from deploy_runner.sdk import (
     module_path,
 )
 
-from ..model import bundles, results
+from ..model import bundles, npz, results
 from ..model.bundles import Bundle, Case
 from ..model.calls import Expression, expression
 from ..model.compare import Tolerances, compare, gate
@@ -97,6 +97,7 @@ class TorchSaveFull(Stage):
         import torch
 
         bundle = bundles.load_bundle(inputs.model)
+        bundle.need_python("torch.trace, torch.script or torch.export")
         module = bundle.own_module()
         called = expression(module, bundle.arguments)
         kinds = _places(called)
@@ -172,7 +173,7 @@ def _load_elsewhere(
                          fix="import everything that it needs")  # fmt: skip
     found = []
     for case in bundle.cases:
-        arrays = list(bundles.read_arrays(made / f"{case.name}.npz").values())
+        arrays = list(npz.read_arrays(made / f"{case.name}.npz").values())
         outputs = dict(zip(bundle.output_names, arrays, strict=True))
         found.append(replace(case, inputs=outputs))
     return found

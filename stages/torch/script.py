@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 from deploy_runner.sdk import Context, Stage, StageError, first_line
 
 from ..model import branches, bundles
 from ..model.bundles import Bundle
 from . import scripted, torchscript
 
+if TYPE_CHECKING:
+    import torch
+
 
 class TorchScript(Stage):
     """Compile the model to TorchScript, with control flow that depends on the data.
 
     Inputs are sought that make each line choose both of its sides, and the program is compared on
-    them too; the figure `branches` says for which lines they were found.
+    them too; the figure `branches` says for which lines they were found. Upstream has deprecated
+    TorchScript since torch 2.11; it stays here, beside torch.export.
     """
 
     uses = "torch.script"
@@ -34,9 +40,11 @@ class TorchScript(Stage):
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Compile, save, load back, compare."""
         bundle = bundles.load_bundle(inputs.model)
+        if not bundle.is_script:
+            bundle.need_python("torch.trace or torch.export")
         with torchscript.quiet():
             try:
-                program = scripted.script(bundle.own_module(), bundle.arguments)
+                program = _script(bundle)
             except StageError:
                 raise
             except Exception as error:  # The compiler has many.
@@ -45,6 +53,13 @@ class TorchScript(Stage):
         if found.sides():
             ctx.figure("branches", found.sides())  # type: ignore[arg-type]
         torchscript.deliver(ctx, bundle, program, params, outputs.model, found)
+
+
+def _script(bundle: Bundle) -> torch.jit.ScriptModule:
+    """Compile the model, unless it is compiled already. Raises what torch.jit.script raises."""
+    if bundle.is_script:
+        return cast("torch.jit.ScriptModule", bundle.module())
+    return scripted.script(bundle.own_module(), bundle.arguments)
 
 
 def _refusal(error: Exception, bundle: Bundle) -> StageError:

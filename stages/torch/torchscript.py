@@ -21,7 +21,7 @@ from deploy_runner.sdk import (
     first_line,
 )
 
-from ..model import bundles
+from ..model import bundles, records
 from ..model.branches import Branches, check
 from ..model.bundles import Bundle
 from ..model.compare import Model, Tolerances, compare, gate
@@ -29,14 +29,6 @@ from ..model.flattening import named_arrays
 
 if TYPE_CHECKING:
     import torch
-
-_WRITERS_OWN = (
-    "version",
-    "byteorder",
-    ".format_version",
-    ".storage_alignment",
-    ".data/serialization_id",
-)
 
 
 class Params(Tolerances):
@@ -91,18 +83,7 @@ def save(program: torch.jit.ScriptModule, path: Path) -> None:
 
 def without_debug_files(archive: io.BytesIO) -> memoryview:
     """Copy the records of a TorchScript archive that the program alone depends on."""
-    import torch
-
-    archive.seek(0)
-    reader = torch._C.PyTorchFileReader(archive)
-    clean = io.BytesIO()
-    writer = torch._C.PyTorchFileWriter(clean)
-    for name in sorted(reader.get_all_records()):
-        if name not in _WRITERS_OWN and not name.endswith(".debug_pkl"):
-            record = reader.get_record(name)
-            writer.write_record(name, record, len(record))
-    writer.write_end_of_file()
-    return clean.getbuffer()
+    return records.rewritten(archive, leave_out=records.DEBUG).getbuffer()
 
 
 def load(path: Path) -> torch.jit.ScriptModule:

@@ -25,7 +25,7 @@ from deploy_runner.sdk import (
     first_line,
 )
 
-from ..model import bundles, protos
+from ..model import bundles, npz, protos
 from ..model.calibration import Slot, samples_of_output, slots_of_bundle, slots_of_onnx
 from ..model.compare import Model
 from ..model.wording import user_line
@@ -61,7 +61,9 @@ class VerifyAccuracy(Stage):
     class Inputs(StageInputs):
         """The models and the data."""
 
-        candidate: File | Folder = Field(description="the model: ONNX, TorchScript or a bundle")
+        candidate: File | Folder = Field(
+            description="the model: ONNX, TorchScript, .pt2, .ptl, .pte or a bundle"
+        )
         data: File = Field(description="an .npz with the inputs (by name, or `x`) and the labels `y`")
         reference: Folder | None = Field(None, description="the bundle that it was created from")
 
@@ -72,7 +74,7 @@ class VerifyAccuracy(Stage):
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Measure, report, refuse."""
-        arrays = bundles.read_arrays(inputs.data)
+        arrays = npz.read_arrays(inputs.data)
         labels = arrays.pop("y", None)
         if labels is None or not len(labels):
             raise StageError("the data has no labels `y`", fix="save it as np.savez(path, x=…, y=…)")

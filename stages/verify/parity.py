@@ -17,7 +17,7 @@ from deploy_runner.sdk import (
     StageParams,
 )
 
-from ..model import bundles
+from ..model import bundles, npz
 from ..model.compare import Parity, compare
 from . import runtime
 
@@ -50,7 +50,9 @@ class VerifyParity(Stage):
     class Inputs(StageInputs):
         """The two models."""
 
-        candidate: File | Folder = Field(description="the converted model: ONNX or TorchScript")
+        candidate: File | Folder = Field(
+            description="the converted model: ONNX, TorchScript, .pt2, .ptl or .pte"
+        )
         reference: Folder = Field(description="the bundle of model.prepare")
 
     class Outputs(StageOutputs):
@@ -72,7 +74,7 @@ class VerifyParity(Stage):
         if not limits:
             report["allowed"] = parity.allowed
         outputs.report.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", "utf-8")
-        bundles.write_arrays(outputs.worst, parity.worst_sample)
+        npz.write_arrays(outputs.worst, parity.worst_sample)
         refusals = _refusals(params, parity)
         if refusals:
             raise GateError(f"{ctx.stage}: {'; '.join(refusals)}; worst at {parity.worst}")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from deploy_runner.sdk import Context, StageError
 
+from ...server import aot
 from ..model import bundles, protos
 from ..model.compare import Model
 from ..torch import torchscript
@@ -21,6 +22,7 @@ def open_model(ctx: Context, path: Path, reference: bundles.Bundle | None = None
     if path.is_dir() and (path / "bundle.json").is_file():
         bundle = bundles.load_bundle(path)
         return protos.runner(path, threads=ctx.threads) if bundle.is_onnx else _eager(bundle)
+    path = protos.program_file(path)
     if path.is_dir() or path.suffix == ".onnx":
         return protos.runner(path, threads=ctx.threads)
     if path.suffix not in (".pt", ".pth", ".pt2", ".ptl", ".pte"):
@@ -36,7 +38,9 @@ def open_model(ctx: Context, path: Path, reference: bundles.Bundle | None = None
 
 
 def _open(path: Path, bundle: bundles.Bundle) -> Model:
-    if path.suffix == ".pt2":
+    if path.suffix == ".pt2" and aot.is_aot(path):
+        from ..torch.aot import runner
+    elif path.suffix == ".pt2":
         from ..torch.export import runner
     elif path.suffix == ".ptl":
         from ..mobile.lite import runner

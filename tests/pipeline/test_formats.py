@@ -250,9 +250,11 @@ def test_no_stage_type_is_left_out_of_that(tmp_path: Path) -> None:
     others = {
         "checkpoint.inspect",
         "model.onnx",
+        "model.program",
         "model.transformers",
         "package.container",
         "package.sign",
+        "torch.aot",
         "run.command",
         "run.python",
     }

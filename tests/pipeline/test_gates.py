@@ -18,7 +18,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from deploy_runner.pipeline.schema import describe_stage_types
-from deploy_runner.stages.model.bundles import read_arrays, write_arrays
+from deploy_runner.stages.model.npz import read_arrays, write_arrays
 from deploy_runner.stages.package import sagemaker_inference
 from tests.aws import TARGET
 from tests.conftest import DIGITS, Project
@@ -93,6 +93,7 @@ NOTHING_TO_COMPARE = {
     "checkpoint.inspect": "it makes no model, and looks at what is there",
     "checkpoint.resume_check": "its gate is the loss: tests/pipeline/test_stages_formats.py",
     "model.onnx": "the file is the reference of itself: tests/pipeline/test_model_onnx.py",
+    "model.program": "the file is the reference of itself: tests/pipeline/test_model_program.py",
     "model.transformers": "what it makes is the reference: tests/pipeline/test_transformers.py",
     "onnx.check": "it makes no model, and looks at what is there",
     "onnx.sensitivity": "it makes no model: its gate is min_sqnr_db",
@@ -100,6 +101,7 @@ NOTHING_TO_COMPARE = {
     "push.hub": "what is uploaded is compared by digest",
     "push.s3": "what is uploaded is compared by digest",
     "push.transform": "its package was tried when it was packed",
+    "torch.aot": "it does compare, after compiling for long: tests/pipeline/test_aot.py",
     "run.command": "the user's own step",
     "run.python": "the user's own step",
 }

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy_runner.stages.model.bundles import read_arrays
+from deploy_runner.stages.model.npz import read_arrays
 from tests.pipeline.nets import prepare, run
 
 ROWS, BATCH = {"0": "batch", "1": "length"}, {"0": "batch"}

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from deploy_runner.errors import StageError
-from deploy_runner.stages.model.bundles import write_arrays
+from deploy_runner.stages.model.npz import write_arrays
 from deploy_runner.testing import StageRun
 from tests.conftest import Project
 from tests.pipeline.nets import net, prepare, run

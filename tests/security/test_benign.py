@@ -23,7 +23,7 @@ from onnx import TensorProto, helper
 from safetensors.torch import load_file, save_file
 
 from deploy_runner.errors import StageError
-from deploy_runner.stages.model import bundles, tensor_files
+from deploy_runner.stages.model import npz, tensor_files
 from deploy_runner.testing import run_stage
 from tests.bundles import stage
 from tests.conftest import Project
@@ -234,7 +234,7 @@ def test_arrays_of_numbers_are_read_as_they_are(tmp_path: Path, kind: Any, save:
         "s": np.float32(2),
     }
     save(tmp_path / "a.npz", **arrays)
-    found = bundles.read_arrays(tmp_path / "a.npz")
+    found = npz.read_arrays(tmp_path / "a.npz")
     assert all(
         np.array_equal(found[n], np.asarray(a)) and found[n].dtype == np.asarray(a).dtype
         for n, a in arrays.items()

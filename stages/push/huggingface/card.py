@@ -16,6 +16,7 @@ import yaml
 
 from deploy_runner.sdk import StageError
 
+from ....server import aot
 from ...model.bundles import Bundle
 from .card_usage import usage
 from .content import Wanted
@@ -78,7 +79,7 @@ class Card:
         makers = _makers(self.lineage)
         lines = ["## Files\n", "| format | file | bytes | made by | SHA-256 |", "|---|---|---:|---|---|"]
         lines += [
-            f"| {file_format(path)} | `{path}` | {file.size} | {makers.get(file.sha256, '')} "
+            f"| {_format_of(path, file)} | `{path}` | {file.size} | {makers.get(file.sha256, '')} "
             f"| `{file.sha256}` |"
             for path, file in sorted(self.files.items())
         ]
@@ -92,6 +93,11 @@ class Card:
         lines += [f"| `{path}` | {stage} | `{digest}` |" for (path, digest), stage in sorted(sources.items())]
         said = "The commit message contains the id of the run and the commit of the source code."
         return ["\n".join(lines) + "\n", f"{said}\n"]
+
+
+def _format_of(path: str, file: Wanted) -> str:
+    """Return a file's format; of both kinds of .pt2 which it is."""
+    return "AOTInductor" if Path(path).suffix == ".pt2" and aot.is_aot(file.path) else file_format(path)
 
 
 def file_format(path: str) -> str:

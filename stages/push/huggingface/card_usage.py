@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ....server import aot
 from ...model.bundles import Bundle
+from .content import Wanted
 
 
-def usage(repo: str, files: Mapping[str, Any], bundle: Bundle | None, revision: str | None) -> list[str]:
+def usage(repo: str, files: Mapping[str, Wanted], bundle: Bundle | None, revision: str | None) -> list[str]:
     """Return the card's section on how to load what is there; nothing where nothing can be loaded."""
     pin = f', revision="{revision}"' if revision else ""
     parts = []
     models = sorted(path for path in files if path.startswith("onnx/") and path.endswith(".onnx"))
     if models and bundle is not None:
         parts.append(_onnx(repo, models[0], bundle, pin, beside=f"{models[0]}_data" in files))
+    for path in sorted(
+        path for path, file in files.items() if path.endswith(".pt2") and aot.is_aot(file.path)
+    ):
+        parts.append(_aot(repo, path, aot.described(files[path].path), pin))
     if "model.safetensors" in files:
         parts.append(_safetensors(repo, pin))
     return [f"## Use\n\n{chr(10).join(parts)}"] if parts else []
@@ -38,6 +44,28 @@ outputs = session.run(None, {{{feeds}}})
 
 def _shape(port: Any) -> tuple[int, ...]:
     return tuple(1 if axis in port.dynamic else size for axis, size in enumerate(port.shape))
+
+
+def _aot(repo: str, path: str, described: Mapping[str, Any], pin: str) -> str:
+    feeds = ", ".join(
+        f"torch.zeros({[1 if str(axis) in port['dynamic'] else n for axis, n in enumerate(port['shape'])]}, "
+        f"dtype=torch.{port['dtype']})"
+        for port in described.get("inputs", [])
+    )
+    if not feeds:
+        return ""
+    return f"""```python
+import os
+
+os.environ["{aot.CHECK_INPUTS}"] = "1"  # Else it answers to another type or size with nonsense.
+
+import torch
+from huggingface_hub import hf_hub_download
+
+model = torch._inductor.aoti_load_package(hf_hub_download("{repo}", "{path}"{pin}))
+outputs = model({feeds})
+```
+"""
 
 
 def _safetensors(repo: str, pin: str) -> str:
