@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import re
 import shutil
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,21 +19,14 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
-    first_line,
 )
 
 from ..model import branches, bundles, protos
 from ..model.branches import Branches
-from ..model.bundles import Bundle
+from ..model.bundles import Bundle, Case
 from ..model.compare import Tolerances, compare, gate
-from ..model.wording import user_line
-from . import naming
+from . import naming, refusals
 
-_OPERATOR = re.compile(
-    r"(?:op='|operator '|No ONNX function found for .*?'|unrecognized namespace )([\w.:]*\w)"
-)
-_LINE = re.compile(r'File "([^"/][^"]*\.py)", line (\d+)')
-_ADDED = re.compile(r"Support for this operator was added in version (\d+)")
 _LOWEST_DYNAMO = 18
 
 
@@ -74,13 +67,14 @@ class OnnxExport(Stage):
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Export, clean, read back, compare."""
         bundle = bundles.load_bundle(inputs.model)
+        ctx.progress(0, "running the model on its reference cases")
         found = branches.exercise(bundle)  # First: its weights are gone when the exporter has its own.
         naming.refuse_shared(bundle.input_names, bundle.output_names)
-        exporter, refusals = _first_right(ctx, bundle, params, found)
+        exporter, refused = _first_right(ctx, bundle, params, found)
         shutil.move(_made_by(ctx, exporter), outputs.model)
         ctx.figure("opset", params.opset)
         ctx.figure("exporter", exporter)
-        for way, error in refusals.items():
+        for way, error in refused.items():
             ctx.figure("refused", f"{way}: {error.message}")
         ctx.figure("bytes", protos.size_bytes(outputs.model))
         ctx.figure("cases", [case.name for case in bundle.cases])
@@ -93,32 +87,34 @@ def _first_right(
     ways = [params.exporter]
     if params.exporter == "auto":
         ways = ["dynamo", "torchscript"] if params.opset >= _LOWEST_DYNAMO else ["torchscript", "dynamo"]
-    refusals: dict[str, StageError] = {}
-    for way in ways:
+    refused: dict[str, StageError] = {}
+    for place, way in enumerate(ways, 1):
         try:
-            _export(ctx, bundle, params, way)
+            ctx.progress(place / (len(ways) + 1), f"exporting with {way}")
+            _export(ctx, bundle, params, way, found)
             _check(ctx, bundle, params, found, way)
         except StageError as error:
-            ctx.log(f"{way}: {error}")
-            refusals[way] = error
+            for line in (f"{way}: {error}", *refusals.whole(error.__cause__)):
+                ctx.log(line)
+            refused[way] = error
         else:
-            return way, refusals
-    raise _all_refused(refusals)
+            return way, refused
+    raise _all_refused(refused)
 
 
-def _all_refused(refusals: dict[str, StageError]) -> StageError:
+def _all_refused(refused: dict[str, StageError]) -> StageError:
     """Return one error for all exporters: it advises none that was tried."""
-    first = next(iter(refusals.values()))
-    if len(refusals) == 1:
-        other = "torchscript" if "dynamo" in refusals else "dynamo"
+    first = next(iter(refused.values()))
+    if len(refused) == 1:
+        other = "torchscript" if "dynamo" in refused else "dynamo"
         fix = "; ".join(filter(None, (first.fix, f"or exporter: {other}")))
         return type(first)(first.message, fix=fix)
-    kind = GateError if any(isinstance(error, GateError) for error in refusals.values()) else StageError
-    messages = dict.fromkeys(error.message for error in refusals.values())
+    kind = GateError if any(isinstance(error, GateError) for error in refused.values()) else StageError
+    messages = dict.fromkeys(error.message for error in refused.values())
     if len(messages) == 1:
         return kind(first.message, fix=first.fix)
-    said = "; ".join(f"{way}: {error.message}" for way, error in refusals.items())
-    fix = next((error.fix for error in refusals.values() if error.fix), "")
+    said = "; ".join(f"{way}: {error.message}" for way, error in refused.items())
+    fix = next((error.fix for error in refused.values() if error.fix), "")
     return kind(f"neither exporter produces a correct file: {said}", fix=fix)
 
 
@@ -126,11 +122,11 @@ def _made_by(ctx: Context, way: str) -> Path:
     return ctx.workdir / f"{way}-made"
 
 
-def _export(ctx: Context, bundle: Bundle, params: OnnxExport.Params, way: str) -> None:
+def _export(ctx: Context, bundle: Bundle, params: OnnxExport.Params, way: str, found: Branches) -> None:
     """Export in one way, and put the cleaned file with the user's names into its folder."""
     raw = ctx.workdir / way
     raw.mkdir()
-    _export_with(way, bundle, params.opset, raw / protos.FILE_NAME)
+    _export_with(way, bundle, params.opset, raw / protos.FILE_NAME, found)
     model = protos.load_proto(raw, weights=False)
     delivered = protos.opset_of(model)
     if delivered != params.opset:
@@ -148,19 +144,26 @@ def _check(ctx: Context, bundle: Bundle, params: OnnxExport.Params, found: Branc
     lean = protos.size_bytes(folder) > protos.SINGLE_FILE_BYTES
     run = protos.runner(folder, threads=ctx.threads, lean=lean)
     try:
-        parity = compare(bundle.cases, run, atol=params.atol, rtol=params.rtol)
+        parity = compare(_told(ctx, bundle.cases, way), run, atol=params.atol, rtol=params.rtol)
     except GateError:
         raise
     except StageError as error:
-        ctx.log(str(error))
         shapes = ", ".join(f"{n} {tuple(a.shape)}" for n, a in bundle.cases[0].inputs.items())
         axes = f", although {', '.join(bundle.axes)} may vary" if bundle.axes else ""
-        raise StageError(f"the {way} exporter produced a model for {shapes} only{axes}") from error
+        said = f"the {way} exporter produced a model for {shapes} only{axes}: {error.message}"
+        raise StageError(said) from error
     gate(ctx, parity, atol=params.atol, rtol=params.rtol, fix=_ROUNDING)
     branches.check(found, run)
 
 
-def _export_with(way: str, bundle: Bundle, opset: int, file: Path) -> None:
+def _told(ctx: Context, cases: Sequence[Case], way: str) -> Iterator[Case]:
+    """Yield the cases, and report which one is compared."""
+    for number, case in enumerate(cases, 1):
+        ctx.progress(0.9, f"comparing what {way} made: case {number} of {len(cases)}, {case.name}")
+        yield case
+
+
+def _export_with(way: str, bundle: Bundle, opset: int, file: Path, found: Branches) -> None:
     import torch
 
     module = bundle.module()
@@ -178,7 +181,7 @@ def _export_with(way: str, bundle: Bundle, opset: int, file: Path) -> None:
         size = (bundle.folder / "weights.safetensors").stat().st_size
         options["external_data"] = size > protos.SINGLE_FILE_BYTES
     else:
-        module = _scripted_if_branching(bundle, module)
+        module = _scripted_if_branching(bundle, module, found)
         ports = (*bundle.inputs, *bundle.outputs)
         names = (*options["input_names"], *options["output_names"])
         options["dynamic_axes"] = {n: dict(p.dynamic) for n, p in zip(names, ports, strict=True) if p.dynamic}
@@ -189,7 +192,7 @@ def _export_with(way: str, bundle: Bundle, opset: int, file: Path) -> None:
             warnings.simplefilter("ignore")
             torch.onnx.export(module, bundle.example(), str(file), **options)
     except Exception as error:
-        raise _refusal(way, error, bundle) from error
+        raise refusals.refusal(way, error, bundle) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for tensor in (*module.parameters(), *module.buffers()):
@@ -204,14 +207,14 @@ def _dynamic_shapes(bundle: Bundle, module: Any) -> dict[str, Any] | tuple[Any, 
     return shapes if all(name in known for name in shapes) else tuple(shapes.values())
 
 
-def _scripted_if_branching(bundle: Bundle, module: Any) -> Any:
+def _scripted_if_branching(bundle: Bundle, module: Any, found: Branches) -> Any:
     """Return the model as TorchScript where a trace would keep one branch of it only."""
     import torch
 
     from ..torch.trace import DependsOnInputs, trace
 
     try:
-        trace(bundle)
+        trace(bundle, found)
     except DependsOnInputs as error:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -222,48 +225,6 @@ def _scripted_if_branching(bundle: Bundle, module: Any) -> Any:
     except StageError:
         return module
     return module
-
-
-def _refusal(way: str, error: Exception, bundle: Bundle) -> StageError:
-    """Name the operator and the user's line; the exporters hide both deep in a chain of causes."""
-    texts: list[str] = []
-    cause: BaseException | None = error
-    while cause is not None and len(texts) < 10:
-        texts.append(str(cause))
-        cause = cause.__cause__ or cause.__context__
-    text = "\n".join(texts)
-    lines = _LINE.findall(text)
-    where = f" at {lines[-1][0]}:{lines[-1][1]}" if lines else user_line(error)
-    if "data-dependent" in text.lower() or "GuardOnDataDependent" in text:
-        said = f"the model's control flow depends on its data{where}, which the {way} exporter can't export"
-        return StageError(said, fix="use torch.cond")
-    operator = _OPERATOR.search(text)
-    unknown = ("Unsupported", "No ONNX function", "not supported", "unrecognized namespace")
-    if operator and any(said in text for said in unknown):
-        where = where or _line_of_operator(bundle, operator.group(1))
-        if newer := _ADDED.search(text):
-            said = f"the operator {operator.group(1)} has no equivalent in this opset{where}"
-            return StageError(said, fix=f"set `opset: {newer.group(1)}` or newer")
-        return StageError(f"the operator {operator.group(1)} has no ONNX equivalent{where}",
-                          fix="replace it in the model, or keep this model as TorchScript")  # fmt: skip
-    said = next(
-        (first_line(text) for text in reversed(texts) if text.strip()),
-        type(error).__name__,
-    )
-    return StageError(f"the {way} exporter failed{where}: {said[:300]}",
-                      fix="keep this model as TorchScript (torch.script)")  # fmt: skip
-
-
-def _line_of_operator(bundle: Bundle, operator: str) -> str:
-    """Return the user's line that calls an operator; the exporter's error doesn't say it."""
-    import torch
-
-    program = torch.export.export(bundle.module(), bundle.example(), strict=False)
-    for node in program.graph.nodes:
-        if operator.replace("::", ".") in str(node.target):
-            lines = _LINE.findall(node.meta.get("stack_trace") or "")
-            return f" at {lines[-1][0]}:{lines[-1][1]}" if lines else ""
-    return ""
 
 
 def _check_axes(bundle: Bundle, model: Any) -> None:
