@@ -11,15 +11,12 @@ __all__ = ["ENTRIES"]
 _FREE: dict[str, dict[str, Any]] = {
     "convnext_atto": {"depths": [1, 1, 1, 1]},
     "convnextv2_atto": {"depths": [1, 1, 1, 1]},
-    "crossvit_9_240": {},
     "darknet17": {},
     "davit_tiny": {"depths": [1, 1], "embed_dims": [24, 48], "num_heads": [2, 4]},
     "densenet121": {"block_config": [2, 2], "growth_rate": 8},
     "dla46_c": {},
     "edgenext_xx_small": {"depths": [1, 1, 1, 1]},
-    "efficientnet_lite0": {},
     "ese_vovnet19b_slim": {},
-    "hgnetv2_b0": {},
     "inception_next_atto": {"depths": [1, 1, 1, 1]},
     "lcnet_035": {},
     "mambaout_femto": {"depths": [1, 1, 1, 1]},
@@ -27,13 +24,9 @@ _FREE: dict[str, dict[str, Any]] = {
     "mobilevit_xxs": {},
     "pvt_v2_b0": {"depths": [1, 1, 1, 1]},
     "regnetx_002": {},
-    "res2net50_14w_8s": {"layers": [1, 1, 1, 1]},
-    "resnest14d": {},
     "resnet10t": {},
     "sequencer2d_s": {"layers": [1, 1, 1, 1]},
-    "seresnet18": {},
     "starnet_s1": {"depths": [1, 1, 1, 1]},
-    "twins_svt_small": {"depths": [1, 1, 1, 1]},
     "xcit_nano_12_p16_224": {"depth": 2},
 }
 """Models that take pictures of other sizes, which are declared to vary."""
@@ -43,8 +36,6 @@ _FIXED: dict[str, dict[str, Any]] = {
     "cait_xxs24_224": {"depth": 1},
     "deit3_small_patch16_224": {"depth": 2, "embed_dim": 64, "num_heads": 2},
     "swin_tiny_patch4_window7_224": {"img_size": 56, "depths": [1, 1], "embed_dim": 24, "num_heads": [2, 4]},
-    "swinv2_tiny_window8_256": {"depths": [1, 1], "embed_dim": 24, "num_heads": [2, 4]},
-    "tnt_s_patch16_224": {"depth": 2},
     "vit_tiny_patch16_224": {"depth": 2},
 }
 """Models of one size of pictures."""

@@ -10,17 +10,13 @@ from .entries import Entry, Given, Sizes
 __all__ = ["ENTRIES"]
 
 _AREA: Mapping[str, Sizes] = {"height": (64, 96, 128), "width": (96, 64, 160)}
-_PLAIN = ["alexnet", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_y_400mf", "resnet18",
+_PLAIN = ["alexnet", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "resnet18",
           "shufflenet_v2_x0_5", "squeezenet1_1"]  # fmt: skip
 _SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "convnext": ("convnext", {}),
     "densenet": (
         "torchvision.models:DenseNet",
         {"growth_rate": 8, "block_config": [2, 2], "num_classes": 10},
-    ),
-    "googlenet": (
-        "torchvision.models:googlenet",
-        {"num_classes": 10, "aux_logits": False, "init_weights": False},
     ),
     "resnext": ("resnext", {}),
 }
@@ -38,7 +34,7 @@ _TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 _NO_WEIGHTS = {"weights": None, "weights_backbone": None}
 _SEGMENTATION = ["deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"]
-_DETECTION = ["fasterrcnn_mobilenet_v3_large_320_fpn", "ssdlite320_mobilenet_v3_large", "fcos_resnet50_fpn"]
+_DETECTION = ["fasterrcnn_mobilenet_v3_large_320_fpn", "ssdlite320_mobilenet_v3_large"]
 _WRAPPED = "torchvision_nets.py"
 
 

@@ -21,8 +21,8 @@ def _pictures(*size: int | str) -> dict[str, Given]:
     return {"pixel_values": Given(("batch", 3, *size))}
 
 
-_TEXTS = ["albert", "bert", "bert-base", "bert-fill", "deberta", "distilbert", "electra", "gpt2", "llama",
-          "mpnet", "opt", "qwen2", "roberta"]  # fmt: skip
+_TEXTS = ["albert", "bert", "bert-fill", "deberta", "distilbert", "gpt2", "llama",
+          "mpnet", "qwen2", "roberta"]  # fmt: skip
 _FREE = _pictures("height", "width")
 _AREA: Mapping[str, Sizes] = {"height": (64, 96, 128), "width": (64, 128, 96)}
 _OTHERS: dict[str, tuple[dict[str, Given], Mapping[str, Sizes]]] = {
@@ -32,7 +32,6 @@ _OTHERS: dict[str, tuple[dict[str, Given], Mapping[str, Sizes]]] = {
     "convnext": (_FREE, _AREA),
     "dinov2": (_FREE, {"height": (32, 64, 96), "width": (32, 96, 64)}),
     "segformer": (_FREE, _AREA),
-    "siglip": (_TEXT | _pictures(32, 32), {"sequence": (12, 9, 16)}),
     "swin": (_pictures(64, 64), {}),
     "t5": (_TEXT | _WORDS, _LENGTH),
     "vit": (_pictures(32, 32), {}),

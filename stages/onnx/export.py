@@ -6,6 +6,7 @@ import inspect
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +22,11 @@ from deploy_runner.sdk import (
     StageOutputs,
 )
 
-from ..model import branches, bundles, protos
+from ..model import branches, bundles, moving, protos
 from ..model.branches import Branches
 from ..model.bundles import Bundle, Case
-from ..model.compare import Tolerances, compare, gate
+from ..model.compare import Model, Tolerances, compare, gate
+from ..model.far import far_case
 from . import naming, refusals
 
 _LOWEST_DYNAMO = 18
@@ -68,9 +70,9 @@ class OnnxExport(Stage):
         """Export, clean, read back, compare."""
         bundle = bundles.load_bundle(inputs.model)
         ctx.progress(0, "running the model on its reference cases")
-        found = branches.exercise(bundle)  # First: its weights are gone when the exporter has its own.
+        seen = _seen(bundle)  # First: its weights are gone when the exporter has its own.
         naming.refuse_shared(bundle.input_names, bundle.output_names)
-        exporter, refused = _first_right(ctx, bundle, params, found)
+        exporter, refused = _first_right(ctx, bundle, params, seen)
         shutil.move(_made_by(ctx, exporter), outputs.model)
         ctx.figure("opset", params.opset)
         ctx.figure("exporter", exporter)
@@ -80,8 +82,21 @@ class OnnxExport(Stage):
         ctx.figure("cases", [case.name for case in bundle.cases])
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What the model itself does: where it looks at its data, and what it computes at far sizes."""
+
+    branches: Branches
+    far: Case | None
+
+
+def _seen(bundle: Bundle) -> _Seen:
+    module = bundle.module()
+    return _Seen(branches.exercise(bundle, module), far_case(bundle, module))
+
+
 def _first_right(
-    ctx: Context, bundle: Bundle, params: OnnxExport.Params, found: Branches
+    ctx: Context, bundle: Bundle, params: OnnxExport.Params, seen: _Seen
 ) -> tuple[str, dict[str, StageError]]:
     """Return the first exporter whose file passes every check, and why those before it did not."""
     ways = [params.exporter]
@@ -91,8 +106,8 @@ def _first_right(
     for place, way in enumerate(ways, 1):
         try:
             ctx.progress(place / (len(ways) + 1), f"exporting with {way}")
-            _export(ctx, bundle, params, way, found)
-            _check(ctx, bundle, params, found, way)
+            _export(ctx, bundle, params, way, seen.branches)
+            _check(ctx, bundle, params, seen, way)
         except StageError as error:
             for line in (f"{way}: {error}", *refusals.whole(error.__cause__)):
                 ctx.log(line)
@@ -133,16 +148,17 @@ def _export(ctx: Context, bundle: Bundle, params: OnnxExport.Params, way: str, f
         raise StageError(f"the {way} exporter produced opset {delivered}, not {params.opset}",
                          fix=f"set `opset: {delivered}`")  # fmt: skip
     naming.rename(model, bundle.input_names, bundle.output_names)
-    protos.move_proto(model, raw, _made_by(ctx, way))
+    moving.move_proto(model, raw, _made_by(ctx, way))
     shutil.rmtree(raw)
 
 
-def _check(ctx: Context, bundle: Bundle, params: OnnxExport.Params, found: Branches, way: str) -> None:
+def _check(ctx: Context, bundle: Bundle, params: OnnxExport.Params, seen: _Seen, way: str) -> None:
     """Read the file back, run it, and compare it with eager on every case and branch."""
     folder = _made_by(ctx, way)
-    _check_axes(bundle, protos.load_proto(folder, weights=False))
     lean = protos.size_bytes(folder) > protos.SINGLE_FILE_BYTES
-    run = protos.runner(folder, threads=ctx.threads, lean=lean)
+    opened = protos.session(folder, threads=ctx.threads, lean=lean)
+    _check_axes(bundle, opened)
+    run = protos.running(opened)
     try:
         parity = compare(_told(ctx, bundle.cases, way), run, atol=params.atol, rtol=params.rtol)
     except GateError:
@@ -153,7 +169,22 @@ def _check(ctx: Context, bundle: Bundle, params: OnnxExport.Params, found: Branc
         said = f"the {way} exporter produced a model for {shapes} only{axes}: {error.message}"
         raise StageError(said) from error
     gate(ctx, parity, atol=params.atol, rtol=params.rtol, fix=_ROUNDING)
-    branches.check(found, run)
+    branches.check(seen.branches, run)
+    if seen.far is not None:
+        _check_far(seen.far, run, params, way)
+
+
+def _check_far(far: Case, run: Model, params: OnnxExport.Params, way: str) -> None:
+    """Compare at sizes that are far from those of the cases."""
+    try:
+        parity = compare([far], run, atol=params.atol, rtol=params.rtol)
+        said = parity.beyond(params.atol, params.rtol) if parity.excess > 0 else ""
+    except StageError as error:
+        said = error.message
+    if said:
+        raise GateError(f"the {way} exporter wrote down sizes of the reference cases: at {far.name} the "
+                        f"result differs from the original: {said}",
+                        fix="set the `max` of the axis in `dynamic`, or leave it out")  # fmt: skip
 
 
 def _told(ctx: Context, cases: Sequence[Case], way: str) -> Iterator[Case]:
@@ -178,8 +209,7 @@ def _export_with(way: str, bundle: Bundle, opset: int, file: Path, found: Branch
     }
     if way == "dynamo":
         options["dynamic_shapes"] = _dynamic_shapes(bundle, module)
-        size = (bundle.folder / "weights.safetensors").stat().st_size
-        options["external_data"] = size > protos.SINGLE_FILE_BYTES
+        options["external_data"] = True  # Written from the tensors themselves, without a copy in a message.
     else:
         module = _scripted_if_branching(bundle, module, found)
         ports = (*bundle.inputs, *bundle.outputs)
@@ -227,19 +257,16 @@ def _scripted_if_branching(bundle: Bundle, module: Any, found: Branches) -> Any:
     return module
 
 
-def _check_axes(bundle: Bundle, model: Any) -> None:
-    """Read names and dynamic axes from the file, and compare with what was asked for."""
-    for kind, ports, values in (
-        ("input", bundle.inputs, model.graph.input),
-        ("output", bundle.outputs, model.graph.output),
-    ):
-        found = {v.name: v.type.tensor_type.shape.dim for v in values}
+def _check_axes(bundle: Bundle, opened: Any) -> None:
+    """Compare the names and dynamic axes that the runtime reads in the file with what was asked for."""
+    outputs = [value.name for value in opened.get_outputs()]
+    shapes = {value.name: value.shape for value in opened.get_inputs()}
+    for kind, ports, names in (("input", bundle.inputs, list(shapes)), ("output", bundle.outputs, outputs)):
         for port in ports:
-            if port.name not in found:
-                raise StageError(f"the ONNX file has no {kind} {port.name!r}, only {', '.join(found)}")
-            if kind == "output":
-                continue
-            for axis, label in port.dynamic.items():
-                if not found[port.name][axis].dim_param:
-                    raise StageError(f"axis {axis} ({label}) of the input {port.name!r} is fixed in the "
-                                     "ONNX file", fix="check whether forward() fixes that size")  # fmt: skip
+            if port.name not in names:
+                raise StageError(f"the ONNX file has no {kind} {port.name!r}, only {', '.join(names)}")
+    for port in bundle.inputs:
+        for axis, label in port.dynamic.items():
+            if not isinstance(shapes[port.name][axis], str):
+                raise StageError(f"axis {axis} ({label}) of the input {port.name!r} is fixed in the file",
+                                 fix="check whether forward() fixes that size")  # fmt: skip
