@@ -12,13 +12,9 @@ from typing import Any
 import onnx  # noqa: F401 - as the product's workers do, before a clock runs
 import onnxruntime  # noqa: F401
 import onnxscript  # noqa: F401
-import torch
-import torch.onnx
-from torch import nn
+import torch.onnx  # noqa: F401
 
-from deploy_runner.sdk import load_code
-
-from . import bare, product, truth
+from . import bare, building, product, truth
 from .entries import Entry
 from .isolated import apart
 from .zoo import ENTRIES
@@ -28,39 +24,24 @@ __all__ = ["converted"]
 _SECONDS = 300
 
 
-def built(entry: Entry, folder: Path) -> nn.Module:
-    """Return the model with random weights, having saved it as its user would."""
-    torch.manual_seed(0)
-    if entry.folder:
-        from tests.models.hub import saved
-
-        module: nn.Module = saved(entry.folder, folder / "folder")
-        module.config.use_cache = False  # type: ignore[union-attr]
-        return module
-    code = entry.factory.partition(":")[0]
-    files = {code: product.HAND / code} if code.endswith(".py") else {}
-    module = load_code(entry.factory, files)(**entry.kwargs).eval()
-    torch.save(module.state_dict(), folder / "model.pt")
-    return module
-
-
 def converted(entry: Entry, folder: Path) -> dict[str, Any]:
     """Return what each way made of a model, and what its file computes."""
     started = time.monotonic()
-    module = built(entry, folder)
     result: dict[str, Any] = {"name": entry.name, "family": entry.family}
-    result |= apart(lambda: truth.write(entry, module, folder), folder / "truth.json", _SECONDS)
-    result["bare"] = {way: _bare(entry, module, way, folder) for way in bare.WAYS}
+    result |= apart(
+        lambda: truth.write(entry, building.saved(entry, folder), folder), folder / "truth.json", _SECONDS
+    )
+    result["bare"] = {way: _bare(entry, way, folder) for way in bare.WAYS}
     result["product"] = _by_product(entry, folder)
     result["seconds"] = time.monotonic() - started
     return result
 
 
-def _bare(entry: Entry, module: nn.Module, way: str, folder: Path) -> dict[str, Any]:
+def _bare(entry: Entry, way: str, folder: Path) -> dict[str, Any]:
     place = folder / way
     place.mkdir()
     file = place / "model.onnx"
-    said = apart(lambda: bare.export(entry, module, way, file), place / "said.json", _SECONDS)
+    said = apart(lambda: bare.export(entry, folder, way, file), place / "said.json", _SECONDS)
     if "failed" not in said:
         said |= apart(lambda: truth.check(file, folder, by_name=False), place / "check.json", _SECONDS)
     return said

@@ -17,12 +17,12 @@ import yaml
 from deploy_runner import api
 from deploy_runner.types import Event, RunOptions
 
+from .building import HAND
 from .entries import Entry, Given, made
 from .isolated import peak_bytes
 
 __all__ = ["fetched", "run", "write_project"]
 
-HAND = Path(__file__).with_name("handwritten")
 MODEL = "${{ stages.model.outputs.model }}"
 FLOAT = "${{ stages.onnx.outputs.model }}"
 

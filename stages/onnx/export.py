@@ -103,11 +103,11 @@ def _first_right(
     if params.exporter == "auto":
         ways = ["dynamo", "torchscript"] if params.opset >= _LOWEST_DYNAMO else ["torchscript", "dynamo"]
     refused: dict[str, StageError] = {}
-    for place, way in enumerate(ways, 1):
+    for place, way in enumerate(ways):
         try:
-            ctx.progress(place / (len(ways) + 1), f"exporting with {way}")
+            ctx.progress((place + 0.1) / len(ways), f"exporting with {way}")
             _export(ctx, bundle, params, way, seen.branches)
-            _check(ctx, bundle, params, seen, way)
+            _check(ctx, bundle, params, seen, way, done=(place + 0.8) / len(ways))
         except StageError as error:
             for line in (f"{way}: {error}", *refusals.whole(error.__cause__)):
                 ctx.log(line)
@@ -152,7 +152,9 @@ def _export(ctx: Context, bundle: Bundle, params: OnnxExport.Params, way: str, f
     shutil.rmtree(raw)
 
 
-def _check(ctx: Context, bundle: Bundle, params: OnnxExport.Params, seen: _Seen, way: str) -> None:
+def _check(
+    ctx: Context, bundle: Bundle, params: OnnxExport.Params, seen: _Seen, way: str, *, done: float
+) -> None:
     """Read the file back, run it, and compare it with eager on every case and branch."""
     folder = _made_by(ctx, way)
     lean = protos.size_bytes(folder) > protos.SINGLE_FILE_BYTES
@@ -160,7 +162,7 @@ def _check(ctx: Context, bundle: Bundle, params: OnnxExport.Params, seen: _Seen,
     _check_axes(bundle, opened)
     run = protos.running(opened)
     try:
-        parity = compare(_told(ctx, bundle.cases, way), run, atol=params.atol, rtol=params.rtol)
+        parity = compare(_told(ctx, bundle.cases, way, done), run, atol=params.atol, rtol=params.rtol)
     except GateError:
         raise
     except StageError as error:
@@ -187,10 +189,10 @@ def _check_far(far: Case, run: Model, params: OnnxExport.Params, way: str) -> No
                         fix="set the `max` of the axis in `dynamic`, or leave it out")  # fmt: skip
 
 
-def _told(ctx: Context, cases: Sequence[Case], way: str) -> Iterator[Case]:
+def _told(ctx: Context, cases: Sequence[Case], way: str, done: float) -> Iterator[Case]:
     """Yield the cases, and report which one is compared."""
     for number, case in enumerate(cases, 1):
-        ctx.progress(0.9, f"comparing what {way} made: case {number} of {len(cases)}, {case.name}")
+        ctx.progress(done, f"comparing what {way} made: case {number} of {len(cases)}, {case.name}")
         yield case
 
 
