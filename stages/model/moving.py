@@ -56,6 +56,8 @@ def _write_whole(model: onnx.ModelProto, source: Path, file: Path) -> None:
     for tensor in tensors_of(rest):
         if tensor.data_location == 1:
             load_external_data_for_tensor(tensor, str(source))
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
     graph = rest.graph.SerializeToString(deterministic=True)
     rest.ClearField("graph")
     weights = [(tensor, *_head(tensor, source)) for tensor in model.graph.initializer]
@@ -93,15 +95,13 @@ def _varint(value: int) -> bytes:
     return bytes([low | 0x80]) + _varint(rest) if rest else bytes([low])
 
 
-def gather_data(model: onnx.ModelProto, source: Path, folder: Path) -> bool:
-    """Copy the external data of a model from `source` into one file of a folder; say if there is any."""
-    tensors = [tensor for tensor in tensors_of(model) if tensor.data_location == 1]
-    if tensors:
-        folder.mkdir(exist_ok=True)
-        with (folder / DATA_NAME).open("wb") as data:
-            for tensor in tensors:
+def gather_data(model: onnx.ModelProto, source: Path, folder: Path) -> None:
+    """Copy the external data of a model from `source` into one file of a folder."""
+    folder.mkdir(exist_ok=True)
+    with (folder / DATA_NAME).open("wb") as data:
+        for tensor in tensors_of(model):
+            if tensor.data_location == 1:
                 _append(tensor, source, data)
-    return bool(tensors)
 
 
 def take_data(model: onnx.ModelProto, source: Path, folder: Path) -> None:
@@ -138,7 +138,8 @@ def _place(tensor: onnx.TensorProto, source: Path) -> tuple[Path, int, int]:
     """Return the file of a tensor's external data, where it begins in it and how long it is."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     file, offset = source / entries["location"], int(entries.get("offset", 0))
-    return file, offset, int(entries.get("length", 0)) or file.stat().st_size - offset
+    length = int(entries["length"]) if "length" in entries else file.stat().st_size - offset
+    return file, offset, length
 
 
 def _chunks(tensor: onnx.TensorProto, source: Path) -> Iterator[bytes]:
