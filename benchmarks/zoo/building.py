@@ -25,6 +25,12 @@ def saved(entry: Entry, folder: Path) -> nn.Module:
 
         return _without_cache(hub.saved(entry.folder, folder / "folder"))
     module = _made(entry)
+    with torch.no_grad():
+        for weight in module.parameters():
+            if weight.ndim > 1 and not weight.any():
+                weight.normal_(
+                    std=0.1
+                )  # Training ends what begins as zeros; else nothing depends on the input.
     torch.save(module.state_dict(), folder / "model.pt")
     return module
 

@@ -56,8 +56,6 @@ def _write_whole(model: onnx.ModelProto, source: Path, file: Path) -> None:
     for tensor in tensors_of(rest):
         if tensor.data_location == 1:
             load_external_data_for_tensor(tensor, str(source))
-            tensor.ClearField("external_data")
-            tensor.ClearField("data_location")
     graph = rest.graph.SerializeToString(deterministic=True)
     rest.ClearField("graph")
     weights = [(tensor, *_head(tensor, source)) for tensor in model.graph.initializer]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import shutil
 import warnings
@@ -28,6 +29,7 @@ from ..model.bundles import Bundle, Case
 from ..model.compare import Model, Tolerances, compare, gate
 from ..model.far import far_case
 from . import naming, refusals
+from .pooling import exact_pooling
 
 _LOWEST_DYNAMO = 18
 
@@ -220,7 +222,8 @@ def _export_with(way: str, bundle: Bundle, opset: int, file: Path, found: Branch
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # The fused encoder layer has no ONNX equivalent.
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        pooling = exact_pooling() if way == "dynamo" else contextlib.nullcontext()
+        with warnings.catch_warnings(), torch.no_grad(), pooling:
             warnings.simplefilter("ignore")
             torch.onnx.export(module, bundle.example(), str(file), **options)
     except Exception as error:

@@ -193,14 +193,10 @@ def test_an_axis_that_the_model_fixes_is_named_with_the_line_to_change(project: 
     )
 
 
-def test_sizes_that_a_stride_hides_are_compared_too(project: Project) -> None:
-    """Windows of a sixth of 1, 2 or 3 values are alike, those of 4 are not: dynamo writes down the first."""
-    of_pictures(
-        project,
-        [2, 3, 64, 64],
-        "nn.Sequential(nn.Conv2d(3, 4, 32, 32), nn.AdaptiveAvgPool2d(6))",
-        exporter="dynamo",
-    )
+def test_sizes_far_from_those_of_the_cases_are_compared_too(project: Project) -> None:
+    """Both exporters take what is done with small pictures for what is done with all."""
+    forward = "super().forward(x if x.shape[2] < 120 else x[:, :, ::2])"
+    of_pictures(project, [2, 3, 64, 64], "nn.Conv2d(3, 4, 3)", forward=forward, exporter="dynamo")
     error = project.run(exits=1)["stages"]["onnx"]["error"]
     assert (
         "the dynamo exporter wrote down sizes of the reference cases: at batch 2, height 133, width 133"
@@ -209,10 +205,23 @@ def test_sizes_that_a_stride_hides_are_compared_too(project: Project) -> None:
     assert "set the `max` of the axis in `dynamic`" in error
 
 
+def test_pictures_of_any_size_are_pooled_to_one(project: Project) -> None:
+    """Alone, the newer exporter writes down the example's windows, and the older one refuses."""
+    module = of_pictures(project, [2, 3, 40, 56], "nn.Conv2d(3, 4, 8, 8), nn.AdaptiveAvgPool2d((6, None))")
+    figures = project.run()["stages"]["onnx"]["figures"]
+    assert figures["exporter"] == "dynamo"
+    project.cli("get", "onnx.model", "--to", "made")
+    session = onnxruntime.InferenceSession(project.folder / "made/model.onnx")
+    for height, width in ((16, 8), (33, 70), (104, 48), (200, 168)):
+        x = torch.randn(3, 3, height, width, generator=torch.Generator().manual_seed(height))
+        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        np.testing.assert_allclose(found, module(x).detach(), atol=1e-6)
+
+
 def of_pictures(
     project: Project, shape: list[int], net: str, *, forward: str = "super().forward(x)", **options: Any
-) -> None:
-    """Write the project of a net that takes pictures of any size."""
+) -> torch.nn.Module:
+    """Write the project of a net that takes pictures of any size; return the net."""
     text = f"""
 import torch
 import torch.nn.functional as F
@@ -225,7 +234,8 @@ def build(): return Net({net})
     scope: dict[str, Any] = {}
     exec(text, scope)
     torch.manual_seed(0)
-    torch.save(scope["build"]().state_dict(), project.folder / "ck.pt")
+    module: torch.nn.Module = scope["build"]().eval()
+    torch.save(module.state_dict(), project.folder / "ck.pt")
     given = ", ".join(f"{key}: {value}" for key, value in options.items())
     project.pipeline(f"""
         weights: {{uses: checkpoint.state_dict, inputs: {{checkpoint: ck.pt}}}}
@@ -241,3 +251,4 @@ def build(): return Net({net})
           inputs: {{model: "${{{{ stages.model.outputs.model }}}}"}}
           with: {{{given}}}
         """)
+    return module

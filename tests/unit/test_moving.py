@@ -15,7 +15,7 @@ from deploy_runner.stages.model import moving, protos
 FLOAT = TensorProto.FLOAT
 
 
-def constant(name: str, array: np.ndarray) -> onnx.TensorProto:  # type: ignore[type-arg]
+def constant(name: str, array: np.ndarray) -> onnx.TensorProto:
     return numpy_helper.from_array(array.astype(np.float32), name)
 
 
