@@ -10,7 +10,7 @@ from torch import nn
 
 from deploy_runner.sdk import load_code
 
-from .entries import Entry
+from .entries import Entry, made
 
 __all__ = ["HAND", "built", "saved"]
 
@@ -25,14 +25,24 @@ def saved(entry: Entry, folder: Path) -> nn.Module:
 
         return _without_cache(hub.saved(entry.folder, folder / "folder"))
     module = _made(entry)
+    _as_trained(module, entry)
+    torch.save(module.state_dict(), folder / "model.pt")
+    return module
+
+
+def _as_trained(module: nn.Module, entry: Entry) -> None:
+    """Change what would make a fresh model ignore its inputs: weights of zeros, statistics of nothing."""
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     with torch.no_grad():
         for weight in module.parameters():
             if weight.ndim > 1 and not weight.any():
-                weight.normal_(
-                    std=0.1
-                )  # Training ends what begins as zeros; else nothing depends on the input.
-    torch.save(module.state_dict(), folder / "model.pt")
-    return module
+                weight.normal_(std=0.1)
+        for norm in norms:
+            norm.train()
+            norm.momentum = 1.0
+        if norms:
+            module(**{name: torch.from_numpy(array) for name, array in made(entry, "third sizes").items()})
+    module.eval()
 
 
 def built(entry: Entry, folder: Path) -> nn.Module:

@@ -40,7 +40,10 @@ _WRAPPED = "torchvision_nets.py"
 
 def _entry(name: str, factory: str, kwargs: Mapping[str, Any], given: Given, *, free: bool = True) -> Entry:
     factory = factory if ":" in factory else f"{_WRAPPED}:{factory}"
-    return Entry(f"torchvision/{name}", "torchvision", {"x": given}, factory, kwargs, _AREA if free else {})
+    argument = "input" if name.startswith("lraspp") else "x"
+    return Entry(
+        f"torchvision/{name}", "torchvision", {argument: given}, factory, kwargs, _AREA if free else {}
+    )
 
 
 _PICTURES = Given(("batch", 3, "height", "width"))
