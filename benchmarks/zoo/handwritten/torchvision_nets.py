@@ -13,7 +13,8 @@ class Detector(nn.Module):
     def __init__(self, name):
         super().__init__()
         build = getattr(torchvision.models.detection, name)
-        self.net = build(weights=None, weights_backbone=None, num_classes=4, min_size=128, max_size=256)
+        sizes = {} if name.startswith("ssd") else {"min_size": 128, "max_size": 256}
+        self.net = build(weights=None, weights_backbone=None, num_classes=4, **sizes)
 
     def forward(self, x):
         found = self.net([x])[0]
