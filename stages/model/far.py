@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from deploy_runner.sdk import StageError
 
 from . import bundles
+from .axes import SOUND
 from .bundles import Bundle, Case
 from .compare import largest
 
@@ -61,6 +62,8 @@ def _sizes(bundle: Bundle) -> dict[str, int]:
 
 
 def _far(bundle: Bundle, label: str, size: int) -> int:
+    if size >= SOUND:  # The cases' lengths are far from each other already.
+        return size
     try:
         return bundle.axes[label].nearest(2 * size + 5)
     except (KeyError, StageError):

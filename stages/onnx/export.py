@@ -113,7 +113,7 @@ def _first_right(
         except StageError as error:
             for line in (f"{way}: {error}", *refusals.whole(error.__cause__)):
                 ctx.log(line)
-            refused[way] = error
+            refused[way] = type(error)(error.message, fix=error.fix)  # Its traceback would hold the model.
         else:
             return way, refused
     raise _all_refused(refused)

@@ -75,8 +75,13 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _cause(errors: list[BaseException]) -> str:
-    """Return what the innermost error says, without what torch advises beside it."""
-    for error in reversed(errors):
+    """Return what the innermost declared cause says, without what torch advises beside it.
+
+    Errors that were only being handled when another was raised come after it: they are steps of a library.
+    """
+    declared = list(itertools.takewhile(lambda error: error.__cause__ is not None, errors))
+    inner = errors[: len(declared) + 1]
+    for error in (*reversed(inner), *errors[len(inner) :]):
         text = _ADVICE.sub("", str(error)).strip()
         if text:
             said = _paragraph(text)
