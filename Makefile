@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 BROWSER = $$({ command -v chromium && command -v chromedriver; } >/dev/null || { echo --ignore=tests/browser; \
 	echo "tests/browser is left out: apt-get install chromium chromium-driver" >&2; })
 
-.PHONY: run test test-all test-faults mutation coverage check docs formats bench bench-serving bench-scale soak clean
+.PHONY: run test test-all test-faults mutation coverage check docs formats bench bench-serving bench-scale bench-zoo soak clean
 
 run: $(VENV)/.run
 	$(BIN)/python -m deploy_runner run pipeline.yaml
@@ -51,6 +51,10 @@ bench-serving: $(VENV)/.dev
 bench-scale: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.shared_cache
 	$(BIN)/python -m benchmarks.ray_nodes
+
+# Hours on a busy machine; it goes on where it was stopped. Delete benchmarks/results/zoo.jsonl to begin anew.
+bench-zoo: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.zoo --write-docs
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)

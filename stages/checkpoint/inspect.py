@@ -14,6 +14,7 @@ from deploy_runner.sdk import (
     Folder,
     Output,
     Stage,
+    StageError,
     StageInputs,
     StageOutputs,
     StageParams,
@@ -88,6 +89,8 @@ def _of_checkpoint(ctx: Context, path: Path, params: CheckpointInspect.Params) -
     weights, key = state_dicts.find_state_dict(content, None)
     weights = state_dicts.strip_wrappers(weights, None)
     tensors = {name: t for name, t in weights.items() if not name.endswith(SUFFIX)}
+    if not any(t.numel() for t in tensors.values()):
+        raise StageError("every tensor of the checkpoint is empty", fix="save it again after the training")
     arguments = training.arguments(content)
     found: dict[str, Any] = {
         "format": where.format,

@@ -18,7 +18,7 @@ from ...server.labels import names_samples
 
 _FACTORS = (1, 2, 4, 8, 16, 32, 3)
 """By what an output's size is sought to be a label's, times or divided."""
-_SOUND = 4000
+SOUND = 4000
 """From so many values on, half a second at 8 kHz, a length is taken for that of a sound."""
 
 
@@ -114,7 +114,7 @@ def candidates(axis: Axis, first: int, *, batch: bool) -> Iterator[int]:
         steps = [axis.multiple_of * n for n in (1, 2, 3, -1, -2, 4, 8)]
     else:
         powers = [n for n in (1 << i for i in range(11)) if n <= first]
-        far = [-(first // 4) - 3, first // 4 + 3] if first >= _SOUND else []
+        far = [-(first // 4) - 3, first // 4 + 3] if first >= SOUND else []
         steps = [*far, 3, max(6, first // 2), 6, *powers, first, 2 * first, -3, *(-n for n in powers)]
     ends = [axis.min, *([axis.max] if axis.max else [])]
     seen = {first}

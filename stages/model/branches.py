@@ -56,12 +56,12 @@ class Branches:
         }
 
 
-def exercise(bundle: Bundle) -> Branches:
+def exercise(bundle: Bundle, module: nn.Module | None = None) -> Branches:
     """Run the bundle's model on its cases, and where it looks at its data on further inputs.
 
     Of these the ones are kept that make a line choose what no case did, and two that change numbers.
     """
-    module, usual = bundle.module(), bundle.cases[0]
+    module, usual = module or bundle.module(), bundle.cases[0]
     reads = [read for case in bundle.cases for read in _watched(module, bundle, case.inputs)[0]]
     if not reads:
         return Branches()

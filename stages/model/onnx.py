@@ -22,7 +22,7 @@ from deploy_runner.sdk import (
     first_line,
 )
 
-from . import bundles, declared, npz, protos
+from . import bundles, declared, moving, npz, protos
 from .axes import Axis
 from .bundles import Case, Port
 from .checklist import Check, OutputParams, Ports, batches, judged, ran, record
@@ -139,7 +139,7 @@ def _read(file: Path) -> onnx.ModelProto:
 def _placed(model: onnx.ModelProto, source: Path, folder: Path) -> Path:
     """Write the model to its place, with its external data in it, or in one file where that is large."""
     folder.mkdir(exist_ok=True)
-    protos.take_data(model, source.parent, folder)
+    moving.take_data(model, source.parent, folder)
     file = folder / protos.FILE_NAME
     file.write_bytes(model.SerializeToString(deterministic=True))
     return file

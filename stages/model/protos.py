@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from deploy_runner.sdk import StageError, closest, first_line
 
@@ -22,11 +21,6 @@ SINGLE_FILE_BYTES = 500_000_000
 
 Protobuf's own limit is 2 GiB, but writing a message takes several times its size.
 """
-
-_ALIGNMENT = 4096
-"""So that runtimes may map each tensor."""
-
-_CHUNK_BYTES = 1 << 20
 
 
 def program_file(path: Path) -> Path:
@@ -86,66 +80,6 @@ def save_proto(model: onnx.ModelProto, folder: Path) -> Path:
         return file
     onnx.save(model, file, save_as_external_data=True, all_tensors_to_one_file=True, location=DATA_NAME)
     return file
-
-
-def move_proto(model: onnx.ModelProto, source: Path, folder: Path) -> Path:
-    """Write a model that was read without its weights into a folder, as save_proto does.
-
-    External data, in `source`, is gathered in one file without being read into memory.
-    """
-    if not gather_data(model, source, folder):
-        return save_proto(model, folder)
-    clean(model)
-    file = folder / FILE_NAME
-    file.write_bytes(model.SerializeToString(deterministic=True))
-    return file
-
-
-def gather_data(model: onnx.ModelProto, source: Path, folder: Path) -> bool:
-    """Copy the external data of a model from `source` into one file of a folder; say if there is any."""
-    tensors = [tensor for tensor in tensors_of(model) if tensor.data_location == 1]
-    if tensors:
-        folder.mkdir(exist_ok=True)
-        with (folder / DATA_NAME).open("wb") as data:
-            for tensor in tensors:
-                _append(tensor, source, data)
-    return bool(tensors)
-
-
-def take_data(model: onnx.ModelProto, source: Path, folder: Path) -> None:
-    """Take the external data of a model out of `source`: into the model, or if large into one file.
-
-    It has to be checked before.
-    """
-    from onnx.external_data_helper import load_external_data_for_model
-
-    files = {
-        source / entry.value
-        for tensor in tensors_of(model)
-        if tensor.data_location == 1
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    if sum(file.stat().st_size for file in files) > SINGLE_FILE_BYTES:
-        gather_data(model, source, folder)
-    elif files:
-        load_external_data_for_model(model, str(source))
-
-
-def _append(tensor: onnx.TensorProto, source: Path, data: BinaryIO) -> None:
-    """Copy a tensor's external data to the end of `data`, and say so in the tensor."""
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    data.write(b"\0" * (-data.tell() % _ALIGNMENT))
-    start = data.tell()
-    with (source / entries["location"]).open("rb") as file:
-        file.seek(int(entries.get("offset", 0)))
-        left = int(entries["length"]) if "length" in entries else os.fstat(file.fileno()).st_size
-        while left > 0 and (chunk := file.read(min(left, _CHUNK_BYTES))):
-            data.write(chunk)
-            left -= len(chunk)
-    del tensor.external_data[:]
-    for key, value in (("location", DATA_NAME), ("offset", start), ("length", data.tell() - start)):
-        tensor.external_data.add(key=key, value=str(value))
 
 
 def all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

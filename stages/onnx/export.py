@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-import re
 import shutil
 import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,22 +21,17 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
-    first_line,
 )
 
-from ..model import branches, bundles, protos
+from ..model import branches, bundles, moving, protos
 from ..model.branches import Branches
-from ..model.bundles import Bundle
-from ..model.compare import Tolerances, compare, gate
-from ..model.wording import user_line
+from ..model.bundles import Bundle, Case
+from ..model.compare import Model, Tolerances, compare, gate
+from ..model.far import far_case
 from ..torch.torchscript import unfused
-from . import naming
+from . import naming, refusals
+from .pooling import exact_pooling
 
-_OPERATOR = re.compile(
-    r"(?:op='|operator '|No ONNX function found for .*?'|unrecognized namespace )([\w.:]*\w)"
-)
-_LINE = re.compile(r'File "([^"/][^"]*\.py)", line (\d+)')
-_ADDED = re.compile(r"Support for this operator was added in version (\d+)")
 _LOWEST_DYNAMO = 18
 
 
@@ -42,7 +39,7 @@ _ROUNDING = "if it is float32 rounding, pass real `samples` to model.prepare or 
 
 
 class OnnxExport(Stage):
-    """Export the model to ONNX and compare onnxruntime with eager on the reference cases.
+    """Export the model to ONNX and compare onnxruntime with eager on the reference cases and at far sizes.
 
     Both exporters of torch are used, the newer one first. The opset, the names and the dynamic
     axes are read back from the file: what was asked for is there, or the stage fails.
@@ -75,51 +72,67 @@ class OnnxExport(Stage):
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Export, clean, read back, compare."""
         bundle = bundles.load_bundle(inputs.model)
-        found = branches.exercise(bundle)  # First: its weights are gone when the exporter has its own.
+        ctx.progress(0, "running the model on its reference cases")
+        seen = _seen(bundle)  # First: its weights are gone when the exporter has its own.
         naming.refuse_shared(bundle.input_names, bundle.output_names)
-        exporter, refusals = _first_right(ctx, bundle, params, found)
+        exporter, refused = _first_right(ctx, bundle, params, seen)
         shutil.move(_made_by(ctx, exporter), outputs.model)
         ctx.figure("opset", params.opset)
         ctx.figure("exporter", exporter)
-        for way, error in refusals.items():
+        for way, error in refused.items():
             ctx.figure("refused", f"{way}: {error.message}")
         ctx.figure("bytes", protos.size_bytes(outputs.model))
         ctx.figure("cases", [case.name for case in bundle.cases])
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What the model itself does: where it looks at its data, and what it computes at far sizes."""
+
+    branches: Branches
+    far: Case | None
+
+
+def _seen(bundle: Bundle) -> _Seen:
+    module = bundle.module()
+    return _Seen(branches.exercise(bundle, module), far_case(bundle, module))
+
+
 def _first_right(
-    ctx: Context, bundle: Bundle, params: OnnxExport.Params, found: Branches
+    ctx: Context, bundle: Bundle, params: OnnxExport.Params, seen: _Seen
 ) -> tuple[str, dict[str, StageError]]:
     """Return the first exporter whose file passes every check, and why those before it did not."""
     ways = [params.exporter]
     if params.exporter == "auto":
         ways = ["dynamo", "torchscript"] if params.opset >= _LOWEST_DYNAMO else ["torchscript", "dynamo"]
-    refusals: dict[str, StageError] = {}
-    for way in ways:
+    refused: dict[str, StageError] = {}
+    for place, way in enumerate(ways):
         try:
-            _export(ctx, bundle, params, way)
-            _check(ctx, bundle, params, found, way)
+            ctx.progress((place + 0.1) / len(ways), f"exporting with {way}")
+            _export(ctx, bundle, params, way, seen.branches)
+            _check(ctx, bundle, params, seen, way, done=(place + 0.8) / len(ways))
         except StageError as error:
-            ctx.log(f"{way}: {error}")
-            refusals[way] = error
+            for line in (f"{way}: {error}", *refusals.whole(error.__cause__)):
+                ctx.log(line)
+            refused[way] = type(error)(error.message, fix=error.fix)  # Its traceback would hold the model.
         else:
-            return way, refusals
-    raise _all_refused(refusals)
+            return way, refused
+    raise _all_refused(refused)
 
 
-def _all_refused(refusals: dict[str, StageError]) -> StageError:
+def _all_refused(refused: dict[str, StageError]) -> StageError:
     """Return one error for all exporters: it advises none that was tried."""
-    first = next(iter(refusals.values()))
-    if len(refusals) == 1:
-        other = "torchscript" if "dynamo" in refusals else "dynamo"
+    first = next(iter(refused.values()))
+    if len(refused) == 1:
+        other = "torchscript" if "dynamo" in refused else "dynamo"
         fix = "; ".join(filter(None, (first.fix, f"or exporter: {other}")))
         return type(first)(first.message, fix=fix)
-    kind = GateError if any(isinstance(error, GateError) for error in refusals.values()) else StageError
-    messages = dict.fromkeys(error.message for error in refusals.values())
+    kind = GateError if any(isinstance(error, GateError) for error in refused.values()) else StageError
+    messages = dict.fromkeys(error.message for error in refused.values())
     if len(messages) == 1:
         return kind(first.message, fix=first.fix)
-    said = "; ".join(f"{way}: {error.message}" for way, error in refusals.items())
-    fix = next((error.fix for error in refusals.values() if error.fix), "")
+    said = "; ".join(f"{way}: {error.message}" for way, error in refused.items())
+    fix = next((error.fix for error in refused.values() if error.fix), "")
     return kind(f"neither exporter produces a correct file: {said}", fix=fix)
 
 
@@ -127,41 +140,66 @@ def _made_by(ctx: Context, way: str) -> Path:
     return ctx.workdir / f"{way}-made"
 
 
-def _export(ctx: Context, bundle: Bundle, params: OnnxExport.Params, way: str) -> None:
+def _export(ctx: Context, bundle: Bundle, params: OnnxExport.Params, way: str, found: Branches) -> None:
     """Export in one way, and put the cleaned file with the user's names into its folder."""
     raw = ctx.workdir / way
     raw.mkdir()
-    _export_with(way, bundle, params.opset, raw / protos.FILE_NAME)
+    _export_with(way, bundle, params.opset, raw / protos.FILE_NAME, found)
     model = protos.load_proto(raw, weights=False)
     delivered = protos.opset_of(model)
     if delivered != params.opset:
         raise StageError(f"the {way} exporter produced opset {delivered}, not {params.opset}",
                          fix=f"set `opset: {delivered}`")  # fmt: skip
     naming.rename(model, bundle.input_names, bundle.output_names)
-    protos.move_proto(model, raw, _made_by(ctx, way))
+    moving.move_proto(model, raw, _made_by(ctx, way))
     shutil.rmtree(raw)
 
 
-def _check(ctx: Context, bundle: Bundle, params: OnnxExport.Params, found: Branches, way: str) -> None:
+def _check(
+    ctx: Context, bundle: Bundle, params: OnnxExport.Params, seen: _Seen, way: str, *, done: float
+) -> None:
     """Read the file back, run it, and compare it with eager on every case and branch."""
     folder = _made_by(ctx, way)
-    _check_axes(bundle, protos.load_proto(folder, weights=False))
     lean = protos.size_bytes(folder) > protos.SINGLE_FILE_BYTES
-    run = protos.runner(folder, threads=ctx.threads, lean=lean)
+    opened = protos.session(folder, threads=ctx.threads, lean=lean)
+    _check_axes(bundle, opened)
+    run = protos.running(opened)
     try:
-        parity = compare(bundle.cases, run, atol=params.atol, rtol=params.rtol)
+        parity = compare(_told(ctx, bundle.cases, way, done), run, atol=params.atol, rtol=params.rtol)
     except GateError:
         raise
     except StageError as error:
-        ctx.log(str(error))
         shapes = ", ".join(f"{n} {tuple(a.shape)}" for n, a in bundle.cases[0].inputs.items())
         axes = f", although {', '.join(bundle.axes)} may vary" if bundle.axes else ""
-        raise StageError(f"the {way} exporter produced a model for {shapes} only{axes}") from error
+        said = f"the {way} exporter produced a model for {shapes} only{axes}: {error.message}"
+        raise StageError(said) from error
     gate(ctx, parity, atol=params.atol, rtol=params.rtol, fix=_ROUNDING)
-    branches.check(found, run)
+    branches.check(seen.branches, run)
+    if seen.far is not None:
+        _check_far(seen.far, run, params, way)
 
 
-def _export_with(way: str, bundle: Bundle, opset: int, file: Path) -> None:
+def _check_far(far: Case, run: Model, params: OnnxExport.Params, way: str) -> None:
+    """Compare at sizes that are far from those of the cases."""
+    try:
+        parity = compare([far], run, atol=params.atol, rtol=params.rtol)
+        said = parity.beyond(params.atol, params.rtol) if parity.excess > 0 else ""
+    except StageError as error:
+        said = error.message
+    if said:
+        raise GateError(f"the {way} exporter wrote down sizes of the reference cases: at {far.name} the "
+                        f"result differs from the original: {said}",
+                        fix="set the `max` of the axis in `dynamic`, or leave it out")  # fmt: skip
+
+
+def _told(ctx: Context, cases: Sequence[Case], way: str, done: float) -> Iterator[Case]:
+    """Yield the cases, and report which one is compared."""
+    for number, case in enumerate(cases, 1):
+        ctx.progress(done, f"comparing what {way} made: case {number} of {len(cases)}, {case.name}")
+        yield case
+
+
+def _export_with(way: str, bundle: Bundle, opset: int, file: Path, found: Branches) -> None:
     import torch
 
     module = bundle.exportable() if way == "dynamo" else bundle.module()
@@ -176,18 +214,19 @@ def _export_with(way: str, bundle: Bundle, opset: int, file: Path) -> None:
     }
     if way == "dynamo":
         options["dynamic_shapes"] = _dynamic_shapes(bundle, module)
-        options["external_data"] = bundle.weights_bytes > protos.SINGLE_FILE_BYTES
+        options["external_data"] = True  # Written from the tensors themselves, without a copy in a message.
     else:
-        module = _scripted_if_branching(bundle, module)
+        module = _scripted_if_branching(bundle, module, found)
         ports = (*bundle.inputs, *bundle.outputs)
         names = (*options["input_names"], *options["output_names"])
         options["dynamic_axes"] = {n: dict(p.dynamic) for n, p in zip(names, ports, strict=True) if p.dynamic}
+    pooling = exact_pooling() if way == "dynamo" else contextlib.nullcontext()
     try:  # The fused encoder layer has no ONNX equivalent.
-        with unfused(), warnings.catch_warnings(), torch.no_grad():
+        with unfused(), warnings.catch_warnings(), torch.no_grad(), pooling:
             warnings.simplefilter("ignore")
             torch.onnx.export(module, bundle.example(), str(file), **options)
     except Exception as error:
-        raise _refusal(way, error, bundle) from error
+        raise refusals.refusal(way, error, bundle) from error
     finally:
         for tensor in (*module.parameters(), *module.buffers()):
             tensor.data = torch.empty(0)  # The exporters' caches keep the module, not its weights.
@@ -201,7 +240,7 @@ def _dynamic_shapes(bundle: Bundle, module: Any) -> dict[str, Any] | tuple[Any, 
     return shapes if all(name in known for name in shapes) else tuple(shapes.values())
 
 
-def _scripted_if_branching(bundle: Bundle, module: Any) -> Any:
+def _scripted_if_branching(bundle: Bundle, module: Any, found: Branches) -> Any:
     """Return the model as TorchScript where a trace would keep one branch of it only."""
     if bundle.is_script:
         return module
@@ -210,7 +249,7 @@ def _scripted_if_branching(bundle: Bundle, module: Any) -> Any:
     from ..torch.trace import DependsOnInputs, trace
 
     try:
-        trace(bundle)
+        trace(bundle, found)
     except DependsOnInputs as error:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -223,64 +262,16 @@ def _scripted_if_branching(bundle: Bundle, module: Any) -> Any:
     return module
 
 
-def _refusal(way: str, error: Exception, bundle: Bundle) -> StageError:
-    """Name the operator and the user's line; the exporters hide both deep in a chain of causes."""
-    texts: list[str] = []
-    cause: BaseException | None = error
-    while cause is not None and len(texts) < 10:
-        texts.append(str(cause))
-        cause = cause.__cause__ or cause.__context__
-    text = "\n".join(texts)
-    lines = _LINE.findall(text)
-    where = f" at {lines[-1][0]}:{lines[-1][1]}" if lines else user_line(error)
-    if "data-dependent" in text.lower() or "GuardOnDataDependent" in text:
-        said = f"the model's control flow depends on its data{where}, which the {way} exporter can't export"
-        return StageError(said, fix="use torch.cond")
-    operator = _OPERATOR.search(text)
-    unknown = ("Unsupported", "No ONNX function", "not supported", "unrecognized namespace")
-    if operator and any(said in text for said in unknown):
-        where = where or _line_of_operator(bundle, operator.group(1))
-        if newer := _ADDED.search(text):
-            said = f"the operator {operator.group(1)} has no equivalent in this opset{where}"
-            return StageError(said, fix=f"set `opset: {newer.group(1)}` or newer")
-        return StageError(f"the operator {operator.group(1)} has no ONNX equivalent{where}",
-                          fix="replace it in the model, or keep this model as TorchScript")  # fmt: skip
-    said = next(
-        (first_line(text) for text in reversed(texts) if text.strip()),
-        type(error).__name__,
-    )
-    return StageError(f"the {way} exporter failed{where}: {said[:300]}",
-                      fix="keep this model as TorchScript (torch.script)")  # fmt: skip
-
-
-def _line_of_operator(bundle: Bundle, operator: str) -> str:
-    """Return the user's line that calls an operator; the exporter's error doesn't say it."""
-    import torch
-
-    try:
-        program = torch.export.export(bundle.exportable(), bundle.example(), strict=False)
-    except Exception:  # What torch.export refuses is another exporter's to report.
-        return ""
-    for node in program.graph.nodes:
-        if operator.replace("::", ".") in str(node.target):
-            lines = _LINE.findall(node.meta.get("stack_trace") or "")
-            return f" at {lines[-1][0]}:{lines[-1][1]}" if lines else ""
-    return ""
-
-
-def _check_axes(bundle: Bundle, model: Any) -> None:
-    """Read names and dynamic axes from the file, and compare with what was asked for."""
-    for kind, ports, values in (
-        ("input", bundle.inputs, model.graph.input),
-        ("output", bundle.outputs, model.graph.output),
-    ):
-        found = {v.name: v.type.tensor_type.shape.dim for v in values}
+def _check_axes(bundle: Bundle, opened: Any) -> None:
+    """Compare the names and dynamic axes that the runtime reads in the file with what was asked for."""
+    outputs = [value.name for value in opened.get_outputs()]
+    shapes = {value.name: value.shape for value in opened.get_inputs()}
+    for kind, ports, names in (("input", bundle.inputs, list(shapes)), ("output", bundle.outputs, outputs)):
         for port in ports:
-            if port.name not in found:
-                raise StageError(f"the ONNX file has no {kind} {port.name!r}, only {', '.join(found)}")
-            if kind == "output":
-                continue
-            for axis, label in port.dynamic.items():
-                if not found[port.name][axis].dim_param:
-                    raise StageError(f"axis {axis} ({label}) of the input {port.name!r} is fixed in the "
-                                     "ONNX file", fix="check whether forward() fixes that size")  # fmt: skip
+            if port.name not in names:
+                raise StageError(f"the ONNX file has no {kind} {port.name!r}, only {', '.join(names)}")
+    for port in bundle.inputs:
+        for axis, label in port.dynamic.items():
+            if not isinstance(shapes[port.name][axis], str):
+                raise StageError(f"axis {axis} ({label}) of the input {port.name!r} is fixed in the file",
+                                 fix="check whether forward() fixes that size")  # fmt: skip

@@ -53,14 +53,15 @@ class DependsOnInputs(StageError):
     """A trace would keep what the model chose for the example; scripting keeps the choice."""
 
 
-def trace(bundle: Bundle) -> torch.jit.ScriptModule:
+def trace(bundle: Bundle, found: branches.Branches | None = None) -> torch.jit.ScriptModule:
     """Trace a bundle's model, and try the trace on inputs of other sizes and values.
 
-    Raises DependsOnInputs with the user's line where the model does something else for other inputs.
+    `found` is what the model looks at, where that is known. Raises DependsOnInputs with the user's line
+    where the model does something else for other inputs.
     """
     from torch import nn
 
-    _refuse_looks(branches.exercise(bundle))
+    _refuse_looks(found or branches.exercise(bundle))
     module = bundle.module()
     try:
         return _traced(bundle, module)
