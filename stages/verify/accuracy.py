@@ -61,7 +61,9 @@ class VerifyAccuracy(Stage):
     class Inputs(StageInputs):
         """The models and the data."""
 
-        candidate: File | Folder = Field(description="the model: ONNX, TorchScript, .pt2, .ptl, .pte or a bundle")
+        candidate: File | Folder = Field(
+            description="the model: ONNX, TorchScript, .pt2, .ptl, .pte or a bundle"
+        )
         data: File = Field(description="an .npz with the inputs (by name, or `x`) and the labels `y`")
         reference: Folder | None = Field(None, description="the bundle that it was created from")
 

@@ -50,7 +50,9 @@ class VerifyParity(Stage):
     class Inputs(StageInputs):
         """The two models."""
 
-        candidate: File | Folder = Field(description="the converted model: ONNX, TorchScript, .pt2, .ptl or .pte")
+        candidate: File | Folder = Field(
+            description="the converted model: ONNX, TorchScript, .pt2, .ptl or .pte"
+        )
         reference: Folder = Field(description="the bundle of model.prepare")
 
     class Outputs(StageOutputs):
