@@ -97,8 +97,9 @@ class ModelProgram(Stage):
         if params.operators:
             ctx.load(params.operators)
         if kind == "torchscript":
-            module, file = _script(inputs.program, params), ctx.workdir / "program.pt"
-            file.write_bytes(programs.clean_script(inputs.program).getbuffer())
+            file = ctx.workdir / "program.pt"
+            programs.write_clean_script(inputs.program, file)
+            module = _script(file, params)
             given, batch, named = ports_of(module, params.example or {}, params.dynamic)
             axes = axes_of(params.dynamic, given)
         else:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Kind",
-    "clean_script",
     "converted",
     "exported",
     "kind_among",
@@ -35,6 +34,7 @@ __all__ = [
     "module_of",
     "refuse_without_trust",
     "script",
+    "write_clean_script",
 ]
 
 Kind = Literal["torchscript", "pt2", "aot"]
@@ -116,19 +116,30 @@ def script(path: Path) -> torch.jit.ScriptModule:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.jit.load(clean_script(path), map_location="cpu")  # type: ignore[no-any-return]
+            return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-any-return]
     except Exception as error:  # A damaged program takes torch anywhere.
         _refuse_unknown_operator(error)
-        raise StageError(f"the TorchScript program can't be loaded by torch {torch.__version__}: "
-                         f"{first_line(error)}", fix="save it again with this torch") from None  # fmt: skip
+        raise _damaged("TorchScript", error, "save it again with this torch") from None
 
 
-def clean_script(path: Path) -> io.BytesIO:
-    """Return a TorchScript archive without source paths, and with code that makes its tensors on the CPU.
+def _damaged(kind: str, error: Exception, fix: str) -> StageError:
+    import torch
 
-    The trace of a module on a GPU names that wherever it makes a tensor.
+    said = f"the {kind} program can't be loaded by torch {torch.__version__}: {first_line(error)}"
+    return StageError(said, fix=fix)
+
+
+def write_clean_script(path: Path, made: Path) -> None:
+    """Write a TorchScript archive again, without source paths, and with code that makes tensors on the CPU.
+
+    The trace of a module on a GPU names that wherever it makes a tensor. Raises StageError for one that is
+    damaged.
     """
-    return records.rewritten(path, leave_out=records.DEBUG, changed=_script_on_cpu)
+    try:
+        with made.open("wb") as file:
+            records.rewrite(path, file, leave_out=records.DEBUG, changed=_script_on_cpu)
+    except RuntimeError as error:
+        raise _damaged("TorchScript", error, "copy it again from where it was saved") from None
 
 
 def _script_on_cpu(name: str, record: bytes) -> bytes:
@@ -148,8 +159,7 @@ def exported(path: Path) -> torch.export.ExportedProgram:
             return _loaded(_program_on_cpu(path))
     except Exception as error:
         _refuse_unknown_operator(error)
-        raise StageError(f"the exported program can't be loaded by torch {torch.__version__}: "
-                         f"{first_line(error)}", fix="export it again with this torch") from None  # fmt: skip
+        raise _damaged("exported", error, "export it again with this torch") from None
     finally:
         torch.load = load
 
@@ -183,9 +193,14 @@ def _program_on_cpu(path: Path) -> Any:
         texts = [archive.read(name) for name in archive.namelist() if name.endswith(".json")]
     if not any(_ELSEWHERE.search(text) for text in texts):
         return path
-    return records.rewritten(path, changed=lambda name, record: (
-        _ELSEWHERE.sub(rb'\g<1>"cpu"\g<2>null', record) if name.endswith(".json") else record
-    ))  # fmt: skip
+    made = io.BytesIO()
+    records.rewrite(path, made, changed=_exported_on_cpu)
+    made.seek(0)
+    return made
+
+
+def _exported_on_cpu(name: str, record: bytes) -> bytes:
+    return _ELSEWHERE.sub(rb'\g<1>"cpu"\g<2>null', record) if name.endswith(".json") else record
 
 
 def _refuse_other_schema(path: Path) -> None:

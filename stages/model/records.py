@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
-__all__ = ["DEBUG", "rewritten"]
+__all__ = ["DEBUG", "rewrite"]
 
 DEBUG = (".debug_pkl",)
 """What TorchScript's records of source paths end in."""
@@ -20,11 +21,11 @@ _WRITERS_OWN = (
 )
 
 
-def rewritten(
-    archive: io.BytesIO | Path, *, leave_out: tuple[str, ...] = (),
+def rewrite(
+    archive: io.BytesIO | Path, made: IO[bytes], *, leave_out: tuple[str, ...] = (),
     changed: Callable[[str, bytes], bytes] = lambda name, record: record,
-) -> io.BytesIO:  # fmt: skip
-    """Copy an archive's records, sorted by name, without those whose names end so.
+) -> None:  # fmt: skip
+    """Copy an archive's records into an open file, sorted by name, without those whose names end so.
 
     The bytes don't depend on the archive's own name.
     """
@@ -33,12 +34,9 @@ def rewritten(
     if isinstance(archive, io.BytesIO):
         archive.seek(0)
     reader = torch._C.PyTorchFileReader(str(archive) if isinstance(archive, Path) else archive)
-    made = io.BytesIO()
     writer = torch._C.PyTorchFileWriter(made)
     for name in sorted(reader.get_all_records()):
         if name not in _WRITERS_OWN and not name.endswith(leave_out):
             record = changed(name, reader.get_record(name))
             writer.write_record(name, record, len(record))
     writer.write_end_of_file()
-    made.seek(0)
-    return made

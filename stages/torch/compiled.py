@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -105,14 +104,13 @@ def strip(package: Path, target: Path, described: Mapping[str, Any]) -> str:
 
     Return the vector instructions that it was compiled for, in AOTInductor's words.
     """
-    archive = io.BytesIO(package.read_bytes())
-    with zipfile.ZipFile(archive) as members:
+    with zipfile.ZipFile(package) as members:
         name = next(n for n in members.namelist() if n.endswith(_METADATA))
         metadata: dict[str, Any] = json.loads(members.read(name))
     said = {**metadata, aot.KEY: json.dumps(described, sort_keys=True)}
     text = json.dumps(said, sort_keys=True).encode()
-    clean = records.rewritten(
-        archive, leave_out=(".cpp",), changed=lambda n, record: text if n.endswith(_METADATA) else record
-    )
-    target.write_bytes(clean.getbuffer())
+    with target.open("wb") as made:
+        records.rewrite(
+            package, made, leave_out=(".cpp",), changed=lambda n, old: text if n.endswith(_METADATA) else old
+        )
     return str(metadata.get("AOTI_CPU_ISA", ""))

@@ -83,7 +83,9 @@ def save(program: torch.jit.ScriptModule, path: Path) -> None:
 
 def without_debug_files(archive: io.BytesIO) -> memoryview:
     """Copy the records of a TorchScript archive that the program alone depends on."""
-    return records.rewritten(archive, leave_out=records.DEBUG).getbuffer()
+    clean = io.BytesIO()
+    records.rewrite(archive, clean, leave_out=records.DEBUG)
+    return clean.getbuffer()
 
 
 def load(path: Path) -> torch.jit.ScriptModule:

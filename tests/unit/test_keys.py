@@ -197,6 +197,16 @@ def test_a_package_counts_by_the_version_that_would_be_imported(
         assert {name: machine.version(name) for name in names} == found
 
 
+def test_a_program_is_a_facet_by_the_version_that_it_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert KeyEnvironment(lambda path: path).facet("g++") == "absent"
+    (tmp_path / "g++").write_text("#!/bin/sh\necho 'g++ (Debian) 99.1'; echo more\n")
+    (tmp_path / "g++").chmod(0o755)
+    assert KeyEnvironment(lambda path: path).facet("g++") == "g++ (Debian) 99.1"
+
+
 def test_the_facets_are_those_of_this_machine() -> None:
     machine = KeyEnvironment(str)
     cpu = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
