@@ -62,9 +62,10 @@ def chosen(only: str = "*", part: str = "1/1") -> Sequence[Entry]:
 
 
 def read(file: Path) -> dict[str, dict[str, Any]]:
-    """Return the results that a file has, by the model's name."""
+    """Return the results that a file has, by the model's name; what failed is to be tried again."""
     lines = file.read_text("utf-8").splitlines() if file.exists() else []
-    return {result["name"]: result for line in lines if line.strip() for result in [json.loads(line)]}
+    found = [json.loads(line) for line in lines if line.strip()]
+    return {result["name"]: result for result in found if "failed" not in result}
 
 
 def run_one(entry: Entry) -> dict[str, Any]:
