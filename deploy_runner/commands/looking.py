@@ -78,14 +78,15 @@ def look(project: Path, path: Path, asked: Asked) -> Found:
         if problem:
             raise UsageError(problem)
         return Found(place, facts, asked.factory, facts.get("fit", {}))
-    facts, problem = _answers(project, place, [{}], asked)[0]
+    shape = {"shape": list(asked.shape)} if asked.shape is not None else {}
+    facts, problem = _answers(project, place, [shape], asked)[0]
     code = _code_of_module(project, problem) if asked.trust else None
     if code is not None:
         facts, problem = _answers(project, place, [{"code": code}], asked)[0]
     if problem:
         raise UsageError(problem.replace("set `trust: true` on the stage", "add --trust"))
     if facts["kind"] != "weights":
-        return Found(place, facts)
+        return Found(place, facts, fit=facts.get("fit", {}))
     return _with_factory(project, Found(place, facts, code=code), asked)
 
 

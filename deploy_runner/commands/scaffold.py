@@ -226,7 +226,7 @@ def _by_hand(found: Found) -> Iterator[str]:
 def _hints(found: Found, stages: Stages) -> Iterator[tuple[tuple[str, str], str]]:
     """Yield (stage, section) and a line that only the user can write, commented."""
     real = "samples: heldout.npz  # real inputs by their names: every gate is then judged on them"
-    if found.kind in ("weights", "onnx"):
+    if found.kind != "transformers":
         yield ("model", "inputs"), real
     if (
         found.kind == "weights"
@@ -250,6 +250,10 @@ def _said(found: Found) -> Iterator[str]:
                 f"{name} [{', '.join(map(str, dims))}]" for name, dims in facts["inputs"].items()
             )
             yield f"{found.path}: ONNX, opset {facts['opset']}, takes {given}"
+        case "torchscript":
+            yield f"{found.path}: TorchScript, which upstream has deprecated since torch 2.11"
+        case "pt2":
+            yield f"{found.path}: a program of torch.export"
         case "weights":
             by = f" by {facts['trainer']}" if facts["trainer"] else ""
             epoch = f", epoch {facts['epoch']}" if facts["epoch"] is not None else ""

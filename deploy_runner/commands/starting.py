@@ -29,6 +29,10 @@ def model_stages(found: Found, *, samples: str | None = None) -> Stages:
             return {"model": {"uses": "model.transformers", "inputs": {"folder": found.path}}}
         case "onnx":
             return {"model": {"uses": "model.onnx", "inputs": {"model": found.path, **real}}}
+        case "torchscript" | "pt2":
+            told = {name: found.fit[name] for name in ("example", "dynamic") if found.fit[name] is not None}
+            made = {"uses": "model.program", "trust": True, "inputs": {"program": found.path, **real}}
+            return {"model": made | ({"with": told} if told else {})}
         case "adapter":
             raise UsageError(
                 f"{found.path} is a LoRA adapter of {found.facts['base'] or 'another model'}",
@@ -47,8 +51,7 @@ def model_stages(found: Found, *, samples: str | None = None) -> Stages:
                 },
             }
         case kind:
-            raise UsageError(f"{found.path} is {kind}, which no stage takes as a source",
-                             fix="use the checkpoint that it was made from")  # fmt: skip
+            raise UsageError(f"{found.path} is {kind}, which no stage takes as a source")
 
 
 def weights_stage(found: Found) -> dict[str, Any]:

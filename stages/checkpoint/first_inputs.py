@@ -133,9 +133,24 @@ def _guesses(module: nn.Module, names: Sequence[str]) -> Iterator[_Guess]:
             yield _sequence(first.normalized_shape[-1])
         case nn.modules.batchnorm._BatchNorm():
             yield _Guess((1, first.num_features))
+    if first is None:
+        yield from _of_weights([tuple(tensor.shape) for tensor in module.state_dict().values()])
     if _WORDS.search(names[0]):
         yield from _words(100)
     yield from (_Guess((1, size)) for size in (*range(1, 65), 100, 128, 256, 512, 784, 1024))
+
+
+def _of_weights(shapes: Sequence[tuple[int, ...]]) -> Iterator[_Guess]:
+    """Yield guesses for a program, which has no layers: by the shape of its first weight that has axes."""
+    first = next((shape for shape in shapes if len(shape) > 1), ())
+    if len(first) == 4:
+        yield from (_Guess((1, first[1], side, side)) for side in _SIDES)
+    elif len(first) == 3:
+        yield from (_Guess((1, first[1], length)) for length in _LENGTHS_1D)
+    elif first:
+        yield _Guess((1, first[1]))
+        yield _sequence(first[1])
+        yield from _words(first[0])
 
 
 def _of_shape(module: nn.Module, names: Sequence[str], shape: Sequence[int]) -> Iterator[_Guess]:

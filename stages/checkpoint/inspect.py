@@ -20,9 +20,9 @@ from deploy_runner.sdk import (
     StageParams,
 )
 
-from ..model import protos, state_dicts
+from ..model import bundles, programs, protos, state_dicts
 from ..model.extra_state import SUFFIX
-from . import fitting, libraries, pickles, reader, sources, training
+from . import first_inputs, fitting, libraries, pickles, reader, sources, training
 
 
 class CheckpointInspect(Stage):
@@ -77,10 +77,22 @@ class CheckpointInspect(Stage):
                 ctx.figure(name, found[name])
 
 
+def _of_program(ctx: Context, where: reader.Found, params: CheckpointInspect.Params) -> dict[str, Any]:
+    """Return what a program takes: one of torch.export says it itself, TorchScript is tried."""
+    kind: Any = where.format
+    programs.refuse_without_trust(kind, trust=ctx.trust, instead="start from the training checkpoint")
+    if kind == "pt2":
+        return {"kind": kind, "fit": {"example": None, "dynamic": None}}
+    found = first_inputs.found(bundles.frozen(programs.script(where.path)), params.shape)
+    if found is None:
+        raise StageError("no input was found that the TorchScript program takes", fix="name the shape of one")
+    return {"kind": kind, "fit": found._asdict()}
+
+
 def _of_checkpoint(ctx: Context, path: Path, params: CheckpointInspect.Params) -> dict[str, Any]:
     where = reader.find(path)
     if where.format in ("torchscript", "pt2"):
-        return {"kind": where.format}
+        return _of_program(ctx, where, params)
     if where.format == "adapter":
         return {"kind": "adapter", "base": sources.base_of(where.path)}
     if params.code is not None:

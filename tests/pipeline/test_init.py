@@ -329,3 +329,21 @@ def test_the_file_in_a_hub_folder_is_the_folder(here: Project) -> None:
     )
     shutil.copytree(here.folder / "m", here.folder, dirs_exist_ok=True)
     assert ". is the project itself (name it from the folder above" in here.cli("init", ".", exits=2).stderr
+
+
+@pytest.mark.slow
+def test_programs_are_taken_with_trust(here: Project) -> None:
+    net = nets()["SmallNet"]().eval()
+    torch.jit.script(net).save(str(here.folder / "net.pt"))
+    said = here.cli("init", "net.pt", exits=2).stderr
+    assert "the file is a TorchScript program: loading it runs code" in said
+    assert "add --trust" in said
+    stages = pushed(here, "net.pt", "--trust")
+    assert stages["model"]["figures"]["kind"] == "torchscript"
+    assert written(here)["model"]["with"] == {"example": {"shape": [1, 3, 224, 224]}}
+    other = Project(here.folder.parent / "other")
+    program = torch.export.export(
+        net, (torch.ones(2, 3, 16, 16),), dynamic_shapes=({0: torch.export.Dim.AUTO},)
+    )
+    torch.export.save(program, other.folder / "net.pt2")
+    assert pushed(other, "net.pt2", "--trust", goal="sagemaker")["model"]["figures"]["kind"] == "pt2"
