@@ -244,7 +244,9 @@ def _said(found: Found) -> Iterator[str]:
     facts = found.facts
     match found.kind:
         case "transformers":
-            yield f"{found.path}: {facts['class'] or facts['model_type']} of transformers"
+            labels = f", {facts['labels']} labels" if facts["labels"] else ""
+            task = f", for {facts['task']}" if facts["task"] else ""
+            yield f"{found.path}: {facts['class'] or facts['model_type']} of transformers{labels}{task}"
         case "onnx":
             given = ", ".join(
                 f"{name} [{', '.join(map(str, dims))}]" for name, dims in facts["inputs"].items()
@@ -262,6 +264,8 @@ def _said(found: Found) -> Iterator[str]:
                 f"{found.path}: {facts['parameters']:,} parameters in {len(facts['tensors'])} tensors{key}, "
                 f"{'/'.join(facts['dtypes'])}{by}{epoch}"
             )
+            ends = [next(iter(facts["tensors"].items())), [*facts["tensors"].items()][-1]]
+            yield "from {} to {}".format(*(f"{name} {shape}" for name, shape in ends))
             yield from _said_of_model(found)
 
 

@@ -95,6 +95,7 @@ def test_a_lightning_checkpoint_beside_its_code(here: Project) -> None:
     assert stages["weights"]["figures"]["epoch"] == 4
     head = (here.folder / "pipeline.yaml").read_text()
     assert "by Lightning 2.6.6, epoch 4" in head
+    assert "# from model.scale [1] to criterion.weight [3]" in head
     assert head.startswith("# yaml-language-server: $schema=pipeline.schema.json\n")
 
 
