@@ -45,7 +45,7 @@ def _free(name: str, kwargs: dict[str, Any]) -> Entry:
     return Entry(
         f"timm/{name}", "timm", {"x": Given(("batch", 3, "height", "width"))}, "timm:create_model",
         {"model_name": name, "num_classes": 10, **kwargs},
-        {"height": (64, 96, 128), "width": (96, 64, 160)},
+        {"height": (64, 89, 128), "width": (96, 75, 160)},
     )  # fmt: skip
 
 
