@@ -32,7 +32,10 @@ def saved(entry: Entry, folder: Path) -> nn.Module:
 
 def _as_trained(module: nn.Module, entry: Entry) -> None:
     """Change what would make a fresh model ignore its inputs: weights of zeros, statistics of nothing."""
-    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    batches = any("batch" in given.shape for given in entry.inputs.values())
+    norms = [
+        part for part in module.modules() if batches and isinstance(part, nn.modules.batchnorm._BatchNorm)
+    ]
     with torch.no_grad():
         for weight in module.parameters():
             if weight.ndim > 1 and not weight.any():

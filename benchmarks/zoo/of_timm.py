@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from .entries import Entry, Given
+from .entries import Entry, Given, Sizes
 
 __all__ = ["ENTRIES"]
 
@@ -31,6 +32,9 @@ _FREE: dict[str, dict[str, Any]] = {
 }
 """Models that take pictures of other sizes, which are declared to vary."""
 
+_NEEDS_EVEN = ("dla46_c",)
+_EVEN: Mapping[str, Sizes] = {"height": (64, 96, 128), "width": (96, 64, 160)}
+
 _FIXED: dict[str, dict[str, Any]] = {
     "beit_base_patch16_224": {"depth": 2, "embed_dim": 64, "num_heads": 2},
     "cait_xxs24_224": {"depth": 1},
@@ -45,7 +49,7 @@ def _free(name: str, kwargs: dict[str, Any]) -> Entry:
     return Entry(
         f"timm/{name}", "timm", {"x": Given(("batch", 3, "height", "width"))}, "timm:create_model",
         {"model_name": name, "num_classes": 10, **kwargs},
-        {"height": (64, 96, 128), "width": (96, 64, 160)},
+        _EVEN if name in _NEEDS_EVEN else {"height": (64, 89, 128), "width": (96, 75, 160)},
     )  # fmt: skip
 
 

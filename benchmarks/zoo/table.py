@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from .entries import CASES
+
 __all__ = ["line", "memory_ratio", "right", "time_ratio", "verdict", "write"]
 
 Result = Mapping[str, Any]
@@ -205,7 +207,7 @@ def _detail(bare: Mapping[str, Any]) -> str:
     mark = _mark(bare)
     if mark != "wrong":
         return mark
-    good = ", ".join(case for case, said in bare["cases"].items() if said == "right")
+    good = ", ".join(case for case in CASES if bare["cases"].get(case) == "right")
     return f"**wrong**; right: {good}" if good else "**wrong**"
 
 

@@ -6,7 +6,7 @@ Strides hide sizes: where a model divides them by 32, three cases may have the s
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deploy_runner.sdk import StageError
 
@@ -33,7 +33,7 @@ def far_case(bundle: Bundle, module: nn.Module) -> Case | None:
     first, sizes = bundle.cases[0], _sizes(bundle)
     if not sizes:
         return None
-    arrays = {port.name: bundles.tiled(first.inputs[port.name], port, sizes) for port in bundle.inputs}
+    arrays = {p.name: _varied(bundles.tiled(first.inputs[p.name], p, sizes)) for p in bundle.inputs}
     if sum(math.prod(array.shape) for array in arrays.values()) > _MOST_VALUES:
         return None
     try:
@@ -45,6 +45,15 @@ def far_case(bundle: Bundle, module: nn.Module) -> Case | None:
     allowed = {name: _share(bundle, name) * largest(array) for name, array in outputs.items()}
     name = ", ".join(f"{label} {size}" for label, size in sorted(sizes.items()))
     return Case(name, arrays, outputs, {n: limit for n, limit in allowed.items() if limit}, first.batch)
+
+
+def _varied(array: Any) -> Any:
+    """Return an array without the repetitions that made it longer: of equal values none is the largest."""
+    import numpy as np
+
+    if array.dtype.kind != "f" or np.array_equal(array, np.round(array)):
+        return array
+    return (array * np.random.default_rng(0).uniform(0.5, 1.5, array.shape)).astype(array.dtype)
 
 
 def _sizes(bundle: Bundle) -> dict[str, int]:

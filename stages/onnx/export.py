@@ -35,6 +35,7 @@ from .pooling import exact_pooling
 _LOWEST_DYNAMO = 18
 
 
+_SIZES = "say in `dynamic` which sizes it takes, as {name: height, multiple_of: 32}, or leave the axis out"
 _ROUNDING = "if it is float32 rounding, pass real `samples` to model.prepare or raise `atol`"
 
 
@@ -172,7 +173,7 @@ def _check(
         shapes = ", ".join(f"{n} {tuple(a.shape)}" for n, a in bundle.cases[0].inputs.items())
         axes = f", although {', '.join(bundle.axes)} may vary" if bundle.axes else ""
         said = f"the {way} exporter produced a model for {shapes} only{axes}: {error.message}"
-        raise StageError(said) from error
+        raise StageError(said, fix=_SIZES if bundle.axes else "") from error
     gate(ctx, parity, atol=params.atol, rtol=params.rtol, fix=_ROUNDING)
     branches.check(seen.branches, run)
     if seen.far is not None:
