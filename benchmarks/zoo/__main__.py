@@ -21,7 +21,7 @@ from . import table
 from .entries import Entry
 from .zoo import ENTRIES
 
-__all__ = ["chosen", "run_one"]
+__all__ = ["chosen", "run"]
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -44,7 +44,7 @@ def main() -> int:
     for entry in chosen(args.only, args.part):
         if entry.name in done:
             continue
-        result = run_one(entry)
+        (result,) = run([entry])
         with args.json.open("a", encoding="utf-8") as file:
             file.write(json.dumps(result, ensure_ascii=False, sort_keys=True) + "\n")
         done[entry.name] = result
@@ -68,23 +68,22 @@ def read(file: Path) -> dict[str, dict[str, Any]]:
     return {result["name"]: result for result in found if "failed" not in result}
 
 
-def run_one(entry: Entry) -> dict[str, Any]:
-    """Convert one model in a process of its own, on one thread."""
+def run(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Convert models one after the other in a process of their own, on one thread."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.zoo.one", entry.name], cwd=ROOT,
+        [sys.executable, "-m", "benchmarks.zoo.one", *(entry.name for entry in entries)], cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
     try:
-        out, err = process.communicate(timeout=_SECONDS)
+        out, err = process.communicate(timeout=_SECONDS * len(entries))
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        return {"name": entry.name, "family": entry.family, "failed": f"it takes more than {_SECONDS} s"}
-    if process.returncode:
-        return {"name": entry.name, "family": entry.family, "failed": err[-2000:]}
-    found: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return found
+        out, err = process.communicate()
+        err = f"it takes more than {_SECONDS} s"
+    found: list[dict[str, Any]] = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    lacking = entries[len(found) :]
+    return found + [{"name": e.name, "family": e.family, "failed": err[-2000:]} for e in lacking]
 
 
 if __name__ == "__main__":

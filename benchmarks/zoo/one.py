@@ -1,4 +1,4 @@
-"""Convert one model of the zoo in every way, each in a process of its own, and print what came of it."""
+"""Convert models of the zoo in every way, each in a process of its own, and print what came of it."""
 
 from __future__ import annotations
 
@@ -57,12 +57,11 @@ def _by_product(entry: Entry, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Convert the model that is named, in a temporary folder or the one given."""
-    entry = next(entry for entry in ENTRIES if entry.name == sys.argv[1])
-    with tempfile.TemporaryDirectory(prefix="zoo-") as temporary:
-        folder = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        print(json.dumps(converted(entry, folder)))
+    """Convert the models that are named, each in a temporary folder; print a line for each."""
+    known = {entry.name: entry for entry in ENTRIES}
+    for name in sys.argv[1:]:
+        with tempfile.TemporaryDirectory(prefix="zoo-") as folder:
+            print(json.dumps(converted(known[name], Path(folder))), flush=True)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ of float32's rounding. *Right* is right at all four; what is right at the exampl
 int8 is quantized by the product's defaults: dynamically, and statically where noise is as good as a sample;
 it passes its gate or is refused. Weights are random, which int8 suits less than trained ones.
 
-A model takes half a minute; a run goes on where it was stopped, since each model's line is kept in
+A model takes half a minute; a run continues where it was stopped, since each model's line is kept in
 `benchmarks/results/zoo.jsonl`. `python -m benchmarks.zoo --only 'hand/*'` converts some, `--part 2/8` an
 eighth. The slow tests run every model, CI some of them.
 

@@ -216,7 +216,7 @@ def _pipeline(found: Found, goal: Goal, name: str) -> Iterator[str]:
 
 def _by_hand(found: Found) -> Iterator[str]:
     """Yield the stage that is missing, for the user to complete."""
-    yield "Go on with the model: say what builds the nn.Module, and the shape of an input that it takes."
+    yield "To continue, name what builds the nn.Module, and the shape of an input that it takes."
     shape = {"shape": [1, 3, 224, 224]}
     model = prepared(found.factory or "model.py:build", found.fit, shape)
     stage = {"uses": "model.prepare", "inputs": {"weights": WEIGHTS}, "with": model}

@@ -215,7 +215,7 @@ def _followable(node: Node, loc: Sequence[str | int]) -> list[str | int]:
 def _sentence(
     detail: ErrorDetails, place: Sequence[str | int], what: str, known: Mapping[str, Any]
 ) -> tuple[str, str]:
-    """Return the sentence about what is at a place of the data, and how to mend it."""
+    """Return the sentence about what is at a place of the data, and what to write instead."""
     loc = [str(part) for part in place]
     name = ".".join(loc)
     if detail["type"] == "extra_forbidden":

@@ -25,7 +25,7 @@ _IR_VERSION = b"\x08"
 
 
 def kind(path: Path) -> Kind:
-    """Return what it is. Raises StageError for what holds no model that a stage reads."""
+    """Return what it is. Raises StageError for what has no model in it that a stage reads."""
     if path.is_dir():
         if "model_type" in config(path) and not (path / folders.ADAPTER).is_file():
             return "transformers"

@@ -93,11 +93,11 @@ class Net(nn.Module):
 
 
 def detector(tmp_path: Path, bias: float, dynamic: dict[str, Any] | None) -> StageRun:
-    (tmp_path / "detector.py").write_text(DETECTOR)
+    (tmp_path / "boxes_of_rows.py").write_text(DETECTOR)
     save_file(
         {"head.weight": torch.zeros(1, 4), "head.bias": torch.tensor([bias])}, tmp_path / "w.safetensors"
     )
-    params = {"factory": "detector.py:Net", "example": {"shape": [1, 4]}} | (
+    params = {"factory": "boxes_of_rows.py:Net", "example": {"shape": [1, 4]}} | (
         {} if dynamic is None else {"dynamic": dynamic}
     )
     return run_stage(stage("model.prepare"), tmp_path, inputs={"weights": tmp_path / "w.safetensors"},

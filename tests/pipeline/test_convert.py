@@ -62,6 +62,7 @@ def test_a_second_taste_uses_what_the_first_has_made(folder: Project) -> None:
     assert "1 ran" in done.stdout
 
 
+@pytest.mark.slow
 def test_what_is_not_said_is_looked_for(folder: Project) -> None:
     folder.cli("convert", "digits.pt", "--to", "onnx")
     made = yaml.safe_load((folder.folder / "convert.yaml").read_text())["stages"]["model"]["with"]

@@ -147,6 +147,7 @@ def test_weights_alone_are_a_beginning(here: Project) -> None:
     )
 
 
+@pytest.mark.slow
 def test_what_lies_elsewhere_is_copied_only_if_that_is_asked_for(here: Project, tmp_path: Path) -> None:
     shutil.copy(DIGITS / "digits.pt", tmp_path / "best.pt")
     here.write("model.py", (DIGITS / "model.py").read_text())

@@ -290,7 +290,7 @@ def test_external_data_comes_along(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sorted(p.name for p in made["onnx"].iterdir()) == ["model.onnx"]
     inputs = {"model": made["onnx"], "reference": made["model"]}
     assert run_stage(stage("onnx.optimize"), tmp_path / "o", inputs=inputs).figures["max_abs"] < 1e-6
-    monkeypatch.setattr("deploy_runner.stages.model.protos.SINGLE_FILE_BYTES", 100)
+    monkeypatch.setattr("deploy_runner.stages.model.moving.SINGLE_FILE_BYTES", 100)
     large = take(tmp_path / "large", tmp_path / "both")
     assert sorted(p.name for p in large["onnx"].iterdir()) == ["model.onnx", "model.onnx.data"]
     assert arrays_of(large).keys() == arrays_of(made).keys()

@@ -107,6 +107,7 @@ def test_what_can_t_be_given_or_isn_t_there_is_named(
         taken(tmp_path, programs / name, example={"x": {"shape": [2, 3]}})
 
 
+@pytest.mark.slow
 def test_operators_are_registered_in_every_stage_that_follows(programs: Path, tmp_path: Path) -> None:
     project = Project(tmp_path / "project")
     project.write("lib/operators.py", OPERATORS)
