@@ -183,8 +183,9 @@ def run(
                 environ=pipeline.environ,
                 early=early,
             )
-            exit_code = _INTERRUPTED if interrupted else _exit_code(results)
+            exit_code = _INTERRUPTED
             try:
+                exit_code = _INTERRUPTED if interrupted else _exit_code(results)
                 if exit_code != _INTERRUPTED:
                     pipeline.store.finish()
             except (DeployRunnerError, KeyboardInterrupt) as error:

@@ -99,6 +99,7 @@ def test_a_lightning_checkpoint_beside_its_code(here: Project) -> None:
     assert head.startswith("# yaml-language-server: $schema=pipeline.schema.json\n")
 
 
+@pytest.mark.slow
 def test_an_onnx_file_of_somebody_else(here: Project) -> None:
     shutil.copy(ROOT / "examples/detector/detector.onnx", here.folder)
     pushed(here, "detector.onnx", goal="sagemaker")
@@ -137,6 +138,7 @@ def test_a_checkpoint_of_torchvision_is_told_by_its_weights(here: Project) -> No
     assert written(here)["model"]["with"]["kwargs"] == {"num_classes": 4}
 
 
+@pytest.mark.slow
 def test_weights_alone_are_a_beginning(here: Project) -> None:
     shutil.copy(DIGITS / "digits.pt", here.folder)
     assert "nothing that builds this model was found" in here.cli("init", "digits.pt").stdout

@@ -81,6 +81,7 @@ class Dispatch:
         self._unrecorded: list[tuple[Lock, Action, ActionRecord | None]] = []
         self._crew = hire(self)
         store.tell_claims(self._crew.wake)
+        self._closing = False
         self._handlers = self._catch_signals()
 
     @property
@@ -99,7 +100,8 @@ class Dispatch:
 
     def _interrupt(self, number: int, frame: object) -> None:
         self.interrupted = True
-        self._crew.wake()
+        if not self._closing:
+            self._crew.wake()
 
     def drop_waiting(self, state: State, reason: str) -> None:
         """End what has not started yet with this state."""
@@ -269,16 +271,22 @@ class Dispatch:
             remove_tree(self._trash.pop())
 
     def close(self) -> None:
-        """Stop what still runs, release the locks, and give the signals back."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        """Stop what still runs, release the locks, and give the signals back.
+
+        An interrupt meanwhile is one of the run, whose record is still to be written.
+        """
+        self._closing = True
         self._store.tell_claims(lambda: None)
         try:
             self._tidy()
         finally:
-            self._crew.close()
-            for _, lock in self._running.values():
-                lock.release()
+            try:
+                self._crew.close()
+                for _, lock in self._running.values():
+                    lock.release()
+            finally:
+                for number, handler in self._handlers.items():
+                    signal.signal(number, handler)
 
 
 def _failed(node: StageNode, decision: Decision, error: DeployRunnerError) -> StageResult:
