@@ -39,12 +39,22 @@ CONVERSIONS = {
     ("place", "imports"),
     [
         pytest.param("2024/model.py", "from widths import WIDTH", id="year"),
-        pytest.param("v1.2/net.v3.py", "WIDTH = 4", id="dots"),
-        pytest.param("my-model/src/my-net.py", "from .widths import WIDTH", id="dashes, relative import"),
+        pytest.param("v1.2/net.v3.py", "WIDTH = 4", id="dots", marks=pytest.mark.slow),
+        pytest.param(
+            "my-model/src/my-net.py",
+            "from .widths import WIDTH",
+            id="dashes, relative import",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("größe 2/das modell.py", "from widths import WIDTH", id="spaces and umlauts"),
-        pytest.param("torch/nn/model.py", "WIDTH = 4", id="named like torch"),
-        pytest.param("json/class.py", "from widths import WIDTH", id="named like the standard library"),
-        pytest.param("1/2/3.py", "WIDTH = 4", id="numbers alone"),
+        pytest.param("torch/nn/model.py", "WIDTH = 4", id="named like torch", marks=pytest.mark.slow),
+        pytest.param(
+            "json/class.py",
+            "from widths import WIDTH",
+            id="named like the standard library",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("1/2/3.py", "WIDTH = 4", id="numbers alone", marks=pytest.mark.slow),
     ],
 )
 def test_every_conversion_takes_a_model_from(project: Project, place: str, imports: str) -> None:

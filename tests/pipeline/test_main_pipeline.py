@@ -98,6 +98,7 @@ def test_an_int8_model_that_loses_too_much_fails_its_gate_by_name(ran: tuple[Pro
     assert result["stages"]["package"]["state"] == "skipped"
 
 
+@pytest.mark.slow
 def test_the_same_bytes_in_another_folder_umask_time_zone_and_hash_seed(
     ran: tuple[Project, dict],  # type: ignore[type-arg]
     tmp_path: Path,

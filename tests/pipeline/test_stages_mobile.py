@@ -91,6 +91,7 @@ def test_an_axis_as_long_as_another_one_stays_dynamic(tmp_path: Path) -> None:
     assert executorch(tmp_path, prepared["model"], largest={"batch": 16}).figures["largest"] == {"batch": 17}
 
 
+@pytest.mark.slow
 def test_executorch_delegates_and_quantizes(tmp_path: Path, bundle: Path) -> None:
     made = executorch(tmp_path / "float", bundle)
     quantized = executorch(tmp_path / "int8", bundle, CALIBRATION, quantize="int8")

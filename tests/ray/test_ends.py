@@ -62,6 +62,7 @@ def test_a_killed_driver_leaves_nothing_running(project: RayProject) -> None:
     wait_until(lambda: not running(command))
 
 
+@pytest.mark.slow
 def test_the_actions_of_a_dead_node_run_again_on_another(project: RayProject) -> None:
     command = f"sleep 3.{uuid4().int}"
     names = ("big-a", "big-b")
