@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -13,8 +13,8 @@ from ..store.files import write_atomic
 from ..types import RunOptions
 from ..usercode.loading import is_file, split
 from .downloads import Needed, bring
-from .looking import Asked, Found, look
-from .options import Argument, JsonResult, LogSwitch, Option, QuietSwitch, mapping, to_stderr, whole_numbers
+from .looking import Asked, Factory, Found, Kwargs, ModelPath, Shape, TrustSwitch, look
+from .options import JsonResult, LogSwitch, Option, QuietSwitch, to_stderr
 from .running import View, run_and_show
 from .starting import MODEL, Stages, model_stages, weights_stage
 
@@ -45,24 +45,16 @@ FORMATS: dict[str, tuple[str, tuple[str, ...]]] = {
 class Convert(NamedTuple):
     """Convert a trained model with a generated pipeline."""
 
-    path: Annotated[str, Argument("a checkpoint of any kind, its folder, a Hub folder, an .onnx file")]
+    path: ModelPath
     to: Annotated[str, Option(f"any of {', '.join(FORMATS)}", "onnx,int8,ptl")]
-    factory: Annotated[
-        str | None,
-        Option("what builds your nn.Module (default: it is looked for)", "FILE.py:NAME|package.module:NAME"),
-    ] = None
-    kwargs: Annotated[
-        Mapping[str, Any] | None, Option("the factory's arguments, as YAML", "'NAME: VALUE, …'", mapping)
-    ] = None
-    shape: Annotated[
-        Sequence[int] | None,
-        Option("the shape of one example input (default: one is found)", "1,3,224,224", whole_numbers),
-    ] = None
+    factory: Factory = None
+    kwargs: Kwargs = None
+    shape: Shape = None
     dtype: Annotated[str, Option("the example's element type (default: float32)", "TYPE")] = "float32"
     calibration: Annotated[
         str | None, Option("samples for int8: an .npz (also used as reference cases) or pictures", "PATH")
     ] = None
-    trust: Annotated[bool, Option("run the code that the file contains, as a pickled module does")] = False
+    trust: TrustSwitch = False
     output: Annotated[str, Option("where the results go (default: converted)", "FOLDER")] = "converted"
     pipeline: Annotated[str, Option("the pipeline to write (default: convert.yaml)", "FILE")] = "convert.yaml"
     json: JsonResult = False
@@ -139,6 +131,7 @@ class Convert(NamedTuple):
     def _found(self, path: Path, formats: Sequence[str]) -> Found:
         """Return what there is to convert: as the user says, who names all that it takes, or as it looks."""
         place = _inside(path, self.path)
+        factory = None
         if self.factory is not None:
             try:
                 code, name = split(self.factory)
@@ -150,8 +143,6 @@ class Convert(NamedTuple):
                 example = {"shape": list(self.shape), **dtype}
                 fit = {"kwargs": dict(self.kwargs or {}), "example": example, "dynamic": None}
                 return Found(place, {"kind": "weights", "module": ""}, factory, fit)
-        else:
-            factory = None
         return look(
             path.absolute().parent, Path(self.path), Asked(factory, self.kwargs or {}, self.shape, self.trust)
         )
@@ -180,14 +171,13 @@ def _conversions(found: Found, calibration: str | None) -> Stages:
     """Return every stage that a format of what was found may need, in the order of the data."""
     real = calibration if calibration and calibration.endswith(".npz") else None
     stages = model_stages(found, samples=real)
-    onnx = _ONNX
-    int8 = {"uses": "onnx.quantize_dynamic", "inputs": {"model": onnx, "reference": MODEL}}
+    int8 = {"uses": "onnx.quantize_dynamic", "inputs": {"model": _ONNX, "reference": MODEL}}
     if calibration:
         # Reference cases of noise say nothing of a model whose ranges are those of pictures.
         reference = {"reference": MODEL} if real else {}
         int8 = {
             "uses": "onnx.quantize_static",
-            "inputs": {"model": onnx, "calibration": calibration, **reference},
+            "inputs": {"model": _ONNX, "calibration": calibration, **reference},
         }
     made = {
         "full": _from_model("torch.save_full"),
@@ -195,12 +185,12 @@ def _conversions(found: Found, calibration: str | None) -> Stages:
         "script": _from_model("torch.script"),
         "pt2": _from_model("torch.export"),
         "onnx": _from_model("onnx.export"),
-        "checked": {"uses": "onnx.check", "inputs": {"model": onnx}},
-        "fp16": {"uses": "onnx.float16", "inputs": {"model": onnx, "reference": MODEL}},
+        "checked": {"uses": "onnx.check", "inputs": {"model": _ONNX}},
+        "fp16": {"uses": "onnx.float16", "inputs": {"model": _ONNX, "reference": MODEL}},
         "int8": int8,
         "ptl": _from_model("mobile.lite"),
         "pte": _from_model("mobile.executorch"),
-        "sagemaker": {"uses": "package.sagemaker", "inputs": {"model": onnx, "reference": MODEL}},
+        "sagemaker": {"uses": "package.sagemaker", "inputs": {"model": _ONNX, "reference": MODEL}},
     }
     return stages | made
 

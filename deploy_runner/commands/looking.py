@@ -9,20 +9,36 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ..errors import UsageError
 from ..types import RunOptions
 from ..usercode import factories
+from .options import Argument, Option, mapping, whole_numbers
 
 if TYPE_CHECKING:
     from ..api import Pipeline
 
-__all__ = ["Asked", "Found", "look"]
+__all__ = ["Asked", "Factory", "Found", "Kwargs", "ModelPath", "Shape", "TrustSwitch", "look"]
 
 _STAGE = "checkpoint.inspect"
 _PYTHON = (".py", ".ipynb")
 _OF_MAIN = re.compile(r"Can't get attribute '(\w+)' on <module '__main__'")
+
+
+ModelPath = Annotated[str, Argument("a checkpoint of any kind, its folder, a Hub folder, an .onnx file")]
+Factory = Annotated[
+    str | None,
+    Option("what builds your nn.Module (default: it is looked for)", "FILE.py:NAME|package.module:NAME"),
+]
+Kwargs = Annotated[
+    Mapping[str, Any] | None, Option("the factory's arguments, as YAML", "'NAME: VALUE, …'", mapping)
+]
+Shape = Annotated[
+    Sequence[int] | None,
+    Option("the shape of one example input (default: one is found)", "1,3,224,224", whole_numbers),
+]
+TrustSwitch = Annotated[bool, Option("run the code that the file contains, as a pickled module does")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +90,12 @@ def look(project: Path, path: Path, asked: Asked) -> Found:
         raise UsageError(f"{path} is the file of a model of transformers, whose config.json lies beside it",
                          fix=f"name the folder: {path.parent}")  # fmt: skip
     if asked.factory is not None:
-        facts, problem = _answers(project, place, [_question(asked.factory, asked.kwargs, asked)], asked)[0]
+        question = _question(asked, factory=asked.factory, kwargs=dict(asked.kwargs))
+        facts, problem = _answers(project, place, [question], asked)[0]
         if problem:
             raise UsageError(problem)
         return Found(place, facts, asked.factory, facts.get("fit", {}))
-    shape = {"shape": list(asked.shape)} if asked.shape is not None else {}
-    facts, problem = _answers(project, place, [shape], asked)[0]
+    facts, problem = _answers(project, place, [_question(asked)], asked)[0]
     code = _code_of_module(project, problem) if asked.trust else None
     if code is not None:
         facts, problem = _answers(project, place, [{"code": code}], asked)[0]
@@ -102,7 +118,7 @@ def _with_factory(project: Path, found: Found, asked: Asked) -> Found:
     if not ways:
         return found
     defined = {"code": found.code} if found.code else {}
-    questions = [_question(name, kwargs, asked) | defined for name, kwargs in ways]
+    questions = [_question(asked, factory=name, kwargs=dict(kwargs), **defined) for name, kwargs in ways]
     answers = _answers(project, found.path, questions, asked)
     tried, fitting = {}, []
     for (name, _), (facts, problem) in zip(ways, answers, strict=True):
@@ -130,10 +146,9 @@ def _code_of_module(project: Path, problem: str) -> str | None:
     return factories.place_of(project, missing.group(1)) if missing else None
 
 
-def _question(factory: str, kwargs: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
-    """Return the parameters with which the stage tries a factory."""
-    shape = {"shape": list(asked.shape)} if asked.shape is not None else {}
-    return {"factory": factory, "kwargs": dict(kwargs), **shape}
+def _question(asked: Asked, **more: Any) -> dict[str, Any]:
+    """Return the parameters of the stage: what else is asked, and the shape that the user says."""
+    return more if asked.shape is None else {**more, "shape": list(asked.shape)}
 
 
 def _answers(

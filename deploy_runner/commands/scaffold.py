@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 from ..errors import UsageError
 from ..store.files import write_atomic
 from ..usercode.loading import split
 from .handwriting import rendered
-from .looking import Asked, Found, look
-from .options import Argument, Option, mapping, whole_numbers
+from .looking import Asked, Factory, Found, Kwargs, ModelPath, Shape, TrustSwitch, look
+from .options import Argument, Option
 from .starting import WEIGHTS, Goal, Stages, prepared, stages_for, weights_stage
 
 __all__ = ["Init"]
@@ -58,23 +58,15 @@ _TARGETS = {
 class Init(NamedTuple):
     """Look at a trained model and write a pipeline that runs."""
 
-    path: Annotated[str, Argument("a checkpoint of any kind, its folder, a Hub folder, an .onnx file")]
+    path: ModelPath
     folder: Annotated[
         str, Argument("the project, where the pipeline is written (default: the current folder)")
     ] = "."
     goal: Annotated[Goal, Option("what the model is for (default: onnx)")] = "onnx"
-    factory: Annotated[
-        str | None,
-        Option("what builds your nn.Module (default: it is looked for)", "FILE.py:NAME|package.module:NAME"),
-    ] = None
-    kwargs: Annotated[
-        Mapping[str, Any] | None, Option("the factory's arguments, as YAML", "'NAME: VALUE, …'", mapping)
-    ] = None
-    shape: Annotated[
-        Sequence[int] | None,
-        Option("the shape of one example input (default: one is found)", "1,3,224,224", whole_numbers),
-    ] = None
-    trust: Annotated[bool, Option("run the code that the file contains, as a pickled module does")] = False
+    factory: Factory = None
+    kwargs: Kwargs = None
+    shape: Shape = None
+    trust: TrustSwitch = False
     copy: Annotated[bool, Option("copy what lies outside of the project into it")] = False
     ci: Annotated[bool, Option("also write a workflow for GitHub Actions")] = False
 

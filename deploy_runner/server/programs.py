@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -97,7 +98,7 @@ def _refusal(error: BaseException) -> Problem:
     return Problem(("body", "inputs"), f"the model can't take these values: {said}")
 
 
-class _Torch:
+class _Torch(ABC):
     platform = ""
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
@@ -108,9 +109,9 @@ class _Torch:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
         self._program = self._loaded(artifact)
 
+    @abstractmethod
     def _loaded(self, artifact: Artifact) -> Callable[[Sequence[Any]], Any]:
         """Return what takes tensors by position."""
-        raise NotImplementedError
 
     def _is_refusal(self, error: Exception) -> bool:
         """Say whether the program failed because of the values that it was given."""

@@ -65,6 +65,11 @@ class _Guess(NamedTuple):
     high: int | None = None
     axes: dict[int, str] | None = None
 
+    @property
+    def batch(self) -> int:
+        """The axis of the samples."""
+        return next((axis for axis, name in (self.axes or {}).items() if name == "batch"), 0)
+
 
 def found(module: nn.Module, shape: Sequence[int] | None) -> FirstInput | None:
     """Return the first guess with which the module runs for a batch of one and of two, or for one alone.
@@ -111,7 +116,7 @@ def _required(module: nn.Module) -> list[str]:
 def _guesses(module: nn.Module, names: Sequence[str]) -> Iterator[_Guess]:
     from torch import nn
 
-    first = next((layer for layer in module.modules() if _tells(layer)), None)
+    first = _first_layer(module)
     match first:
         case nn.Embedding():
             yield from _words(first.num_embeddings)
@@ -157,18 +162,19 @@ def _of_shape(module: nn.Module, names: Sequence[str], shape: Sequence[int]) -> 
     """Yield guesses of one shape, of the type that the first layer takes before the other."""
     from torch import nn
 
-    first = next((layer for layer in module.modules() if _tells(layer)), None)
+    first = _first_layer(module)
     words = _Guess(tuple(shape), "int64", first.num_embeddings if isinstance(first, nn.Embedding) else 100)
     numbers = _Guess(tuple(shape))
     yield from (words, numbers) if isinstance(first, nn.Embedding) else (numbers, words)
 
 
-def _tells(layer: nn.Module) -> bool:
+def _first_layer(module: nn.Module) -> nn.Module | None:
+    """Return the first layer whose weights tell what input it takes."""
     from torch import nn
 
     kinds = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
              nn.RNNBase, nn.Linear, nn.LayerNorm, nn.modules.batchnorm._BatchNorm)  # fmt: skip
-    return isinstance(layer, kinds)
+    return next((layer for layer in module.modules() if isinstance(layer, kinds)), None)
 
 
 def _preferred(module: nn.Module) -> Iterator[int]:
@@ -193,7 +199,7 @@ def _sequence(width: int, *, batch_first: bool = True) -> _Guess:
 
 def _examples(names: Sequence[str], guess: _Guess) -> dict[str, Example]:
     """Return an example for each argument: what isn't known by its name is like the first."""
-    batch = next((axis for axis, name in (guess.axes or {}).items() if name == "batch"), 0)
+    batch = guess.batch
     made = {}
     for position, name in enumerate(names):
         if position and _LENGTHS.search(name):
@@ -209,7 +215,7 @@ def _run(module: nn.Module, example: Mapping[str, Example], guess: _Guess, size:
     """Run it with a batch of this size; return the outputs' shapes. Raises StageError where it refuses."""
     import torch
 
-    batch = next((axis for axis, name in (guess.axes or {}).items() if name == "batch"), 0)
+    batch = guess.batch
     arrays = {}
     for name, given in example.items():
         axis = batch if len(given.shape) == len(guess.shape) else 0

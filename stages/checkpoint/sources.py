@@ -39,10 +39,10 @@ def kind(path: Path) -> Kind:
     return "weights"
 
 
-def config(folder: Path) -> dict[str, Any]:
-    """Return a folder's config.json, or nothing where there is none that can be read."""
+def config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """Return a folder's configuration, or nothing where there is none that can be read."""
     try:
-        with (folder / "config.json").open("rb") as file:
+        with (folder / name).open("rb") as file:
             found = json.loads(file.read(_JSON_BYTES))
     except (OSError, ValueError, RecursionError):
         return {}
@@ -51,11 +51,7 @@ def config(folder: Path) -> dict[str, Any]:
 
 def base_of(folder: Path) -> str:
     """Return the name of the model that a LoRA adapter was trained on."""
-    try:
-        with (folder / folders.ADAPTER).open("rb") as file:
-            return str(json.loads(file.read(_JSON_BYTES)).get("base_model_name_or_path") or "")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return ""
+    return str(config(folder, folders.ADAPTER).get("base_model_name_or_path") or "")
 
 
 def of_transformers(folder: Path) -> dict[str, Any]:
