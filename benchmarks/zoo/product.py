@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from .building import HAND
 from .entries import Entry, Given, made
 from .isolated import peak_bytes
 
-__all__ = ["fetched", "run", "write_project"]
+__all__ = ["copy_code", "exported", "fetched", "run", "write_pipeline", "write_project"]
 
 MODEL = "${{ stages.model.outputs.model }}"
 FLOAT = "${{ stages.onnx.outputs.model }}"
@@ -29,29 +29,48 @@ FLOAT = "${{ stages.onnx.outputs.model }}"
 
 def write_project(entry: Entry, folder: Path) -> None:
     """Write pipeline.yaml, and the user's code beside it."""
-    stages: dict[str, Any] = {}
-    if entry.folder:
-        stages["model"] = {
-            "uses": "model.transformers",
-            "inputs": {"folder": "folder"},
-            "with": dict(entry.params),
-        }
-    else:
-        stages["weights"] = {"uses": "checkpoint.state_dict", "inputs": {"checkpoint": "model.pt"}}
-        weights = "${{ stages.weights.outputs.weights }}"
-        stages["model"] = {"uses": "model.prepare", "inputs": {"weights": weights}, "with": _params(entry)}
-    stages["onnx"] = {"uses": "onnx.export", "inputs": {"model": MODEL}}
+    stages = exported(entry)
     stages["dynamic_int8"] = {"uses": "onnx.quantize_dynamic", "inputs": {"model": FLOAT, "reference": MODEL}}
     if _is_sampled(entry):
         stages["static_int8"] = {
             "uses": "onnx.quantize_static",
             "inputs": {"model": FLOAT, "calibration": MODEL, "reference": MODEL},
         }
+    write_pipeline(stages, folder)
+    copy_code(entry, folder)
+
+
+def write_pipeline(stages: Mapping[str, Any], folder: Path) -> None:
+    """Write pipeline.yaml."""
     text = yaml.safe_dump({"version": 1, "name": "zoo", "stages": stages}, sort_keys=False)
     (folder / "pipeline.yaml").write_text(text)
+
+
+def copy_code(entry: Entry, folder: Path) -> None:
+    """Copy the file that a factory is in, if it is not a library's."""
     code, _, _ = entry.factory.partition(":")
     if code.endswith(".py"):
         shutil.copyfile(HAND / code, folder / code)
+
+
+def exported(entry: Entry, place: str = "", prefix: str = "") -> dict[str, Any]:
+    """Return the stages from the files in a place to the ONNX file; their names begin with the prefix."""
+    if entry.folder:
+        folder = {"folder": f"{place}folder"}
+        stages = {"model": {"uses": "model.transformers", "inputs": folder, "with": dict(entry.params)}}
+    else:
+        weights = f"${{{{ stages.{prefix}weights.outputs.weights }}}}"
+        params = _params(entry)
+        if entry.factory.partition(":")[0].endswith(".py"):
+            params["factory"] = place + entry.factory
+        checkpoint = {"checkpoint": f"{place}model.pt"}
+        stages = {
+            "weights": {"uses": "checkpoint.state_dict", "inputs": checkpoint},
+            "model": {"uses": "model.prepare", "inputs": {"weights": weights}, "with": params},
+        }
+    model = f"${{{{ stages.{prefix}model.outputs.model }}}}"
+    stages["onnx"] = {"uses": "onnx.export", "inputs": {"model": model}}
+    return {prefix + name: stage for name, stage in stages.items()}
 
 
 def _is_sampled(entry: Entry) -> bool:
@@ -145,8 +164,8 @@ def _processes() -> Iterator[tuple[psutil.Process, float]]:
             yield process, used.user + used.system
 
 
-def fetched(folder: Path, place: Path) -> Path:
+def fetched(folder: Path, place: Path, stage: str = "onnx") -> Path:
     """Copy the ONNX artifact out of the store."""
-    command = [sys.executable, "-m", "deploy_runner", "get", "onnx.model", "--to", str(place)]
+    command = [sys.executable, "-m", "deploy_runner", "get", f"{stage}.model", "--to", str(place)]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
     return place / "model.onnx"
