@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ TENTH = (
 
 def test_a_tenth_of_the_zoo_is_converted_right(tmp_path: Path) -> None:
     chosen = {f"m{place}": entry for place, entry in enumerate(ENTRIES) if entry.name in TENTH}
-    stages = {}
+    stages: dict[str, Any] = {}
     for name, entry in chosen.items():
         folder = tmp_path / name
         folder.mkdir()
