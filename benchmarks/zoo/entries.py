@@ -33,8 +33,8 @@ class Given:
 class Entry:
     """A model. `sizes` are of each label the example's, and two that no converter is shown.
 
-    `folder` names a model of tests/models/hub.py instead of a factory, `params` are further ones of the
-    stage that reads the model.
+    `multiples` says of what an axis is a multiple, as the product's user may say. `folder` names a model of
+    tests/models/hub.py instead of a factory, `params` are further ones of the stage that reads the model.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Entry:
     factory: str = ""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     sizes: Mapping[str, Sizes] = field(default_factory=dict)
+    multiples: Mapping[str, int] = field(default_factory=dict)
     folder: str = ""
     params: Mapping[str, Any] = field(default_factory=dict)
 

@@ -32,7 +32,8 @@ _FREE: dict[str, dict[str, Any]] = {
 }
 """Models that take pictures of other sizes, which are declared to vary."""
 
-_NEEDS_EVEN = ("dla46_c",)
+_NEEDS_EVEN = ("dla46_c", "mobilevit_xxs")
+_MULTIPLES: Mapping[str, Mapping[str, int]] = {"mobilevit_xxs": {"height": 32, "width": 32}}
 _EVEN: Mapping[str, Sizes] = {"height": (64, 96, 128), "width": (96, 64, 160)}
 
 _FIXED: dict[str, dict[str, Any]] = {
@@ -50,6 +51,7 @@ def _free(name: str, kwargs: dict[str, Any]) -> Entry:
         f"timm/{name}", "timm", {"x": Given(("batch", 3, "height", "width"))}, "timm:create_model",
         {"model_name": name, "num_classes": 10, **kwargs},
         _EVEN if name in _NEEDS_EVEN else {"height": (64, 89, 128), "width": (96, 75, 160)},
+        multiples=_MULTIPLES.get(name, {}),
     )  # fmt: skip
 
 

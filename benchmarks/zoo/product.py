@@ -84,10 +84,15 @@ def _params(entry: Entry) -> dict[str, Any]:
         "factory": entry.factory,
         "kwargs": dict(entry.kwargs),
         "example": {name: _example(given, list(shapes[name])) for name, given in entry.inputs.items()},
-        "dynamic": {name: {str(axis): label for axis, label in axes.items()}
+        "dynamic": {name: {str(axis): _axis(entry, label) for axis, label in axes.items()}
                     for name, axes in entry.dynamic.items() if axes},
         **entry.params,
     }  # fmt: skip
+
+
+def _axis(entry: Entry, label: str) -> str | dict[str, Any]:
+    multiple = entry.multiples.get(label)
+    return {"name": label, "multiple_of": multiple} if multiple else label
 
 
 def _example(given: Given, shape: list[int]) -> dict[str, Any]:

@@ -15,6 +15,9 @@ class Detector(nn.Module):
         build = getattr(torchvision.models.detection, name)
         sizes = {} if name.startswith("ssd") else {"min_size": 128, "max_size": 256}
         self.net = build(weights=None, weights_backbone=None, num_classes=4, **sizes)
+        for layer in self.net.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight)
 
     def forward(self, x):
         found = self.net([x])[0]
