@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -110,8 +110,8 @@ def _first_right(
     for place, way in enumerate(ways):
         try:
             ctx.progress((place + 0.1) / len(ways), f"exporting with {way}")
-            _export(ctx, bundle, params, way, seen.branches)
-            _check(ctx, bundle, params, seen, way, done=(place + 0.8) / len(ways))
+            made = _Attempt(ctx, bundle, params, seen, way, done=(place + 0.8) / len(ways))
+            _traced_or_scripted(made) if way == "torchscript" else made.by(bundle.exportable())
         except StageError as error:
             for line in (f"{way}: {error}", *refusals.whole(error.__cause__)):
                 ctx.log(line)
@@ -141,43 +141,67 @@ def _made_by(ctx: Context, way: str) -> Path:
     return ctx.workdir / f"{way}-made"
 
 
-def _export(ctx: Context, bundle: Bundle, params: OnnxExport.Params, way: str, found: Branches) -> None:
-    """Export in one way, and put the cleaned file with the user's names into its folder."""
-    raw = ctx.workdir / way
-    raw.mkdir()
-    _export_with(way, bundle, params.opset, raw / protos.FILE_NAME, found)
-    model = protos.load_proto(raw, weights=False)
-    delivered = protos.opset_of(model)
-    if delivered != params.opset:
-        raise StageError(f"the {way} exporter produced opset {delivered}, not {params.opset}",
-                         fix=f"set `opset: {delivered}`")  # fmt: skip
-    naming.rename(model, bundle.input_names, bundle.output_names)
-    moving.move_proto(model, raw, _made_by(ctx, way))
-    shutil.rmtree(raw)
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """An export in one way, `done` of the stage's progress being made when it is compared."""
 
+    ctx: Context
+    bundle: Bundle
+    params: OnnxExport.Params
+    seen: _Seen
+    way: str
+    done: float
 
-def _check(
-    ctx: Context, bundle: Bundle, params: OnnxExport.Params, seen: _Seen, way: str, *, done: float
-) -> None:
-    """Read the file back, run it, and compare it with eager on every case and branch."""
-    folder = _made_by(ctx, way)
-    lean = protos.size_bytes(folder) > protos.SINGLE_FILE_BYTES
-    opened = protos.session(folder, threads=ctx.threads, lean=lean)
-    _check_axes(bundle, opened)
-    run = protos.running(opened)
-    try:
-        parity = compare(_told(ctx, bundle.cases, way, done), run, atol=params.atol, rtol=params.rtol)
-    except GateError:
-        raise
-    except StageError as error:
-        shapes = ", ".join(f"{n} {tuple(a.shape)}" for n, a in bundle.cases[0].inputs.items())
-        axes = f", although {', '.join(bundle.axes)} may vary" if bundle.axes else ""
-        said = f"the {way} exporter produced a model for {shapes} only{axes}: {error.message}"
-        raise StageError(said, fix=_SIZES if bundle.axes else "") from error
-    gate(ctx, parity, atol=params.atol, rtol=params.rtol, fix=_ROUNDING)
-    branches.check(seen.branches, run)
-    if seen.far is not None:
-        _check_far(seen.far, run, params, way)
+    def by(self, module: Any) -> None:
+        """Export a module, which loses its weights, and raise StageError unless the file is right."""
+        self._export(module)
+        self._check()
+
+    def _export(self, module: Any) -> None:
+        """Put the cleaned file with the user's names into its folder."""
+        raw, made = self.ctx.workdir / self.way, _made_by(self.ctx, self.way)
+        for folder in (raw, made):
+            shutil.rmtree(folder, ignore_errors=True)
+        raw.mkdir()
+        opset = self.params.opset
+        _export_with(self.way, self.bundle, module, opset, raw / protos.FILE_NAME)
+        model = protos.load_proto(raw, weights=False)
+        delivered = protos.opset_of(model)
+        if delivered != opset:
+            raise StageError(f"the {self.way} exporter produced opset {delivered}, not {opset}",
+                             fix=f"set `opset: {delivered}`")  # fmt: skip
+        naming.rename(model, self.bundle.input_names, self.bundle.output_names)
+        moving.move_proto(model, raw, made)
+        shutil.rmtree(raw)
+
+    def _check(self) -> None:
+        """Read the file back, run it, and compare it with eager on every case and branch."""
+        bundle, params, folder = self.bundle, self.params, _made_by(self.ctx, self.way)
+        lean = protos.size_bytes(folder) > protos.SINGLE_FILE_BYTES
+        opened = protos.session(folder, threads=self.ctx.threads, lean=lean)
+        _check_axes(bundle, opened)
+        run = protos.running(opened)
+        try:
+            parity = compare(self._told(), run, atol=params.atol, rtol=params.rtol)
+        except GateError:
+            raise
+        except StageError as error:
+            shapes = ", ".join(f"{n} {tuple(a.shape)}" for n, a in bundle.cases[0].inputs.items())
+            axes = f", although {', '.join(bundle.axes)} may vary" if bundle.axes else ""
+            said = f"the {self.way} exporter produced a model for {shapes} only{axes}: {error.message}"
+            raise StageError(said, fix=_SIZES if bundle.axes else "") from error
+        gate(self.ctx, parity, atol=params.atol, rtol=params.rtol, fix=_ROUNDING)
+        branches.check(self.seen.branches, run)
+        if self.seen.far is not None:
+            _check_far(self.seen.far, run, params, self.way)
+
+    def _told(self) -> Iterator[Case]:
+        """Yield the cases, and report which one is compared."""
+        cases = self.bundle.cases
+        for number, case in enumerate(cases, 1):
+            said = f"comparing what {self.way} made: case {number} of {len(cases)}, {case.name}"
+            self.ctx.progress(self.done, said)
+            yield case
 
 
 def _check_far(far: Case, run: Model, params: OnnxExport.Params, way: str) -> None:
@@ -193,17 +217,9 @@ def _check_far(far: Case, run: Model, params: OnnxExport.Params, way: str) -> No
                         fix="set the `max` of the axis in `dynamic`, or leave it out")  # fmt: skip
 
 
-def _told(ctx: Context, cases: Sequence[Case], way: str, done: float) -> Iterator[Case]:
-    """Yield the cases, and report which one is compared."""
-    for number, case in enumerate(cases, 1):
-        ctx.progress(done, f"comparing what {way} made: case {number} of {len(cases)}, {case.name}")
-        yield case
-
-
-def _export_with(way: str, bundle: Bundle, opset: int, file: Path, found: Branches) -> None:
+def _export_with(way: str, bundle: Bundle, module: Any, opset: int, file: Path) -> None:
     import torch
 
-    module = bundle.exportable() if way == "dynamo" else bundle.module()
     if any(tensor.dtype == torch.bfloat16 for tensor in (*module.parameters(), *module.buffers())):
         module = module.float()  # onnxruntime has few kernels of bfloat16; its values are float32's exactly.
     options: dict[str, Any] = {
@@ -217,7 +233,6 @@ def _export_with(way: str, bundle: Bundle, opset: int, file: Path, found: Branch
         options["dynamic_shapes"] = _dynamic_shapes(bundle, module)
         options["external_data"] = True  # Written from the tensors themselves, without a copy in a message.
     else:
-        module = _scripted_if_branching(bundle, module, found)
         ports = (*bundle.inputs, *bundle.outputs)
         names = (*options["input_names"], *options["output_names"])
         options["dynamic_axes"] = {n: dict(p.dynamic) for n, p in zip(names, ports, strict=True) if p.dynamic}
@@ -241,26 +256,39 @@ def _dynamic_shapes(bundle: Bundle, module: Any) -> dict[str, Any] | tuple[Any, 
     return shapes if all(name in known for name in shapes) else tuple(shapes.values())
 
 
-def _scripted_if_branching(bundle: Bundle, module: Any, found: Branches) -> Any:
-    """Return the model as TorchScript where a trace would keep one branch of it only."""
-    if bundle.is_script:
-        return module
+def _traced_or_scripted(made: _Attempt) -> None:
+    """Export a trace, or the model as TorchScript where a trace would keep one branch of it only."""
+    bundle, found = made.bundle, made.seen.branches
+    program = _scripted(bundle, found) if found.reads else None
+    try:
+        made.by(program or bundle.module())
+    except StageError:
+        program = None if found.reads else _scripted(bundle, found)
+        if program is None:
+            raise
+        made.by(program)
+
+
+def _scripted(bundle: Bundle, found: Branches) -> Any:
+    """Return the model as TorchScript if what it does depends on its inputs, else None."""
     import torch
 
     from ..torch.trace import DependsOnInputs, trace
 
+    if bundle.is_script:
+        return None
     try:
         trace(bundle, found)
     except DependsOnInputs as error:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                return torch.jit.script(module)
+                return torch.jit.script(bundle.module())
             except Exception as refusal:
                 raise error from refusal
     except StageError:
-        return module
-    return module
+        pass
+    return None
 
 
 def _check_axes(bundle: Bundle, opened: Any) -> None:

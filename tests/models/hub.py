@@ -20,8 +20,7 @@ _TEXT: dict[str, Any] = {
 _SIGHT = {**_TEXT, "image_size": 32, "patch_size": 8}
 del _SIGHT["vocab_size"]
 _SOUND = {
-    **_TEXT, "conv_dim": (32, 32), "conv_kernel": (10, 3), "conv_stride": (5, 2), "num_feat_extract_layers": 2,
-    "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2,
+    **_TEXT, "conv_dim": (32,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2,
 }  # fmt: skip
 _BOTH: dict[str, Any] = {
     "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4,

@@ -16,7 +16,7 @@ class Detector(nn.Module):
         sizes = {} if name.startswith("ssd") else {"min_size": 128, "max_size": 256}
         self.net = build(weights=None, weights_backbone=None, num_classes=4, **sizes)
         for layer in self.net.modules():
-            if isinstance(layer, nn.Conv2d):
+            if name.startswith("ssd") and isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight)
 
     def forward(self, x):
