@@ -1,0 +1,1 @@
+"""From raw input to tensors, and from tensors to an answer, as an io.json says."""
