@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
-from .cli import main
-
 if __name__ == "__main__":
+    if sys.path[:1] == [os.getcwd()]:  # A token.py or signal.py of the user's would hide Python's own.
+        del sys.path[0]
+    from .cli import main
+
     sys.exit(main())

@@ -35,7 +35,7 @@ def test_the_set_of_verbs_and_flags_is_frozen() -> None:
         "--dtype", "--calibration", "--output", "--pipeline", "--goal", "--kwargs", "--copy", "--ci",
         "--key", "--certificate", "--status",
         "--access-log", "--atol", "--drain-s", "--host", "--lame-duck-s", "--max-batch", "--max-body",
-        "--max-delay-us", "--max-queue", "--max-samples", "--name", "--port", "--reference", "--rtol",
+        "--io", "--max-delay-us", "--max-queue", "--max-samples", "--name", "--port", "--reference", "--rtol",
         "--server", "--threads", "--timeout-s", "--trust", "--watch",
     }  # fmt: skip
 
@@ -235,3 +235,15 @@ def test_the_python_api_has_the_same_verbs(chain: Project) -> None:
     assert record.exit_code == 0
     assert record.stages["b"]["state"] == "ran"
     assert deploy_runner.explain(pipeline, "b").state == "hit"
+
+
+def test_files_named_like_modules_of_python_are_nothing_to_the_command(project: Project) -> None:
+    for name in ("token", "signal", "json", "select"):
+        project.write(f"{name}.py", "raise SystemExit('the user\\'s own')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy_runner", "--version"],
+        cwd=project.folder,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
