@@ -31,6 +31,8 @@ from .results import RUN_INSTEAD, find_output
 __all__ = ["SERVER", "Serve"]
 
 SERVER = "deploy_runner.server"
+_BESIDE = ("reference", "io")
+"""Options that name an output, or a path."""
 _PACKAGES = (
     "fastapi",
     "uvicorn",
@@ -113,7 +115,9 @@ class _Supervisor:
         self._selection, self._run, self._folder = selection, run, folder
         self._pipeline = selection.load()
         self._seen = self._last_run()
-        self._reference = str(given.pop("reference", ""))
+        beside = {name: str(given.pop(name)) for name in _BESIDE if given.get(name)}
+        self._outside = {name: said for name, said in beside.items() if Path(said).exists()}
+        self._beside = {name: said for name, said in beside.items() if name not in self._outside}
         self._watch = bool(given.pop("watch", False))
         self._given = {"name": self._pipeline.graph.name, **given}
         self._served: list[str] = []
@@ -123,10 +127,8 @@ class _Supervisor:
     def run(self) -> int:
         """Start the server, pass signals on to it, and return its exit code."""
         artifact = self._folder / "current" / self._place()
-        given = dict(self._given)
-        if self._reference:
-            outside = Path(self._reference).exists()
-            given["reference"] = self._reference if outside else self._folder / "current" / "reference"
+        placed = {name: self._folder / "current" / name for name in self._beside}
+        given = {**self._given, **self._outside, **placed}
         server = subprocess.Popen(
             _command(str(artifact), given), process_group=0, preexec_fn=_end_with_parent
         )
@@ -169,10 +171,8 @@ class _Supervisor:
         return next((record.id for record in runs), "")
 
     def _place(self) -> str:
-        """Put the output, and the reference, behind the link; return the output's file name."""
-        names = [self._selection.names[0]]
-        if self._reference and not Path(self._reference).exists():
-            names.append(self._reference)
+        """Put the output, and those beside it, behind the link; return the output's file name."""
+        names = [self._selection.names[0], *self._beside.values()]
         with self._pipeline.store.hold():
             found = [find_output(self._pipeline, name, self._selection, self._run) for name in names]
             digests = [output.artifact.digest for output in found]
@@ -181,7 +181,7 @@ class _Supervisor:
             bring(self._pipeline.store, [output.needed for output in found])
             place = self._folder / f"generation-{self._generation}"
             place.mkdir()
-            for output, name in zip(found, (found[0].file, "reference"), strict=False):
+            for output, name in zip(found, (found[0].file, *self._beside), strict=True):
                 self._pipeline.store.materialise(output.artifact, place / name)
         self._turn(place)
         self._served = digests

@@ -27,6 +27,8 @@ _CODE = {
     _AOT: "a package of AOTInductor, which is machine code",
 }
 _NOT_DATA = ("model.json", "cases.npz", "bundle.json", "reference.npz")
+_IO = "io"
+"""The folder with what model.io made, beside a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ class Artifact:
 
     `inputs` and `outputs` may be empty for an ONNX model, which names its own. `of_largest` says how far
     an answer may be from a case's, as a share of the output's largest value. `joinable` is False where
-    the answer for a sample would depend on the samples beside it.
+    the answer for a sample would depend on the samples beside it. `io` is the folder that says how raw
+    input becomes its inputs.
     """
 
     file: Path
@@ -54,6 +57,7 @@ class Artifact:
     cases: tuple[Case, ...] = ()
     of_largest: float = 1e-3
     joinable: bool = True
+    io: Path | None = None
 
     @property
     def version(self) -> str:
@@ -61,18 +65,22 @@ class Artifact:
         return self.digest[:12]
 
 
-def find(path: Path, scratch: Callable[[], Path], *, reference: Path | None, trust: bool) -> Artifact:
+def find(
+    path: Path, scratch: Callable[[], Path], *, reference: Path | None, io: Path | None = None, trust: bool
+) -> Artifact:
     """Return the model in a file, a folder or a model.tar.gz, which is unpacked into `scratch()`.
 
     Raises UnfitArtifact where there is none, or where it isn't safe.
     """
     try:
-        return _find(path, scratch, reference, trust)
+        return _find(path, scratch, reference, io, trust)
     except OSError as error:
         raise UnfitArtifact(f"{path} can't be read: {error.strerror or error}") from None
 
 
-def _find(path: Path, scratch: Callable[[], Path], reference: Path | None, trust: bool) -> Artifact:
+def _find(
+    path: Path, scratch: Callable[[], Path], reference: Path | None, io: Path | None, trust: bool
+) -> Artifact:
     if not path.exists():
         raise UnfitArtifact(f"{path} does not exist")
     if path.is_file() and path.name.endswith((".tar.gz", ".tgz")):
@@ -105,12 +113,14 @@ def _find(path: Path, scratch: Callable[[], Path], reference: Path | None, trust
                             fix="--reference BUNDLE of model.prepare, or a model.json beside it")  # fmt: skip
     cases_file = reference / "reference.npz" if reference else file.with_name("cases.npz")
     files = _files(file, format_)
+    io = _io(file, io)
     return Artifact(
-        file, format_, _digest(files, file.parent),
+        file, format_, _digest(files, file.parent, io),
         *_with_batches(given, format_),
         _cases(cases_file) if cases_file.is_file() else (),
         of_largest=float(described.get("of_largest", 1e-3)),
         joinable=format_ != _ONNX or not _contains(file, b"DynamicQuantize"),
+        io=io,
     )  # fmt: skip
 
 
@@ -209,7 +219,16 @@ def _files(file: Path, format_: str) -> list[Path]:
         if stat.S_ISLNK(state.st_mode) or (stat.S_ISREG(state.st_mode) and state.st_nlink > 1):
             raise UnfitArtifact(f"{path.name} is a link; a model with external data must not contain links",
                                 fix="replace it by a copy")  # fmt: skip
-    return [p for p in beside if p.is_file() and p.name not in _NOT_DATA]
+    io = file.parent / _IO
+    return [p for p in beside if p.is_file() and p.name not in _NOT_DATA and io not in p.parents]
+
+
+def _io(file: Path, given: Path | None) -> Path | None:
+    """Return the folder with io.json: the one that was given, else the one beside the model."""
+    if given is not None and not (given / "io.json").is_file():
+        raise UnfitArtifact(f"{given} has no io.json", fix="use the output `io` of model.io")
+    beside = file.with_name(_IO)
+    return given or (beside if (beside / "io.json").is_file() else None)
 
 
 def _contains(file: Path, text: bytes) -> bool:
@@ -220,11 +239,15 @@ def _contains(file: Path, text: bytes) -> bool:
         return pages.find(text) >= 0
 
 
-def _digest(files: list[Path], folder: Path) -> str:
+def _digest(files: list[Path], folder: Path, io: Path | None) -> str:
+    places = {str(path.relative_to(folder)): path for path in files}
+    if io is not None:
+        declared = sorted(path for path in io.rglob("*") if path.is_file())
+        places |= {f"{_IO}/{path.relative_to(io)}": path for path in declared}
     digests = {}
-    for path in files:
+    for name, path in places.items():
         with path.open("rb") as file:
-            digests[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
     if len(digests) == 1:
         return next(iter(digests.values()))
     return hashlib.sha256("".join(f"{d}  {n}\n" for n, d in sorted(digests.items())).encode()).hexdigest()

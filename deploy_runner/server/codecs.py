@@ -29,8 +29,10 @@ __all__ = [
     "TYPES",
     "decode",
     "encode",
+    "need_json",
     "parse_json",
     "to_json",
+    "tutorial",
 ]
 
 JSON, CSV, NPY, NPZ = "application/json", "text/csv", "application/x-npy", "application/x-npz"
@@ -50,6 +52,20 @@ def decode(body: bytes, content_type: str, ports: Ports, max_bytes: int) -> Arra
         return _from_npz(body, ports, max_bytes)
     said = f"the content type {kind!r} is not supported, use {', '.join(TYPES)}"
     raise Unknown(Problem(("header", "content-type"), said))
+
+
+def tutorial(body: bytes, content_type: str, ports: Ports) -> Arrays | None:
+    """Return the only input of {"data": values}; None for another body. Raises Refused."""
+    if content_type.partition(";")[0].strip().lower() not in (JSON, ""):
+        return None
+    value = parse_json(body)
+    if not isinstance(value, dict) or list(value) != ["data"]:
+        return None
+    values = value["data"]
+    flat = isinstance(values, list) and not any(isinstance(one, list) for one in values[:1])
+    return _only(
+        [values] if flat and len(ports) == 1 and ports[0].sample else values, ports, finite=True, listed=True
+    )
 
 
 def parse_json(body: bytes) -> Any:
@@ -169,6 +185,13 @@ def _from_npz(body: bytes, ports: Ports, max_bytes: int) -> Arrays:
 def to_json(value: Any) -> bytes:
     """Return JSON; numbers that aren't finite become null, which is all that JSON has for them."""
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def need_json(accept: str) -> None:
+    """Raise Unreadable where JSON is not accepted."""
+    kinds = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
+    if not any(kind in ("", "*/*", "application/*", JSON) for kind in kinds):
+        raise Unreadable(Problem(("header", "accept"), f"answers are {JSON}, {accept!r} is not supported"))
 
 
 def encode(outputs: Arrays, accept: str, ports: Ports) -> tuple[bytes, str]:

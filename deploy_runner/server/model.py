@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from .answered import open_io
 from .artifact import Artifact, find, fingerprint
 from .options import Settings
 from .ports import Arrays, Port, Ports, Sizes, joined, samples_first
 from .problems import Refused, UnfitArtifact
 from .programs import Program, open_program
+from .raw.rawio import RawIo
 
 __all__ = ["Model", "load"]
 
@@ -47,6 +49,7 @@ class Model:
     threads: int
     scratch: ExitStack
     fingerprint: tuple[object, ...]
+    io: RawIo | None
 
     @property
     def inputs(self) -> Ports:
@@ -64,9 +67,10 @@ def load(settings: Settings, cores: int) -> Model:
     scratch = ExitStack()
     try:
         reference = Path(settings.reference) if settings.reference else None
+        io = Path(settings.io) if settings.io else None
         place = Path(settings.artifact)
         state = fingerprint(place)
-        artifact = find(place, partial(_folder, scratch), reference=reference, trust=settings.trust)
+        artifact = find(place, partial(_folder, scratch), reference=reference, io=io, trust=settings.trust)
         program = open_program(artifact, settings.threads or 1)
         example = _example(artifact, program)
         _try_cases(artifact, program, settings.atol, settings.rtol)
@@ -78,7 +82,8 @@ def load(settings: Settings, cores: int) -> Model:
             program = open_program(artifact, threads)
             _seconds(program, example, 1)
         return Model(
-            artifact, program, example, not why, why, seconds < _SMALL_S, max_batch, threads, scratch, state
+            artifact, program, example, not why, why, seconds < _SMALL_S, max_batch, threads, scratch, state,
+            open_io(artifact.io, trust=settings.trust) if artifact.io else None,
         )  # fmt: skip
     except Refused as refused:
         scratch.close()

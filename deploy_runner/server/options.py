@@ -72,7 +72,10 @@ OPTIONS = (
     Option("atol", None, "absolute tolerance on the reference samples (default: the share of each "
            "output's largest value given in model.json, else 0.001)", _number, "X"),
     Option("rtol", None, "relative tolerance on the reference samples", _number, "X"),
-    Option("trust", False, "run TorchScript, which contains code, or what torch.aot compiled", None),
+    Option("io", "", "the output of model.io: takes pictures, texts, sounds and rows, answers with labels "
+           "(default: the folder io beside the model)", str, "PATH"),
+    Option("trust", False, "run TorchScript, which contains code, what torch.aot compiled, or an io's own "
+           "functions", None),
     Option("watch", False, "reload when the artifact changes, as SIGHUP does", None),
     Option("server", "fastapi", "fastapi, or flask", str, "KIND"),
     Option("threads", 0, "cores for one inference (default: 1 for small models, else all)", _positive, "N"),
@@ -102,6 +105,7 @@ class Settings:
     reference: str
     atol: float | None
     rtol: float | None
+    io: str
     trust: bool
     watch: bool
     server: str

@@ -6,13 +6,15 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
-from . import codecs, protocol
+from . import answered, codecs, protocol
 from .batching import Entry
 from .codecs import JSON, to_json
 from .metrics import CONTENT_TYPE
 from .page import CONTENT_SECURITY_POLICY, SCRIPT, STYLE, page
-from .ports import Port
+from .ports import Port, samples_first
 from .problems import Invalid, Problem, Refused, TooLarge
+from .raw.rawio import RawIo
+from .raw.requests import Given
 from .service import Live, Service
 
 __all__ = ["GETS", "INFER", "POSTS", "Reply", "Request", "answer"]
@@ -66,11 +68,37 @@ def refusal(refused: Refused, *, protocol_v2: bool = False) -> Reply:
 async def predict(service: Service, live: Live, request: Request) -> Reply:
     """Answer POST /predict and /invocations."""
     content_type = request.headers.get("content-type", "")
+    if live.io is not None and (reply := await _answered(service, live, live.io, request)) is not None:
+        return reply
     arrays = codecs.decode(request.body, content_type, live.inputs, service.settings.max_body)
     entry = service.submit(live, arrays)
     request.watch(entry)
     body, kind = codecs.encode(await entry.future, request.headers.get("accept", ""), live.outputs)
     return Reply(200, body, kind)
+
+
+async def _answered(service: Service, live: Live, io: RawIo, request: Request) -> Reply | None:
+    """Answer a request with raw input, or {"data": tensors}; None for one with tensors."""
+    content_type, accept = request.headers.get("content-type", ""), request.headers.get("accept", "")
+    read = await service.readers.read(io, request.body, content_type)
+    if read is None:
+        arrays = codecs.tutorial(request.body, content_type, live.inputs)
+        if arrays is None:
+            return None
+    else:
+        given, first = read
+        arrays = answered.placed(first, live.inputs)
+    codecs.need_json(accept)
+    entry = service.submit(live, arrays)
+    request.watch(entry)
+    outputs = await entry.future
+    if read is None:
+        first = {p.name: samples_first(arrays[p.name], p) for p in live.inputs}
+        found = answered.answers(io, outputs, first, live.outputs)
+        given = Given([{}] * len(found), alone=len(found) == 1)
+    else:
+        found = answered.answers(io, outputs, first, live.outputs)
+    return Reply(200, to_json(given.answer(found)), JSON)
 
 
 async def infer(service: Service, live: Live, request: Request) -> Reply:

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+from .answered import Readers
 from .artifact import fingerprint
 from .batching import Batcher, Entry, Limits
 from .log import Log
@@ -28,13 +29,14 @@ _FORCED = 130
 class Live:
     """A model with the batcher that its requests go through."""
 
-    __slots__ = ("batcher", "inputs", "joins", "model", "outputs", "version")
+    __slots__ = ("batcher", "inputs", "io", "joins", "model", "outputs", "version")
 
     def __init__(self, model: Model, limits: Limits, metrics: Metrics) -> None:
         self.model = model
         self.inputs, self.outputs = model.inputs, model.outputs
         self.version = model.artifact.version
         self.joins = model.joins
+        self.io = model.io
         self.batcher = Batcher(model.program, limits, metrics, inline=model.small)
 
 
@@ -54,6 +56,7 @@ class Service:
             max_batch=settings.max_batch, max_delay_s=settings.max_delay_us / 1e6,
             max_queue=settings.max_queue, timeout_s=settings.timeout_s,
         )  # fmt: skip
+        self.readers = Readers(cores(), settings.max_queue)
         self._reloading = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -143,6 +146,7 @@ class Service:
                 await task
         await self.live.batcher.drained()
         self.live.model.scratch.close()
+        self.readers.close()
 
 
 def cores() -> int:

@@ -32,7 +32,7 @@ from deploy_runner.sdk import (
 from ..model import bundles
 from ..model.answers import answering
 from ..model.compare import compare, gate
-from . import image, packed
+from . import image, packed, raw
 
 if TYPE_CHECKING:
     from ...server import __main__, trial  # noqa: F401 - so that the key holds the server's source
@@ -51,7 +51,7 @@ class PackageContainer(Stage):
     packages = (
         "onnxruntime", "torch", "numpy", "fastapi", "uvicorn", "uvloop", "httptools", "orjson",
         "prometheus-client", "flask", "waitress", "packaging", "starlette", "pydantic", "anyio", "protobuf",
-        "flatbuffers", "werkzeug", "jinja2",
+        "flatbuffers", "werkzeug", "jinja2", "python-multipart", "pillow", "tokenizers",
     )  # fmt: skip
     preload = ("onnxruntime", "torch", "safetensors.torch")
     facets = ("arch", "isa")
@@ -91,6 +91,9 @@ class PackageContainer(Stage):
             None,
             description="the bundle of model.prepare; some of its cases go into the image, as a smoke test",
         )
+        io: Folder | None = Field(
+            None, description="the output of model.io: the container takes raw input and answers with labels"
+        )
 
     class Outputs(StageOutputs):
         """The context."""
@@ -101,22 +104,27 @@ class PackageContainer(Stage):
         """Describe, copy, write, try."""
         files, described = packed.model_files(inputs.model, inputs.reference)
         folder = outputs.context
-        arguments = image.arguments(params.server, described["format"], params.name, params.options)
+        own_code = inputs.io is not None and (inputs.io / "code").is_dir()
+        arguments = image.arguments(
+            params.server, described["format"], params.name, params.options, own_code=own_code
+        )
         _copy(files, folder / "model")
+        if inputs.io is not None:
+            shutil.copytree(inputs.io, folder / "model" / "io", copy_function=shutil.copyfile)
         cases = _cases(ctx, inputs)
         if cases:
             described["of_largest"] = _of_largest(folder / "model" / described["file"])
             bundles.write_cases(folder / "model" / "cases.npz", _telling(cases))
         _write(folder / "model" / "model.json", json.dumps(described, indent=2, sort_keys=True) + "\n")
         _copy_app(folder / "app")
-        _write_texts(folder, params, described, arguments)
+        _write_texts(folder, params, described, arguments, inputs.io)
         _try(ctx, params, folder, arguments, cases)
         ctx.figure("bytes", sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()))
         ctx.figure("server", params.server)
 
 
 def _copy(files: Mapping[str, Path], folder: Path) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, path in files.items():
         shutil.copyfile(path, folder / name)
 
@@ -125,7 +133,8 @@ def _copy_app(folder: Path) -> None:
     from ... import server
 
     source = Path(server.__file__).parent
-    _copy({path.name: path for path in sorted(source.glob("*.py"))}, folder)
+    for part in (".", "raw"):
+        _copy({path.name: path for path in sorted((source / part).glob("*.py"))}, folder / part)
 
 
 def _write(path: Path, text: str) -> None:
@@ -133,11 +142,13 @@ def _write(path: Path, text: str) -> None:
 
 
 def _write_texts(
-    folder: Path, params: PackageContainer.Params, described: dict[str, Any], arguments: Sequence[str]
-) -> None:
+    folder: Path, params: PackageContainer.Params, described: dict[str, Any], arguments: Sequence[str],
+    io: Path | None,
+) -> None:  # fmt: skip
     lines = params.requirements
     if lines is None:
-        lines = image.requirements(image.roots(params.server, described["format"]))
+        lines = image.requirements([*image.roots(params.server, described["format"]), *raw.libraries(io)])
+        lines += raw.own_requirements(io)
     digest = sha256_file(folder / "model" / described["file"])
     _write(folder / "requirements.txt", "".join(f"{line}\n" for line in lines))
     dockerfile = image.dockerfile(params.name, params.base_image, params.user, params.server, arguments)

@@ -110,11 +110,13 @@ def roots(server: str, format_: str) -> list[str]:
     return [*_SERVERS[server], *_ALWAYS, _RUNTIMES[format_]]
 
 
-def arguments(server: str, format_: str, name: str, options: Sequence[str]) -> list[str]:
-    """Return what follows `python -m app` in the container."""
+def arguments(
+    server: str, format_: str, name: str, options: Sequence[str], *, own_code: bool = False
+) -> list[str]:
+    """Return what follows `python -m app` in the container; `own_code` is what an io artifact has."""
     chosen = ["--host", "0.0.0.0", "--port", str(PORT), "--name", name]
     chosen += ["--server", server] if server != "fastapi" else []
-    chosen += ["--trust"] if _RUNTIMES[format_] == "torch" else []
+    chosen += ["--trust"] if own_code or _RUNTIMES[format_] == "torch" else []
     return [*chosen, *options]
 
 

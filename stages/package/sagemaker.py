@@ -30,7 +30,7 @@ from ...server.archives import BadArchive, unpack
 from ..model import bundles
 from ..model.answers import answering
 from ..model.compare import compare, gate
-from . import archives, packed, smoke
+from . import archives, packed, raw, smoke
 
 
 class PackageSagemaker(Stage):
@@ -41,7 +41,7 @@ class PackageSagemaker(Stage):
     """
 
     uses = "package.sagemaker"
-    packages = ("isal", "onnxruntime", "numpy", "torch")
+    packages = ("isal", "onnxruntime", "numpy", "torch", "pillow", "tokenizers")
     preload = ("isal", "onnxruntime", "torch", "safetensors.torch")
     facets = ("arch", "isa")
     extra = "sagemaker"
@@ -63,6 +63,9 @@ class PackageSagemaker(Stage):
         model: File | Folder = Field(description="an ONNX artifact, or a TorchScript file")
         reference: Folder | None = Field(None, description="the bundle of model.prepare")
         code: File | None = Field(None, description="your own inference.py instead of the built-in one")
+        io: Folder | None = Field(
+            None, description="the output of model.io: the package takes raw input and answers with labels"
+        )
 
     class Outputs(StageOutputs):
         """The package."""
@@ -87,6 +90,7 @@ class PackageSagemaker(Stage):
             "code/inference.py": staged / "inference.py",
             "code/requirements.txt": staged / "requirements.txt",
         }
+        members |= raw.members(inputs.io)
         tar_digest = archives.pack(outputs.package, members)
         ctx.figure("bytes", outputs.package.stat().st_size)
         ctx.figure("tar_sha256", tar_digest)
@@ -109,7 +113,8 @@ def _write_code(
     needed = ["numpy"] + (["onnxruntime"] if described["format"] == "onnx" else [])
     lines = params.requirements
     if lines is None:
-        lines = [f"{name}=={version(name)}" for name in needed]
+        needed += [name for name in raw.libraries(inputs.io) if name != raw.FORMS]
+        lines = [f"{name}=={version(name)}" for name in needed] + raw.own_requirements(inputs.io)
     (staged / "requirements.txt").write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
 

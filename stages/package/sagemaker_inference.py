@@ -4,6 +4,9 @@ Requests: application/json ({"inputs": {NAME: nested lists}}, {"instances": […
 text/csv (one sample a line, for models with one input), application/x-npy (one input), and
 application/x-npz. Responses: application/json, text/csv or application/x-npy. Lists and lines of
 samples have them first, wherever the model has its batch; arrays have the model's own shape.
+
+With io/ beside the model, pictures, texts, sounds and rows are taken too, and {"data": values}, and
+answered as io/io.json says.
 """
 
 from __future__ import annotations
@@ -11,17 +14,47 @@ from __future__ import annotations
 import io
 import json
 import os
+import pathlib
+import sys
 from typing import Any, Dict
 
 import numpy as np
 
 LISTED = ("samples",)
+HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 class Answer(Dict[str, Any]):
     """Arrays by output name; `batch` is the axis of the samples in the first."""
 
     batch = 0
+
+
+class Raw(Dict[Any, Any]):
+    """Inputs by name, samples first, of raw input that was read; `given` makes the answers one."""
+
+    given: Any = None
+
+
+class Ready(Dict[str, Any]):
+    """What is answered as it is."""
+
+
+def _raw_io() -> Any:
+    """Return what reads raw input, None where the package has no io/."""
+    folder = os.path.join(os.path.dirname(HERE), "io")
+    if not os.path.isdir(folder):
+        return None
+    if folder not in _OPEN:
+        if HERE not in sys.path:
+            sys.path.insert(0, HERE)
+        from raw.rawio import RawIo
+
+        _OPEN[folder] = RawIo(pathlib.Path(folder))
+    return _OPEN[folder]
+
+
+_OPEN: Dict[str, Any] = {}
 
 
 def model_fn(model_dir: str) -> dict[str, Any]:
@@ -44,6 +77,11 @@ def model_fn(model_dir: str) -> dict[str, Any]:
 def input_fn(body: str | bytes, content_type: str) -> dict[Any, Any]:
     """Return arrays by input name; of a single one that isn't named, under None, or LISTED its samples."""
     kind = content_type.split(";")[0].strip()
+    io_ = _raw_io()
+    if io_ is not None:
+        given = _given(io_, body, content_type)
+        if given is not None:
+            return given
     if kind == "application/json":
         value = json.loads(body)
         if isinstance(value, dict) and isinstance(value.get("inputs"), dict):
@@ -62,8 +100,45 @@ def input_fn(body: str | bytes, content_type: str) -> dict[Any, Any]:
     raise ValueError(f"the content type {content_type!r} is not supported")
 
 
-def predict_fn(arrays: dict[Any, Any], model: dict[str, Any]) -> Answer:
-    """Run the model; return arrays by output name."""
+def _given(io_: Any, body: str | bytes, content_type: str) -> Raw | None:
+    """Return the inputs of raw input, and of {"data": values}; None for tensors in other forms."""
+    from raw.requests import Given, of_body
+
+    data = body.encode() if isinstance(body, str) else body
+    given = of_body(data, content_type, io_.kinds)
+    if given is not None:
+        found = Raw(io_.arrays(given.samples))
+        found.given = given
+        return found
+    if content_type.split(";")[0].strip() != "application/json":
+        return None
+    value = json.loads(data)
+    if not isinstance(value, dict) or list(value) != ["data"]:
+        return None
+    found = Raw({LISTED: value["data"]})
+    found.given = Given([], alone=True)
+    return found
+
+
+def _answered(arrays: Raw, model: dict[str, Any]) -> Ready:
+    ports, outputs = model["described"]["inputs"], model["described"]["outputs"]
+    feed = {}
+    for port in ports:
+        array = arrays[LISTED] if LISTED in arrays else arrays[port["name"]]
+        placed = _samples(array, port) if LISTED in arrays else np.moveaxis(array, 0, port.get("batch") or 0)
+        feed[port["name"]] = np.array(placed, dtype=port["dtype"], order="C")
+    made = {port["name"]: np.moveaxis(array, port.get("batch") or 0, 0)
+            for port, array in zip(outputs, _run(model, feed))}  # fmt: skip
+    first = {port["name"]: np.moveaxis(feed[port["name"]], port.get("batch") or 0, 0) for port in ports}
+    answers = _raw_io().answers(made, first)
+    alone = arrays.given.alone and len(answers) == 1
+    return Ready(answers[0] if alone else {"predictions": answers})
+
+
+def predict_fn(arrays: dict[Any, Any], model: dict[str, Any]) -> Answer | Ready:
+    """Run the model; return arrays by output name, or what answers raw input."""
+    if isinstance(arrays, Raw):
+        return _answered(arrays, model)
     ports, outputs = model["described"]["inputs"], model["described"]["outputs"]
     if None in arrays:
         arrays = {ports[0]["name"]: arrays[None]}
@@ -115,6 +190,8 @@ def _listed(array: Any) -> Any:
 def output_fn(prediction: dict[str, Any], accept: str) -> str | bytes:
     """Return the response in the accepted type."""
     kind = accept.split(";")[0].strip()
+    if isinstance(prediction, Ready):
+        return json.dumps(prediction)
     if kind in ("application/json", "*/*", ""):
         return json.dumps({"outputs": {name: _listed(a) for name, a in prediction.items()}})
     first = next(iter(prediction.values()))

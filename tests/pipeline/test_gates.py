@@ -92,6 +92,7 @@ NOTHING_TO_COMPARE = {
     "checkpoint.create": "it copies tensors: tests/pipeline/test_stages_formats.py compares the bits",
     "checkpoint.inspect": "it makes no model, and looks at what is there",
     "checkpoint.resume_check": "its gate is the loss: tests/pipeline/test_stages_formats.py",
+    "model.io": "it declares; with golden it is compared with the training code: tests/serve/test_io.py",
     "model.onnx": "the file is the reference of itself: tests/pipeline/test_model_onnx.py",
     "model.program": "the file is the reference of itself: tests/pipeline/test_model_program.py",
     "model.transformers": "what it makes is the reference: tests/pipeline/test_transformers.py",

@@ -1,0 +1,62 @@
+"""Pictures, a tokenizer, and models that take them, made from seeds."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+__all__ = ["encoded", "picture", "picture_spec", "tokenizer"]
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """Return a picture with waves and noise, so that every way to resize it gives something else."""
+    y, x = np.mgrid[0:height, 0:width]
+    noise = np.random.default_rng(width * height).normal(0, 20, (4, height, width))
+    waves = [(np.sin(x / 7 + i) + np.cos(y / (5 + i))) * 60 + 128 + noise[i] for i in range(4)]
+    pixels = np.stack(waves, -1).clip(0, 255).astype(np.uint8)
+    if mode == "RGBA":
+        return Image.fromarray(pixels, "RGBA")
+    colours = Image.fromarray(pixels[..., :3])
+    return colours if mode == "RGB" else colours.convert(mode)
+
+
+def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
+    """Return a picture as a file's bytes."""
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def picture_spec(**changed: Any) -> dict[str, Any]:
+    """Return the specification of the usual evaluation transform."""
+    return {
+        "tensor": "x", "mode": "RGB", "exif": True, "background": None, "resize": {"shortest": 72},
+        "interpolation": "bilinear", "crop": [64, 64], "scale": {"divide": 255}, "mean": MEAN, "std": STD,
+        "channels": "RGB", "layout": "CHW", "dtype": "float32", "max_pixels": 1_000_000, **changed,
+    }  # fmt: skip
+
+
+def tokenizer(file: Path) -> None:
+    """Train a small WordPiece tokenizer."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    made: Any = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer(lowercase=True)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=120, special_tokens=special, show_progress=False)
+    made.train_from_iterator(
+        ["the film was good", "a bad film, it was dull", "nothing happens here"] * 5, trainer
+    )
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    made.save(str(file))
