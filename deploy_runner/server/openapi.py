@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from . import openapi_raw
 from .codecs import CSV, JSON, NPY, NPZ
 from .ports import Port, Ports
+from .raw.rawio import RawIo
 from .service import Service
 
 __all__ = ["openapi"]
@@ -48,7 +50,7 @@ def openapi(service: Service) -> dict[str, Any]:
     """Return the description of the model that is served now."""
     live = service.live
     model = f"/v2/models/{service.name}"
-    predict = _predict(live.inputs, live.outputs)
+    predict = _predict(live.inputs, live.outputs, live.io)
     paths: dict[str, Any] = {
         "/predict": {"post": {**predict, "operationId": "predict", "summary": "Run the model"}},
         "/invocations": {
@@ -70,7 +72,7 @@ def openapi(service: Service) -> dict[str, Any]:
     }
 
 
-def _predict(inputs: Ports, outputs: Ports) -> dict[str, Any]:
+def _predict(inputs: Ports, outputs: Ports, io: RawIo | None) -> dict[str, Any]:
     named = {"type": "object", "required": ["inputs"], "additionalProperties": False,
              "properties": {"inputs": _object(inputs)}}  # fmt: skip
     request: dict[str, Any] = {
@@ -80,13 +82,23 @@ def _predict(inputs: Ports, outputs: Ports) -> dict[str, Any]:
     if len(inputs) == 1:
         request[JSON] = {"schema": {"anyOf": [named, _listed(inputs[0])]}}
         request |= {NPY: request[NPZ], CSV: {"schema": {"type": "string"}}}
-    response = {"type": "object", "required": ["outputs"], "properties": {"outputs": _object(outputs)}}
-    responses: dict[str, Any] = {
-        "200": {"description": "The outputs by name", "content": {JSON: {"schema": response}}}
-    }
+    response: dict[str, Any] = {"type": "object", "required": ["outputs"],
+                                "properties": {"outputs": _object(outputs)}}  # fmt: skip
+    said = "The outputs by name"
+    if io is not None:
+        _add_raw(request, io)
+        response = {"anyOf": [response, *openapi_raw.answers(io)]}
+        said += ", or the answer to raw input"
+    responses: dict[str, Any] = {"200": {"description": said, "content": {JSON: {"schema": response}}}}
     for status, text in _REFUSALS.items():
         responses[status] = {"description": text, "content": {JSON: {"schema": _PROBLEMS}}}
     return {"requestBody": {"required": True, "content": request}, "responses": responses}
+
+
+def _add_raw(request: dict[str, Any], io: RawIo) -> None:
+    for kind, schema in openapi_raw.bodies(io).items():
+        given = request.get(kind, {}).get("schema")
+        request[kind] = {"schema": {"anyOf": [given, schema]} if given else schema}
 
 
 def _infer(inputs: Ports, outputs: Ports) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from deploy_runner.sdk import GateError, StageError
 from deploy_runner.testing import run_stage
@@ -315,6 +317,30 @@ def test_a_form_is_a_sample_or_several(texts: tuple[Server, Path, Path]) -> None
     two = part.format("dull") + part.format("good") + "--b--\r\n"
     many = texts[0].ask("POST", "/predict", raw=two.encode(), headers=headers)
     assert len(many.json["predictions"]) == 2
+
+
+def test_raw_input_is_described(texts: tuple[Server, Path, Path]) -> None:
+    server = texts[0]
+    description = server.ask("GET", "/openapi.json").json
+    OpenAPIV31SpecValidator(description).validate()
+    post = description["paths"]["/predict"]["post"]
+    content = post["requestBody"]["content"]
+    assert {"application/json", "text/plain", "multipart/form-data", "application/x-npz"} <= set(content)
+    body = Draft202012Validator(content["application/json"]["schema"])
+    answer = Draft202012Validator(post["responses"]["200"]["content"]["application/json"]["schema"])
+    for good in (
+        {"text": "dull"},
+        "dull",
+        ["dull"],
+        {"data": "dull"},
+        {"instances": ["dull", {"text": "good"}]},
+    ):
+        body.validate(good)
+        answer.validate(server.predict(good).json)
+    wrong: list[Any] = [{"text": 3}, {"texts": "dull"}, [], {"instances": [7]}]
+    for bad in wrong:
+        assert not body.is_valid(bad)
+        assert server.predict(bad).status == 422
 
 
 def test_answers_are_json_alone(texts: tuple[Server, Path, Path]) -> None:
