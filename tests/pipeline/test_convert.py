@@ -25,6 +25,7 @@ def folder(tmp_path: Path) -> Project:
     return made
 
 
+@pytest.mark.slow
 def test_every_format_is_made_and_copied_out(folder: Project) -> None:
     done = folder.cli(
         "convert", "digits.pt", "--to", ",".join(FORMATS), *DIGITS_OPTIONS, "--calibration", "calibration.npz"
@@ -35,13 +36,13 @@ def test_every_format_is_made_and_copied_out(folder: Project) -> None:
     }
     for name in (
         "safetensors/weights.safetensors", "full/model/load_model.py", "torchscript/model.pt", "script/model.pt",
-        "pt2/model.pt2", "onnx/model/model.onnx", "fp16/model/model.onnx", "int8/model/model.onnx", "ptl/model.ptl",
+        "pt2/model.pt2", "aot/model.pt2", "onnx/model/model.onnx", "fp16/model/model.onnx", "int8/model/model.onnx", "ptl/model.ptl",
         "pte/model.pte", "sagemaker/model.tar.gz",
     ):  # fmt: skip
         assert name in files
         assert f"converted/{name.split('/')[0]}/" in done.stdout
     assert "onnx.quantize_static" in (folder.folder / "convert.yaml").read_text()
-    assert folder.run("convert.yaml")["hit"] == 13
+    assert folder.run("convert.yaml")["hit"] == 14
 
 
 def test_pictures_judge_the_int8_model_that_they_calibrate(folder: Project) -> None:
