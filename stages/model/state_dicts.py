@@ -75,6 +75,8 @@ def find_state_dict(content: Any, key: str | None) -> tuple[StateDict, str]:
     if not isinstance(content, Mapping):
         raise StageError(f"the checkpoint contains a {type(content).__name__}, not a mapping",
                          fix="save model.state_dict()")  # fmt: skip
+    if not content:
+        raise StageError("the checkpoint is empty: nothing was saved into it", fix="save model.state_dict()")
     if key is not None:
         return _at(content, key), key
     modules = any(isinstance(value, torch.nn.Module) for value in content.values())
