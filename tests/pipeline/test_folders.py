@@ -38,7 +38,7 @@ CONVERSIONS = {
 @pytest.mark.parametrize(
     ("place", "imports"),
     [
-        pytest.param("2024/model.py", "from widths import WIDTH", id="year"),
+        pytest.param("2024/model.py", "from widths import WIDTH", id="year", marks=pytest.mark.slow),
         pytest.param("v1.2/net.v3.py", "WIDTH = 4", id="dots", marks=pytest.mark.slow),
         pytest.param(
             "my-model/src/my-net.py",

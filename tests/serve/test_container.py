@@ -97,10 +97,11 @@ def test_the_app_is_the_servers_own_source_and_imports_nothing_of_the_engine(
 ) -> None:
     app = contexts[KINDS[0]]["context"] / "app"
     source = ROOT / "deploy_runner/server"
-    assert {f.name: f.read_bytes() for f in app.iterdir()} == {
-        f.name: f.read_bytes() for f in source.glob("*.py")
+    files = [file for file in app.rglob("*") if file.is_file()]
+    assert {f.relative_to(app): f.read_bytes() for f in files} == {
+        f.relative_to(source): f.read_bytes() for f in source.rglob("*.py")
     }
-    for file in app.iterdir():
+    for file in files:
         for node in ast.walk(ast.parse(file.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
