@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ...server.raw import rawio  # noqa: F401 - so that the key holds the source of what is packed
 
 __all__ = ["FORMS", "libraries", "members", "own_requirements"]
 

@@ -109,7 +109,12 @@ def test_the_app_is_the_servers_own_source_and_imports_nothing_of_the_engine(
     kind = Registry(ROOT / "tests").get("package.container")
     assert kind is not None
     held = {f.name.removeprefix("server/") for f in kind.implementation if f.name.startswith("server/")}
-    assert held == {f.name for f in source.glob("*.py")}, "the action key holds the server's source"
+    sources = {f.relative_to(source).as_posix() for f in source.rglob("*.py")}
+    assert held == sources, "the action key holds the server's source"
+    kind = Registry(ROOT / "tests").get("package.sagemaker")
+    assert kind is not None
+    packed = {f"server/{name}" for name in sources if name.startswith("raw/")}
+    assert packed <= {f.name for f in kind.implementation}, "the action key holds what reads raw input"
 
 
 def test_equal_inputs_give_equal_bytes(digits: Digits, tmp_path: Path) -> None:

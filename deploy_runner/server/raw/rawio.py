@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .answering import Answers
 from .problems import BadInput
 from .python import function
 from .requests import Kinds
+
+if TYPE_CHECKING:
+    from . import picture, row, text  # noqa: F401 - so that the keys of stages hold their source
 
 __all__ = ["FILE", "READERS", "RawIo"]
 
