@@ -38,10 +38,12 @@ _KINDS: Mapping[int, type[Refused]] = {400: BadRequest, 413: TooLarge, 422: Inva
 
 def open_io(folder: Path, *, trust: bool) -> RawIo:
     """Open an io artifact. Raises UnfitArtifact where that is impossible, or needs trust."""
-    if (folder / "code").is_dir() and not trust:
-        raise UnfitArtifact("the io artifact has code of its own", fix="if you trust it: --trust")
     try:
+        if not trust and RawIo.has_code(folder):
+            raise UnfitArtifact("the io artifact has code of its own", fix="if you trust it: --trust")
         return RawIo(folder)
+    except UnfitArtifact:
+        raise
     except ModuleNotFoundError as error:
         raise UnfitArtifact(f"the io artifact needs {error.name}, which is not installed",
                             fix="pip install 'deploy-runner[io]'") from None  # fmt: skip

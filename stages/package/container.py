@@ -104,7 +104,7 @@ class PackageContainer(Stage):
         """Describe, copy, write, try."""
         files, described = packed.model_files(inputs.model, inputs.reference)
         folder = outputs.context
-        own_code = inputs.io is not None and (inputs.io / "code").is_dir()
+        own_code = raw.has_code(inputs.io)
         arguments = image.arguments(
             params.server, described["format"], params.name, params.options, own_code=own_code
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ...server.raw import rawio  # noqa: F401 - so that the key holds the source of what is packed
 
-__all__ = ["FORMS", "libraries", "members", "own_requirements"]
+__all__ = ["FORMS", "has_code", "libraries", "members", "own_requirements"]
 
 _LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "picture": ("pillow",),
@@ -29,6 +29,11 @@ def libraries(io: Path | None) -> list[str]:
     if spec["answer"].get("kind") == "mask":
         found.add("pillow")
     return sorted({*found, FORMS})
+
+
+def has_code(io: Path | None) -> bool:
+    """Say whether an io artifact runs functions of the user's own."""
+    return io is not None and (io / "code").is_dir()
 
 
 def own_requirements(io: Path | None) -> list[str]:

@@ -373,6 +373,14 @@ def test_functions_of_the_users_own_need_trust(
     params = {"preprocess": "training.py:shade", "postprocess": "training.py:best"}
     io = _declared(project, tmp_path, monkeypatch, params, model=seer)["io"]
     assert "has code of its own (if you trust it: --trust)" in refusal(sight, "--io", io)
+    spec = json.loads((io / "io.json").read_text())
+    hostile = tmp_path / "hostile"
+    hostile.mkdir()
+    (hostile / "io.json").write_text(
+        json.dumps({**spec, "python": {"tensors": ["x"], "preprocess": "os.py:system"}})
+    )
+    assert "has code of its own" in refusal(sight, "--io", hostile)
+    assert "os.py is not in the artifact" in refusal(sight, "--io", hostile, "--trust")
     with serving(sight, "--io", str(io), "--trust", folder=tmp_path) as running:
         answer = running.predict({"data": {"shade": 0.5}}).json
         x = np.full((1, 3, 64, 64), 0.5).tolist()

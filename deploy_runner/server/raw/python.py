@@ -62,10 +62,13 @@ class Python:
 def function(code: str, folder: Path) -> Any:
     """Return what `path/to/file.py:name` names in the folder's code. Its other modules can be imported.
 
-    Raises whatever the import raises, and AttributeError where nothing has the name.
+    Raises whatever the import raises, FileNotFoundError for a module of another place, and AttributeError
+    where nothing has the name.
     """
     path, _, name = code.partition(":")
     root = str(folder / CODE)
+    if not (folder / CODE / path).is_file():
+        raise FileNotFoundError(f"{path} is not in the artifact")
     with _LOADING:
         sys.path.insert(0, root)
         try:

@@ -40,6 +40,12 @@ class RawIo:
         self._postprocess = function(answer["postprocess"], folder) if self._answers is None else None
         self.kinds = self._kinds()
 
+    @staticmethod
+    def has_code(folder: Path) -> bool:
+        """Say whether opening the artifact runs functions of its maker's own."""
+        spec = json.loads((folder / FILE).read_text("utf-8"))
+        return "python" in spec or "postprocess" in spec["answer"]
+
     def _kinds(self) -> Kinds:
         if "row" not in self.spec:
             return Kinds(tuple(self._readers))
