@@ -29,10 +29,10 @@ def of_library(name: str) -> dict[str, Any]:
 def _cfg(name: str) -> Mapping[str, Any]:
     import timm
 
-    cfg = timm.get_pretrained_cfg(name)
-    if cfg is None:
-        known = timm.list_pretrained()
-        raise StageError(f"timm has no weights {name!r}", fix=closest(name, known))
+    try:
+        cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError:
+        raise StageError(f"timm has no weights {name!r}", fix=closest(name, timm.list_pretrained())) from None
     said: Mapping[str, Any] = cfg.to_dict()
     return said
 
