@@ -72,7 +72,7 @@ OPTIONS = (
     Option("atol", None, "absolute tolerance on the reference samples (default: the share of each "
            "output's largest value given in model.json, else 0.001)", _number, "X"),
     Option("rtol", None, "relative tolerance on the reference samples", _number, "X"),
-    Option("io", "", "the output of model.io: takes pictures, texts, sounds and rows, answers with labels "
+    Option("io", "", "the output of model.io: takes pictures, texts and rows, answers with labels "
            "(default: the folder io beside the model)", str, "PATH"),
     Option("trust", False, "run TorchScript, which contains code, what torch.aot compiled, or an io's own "
            "functions", None),

@@ -87,7 +87,7 @@ def sample_of(file: Path, io: rawio.RawIo) -> dict[str, Any]:
     field = kind if kind in fields else "data" if "data" in fields else ""
     if not field:
         raise StageError(f"{file.name} is none of {', '.join(fields)}",
-                         fix="use pictures, sounds, .txt, or .json with a sample")  # fmt: skip
+                         fix="use pictures, .txt, or .json with a sample")  # fmt: skip
     return {field: value}
 
 

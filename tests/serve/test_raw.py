@@ -127,6 +127,20 @@ def test_a_row_says_everything_that_is_wrong_with_it(row: Any, said: str) -> Non
         Row(TABLE, NOWHERE).arrays([row])
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value", "said"),
+    [("uint8", 300, "from 0 to 255"), ("int64", 2**60, "whole numbers from"), ("int64", 0.5, "whole numbers"),
+     ("float32", 1e300, "too large for float32")],
+)  # fmt: skip
+def test_a_number_that_its_type_cant_hold_is_refused(dtype: str, value: float, said: str) -> None:
+    plain = {
+        "columns": [{**COLUMNS, "name": "n", "kind": "number"}],
+        "tensors": {"n": {"dtype": dtype, "columns": ["n"], "shape": "each"}},
+    }
+    with pytest.raises(BadInput, match=f"^n: .*{said}"):
+        Row(plain, NOWHERE).arrays([{"n": value}])
+
+
 def test_an_unknown_category_is_refused_where_no_number_is_declared_for_it() -> None:
     strict = {**TABLE, "columns": [*TABLE["columns"][:2], {**TABLE["columns"][2], "unknown": None}]}
     with pytest.raises(BadInput, match="city: 'Rom' is none of its categories 'Bonn', 'Ulm'"):

@@ -1,9 +1,9 @@
 """Requests with raw input: which samples a body holds.
 
-One picture or sound is a body of its own (image/*, audio/*, application/octet-stream), a text is
-text/plain, rows are text/csv with a header line. In JSON a sample is {"image": base64}, {"audio": base64},
-{"text": "…"}, with {"text_pair": "…"}, {"row": {column: value}} or the columns themselves; lists of them,
-and {"data": …}, {"instances": […]} and {"inputs": …} around them, are batches. {"b64": …} is binary, too.
+One picture is a body of its own (image/*, application/octet-stream), a text is text/plain, rows are
+text/csv with a header line. In JSON a sample is {"image": base64}, {"text": "…"}, with {"text_pair": "…"},
+{"row": {column: value}} or the columns themselves; lists of them, and {"data": …}, {"instances": […]} and
+{"inputs": …} around them, are batches. {"b64": …} is binary, too.
 """
 
 from __future__ import annotations

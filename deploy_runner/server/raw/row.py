@@ -16,6 +16,8 @@ from .problems import BadInput, Malformed
 __all__ = ["Row", "rows", "variants"]
 
 _MOST_ROWS = 100_000
+_EXACT = 1 << 53
+"""The largest number up to which float64 holds every whole one."""
 _FLAGS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -45,11 +47,8 @@ class Row:
         table = [self._values(row) for row in given]
         found = {}
         for tensor, said in self._tensors.items():
-            dtype = np.dtype(said["dtype"])
             array = np.array([[row[name] for name in said["columns"]] for row in table], np.float64)
-            if dtype.kind in "iu" and not (array == np.rint(array)).all():
-                raise BadInput(f"the columns {', '.join(said['columns'])} have whole numbers")
-            array = array.astype(dtype)
+            array = _typed(array, np.dtype(said["dtype"]), said["columns"])
             found[tensor] = array[:, 0].copy() if said["shape"] == "each" else array
         return found
 
@@ -96,6 +95,20 @@ class Row:
     def steps(self, one: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         """Yield the tensors of a row."""
         yield from self.arrays([one]).items()
+
+
+def _typed(array: Any, dtype: Any, columns: Sequence[str]) -> Any:
+    """Return numbers as a type. Raises BadInput for those that it can't hold."""
+    if dtype.kind in "iu":
+        info = np.iinfo(dtype)
+        least, most = max(info.min, -_EXACT), min(info.max, _EXACT)
+        if not ((array == np.rint(array)) & (array >= least) & (array <= most)).all():
+            raise BadInput(f"{', '.join(columns)}: whole numbers from {least} to {most} are taken")
+    with np.errstate(over="ignore"):
+        typed = array.astype(dtype)
+    if dtype.kind == "f" and not np.isfinite(typed).all():
+        raise BadInput(f"{', '.join(columns)}: a number is too large for {dtype}")
+    return typed
 
 
 def _number(given: Any) -> float:
