@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .codecs import JSON, TYPES, parse_json
+from .codecs import JSON, TYPES, kind_of
 from .ports import Arrays, Ports, samples_first
 from .problems import (
     BadRequest,
@@ -25,11 +25,11 @@ from .problems import (
     Unknown,
 )
 from .raw.problems import BadInput
-from .raw.rawio import RawIo
+from .raw.rawio import RawIo, has_code
 from .raw.requests import Given, of_body, of_json, of_parts
 from .reasons import first_line
 
-__all__ = ["Readers", "open_io"]
+__all__ = ["FORM", "Readers", "answers", "open_io", "placed"]
 
 FORM = "multipart/form-data"
 _MOST_PARTS = 1024
@@ -39,7 +39,7 @@ _KINDS: Mapping[int, type[Refused]] = {400: BadRequest, 413: TooLarge, 422: Inva
 def open_io(folder: Path, *, trust: bool) -> RawIo:
     """Open an io artifact. Raises UnfitArtifact where that is impossible, or needs trust."""
     try:
-        if not trust and RawIo.has_code(folder):
+        if not trust and has_code(folder):
             raise UnfitArtifact("the io artifact has code of its own", fix="if you trust it: --trust")
         return RawIo(folder)
     except UnfitArtifact:
@@ -59,14 +59,15 @@ class Readers:
         self._most = most
         self._waiting = 0
 
-    async def read(self, io: RawIo, body: bytes, content_type: str) -> tuple[Given, Arrays] | None:
+    async def read(
+        self, io: RawIo, body: bytes, content_type: str, value: Any
+    ) -> tuple[Given, Arrays] | None:
         """Return the samples of a request and the model's inputs; None where it has tensors.
 
-        Raises Refused.
+        `value` is what a body of JSON holds. Raises Refused.
         """
-        kind = content_type.partition(";")[0].strip().lower()
-        if kind in (JSON, ""):
-            value = parse_json(body)
+        kind = kind_of(content_type)
+        if kind == JSON:
             if isinstance(value, dict) and isinstance(value.get("inputs"), dict):
                 return None
             return await self._run(io, partial(of_json, value, io.kinds))

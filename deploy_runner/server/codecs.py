@@ -29,6 +29,7 @@ __all__ = [
     "TYPES",
     "decode",
     "encode",
+    "kind_of",
     "need_json",
     "parse_json",
     "to_json",
@@ -39,11 +40,19 @@ JSON, CSV, NPY, NPZ = "application/json", "text/csv", "application/x-npy", "appl
 TYPES = (JSON, CSV, NPY, NPZ)
 
 
-def decode(body: bytes, content_type: str, ports: Ports, max_bytes: int) -> Arrays:
-    """Return the arrays by input name, each of its input's dtype. Raises Refused."""
-    kind = content_type.partition(";")[0].strip().lower() or JSON
+def kind_of(content_type: str) -> str:
+    """Return a content type without its parameters: JSON where none is named."""
+    return content_type.partition(";")[0].strip().lower() or JSON
+
+
+def decode(body: bytes, content_type: str, ports: Ports, max_bytes: int, value: Any = None) -> Arrays:
+    """Return the arrays by input name, each of its input's dtype. Raises Refused.
+
+    `value` is what a body of JSON holds, where it has been parsed.
+    """
+    kind = kind_of(content_type)
     if kind == JSON:
-        return _from_json(parse_json(body), ports)
+        return _from_json(parse_json(body) if value is None else value, ports)
     if kind == CSV:
         return _only(_from_csv(body), ports, finite=True, listed=True)
     if kind == NPY:
@@ -54,11 +63,8 @@ def decode(body: bytes, content_type: str, ports: Ports, max_bytes: int) -> Arra
     raise Unknown(Problem(("header", "content-type"), said))
 
 
-def tutorial(body: bytes, content_type: str, ports: Ports) -> Arrays | None:
-    """Return the only input of {"data": values}; None for another body. Raises Refused."""
-    if content_type.partition(";")[0].strip().lower() not in (JSON, ""):
-        return None
-    value = parse_json(body)
+def tutorial(value: Any, ports: Ports) -> Arrays | None:
+    """Return the only input of {"data": values}; None for another value. Raises Refused."""
     if not isinstance(value, dict) or list(value) != ["data"]:
         return None
     values = value["data"]

@@ -11,7 +11,7 @@ from .batching import Entry
 from .codecs import JSON, to_json
 from .metrics import CONTENT_TYPE
 from .page import CONTENT_SECURITY_POLICY, SCRIPT, STYLE, page
-from .ports import Port, samples_first
+from .ports import Arrays, Port, samples_first
 from .problems import Invalid, Problem, Refused, TooLarge
 from .raw.rawio import RawIo
 from .raw.requests import Given
@@ -68,36 +68,40 @@ def refusal(refused: Refused, *, protocol_v2: bool = False) -> Reply:
 async def predict(service: Service, live: Live, request: Request) -> Reply:
     """Answer POST /predict and /invocations."""
     content_type = request.headers.get("content-type", "")
-    if live.io is not None and (reply := await _answered(service, live, live.io, request)) is not None:
-        return reply
-    arrays = codecs.decode(request.body, content_type, live.inputs, service.settings.max_body)
-    entry = service.submit(live, arrays)
-    request.watch(entry)
-    body, kind = codecs.encode(await entry.future, request.headers.get("accept", ""), live.outputs)
+    value = None
+    if live.io is not None:
+        value = codecs.parse_json(request.body) if codecs.kind_of(content_type) == JSON else None
+        if (reply := await _answered(service, live, live.io, request, value)) is not None:
+            return reply
+    arrays = codecs.decode(request.body, content_type, live.inputs, service.settings.max_body, value)
+    outputs = await _run(service, live, request, arrays)
+    body, kind = codecs.encode(outputs, request.headers.get("accept", ""), live.outputs)
     return Reply(200, body, kind)
 
 
-async def _answered(service: Service, live: Live, io: RawIo, request: Request) -> Reply | None:
-    """Answer a request with raw input, or {"data": tensors}; None for one with tensors."""
-    content_type, accept = request.headers.get("content-type", ""), request.headers.get("accept", "")
-    read = await service.readers.read(io, request.body, content_type)
-    if read is None:
-        arrays = codecs.tutorial(request.body, content_type, live.inputs)
-        if arrays is None:
-            return None
-    else:
-        given, first = read
-        arrays = answered.placed(first, live.inputs)
-    codecs.need_json(accept)
+async def _run(service: Service, live: Live, request: Request, arrays: Arrays) -> Arrays:
     entry = service.submit(live, arrays)
     request.watch(entry)
-    outputs = await entry.future
-    if read is None:
-        first = {p.name: samples_first(arrays[p.name], p) for p in live.inputs}
-        found = answered.answers(io, outputs, first, live.outputs)
-        given = Given([{}] * len(found), alone=len(found) == 1)
+    return await entry.future
+
+
+async def _answered(service: Service, live: Live, io: RawIo, request: Request, value: Any) -> Reply | None:
+    """Answer a request with raw input, or {"data": tensors}; None for one with tensors."""
+    content_type = request.headers.get("content-type", "")
+    read = await service.readers.read(io, request.body, content_type, value)
+    if read is not None:
+        given, first = read
+        arrays = answered.placed(first, live.inputs)
     else:
-        found = answered.answers(io, outputs, first, live.outputs)
+        tensors = codecs.tutorial(value, live.inputs)
+        if tensors is None:
+            return None
+        given, arrays = None, tensors
+        first = {p.name: samples_first(arrays[p.name], p) for p in live.inputs if p.name in arrays}
+    codecs.need_json(request.headers.get("accept", ""))
+    outputs = await _run(service, live, request, arrays)
+    found = answered.answers(io, outputs, first, live.outputs)
+    given = given or Given([], alone=len(found) == 1)
     return Reply(200, to_json(given.answer(found)), JSON)
 
 
@@ -105,9 +109,7 @@ async def infer(service: Service, live: Live, request: Request) -> Reply:
     """Answer POST /v2/models/M/infer."""
     length = request.headers.get(protocol.HEADER_LENGTH, "")
     arrays, wanted = protocol.decode_infer(request.body, length, live.inputs, live.outputs)
-    entry = service.submit(live, arrays)
-    request.watch(entry)
-    outputs = await entry.future
+    outputs = await _run(service, live, request, arrays)
     return Reply(200, *protocol.encode_infer(outputs, wanted, service.name, live.version, live.outputs))
 
 

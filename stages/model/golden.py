@@ -62,7 +62,7 @@ def check(io: rawio.RawIo, files: list[Path], golden: Golden, run: Run, toleranc
         if off[name] > tolerance:
             said = _how(ours[name], tensors[name], off[name])
             raise GateError(f"{file.name}: the tensor {name!r} differs from the training code's: {said}",
-                            fix=_cause(io, sample, tensors, tolerance))  # fmt: skip
+                            fix=_cause(io, sample, tensors, tolerance, off[name]))  # fmt: skip
     return {"golden_files": len(files), "golden_answers": answers, "golden_max_rel": worst}
 
 
@@ -143,8 +143,13 @@ def _how(ours: Any, theirs: Any, off: float) -> str:
     return f"by {off:.3g} of its largest value"
 
 
-def _cause(io: rawio.RawIo, sample: Mapping[str, Any], tensors: Mapping[str, Any], tolerance: float) -> str:
-    """Return the step that the training code takes otherwise, if one alone explains its tensors."""
+def _cause(
+    io: rawio.RawIo, sample: Mapping[str, Any], tensors: Mapping[str, Any], tolerance: float, before: float
+) -> str:
+    """Return the step that the training code takes otherwise, if one alone explains its tensors.
+
+    `before` is how far ours are from them.
+    """
     found: list[tuple[float, str]] = []
     for kind, (step, does, changed) in _variants(io):
         try:
@@ -156,7 +161,6 @@ def _cause(io: rawio.RawIo, sample: Mapping[str, Any], tensors: Mapping[str, Any
             return f"{step}: your code {does}"
         found.append((off, f"{step}: your code {does}, which explains most of it"))
     best = min(found, default=(float("inf"), ""))
-    before = max(_off(array, tensors[name]) for name, array in io.arrays([sample]).items() if name in tensors)
     if best[0] < _MOST_OF_IT * before and best[0] < _NEAR:
         return best[1]
     return "no single step explains it: compare what your code does with io.json, step by step"

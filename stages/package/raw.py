@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ...server.raw import rawio  # noqa: F401 - so that the key holds the source of what is packed
+from typing import Any
 
 __all__ = ["FORMS", "has_code", "libraries", "members", "own_requirements"]
 
@@ -33,7 +30,9 @@ def libraries(io: Path | None) -> list[str]:
 
 def has_code(io: Path | None) -> bool:
     """Say whether an io artifact runs functions of the user's own."""
-    return io is not None and (io / "code").is_dir()
+    from ...server.raw import rawio
+
+    return io is not None and rawio.has_code(io)
 
 
 def own_requirements(io: Path | None) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,6 @@ class Python:
         if missing:
             raise BadInput(f"preprocess returned no {missing[0]!r}, only {', '.join(map(str, named))}")
         return {name: np.asarray(named[name]) for name in self._tensors}
-
-    def steps(self, one: Any) -> Iterator[tuple[str, Any]]:
-        """Yield what the function returns."""
-        yield from self._one(one).items()
 
 
 def function(code: str, folder: Path) -> Any:

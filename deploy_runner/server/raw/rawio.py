@@ -17,11 +17,17 @@ from .requests import Kinds
 if TYPE_CHECKING:
     from . import picture, row, text  # noqa: F401 - so that the keys of stages hold their source
 
-__all__ = ["FILE", "READERS", "RawIo"]
+__all__ = ["FILE", "READERS", "RawIo", "has_code"]
 
 FILE = "io.json"
 READERS = {"picture": "Picture", "text": "Text", "row": "Row", "python": "Python"}
 """What io.json may declare → the class in the module of that name."""
+
+
+def has_code(folder: Path) -> bool:
+    """Say whether opening an artifact runs functions of its maker's own."""
+    spec = json.loads((folder / FILE).read_text("utf-8"))
+    return "python" in spec or "postprocess" in spec["answer"]
 
 
 class RawIo:
@@ -39,12 +45,6 @@ class RawIo:
         self._answers = None if "postprocess" in answer else Answers(answer)
         self._postprocess = function(answer["postprocess"], folder) if self._answers is None else None
         self.kinds = self._kinds()
-
-    @staticmethod
-    def has_code(folder: Path) -> bool:
-        """Say whether opening the artifact runs functions of its maker's own."""
-        spec = json.loads((folder / FILE).read_text("utf-8"))
-        return "python" in spec or "postprocess" in spec["answer"]
 
     def _kinds(self) -> Kinds:
         if "row" not in self.spec:

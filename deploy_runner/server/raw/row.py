@@ -92,10 +92,6 @@ class Row:
             raise ValueError(f"{str(given)[:40]!r} is none of its categories {known}")
         return float(column["unknown"])
 
-    def steps(self, one: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-        """Yield the tensors of a row."""
-        yield from self.arrays([one]).items()
-
 
 def _typed(array: Any, dtype: Any, columns: Sequence[str]) -> Any:
     """Return numbers as a type. Raises BadInput for those that it can't hold."""

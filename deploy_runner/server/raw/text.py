@@ -90,13 +90,6 @@ class Text:
             raise BadInput("a text has half a surrogate pair, which is no character") from None
         return tuple(texts) if pair else texts[0]
 
-    def steps(self, one: Given) -> Iterator[tuple[str, Any]]:
-        """Yield the ids of a text without and with what its specification adds and cuts."""
-        text = self._checked(one)
-        (plain,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
-        yield "tokens", np.array(plain.ids)
-        yield "ids", self.arrays([one])[self._spec["ids"]][0]
-
 
 def variants(spec: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield a step, what code does that takes it otherwise, and the specification of that."""
