@@ -18,7 +18,7 @@ from .wording import user_line
 __all__ = ["Golden", "check", "raw_files"]
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp")
-_SOUNDS = (".wav", ".flac", ".ogg")
+_SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
 _MOST = 200
 _MOST_OF_IT, _NEAR = 0.25, 0.05
 """A cause leaves this share of the difference, and is this near, by the largest value."""

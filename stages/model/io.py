@@ -23,7 +23,7 @@ from deploy_runner.sdk import (
     module_path,
 )
 
-from . import bundles, io_params, io_spec, picture_configs
+from . import bundles, io_params, io_spec, picture_configs, sound_spec
 from .bundles import Bundle
 
 if TYPE_CHECKING:
@@ -33,14 +33,15 @@ _VERSION = 1
 
 
 class ModelIo(Stage):
-    """Say how pictures, texts or rows become the model's inputs, and its outputs an answer.
+    """Say how pictures, texts, sounds or rows become the model's inputs, and its outputs an answer.
 
     What is made is a small folder, which `serve` and the packages take beside the model. With `golden`,
     it is compared with what the training code makes of real files.
     """
 
     uses = "model.io"
-    packages = ("numpy", "torch", "safetensors", "pillow", "tokenizers", "onnxruntime", "timm", "torchvision")
+    packages = ("numpy", "torch", "safetensors", "pillow", "tokenizers", "soundfile", "soxr", "onnxruntime",
+                "timm", "torchvision")  # fmt: skip
     preload = ("torch", "safetensors.torch")
     extra = "io"
 
@@ -49,6 +50,7 @@ class ModelIo(Stage):
 
         picture: io_params.Picture | None = Field(None, description="a sample is, or has, a picture")
         text: io_params.Text | None = Field(None, description="a sample is, or has, a text")
+        sound: io_params.Sound | None = Field(None, description="a sample is, or has, a sound")
         row: io_params.Row | None = Field(None, description="a sample is a row of named columns")
         preprocess: Code | None = Field(
             None, description="function(bytes, text or JSON) → the tensors of a sample, for anything else"
@@ -83,10 +85,10 @@ class ModelIo(Stage):
             description="the classes' names: a line each, a list of JSON, or a config.json with id2label",
         )
         golden: Folder | None = Field(None, description="raw files for `golden`")
-        files: dict[str, File] = Field(
+        files: dict[str, File | Folder] = Field(
             default={},
-            description="files that these functions open: by the name that `golden` opens, and beside their "
-            "code in the artifact",
+            description="files and folders that these functions open: by the name that `golden` opens, and "
+            "beside their code in the artifact",
         )
 
     class Outputs(StageOutputs):
@@ -102,6 +104,8 @@ class ModelIo(Stage):
         folder = outputs.io
         folder.mkdir(exist_ok=True)
         spec = _readers(ctx, params, inputs, bundle, folder)
+        if spec:
+            _check_filled(spec, bundle)
         _copy_files(inputs.files, folder / "code" if params.preprocess or params.postprocess else None)
         if params.postprocess:
             answer: dict[str, Any] = {"postprocess": _copied(ctx, params.postprocess, folder)}
@@ -124,6 +128,8 @@ def _readers(
     spec: dict[str, Any] = {}
     if picture := _picture(params, inputs, bundle):
         spec["picture"] = picture
+    if sound := _sound(params, inputs, bundle):
+        spec["sound"] = sound
     if params.row:
         spec["row"] = io_spec.row_spec(params.row, ports)
     source = inputs.tokenizer or inputs.folder
@@ -138,6 +144,21 @@ def _readers(
     return spec
 
 
+def _check_filled(spec: Mapping[str, Any], bundle: Bundle) -> None:
+    """Raise StageError for an input that nothing gives."""
+    given = {name for said in spec.values() for name in _tensors(said)}
+    missing = [repr(name) for name in bundle.input_names if name not in given]
+    if missing:
+        said = f"the model takes {', '.join(missing)}, which nothing here gives"
+        raise StageError(said, fix="declare picture, text, sound or row, or use preprocess")
+
+
+def _tensors(spec: Mapping[str, Any]) -> list[str]:
+    """Return the inputs that one kind gives."""
+    single = [spec.get(key) for key in ("tensor", "ids", "mask", "types")]
+    return [name for name in single if name] + list(spec.get("tensors", ()))
+
+
 def _picture(params: ModelIo.Params, inputs: ModelIo.Inputs, bundle: Bundle) -> dict[str, Any] | None:
     """Return how pictures are read: as the pipeline says, a library, or the folder's processor."""
     if params.preprocessor:
@@ -148,10 +169,28 @@ def _picture(params: ModelIo.Params, inputs: ModelIo.Inputs, bundle: Bundle) -> 
         return io_spec.fit_picture(picture_configs.of_library(params.preprocessor), bundle.inputs)
     if params.picture:
         return io_spec.picture_spec(params.picture, bundle.inputs)
-    file = inputs.folder / "preprocessor_config.json" if inputs.folder else None
-    if file is None or not file.is_file():
+    config = _processor(inputs, "image_processor")
+    if not config or "feature_extractor_type" in config:
         return None
-    return io_spec.fit_picture(picture_configs.of_hub(io_spec.read_json(file)), bundle.inputs)
+    return io_spec.fit_picture(picture_configs.of_hub(config), bundle.inputs)
+
+
+def _sound(params: ModelIo.Params, inputs: ModelIo.Inputs, bundle: Bundle) -> dict[str, Any] | None:
+    """Return how sounds are read: as the pipeline says, over what the folder's feature extractor says."""
+    config = _processor(inputs, "feature_extractor")
+    if "feature_extractor_type" in config:
+        said = sound_spec.of_hub(config).model_dump(exclude_unset=True)
+        own = params.sound.model_dump(exclude_unset=True) if params.sound else {}
+        return sound_spec.sound_spec(io_params.Sound(**said | own), bundle.inputs)
+    return sound_spec.sound_spec(params.sound, bundle.inputs) if params.sound else None
+
+
+def _processor(inputs: ModelIo.Inputs, part: str) -> dict[str, Any]:
+    """Return what a saved processor says, {} where none is; `part` is its name in processor_config.json."""
+    if inputs.folder is None:
+        return {}
+    config: dict[str, Any] = io_spec.read_json(inputs.folder / "preprocessor_config.json")
+    return config or io_spec.read_json(inputs.folder / "processor_config.json").get(part) or {}
 
 
 def _labels(inputs: ModelIo.Inputs) -> list[str | int] | None:
@@ -168,7 +207,10 @@ def _copy_files(files: Mapping[str, Path], code: Path | None) -> None:
     for name, file in files.items():
         for place in filter(None, (Path.cwd(), code)):
             (place / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, place / name)
+            if file.is_dir():
+                shutil.copytree(file, place / name, copy_function=shutil.copyfile)
+            else:
+                shutil.copyfile(file, place / name)
 
 
 def _copied(ctx: Context, code: str, folder: Path) -> str:

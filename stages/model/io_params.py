@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from deploy_runner.sdk import Field, StageParams
 
-__all__ = ["Answer", "Column", "Picture", "Row", "Text"]
+__all__ = ["Answer", "Column", "Mel", "Picture", "Row", "Sound", "Text"]
 
 Size = Annotated[int, Field(ge=1)]
 Channel = Annotated[list[float], Field(min_length=1, max_length=4)]
@@ -53,6 +53,55 @@ class Text(StageParams):
     special_tokens: bool = Field(True, description="add [CLS], </s> and the like")
     pairs: bool = Field(False, description="a sample is two texts: `text` and `text_pair`")
     max_characters: int = Field(200_000, ge=1, description="longer texts are refused before they are read")
+
+
+class Mel(StageParams):
+    """A mel spectrogram; what isn't said is as torchaudio.transforms.MelSpectrogram has it."""
+
+    n_mels: Size = Field(128, description="how many filters")
+    n_fft: Size = Field(400, description="samples of a frame")
+    win_length: Size | None = Field(None, description="samples of the window (default: n_fft)")
+    hop_length: Size | None = Field(
+        None, description="samples from a frame to the next (default: half of win_length)"
+    )
+    window: Literal["hann", "hamming"] = Field("hann", description="the window, periodic")
+    pad: Literal["reflect", "constant"] | None = Field(
+        "reflect",
+        description="what is beyond the ends, frames being centred; null: they begin at their sample",
+    )
+    power: Literal[1, 2] = Field(2, description="of the magnitudes")
+    f_min: float = Field(0, ge=0, description="the lowest frequency in Hz")
+    f_max: float | None = Field(None, description="the highest frequency in Hz (default: half of rate)")
+    scale: Literal["htk", "slaney"] = Field("htk", description="whose mel scale")
+    norm: Literal["slaney"] | None = Field(
+        None, description="filters of the same area, or of the same height"
+    )
+    log: Literal["ln", "log10", "db", "whisper"] | None = Field(
+        None, description="the logarithm of it: db is 10 log10; whisper is log10, down to 8 below the "
+        "largest, then (x + 4) / 4"
+    )  # fmt: skip
+    add: float = Field(0, ge=0, description="added before the logarithm")
+    floor: float = Field(1e-10, ge=0, description="the least value of which the logarithm is taken")
+    top_db: float | None = Field(None, gt=0, description="db: how far below the largest one may be")
+    drop_last: bool = Field(False, description="drop the last frame")
+    mean: float | None = Field(None, description="subtracted at last")
+    std: float | None = Field(None, gt=0, description="divided by at last")
+
+
+class Sound(StageParams):
+    """How a sound becomes a tensor: a wave from -1 to 1 of one channel, or its spectrogram."""
+
+    rate: Size | None = Field(None, description="samples a second (default: as the folder says)")
+    resample: Literal["hq", "vhq"] | None = Field(
+        "hq", description="soxr's quality, for sounds of another rate; null refuses them"
+    )
+    seconds: float | None = Field(
+        None, gt=0, description="every sound is cut, or filled up with zeros, to this length"
+    )
+    scale: float = Field(1, gt=0, description="multiplied with; 32768 for values of 16 bits")
+    normalize: bool = Field(False, description="a mean of 0 and a variance of 1, as Wav2Vec2 has them")
+    mel: Mel | None = Field(None, description="a spectrogram of it")
+    max_seconds: float = Field(60, gt=0, description="longer sounds are refused before they are read")
 
 
 class Column(StageParams):

@@ -51,7 +51,7 @@ class PackageContainer(Stage):
     packages = (
         "onnxruntime", "torch", "numpy", "fastapi", "uvicorn", "uvloop", "httptools", "orjson",
         "prometheus-client", "flask", "waitress", "packaging", "starlette", "pydantic", "anyio", "protobuf",
-        "flatbuffers", "werkzeug", "jinja2", "python-multipart", "pillow", "tokenizers",
+        "flatbuffers", "werkzeug", "jinja2", "python-multipart", "pillow", "tokenizers", "soundfile", "soxr",
     )  # fmt: skip
     preload = ("onnxruntime", "torch", "safetensors.torch")
     facets = ("arch", "isa")

@@ -12,6 +12,7 @@ __all__ = ["FORMS", "has_code", "libraries", "members", "own_requirements"]
 _LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "picture": ("pillow",),
     "text": ("tokenizers",),
+    "sound": ("soundfile", "soxr"),
 }
 FORMS = "python-multipart"
 """What a server reads forms with."""

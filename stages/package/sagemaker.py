@@ -41,7 +41,7 @@ class PackageSagemaker(Stage):
     """
 
     uses = "package.sagemaker"
-    packages = ("isal", "onnxruntime", "numpy", "torch", "pillow", "tokenizers")
+    packages = ("isal", "onnxruntime", "numpy", "torch", "pillow", "tokenizers", "soundfile", "soxr")
     preload = ("isal", "onnxruntime", "torch", "safetensors.torch")
     facets = ("arch", "isa")
     extra = "sagemaker"

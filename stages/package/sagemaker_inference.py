@@ -24,6 +24,19 @@ LISTED = ("samples",)
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
+try:  # Where the container is SageMaker's own, a refusal has a status.
+    from sagemaker_inference.errors import GenericInferenceToolkitError as _Error
+except ImportError:
+
+    class _Error(Exception):  # type: ignore[no-redef]
+        def __init__(self, status_code: int, message: str) -> None:
+            super().__init__(message)
+
+
+class Refused(_Error, ValueError):  # type: ignore[misc]
+    """A request that can't be answered, with the HTTP status that says so."""
+
+
 class Answer(Dict[str, Any]):
     """Arrays by output name; `batch` is the axis of the samples in the first."""
 
@@ -76,20 +89,26 @@ def model_fn(model_dir: str) -> dict[str, Any]:
 
 def input_fn(body: str | bytes, content_type: str) -> dict[Any, Any]:
     """Return arrays by input name; of a single one that isn't named, under None, or LISTED its samples."""
-    kind = content_type.split(";")[0].strip()
     io_ = _raw_io()
-    if io_ is not None:
-        given = _given(io_, body, content_type)
-        if given is not None:
-            return given
+    try:
+        given = None if io_ is None else _given(io_, body, content_type)
+        return _tensors(body, content_type) if given is None else given
+    except Refused:
+        raise
+    except (ValueError, EOFError) as error:
+        raise Refused(400, f"the request can't be read: {error}") from None
+
+
+def _tensors(body: str | bytes, content_type: str) -> dict[Any, Any]:
+    kind = content_type.split(";")[0].strip()
     if kind == "application/json":
         value = json.loads(body)
         if isinstance(value, dict) and isinstance(value.get("inputs"), dict):
             return dict(value["inputs"])
         if isinstance(value, dict) and "instances" not in value:
-            raise ValueError("the request has neither 'inputs' nor 'instances'")
+            raise Refused(400, "the request has neither 'inputs' nor 'instances'")
         return {LISTED: value["instances"] if isinstance(value, dict) else value}
-    data = body.encode() if isinstance(body, str) else body
+    data = body.encode() if isinstance(body, str) else bytes(body)
     if kind == "text/csv":
         return {LISTED: np.loadtxt(io.StringIO(data.decode()), delimiter=",", ndmin=2)}
     if kind == "application/x-npy":
@@ -97,17 +116,21 @@ def input_fn(body: str | bytes, content_type: str) -> dict[Any, Any]:
     if kind == "application/x-npz":
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    raise ValueError(f"the content type {content_type!r} is not supported")
+    raise Refused(415, f"the content type {content_type!r} is not supported")
 
 
 def _given(io_: Any, body: str | bytes, content_type: str) -> Raw | None:
     """Return the inputs of raw input, and of {"data": values}; None for tensors in other forms."""
+    from raw.problems import BadInput
     from raw.requests import Given, of_body
 
-    data = body.encode() if isinstance(body, str) else body
-    given = of_body(data, content_type, io_.kinds)
+    data = body.encode() if isinstance(body, str) else bytes(body)
+    try:
+        given = of_body(data, content_type, io_.kinds)
+        found = Raw() if given is None else Raw(io_.arrays(given.samples))
+    except BadInput as error:
+        raise Refused(error.status, str(error)) from None
     if given is not None:
-        found = Raw(io_.arrays(given.samples))
         found.given = given
         return found
     if content_type.split(";")[0].strip() != "application/json":
@@ -152,8 +175,13 @@ def predict_fn(arrays: dict[Any, Any], model: dict[str, Any]) -> Answer | Ready:
 
 def _run(model: dict[str, Any], feed: dict[str, Any]) -> list[Any]:
     if "session" in model:
+        from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
         names = [port["name"] for port in model["described"]["outputs"]]
-        return list(model["session"].run(names, feed))
+        try:
+            return list(model["session"].run(names, feed))
+        except InvalidArgument as error:
+            raise Refused(400, f"the model doesn't take it: {error}") from None
     import torch
 
     with torch.no_grad():
@@ -166,14 +194,20 @@ def _samples(listed: Any, port: dict[str, Any]) -> Any:
     array, axis = np.asarray(listed), port.get("batch") or 0
     sample = port["shape"][:axis] + port["shape"][axis + 1 :]
     if array.ndim != len(port["shape"]):
-        array = array.reshape([-1, *sample])
+        try:
+            array = array.reshape([-1, *sample])
+        except ValueError:
+            raise Refused(400, f"a sample has the shape {sample}, {list(array.shape)} was given") from None
     return np.moveaxis(array, 0, axis)
 
 
 def _shaped(arrays: dict[Any, Any], port: dict[str, Any]) -> Any:
     if port["name"] not in arrays:
-        raise ValueError(f"the input {port['name']!r} is missing, the request has {list(arrays)}")
-    array = np.array(arrays[port["name"]], dtype=port["dtype"], order="C")
+        raise Refused(400, f"the input {port['name']!r} is missing, the request has {list(arrays)}")
+    try:
+        array = np.array(arrays[port["name"]], dtype=port["dtype"], order="C")
+    except (ValueError, TypeError, OverflowError) as error:
+        raise Refused(400, f"the input {port['name']!r} is no array of {port['dtype']}: {error}") from None
     shape = port["shape"]
     if array.ndim != len(shape):
         array = array.reshape([-1, *shape[1:]])
@@ -204,4 +238,4 @@ def output_fn(prediction: dict[str, Any], accept: str) -> str | bytes:
         buffer = io.BytesIO()
         np.save(buffer, first, allow_pickle=False)
         return buffer.getvalue()
-    raise ValueError(f"the response type {accept!r} is not supported")
+    raise Refused(406, f"the response type {accept!r} is not supported")

@@ -1,4 +1,4 @@
-"""Pictures, a tokenizer, and models that take them, made from seeds."""
+"""Pictures, sounds, a tokenizer, and models that take them, made from seeds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-__all__ = ["encoded", "picture", "picture_spec", "tokenizer"]
+__all__ = ["encoded", "picture", "picture_spec", "recorded", "sound_file", "tokenizer"]
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -60,3 +60,21 @@ def tokenizer(file: Path) -> None:
         special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     made.save(str(file))
+
+
+def recorded(place: int, rate: int, form: str) -> bytes:
+    """Return a low tone, a high one or noise, of two channels, of another length each."""
+    rng = np.random.default_rng(place)
+    time = np.arange(int(rate * (0.7 + 0.05 * place))) / rate
+    wave = [np.sin(time * 2 * np.pi * (200 + place)), np.sin(time * 2 * np.pi * (3000 + 20 * place)),
+            rng.normal(0, 0.4, len(time))][place % 3]  # fmt: skip
+    return sound_file(np.stack([wave * 0.5, wave * 0.3], 1), rate, form)
+
+
+def sound_file(wave: Any, rate: int, form: str, subtype: str | None = None) -> bytes:
+    """Return a sound as a file's bytes."""
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, wave, rate, format=form, subtype=subtype)
+    return file.getvalue()

@@ -15,12 +15,12 @@ from .python import function
 from .requests import Kinds
 
 if TYPE_CHECKING:
-    from . import picture, row, text  # noqa: F401 - so that the keys of stages hold their source
+    from . import picture, row, sound, text  # noqa: F401 - so that the keys of stages hold their source
 
 __all__ = ["FILE", "READERS", "RawIo", "has_code"]
 
 FILE = "io.json"
-READERS = {"picture": "Picture", "text": "Text", "row": "Row", "python": "Python"}
+READERS = {"picture": "Picture", "text": "Text", "sound": "Sound", "row": "Row", "python": "Python"}
 """What io.json may declare → the class in the module of that name."""
 
 

@@ -1,0 +1,123 @@
+"""A project from a checkpoint to every target that takes raw input, and all of them asked alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy_runner import api
+from tests.conftest import module_of
+from tests.serve.server import listening, serving
+from tests.serve.toolkit import toolkit
+
+__all__ = ["MODEL", "Files", "check_targets", "code_of", "prepared", "project", "trained"]
+
+MODEL, IO = "${{ stages.model.outputs.model }}", "${{ stages.io.outputs.io }}"
+ONNX = "${{ stages.onnx.outputs.model }}"
+Ask = Callable[[bytes, str], tuple[int, Any]]
+Files = list[tuple[bytes, str]]
+"""Raw input with its content type."""
+
+
+def project(folder: Path, code: str, model: Mapping[str, Any], io: Mapping[str, Any]) -> None:
+    """Write the training's code, which saves its checkpoint, and the pipeline from there to every target."""
+    (folder / "training.py").write_text(textwrap.dedent(code))
+    packed = {"model": ONNX, "reference": MODEL, "io": IO}
+    stages = {
+        **model,
+        "io": {"uses": "model.io", **io},
+        "onnx": {"uses": "onnx.export", "inputs": {"model": MODEL}},
+        "container": {"uses": "package.container", "inputs": packed},
+        "sagemaker": {"uses": "package.sagemaker", "inputs": packed},
+    }
+    text = yaml.safe_dump({"version": 1, "name": "raw", "stages": stages}, sort_keys=False)
+    (folder / "pipeline.yaml").write_text(text)
+
+
+def code_of(folder: Path) -> Any:
+    """Return the training's module, with the same random numbers in every run."""
+    import torch
+
+    torch.manual_seed(0)
+    return module_of(folder / "training.py")
+
+
+def prepared(folder: Path, **params: Any) -> dict[str, Any]:
+    weights = {"weights": "${{ stages.weights.outputs.weights }}"}
+    return {
+        "weights": {"uses": "checkpoint.state_dict", "inputs": {"checkpoint": "model.pt"}},
+        "model": {"uses": "model.prepare", "inputs": weights, "with": params},
+    }
+
+
+@contextmanager
+def _targets(folder: Path) -> Iterator[dict[str, Ask]]:
+    """Run the pipeline, start what it made, and give a way to ask each."""
+    pipeline = api.load(folder / "pipeline.yaml")
+    record = api.run(pipeline)
+    assert record.exit_code == 0, [s.get("error") for s in record.stages.values()]
+    for name in ("container.context", "sagemaker.package"):
+        command = [sys.executable, "-m", "deploy_runner", "get", name, "--to", name]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    package, dockerfile = folder / "sagemaker.package", folder / "container.context/Dockerfile"
+    (started,) = (line[4:] for line in dockerfile.read_text().splitlines() if line.startswith("CMD "))
+    app = [sys.executable, *("0" if a == "8000" else a for a in json.loads(started)[1:]), "--json"]
+    context = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
+    with ExitStack() as stack:
+        served = stack.enter_context(
+            serving("onnx", "--reference", "model.model", "--io", "io", folder=folder / "s", cwd=folder)
+        )
+        contained = stack.enter_context(
+            listening(app, folder=folder / "c", cwd=dockerfile.parent, env=context)
+        )
+        packed = stack.enter_context(toolkit(package, folder / "k"))
+
+        def over_http(server: Any) -> Ask:
+            def ask(body: bytes, kind: str) -> tuple[int, Any]:
+                answer = server.ask("POST", "/predict", raw=body, headers={"content-type": kind})
+                return answer.status, answer.json
+
+            return ask
+
+        yield {"serve": over_http(served), "container": over_http(contained), "sagemaker": packed.ask}
+
+
+def check_targets(
+    folder: Path, files: Files, expected: list[Any], *, bad: Files, keys: tuple[str, ...] = ("score",)
+) -> None:
+    with _targets(folder) as found:
+        for (body, kind), wanted in zip(files, expected, strict=True):
+            answers = {name: ask(body, kind) for name, ask in found.items()}
+            status, answer = answers["serve"]
+            assert all(one == (200, answer) for one in answers.values()), answers
+            assert answer["prediction"] == wanted[0]
+            for key, value in zip(keys, wanted[1:], strict=True):
+                assert answer[key] == pytest.approx(value, abs=1e-5)
+            assert status == 200
+        for body, kind in bad:
+            for ask in found.values():
+                status, said = ask(body, kind)
+                assert 400 <= status < 500, said
+    assert len({wanted[0] for wanted in expected}) > 1, "a model that always says the same proves nothing"
+
+
+def trained(net: Any, inputs: Mapping[str, Any], targets: Any, steps: int = 60) -> Any:
+    import torch
+
+    optimizer = torch.optim.AdamW(net.parameters(), 0.01)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(**inputs), torch.from_numpy(targets)).backward()
+        optimizer.step()
+    return net.eval()
