@@ -29,7 +29,7 @@ from ..model import bundles, npz, protos
 from ..model.calibration import Slot, samples_of_output, slots_of_bundle, slots_of_onnx
 from ..model.compare import Model
 from ..model.wording import user_line
-from . import runtime
+from . import raw_answers, raw_data, runtime
 
 _BATCH = 64
 
@@ -41,7 +41,7 @@ class VerifyAccuracy(Stage):
     """
 
     uses = "verify.accuracy"
-    packages = ("onnx", "onnxruntime", "torch", "numpy")
+    packages = ("onnx", "onnxruntime", "torch", "numpy", "pillow", "tokenizers", "soundfile", "soxr")
     preload = ("onnxruntime", "torch", "safetensors.torch")
     facets = ("arch", "isa")
     extra = "onnx"
@@ -51,7 +51,11 @@ class VerifyAccuracy(Stage):
 
         metric: Code | None = Field(
             None,
-            description="function(outputs, labels), samples first → score from 0 to 1 (default: top-1)",
+            description="function(outputs, labels), samples first → score from 0 to 1 (default: top-1); with "
+            "`io` of lists of answers and labels",
+        )
+        label: str = Field(
+            raw_data.LABEL, description="with `io`: the column or key of the data that holds the label"
         )
         max_drop: float | None = Field(
             None, ge=0, description="largest loss against the reference, in points"
@@ -64,7 +68,11 @@ class VerifyAccuracy(Stage):
         candidate: File | Folder = Field(
             description="the model: ONNX, TorchScript, .pt2, .ptl, .pte or a bundle"
         )
-        data: File = Field(description="an .npz with the inputs (by name, or `x`) and the labels `y`")
+        data: File | Folder = Field(
+            description="an .npz with the inputs (by name, or `x`) and the labels `y`; with `io` a folder of "
+            "files by class (or with a metadata.csv), a .csv, .tsv or .jsonl"
+        )
+        io: Folder | None = Field(None, description="the output of model.io: the data is raw input")
         reference: Folder | None = Field(None, description="the bundle that it was created from")
 
     class Outputs(StageOutputs):
@@ -74,24 +82,80 @@ class VerifyAccuracy(Stage):
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Measure, report, refuse."""
-        arrays = npz.read_arrays(inputs.data)
-        labels = arrays.pop("y", None)
-        if labels is None or not len(labels):
-            raise StageError("the data has no labels `y`", fix="save it as np.savez(path, x=…, y=…)")
         bundle = bundles.load_bundle(inputs.reference) if inputs.reference else None
-        data = _data(inputs.candidate, arrays, len(labels), bundle)
-        metric = ctx.load(params.metric) if params.metric else top1
+        metric = ctx.load(params.metric) if params.metric else None
+        score_of, count = (_tensors if inputs.io is None else _raw)(params, inputs, bundle, metric)
         candidate = runtime.open_model(ctx, inputs.candidate, bundle)
-        score = _score(candidate, data, labels, metric)
-        report: dict[str, Any] = {"accuracy": score, "samples": len(labels), "drop": None}
+        score = score_of(candidate)
+        report: dict[str, Any] = {"accuracy": score, "samples": count, "drop": None}
         if bundle is not None:
-            eager = runtime.open_model(ctx, Path(bundle.folder), bundle)
-            report["reference_accuracy"] = _score(eager, data, labels, metric)
+            report["reference_accuracy"] = score_of(runtime.open_model(ctx, Path(bundle.folder), bundle))
             report["drop"] = round(report["reference_accuracy"] - score, 9)
         for name, value in report.items():
             ctx.figure(name, value)
         outputs.report.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", "utf-8")
         _refuse(ctx.stage, params, report)
+
+
+_Metric = Callable[[Any, Any], float]
+
+
+def _tensors(
+    params: VerifyAccuracy.Params, inputs: VerifyAccuracy.Inputs, bundle: bundles.Bundle | None,
+    metric: _Metric | None,
+) -> tuple[Callable[[Model], float], int]:  # fmt: skip
+    """Return how a model is scored on an .npz, and how many samples that has."""
+    if inputs.data.is_dir():
+        raise StageError("a folder is raw input, which needs `io`", fix="add the output of model.io")
+    arrays = npz.read_arrays(inputs.data)
+    labels = arrays.pop("y", None)
+    if labels is None or not len(labels):
+        raise StageError("the data has no labels `y`", fix="save it as np.savez(path, x=…, y=…)")
+    data = _data(inputs.candidate, arrays, len(labels), bundle)
+    return lambda run: _score(run, data, labels, metric or top1), len(labels)
+
+
+def _raw(
+    params: VerifyAccuracy.Params, inputs: VerifyAccuracy.Inputs, bundle: bundles.Bundle | None,
+    metric: _Metric | None,
+) -> tuple[Callable[[Model], float], int]:  # fmt: skip
+    """Return how a model is scored on raw input, and how many samples that has."""
+    assert inputs.io is not None
+    io = raw_answers.open_io(inputs.io)
+    if metric is None and io.spec["answer"].get("kind") not in ("classes", "labels"):
+        raise StageError("the answers have no class to compare with a label", fix="set `metric`")
+    slots, output = _slots(inputs.candidate, bundle)
+    axes = (
+        raw_answers.axes_of(bundle)
+        if bundle
+        else dict.fromkeys([io.spec["answer"].get("output", "")], output)
+    )
+    labels = []
+    for sample in raw_data.samples(inputs.data, io, params.label):
+        if sample.label is None:
+            raise StageError(
+                f"{sample.place} has no label", fix=f"name its column {params.label!r}, or set `label`"
+            )
+        labels.append(sample.label if metric else raw_data.known(sample.label, io, sample.place))
+    if not labels:
+        raise StageError("the data has no samples")
+
+    def score(run: Model) -> float:
+        answer = raw_answers.answering(run, io, slots, axes)
+        found = [answer(sample) for sample in raw_data.samples(inputs.data, io, params.label)]
+        return round(100 * _measured(metric or _right, found, labels), 9)
+
+    return score, len(labels)
+
+
+def _right(answers: list[Any], labels: list[Any]) -> float:
+    """Return the share of answers whose prediction is the label, or has all labels and no other."""
+    pairs = zip(answers, labels, strict=True)
+    return sum(_set(one["prediction"]) == _set(label) for one, label in pairs) / len(labels)
+
+
+def _set(labels: Any) -> set[Any]:
+    return set(labels) if isinstance(labels, list) else {labels}
 
 
 def top1(outputs: Any, labels: Any) -> float:
@@ -172,7 +236,8 @@ def _measured(metric: Callable[..., Any], outputs: Any, labels: Any) -> float:
     try:
         score = float(metric(outputs, labels))
     except Exception as error:
-        said = f"the metric fails on outputs {outputs.shape} and labels {labels.shape}"
+        shapes = [getattr(given, "shape", len(given)) for given in (outputs, labels)]
+        said = f"the metric fails on outputs {shapes[0]} and labels {shapes[1]}"
         raise StageError(f"{said}: {first_line(error)}{user_line(error)}",
                          fix="it must accept the first output and return a number") from error  # fmt: skip
     if not math.isfinite(score):

@@ -256,6 +256,7 @@ def test_no_stage_type_is_left_out_of_that(tmp_path: Path) -> None:
         "package.container",
         "package.sign",
         "torch.aot",
+        "verify.answers",
         "run.command",
         "run.python",
     }

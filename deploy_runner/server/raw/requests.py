@@ -131,9 +131,8 @@ def of_json(value: Any, kinds: Kinds) -> Given | None:
 
 def _by_field(value: Mapping[str, Any], kinds: Kinds) -> Given | None:
     """Return the samples of lists by field."""
-    if "data" in kinds.fields or not all(
-        key in kinds.fields and isinstance(v, list) for key, v in value.items()
-    ):
+    lists = bool(value) and all(key in kinds.fields and isinstance(v, list) for key, v in value.items())
+    if "data" in kinds.fields or not lists:
         return None
     counts = {len(values) for values in value.values()}
     if len(counts) != 1 or counts == {0}:

@@ -1,0 +1,102 @@
+"""A model's answers to raw input, by the whole path from file to label."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploy_runner.sdk import StageError, first_line
+
+from ..model.bundles import Bundle
+from ..model.calibration import Slot
+from ..model.compare import Model
+from .raw_data import Sample
+
+if TYPE_CHECKING:
+    from ...server.raw import rawio
+
+__all__ = ["Answer", "agree", "answering", "axes_of", "open_io", "score_difference"]
+
+Answer = Callable[[Sample], Any]
+
+
+def open_io(folder: Path) -> rawio.RawIo:
+    """Open the output of model.io. Raises StageError."""
+    from ...server.raw import rawio
+
+    if not (folder / rawio.FILE).is_file():
+        raise StageError("`io` is no output of model.io: it has no io.json")
+    try:
+        return rawio.RawIo(folder)
+    except Exception as error:  # Its code is the user's.
+        raise StageError(f"the io can't be opened: {type(error).__name__}: {first_line(error)}") from error
+
+
+def answering(run: Model, io: rawio.RawIo, slots: list[Slot], outputs: Mapping[str, int | None]) -> Answer:
+    """Return a function that answers one sample as a server answers one request.
+
+    `outputs` are the axes of the samples. A model with a fixed number of samples gets the same one several
+    times. The function raises StageError for a sample that can't be read.
+    """
+    import numpy as np
+
+    from ...server.raw.problems import BadInput
+
+    known = {slot.name: slot for slot in slots}
+
+    def answer(sample: Sample) -> Any:
+        try:
+            first = io.arrays([sample.fields])
+        except BadInput as error:
+            raise StageError(f"{sample.place}: {error}") from None
+        placed = {}
+        for name, array in first.items():
+            slot = known.get(name) or Slot(name, str(array.dtype), (None, *array.shape[1:]))
+            if slot.batch is None:
+                placed[name] = array if array.ndim == len(slot.shape) else array[0]
+            else:
+                repeated = np.repeat(array, slot.at_once, axis=0)
+                placed[name] = np.ascontiguousarray(np.moveaxis(repeated, 0, slot.batch))
+        found = run(placed)
+        made = {name: np.moveaxis(array, outputs.get(name) or 0, 0) for name, array in found.items()}
+        return io.answers({name: array[:1] for name, array in made.items()}, first)[0]
+
+    return answer
+
+
+def axes_of(bundle: Bundle) -> dict[str, int | None]:
+    """Return the axis of the samples in each output."""
+    return {port.name: port.batch for port in bundle.outputs}
+
+
+def agree(theirs: Any, ours: Any, tolerance: float) -> bool:
+    """Say whether two answers are the same: their predictions, or all of them where they have none.
+
+    Numbers may differ by `tolerance` of the larger one.
+    """
+    if isinstance(theirs, Mapping) and "prediction" in theirs and isinstance(ours, Mapping):
+        return _same(theirs["prediction"], ours.get("prediction"), tolerance)
+    return _same(theirs, ours, tolerance)
+
+
+def _same(theirs: Any, ours: Any, tolerance: float) -> bool:
+    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+        return theirs.keys() == ours.keys() and all(_same(v, ours[k], tolerance) for k, v in theirs.items())
+    if isinstance(theirs, list) and isinstance(ours, list):
+        pairs = zip(theirs, ours, strict=False)
+        return len(theirs) == len(ours) and all(_same(a, b, tolerance) for a, b in pairs)
+    if isinstance(theirs, float) and isinstance(ours, float):
+        return abs(theirs - ours) <= tolerance * max(abs(theirs), abs(ours))
+    return bool(theirs == ours)
+
+
+def score_difference(theirs: Any, ours: Any) -> float:
+    """Return how far the scores of classes that both answers list are apart."""
+    scores = [_scores(answer) for answer in (theirs, ours)]
+    return max((abs(scores[0][k] - scores[1][k]) for k in scores[0].keys() & scores[1].keys()), default=0.0)
+
+
+def _scores(answer: Any) -> dict[Any, float]:
+    classes = answer.get("classes", ()) if isinstance(answer, Mapping) else ()
+    return {one["label"]: one["score"] for one in classes if "score" in one}
