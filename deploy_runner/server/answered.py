@@ -70,22 +70,25 @@ class Readers:
         if kind == JSON:
             if isinstance(value, dict) and isinstance(value.get("inputs"), dict):
                 return None
-            return await self._run(io, partial(of_json, value, io.kinds))
+            return await self.arrays(io, partial(of_json, value, io.kinds))
         if kind == FORM:
-            return await self._run(io, partial(_of_form, body, content_type, io))
-        found = await self._run(io, partial(of_body, body, content_type, io.kinds))
+            return await self.arrays(io, partial(_of_form, body, content_type, io))
+        found = await self.arrays(io, partial(of_body, body, content_type, io.kinds))
         if found is None and kind not in TYPES:
             types = ", ".join([JSON, FORM, *io.kinds.types, *TYPES[1:]])
             said = f"the content type {kind!r} is not supported, use {types}"
             raise Unknown(Problem(("header", "content-type"), said))
         return found
 
-    async def _run(self, io: RawIo, given_by: Callable[[], Given | None]) -> tuple[Given, Arrays] | None:
+    async def arrays(self, io: RawIo, given_by: Callable[[], Given | None]) -> tuple[Given, Arrays] | None:
+        """Return the samples that a function gives, and the model's inputs of them. Raises Refused."""
         if self._waiting >= self._most:
             raise QueueFull(Problem(("server",), f"{self._waiting} requests are waiting to be read"))
         self._waiting += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, _read, io, given_by)
+        except Refused:
+            raise
         except BadInput as error:
             raise _KINDS[error.status](Problem(("body",), str(error))) from None
         except Exception as error:

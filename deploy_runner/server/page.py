@@ -6,15 +6,17 @@ import html
 import json
 from typing import TYPE_CHECKING
 
+from . import page_raw
 from .ports import Port
 
 if TYPE_CHECKING:
     from .service import Service
 
-__all__ = ["CONTENT_SECURITY_POLICY", "SCRIPT", "STYLE", "page"]
+__all__ = ["CONTENT_SECURITY_POLICY", "STYLE", "page", "script"]
 
 CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src blob: data:; "
+    "media-src blob:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
@@ -32,12 +34,13 @@ _PAGE = """<!doctype html>
 <h1>{name}</h1>
 <p>Version <code>{version}</code>. Routes: <code>POST /predict</code>, <code>/v2</code>,
 <a href="openapi.json">openapi.json</a>, <a href="metrics">metrics</a>.</p>
-<form id="form">
+{raw}<form id="form">
 {inputs}
 <button type="submit">Run</button>
 </form>
-<p id="status" role="status" aria-live="polite"></p>
+{end}<p id="status" role="status" aria-live="polite"></p>
 <div id="outputs"></div>
+<pre id="curl" hidden></pre>
 </main>
 </body>
 </html>
@@ -55,6 +58,11 @@ caption { text-align: left; font-weight: bold; }
 td, th { border: 1px solid #767676; padding: 0.2rem 0.5rem; text-align: right;
          font-variant-numeric: tabular-nums; }
 #status.failed { color: #a40000; }
+.drop { border: 2px dashed #767676; padding: 1rem; }
+img { max-width: 20rem; max-height: 20rem; }
+meter { width: 12rem; }
+#prediction { font-size: 1.5rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #767676; padding: 0.5rem; }
 @media (prefers-color-scheme: dark) {
   body { color: #eee; background: #161616; }
   a { color: #8ab4f8; }
@@ -62,10 +70,11 @@ td, th { border: 1px solid #767676; padding: 0.2rem 0.5rem; text-align: right;
 }
 """
 
-SCRIPT = """"use strict";
+_SCRIPT = r""""use strict";
 const form = document.getElementById("form");
 const status = document.getElementById("status");
 const outputs = document.getElementById("outputs");
+const curl = document.getElementById("curl");
 
 function say(text, failed) {
   status.textContent = text;
@@ -101,23 +110,77 @@ function inputs() {
   return named;
 }
 
-async function run() {
+function bars(name, found) {
+  const made = document.createElement("table");
+  made.createCaption().textContent = name;
+  for (const one of found) {
+    const row = made.insertRow();
+    const head = document.createElement("th");
+    head.scope = "row";
+    head.textContent = String(one.label);
+    row.append(head);
+    const value = one.score ?? one.share;
+    const meter = document.createElement("meter");
+    meter.value = value;
+    meter.textContent = String(value);
+    row.insertCell().append(meter);
+    row.insertCell().textContent = `${(100 * value).toFixed(1)} %`;
+    if (one.box) { row.insertCell().textContent = one.box.map((x) => x.toFixed(0)).join(", "); }
+  }
+  return made;
+}
+
+function show(answer) {
+  const named = answer !== null && typeof answer === "object" ? answer : {};
+  if (named.outputs && Object.keys(named).length === 1) {
+    for (const [name, values] of Object.entries(named.outputs)) {
+      outputs.append(table(name, Array.isArray(values) ? values : [values]));
+    }
+    return;
+  }
+  const listed = named.classes || named.objects;
+  if ("prediction" in named) {
+    const said = document.createElement("p");
+    said.id = "prediction";
+    said.textContent = [named.prediction].flat().join(", ");
+    outputs.append(said);
+  } else if (!listed) {
+    const text = document.createElement("pre");
+    text.textContent = JSON.stringify(answer, null, 1).slice(0, 20000);
+    outputs.append(text);
+  }
+  if (listed) { outputs.append(bars(named.objects ? "objects" : "classes", listed)); }
+  if (named.png) {
+    const mask = document.createElement("img");
+    mask.alt = "each pixel's class";
+    mask.src = `data:image/png;base64,${named.png}`;
+    outputs.append(mask);
+  }
+}
+
+function quoted(text) {
+  return `'${text.replaceAll("'", "'\\''")}'`;
+}
+
+async function ask(body, type, data) {
   outputs.replaceChildren();
+  curl.hidden = true;
   say("running…", false);
   const started = performance.now();
-  const response = await fetch("predict", {
-    method: "POST",
-    headers: {"Content-Type": "application/json"},
-    body: JSON.stringify({inputs: inputs()}),
-  });
+  const response = await fetch("predict", {method: "POST", headers: {"Content-Type": type}, body});
   const answer = await response.json();
   if (!response.ok) {
     throw new Error(answer.detail.map((problem) => problem.msg).join("; "));
   }
-  for (const [name, values] of Object.entries(answer.outputs)) {
-    outputs.append(table(name, Array.isArray(values) ? values : [values]));
-  }
+  show(answer);
+  curl.textContent = `curl ${new URL("predict", location)} -H ${quoted(`Content-Type: ${type}`)} ${data}`;
+  curl.hidden = curl.textContent.length > 4000;
   say(`answered in ${(performance.now() - started).toFixed(1)} ms`, false);
+}
+
+async function run() {
+  const body = JSON.stringify({inputs: inputs()});
+  await ask(body, "application/json", `-d ${quoted(body)}`);
 }
 
 form.addEventListener("submit", (event) => {
@@ -139,9 +202,16 @@ def page(service: Service) -> str:
         )
         for index, port in enumerate(model.inputs)
     ]
+    io = service.live.io
     return _PAGE.format(
-        name=html.escape(service.name), version=service.live.version, inputs="\n".join(inputs)
-    )
+        name=html.escape(service.name), version=service.live.version, inputs="\n".join(inputs),
+        raw=page_raw.form(io) if io is not None else "", end="</details>\n" if io is not None else "",
+    )  # fmt: skip
+
+
+def script(service: Service) -> str:
+    """Return the page's script."""
+    return _SCRIPT + (page_raw.SCRIPT if service.live.io is not None else "")
 
 
 def _example(port: Port, value: object) -> str:

@@ -15,10 +15,10 @@ from .codecs import JSON, parse_json, to_json
 from .ports import Arrays, Port, Ports, as_array
 from .problems import BadRequest, Invalid, Problem
 
-__all__ = ["HEADER_LENGTH", "Wanted", "decode_infer", "encode_infer"]
+__all__ = ["BINARY", "HEADER_LENGTH", "Wanted", "decode_infer", "encode_infer", "split"]
 
 HEADER_LENGTH = "inference-header-content-length"
-_BINARY = "application/octet-stream"
+BINARY = "application/octet-stream"
 
 
 class Wanted(NamedTuple):
@@ -28,8 +28,8 @@ class Wanted(NamedTuple):
     outputs: Mapping[str, bool]
 
 
-def decode_infer(body: bytes, header_length: str, inputs: Ports, outputs: Ports) -> tuple[Arrays, Wanted]:
-    """Return the arrays of an inference request, and what it requests. Raises Refused."""
+def split(body: bytes, header_length: str) -> tuple[dict[str, Any], memoryview]:
+    """Return an inference request, and the binary data behind it. Raises Refused."""
     length = len(body)
     if header_length:
         length = int(header_length) if header_length.isdecimal() else -1
@@ -39,7 +39,14 @@ def decode_infer(body: bytes, header_length: str, inputs: Ports, outputs: Ports)
     request = parse_json(body[:length])
     if not isinstance(request, dict) or not isinstance(request.get("inputs"), list):
         raise BadRequest(Problem(("body", "inputs"), "a list of tensors is required"))
-    arrays = _tensors(request["inputs"], memoryview(body)[length:], {port.name: port for port in inputs})
+    return request, memoryview(body)[length:]
+
+
+def decode_infer(
+    request: Mapping[str, Any], raw: memoryview, inputs: Ports, outputs: Ports
+) -> tuple[Arrays, Wanted]:
+    """Return the arrays of an inference request, and what it requests. Raises Refused."""
+    arrays = _tensors(request["inputs"], raw, {port.name: port for port in inputs})
     return arrays, _wanted(request, outputs)
 
 
@@ -146,4 +153,4 @@ def encode_infer(
     head = to_json(response)
     if not raw:
         return head, JSON, {}
-    return b"".join([head, *raw]), _BINARY, {HEADER_LENGTH: str(len(head))}
+    return b"".join([head, *raw]), BINARY, {HEADER_LENGTH: str(len(head))}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
-from . import answered, codecs, protocol
+from . import answered, codecs, page, protocol, protocol_raw
 from .batching import Entry
 from .codecs import JSON, to_json
 from .metrics import CONTENT_TYPE
-from .page import CONTENT_SECURITY_POLICY, SCRIPT, STYLE, page
 from .ports import Arrays, Port, samples_first
 from .problems import Invalid, Problem, Refused, TooLarge
 from .raw.rawio import RawIo
@@ -107,10 +107,22 @@ async def _answered(service: Service, live: Live, io: RawIo, request: Request, v
 
 async def infer(service: Service, live: Live, request: Request) -> Reply:
     """Answer POST /v2/models/M/infer."""
-    length = request.headers.get(protocol.HEADER_LENGTH, "")
-    arrays, wanted = protocol.decode_infer(request.body, length, live.inputs, live.outputs)
+    body, raw = protocol.split(request.body, request.headers.get(protocol.HEADER_LENGTH, ""))
+    if live.io is not None and protocol_raw.has_bytes(body):
+        return await _infer_raw(service, live, live.io, request, body, raw)
+    arrays, wanted = protocol.decode_infer(body, raw, live.inputs, live.outputs)
     outputs = await _run(service, live, request, arrays)
     return Reply(200, *protocol.encode_infer(outputs, wanted, service.name, live.version, live.outputs))
+
+
+async def _infer_raw(
+    service: Service, live: Live, io: RawIo, request: Request, body: Mapping[str, Any], raw: memoryview
+) -> Reply:
+    read = await service.readers.arrays(io, partial(protocol_raw.given_of, body, raw, io.kinds))
+    assert read is not None
+    outputs = await _run(service, live, request, answered.placed(read[1], live.inputs))
+    found = answered.answers(io, outputs, read[1], live.outputs)
+    return Reply(200, *protocol_raw.encode_answers(found, body, service.name, live.version))
 
 
 def unknown_model(service: Service, name: str, version: str) -> Reply | None:
@@ -137,7 +149,7 @@ def model_metadata(service: Service) -> Reply:
     def tensor(port: Port) -> dict[str, Any]:
         return {"name": port.name, "datatype": port.datatype, "shape": list(port.shape)}
 
-    value = {
+    value: dict[str, Any] = {
         "name": service.name,
         "versions": [service.live.version],
         "platform": model.program.platform,
@@ -145,6 +157,8 @@ def model_metadata(service: Service) -> Reply:
         "outputs": [tensor(port) for port in model.outputs],
         "parameters": {"digest": model.artifact.digest, "batching": model.joins},
     }
+    if service.live.io is not None:
+        value["parameters"]["raw_inputs"] = protocol_raw.described(service.live.io.kinds)
     return Reply(200, to_json(value))
 
 
@@ -167,19 +181,19 @@ def metrics(service: Service) -> Reply:
 
 def index(service: Service) -> Reply:
     """Answer GET /: a page to try the model."""
-    headers = {"content-security-policy": CONTENT_SECURITY_POLICY, "x-content-type-options": "nosniff",
+    headers = {"content-security-policy": page.CONTENT_SECURITY_POLICY, "x-content-type-options": "nosniff",
                "referrer-policy": "no-referrer"}  # fmt: skip
-    return Reply(200, page(service).encode(), _HTML, headers)
+    return Reply(200, page.page(service).encode(), _HTML, headers)
 
 
 def script(service: Service) -> Reply:
     """Answer GET /page.js."""
-    return Reply(200, SCRIPT.encode(), "text/javascript; charset=utf-8")
+    return Reply(200, page.script(service).encode(), "text/javascript; charset=utf-8")
 
 
 def style(service: Service) -> Reply:
     """Answer GET /page.css."""
-    return Reply(200, STYLE.encode(), "text/css; charset=utf-8")
+    return Reply(200, page.STYLE.encode(), "text/css; charset=utf-8")
 
 
 GETS: Mapping[str, Callable[[Service], Reply]] = {

@@ -13,7 +13,16 @@ from deploy_runner.testing import run_stage
 from tests.bundles import stage
 from tests.conftest import DIGITS
 
-__all__ = ["Digits", "digits", "matmul_with_external_data", "other_weights", "scorer", "slow", "tokens"]
+__all__ = [
+    "Digits",
+    "colours",
+    "digits",
+    "matmul_with_external_data",
+    "other_weights",
+    "scorer",
+    "slow",
+    "tokens",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,3 +153,19 @@ def _place(folder: Path) -> Path:
 def _save(proto: onnx.ModelProto, folder: Path) -> Path:
     onnx.save(proto, _place(folder))
     return folder
+
+
+def colours(folder: Path) -> Path:
+    """Write a model of pictures `x` (float32 [batch, 3, 8, 8]): the mean of each channel, ten times."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("GlobalAveragePool", ["x"], ["means"]),
+            helper.make_node("Flatten", ["means"], ["flat"]),
+            helper.make_node("Mul", ["flat", "ten"], ["shares"]),
+        ],
+        "colours",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 8, 8])],
+        [helper.make_tensor_value_info("shares", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(np.array(10, np.float32), "ten")],
+    )
+    return _save(_model(graph), folder)

@@ -3,15 +3,55 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-__all__ = ["encoded", "picture", "picture_spec", "recorded", "sound_file", "tokenizer"]
+__all__ = [
+    "CLASSES",
+    "TABLE",
+    "declared",
+    "encoded",
+    "picture",
+    "picture_spec",
+    "recorded",
+    "sound_file",
+    "tokenizer",
+]
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+CLASSES: dict[str, Any] = {
+    "kind": "classes",
+    "output": "shares",
+    "labels": ["red", "<green>", "blue"],
+    "top": 3,
+    "activation": "softmax",
+}
+"""The answer of models.colours."""
+_COLUMN: dict[str, Any] = {
+    "vocabulary": None,
+    "unknown": None,
+    "missing": None,
+    "mean": None,
+    "std": None,
+    "kind": "number",
+}
+TABLE: dict[str, Any] = {
+    "columns": [
+        {**_COLUMN, "name": "size"},
+        {**_COLUMN, "name": "kind", "kind": "category", "vocabulary": ["it's", 7]},
+        {**_COLUMN, "name": "heavy", "kind": "flag", "missing": False},
+        {**_COLUMN, "name": "other"},
+    ],
+    "tensors": {
+        "weights": {"dtype": "float32", "columns": ["size", "other"], "shape": "columns"},
+        "ids": {"dtype": "int64", "columns": ["kind", "heavy"], "shape": "columns"},
+    },
+}
+"""The rows of models.scorer."""
 
 
 def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -78,3 +118,10 @@ def sound_file(wave: Any, rate: int, form: str, subtype: str | None = None) -> b
     file = io.BytesIO()
     soundfile.write(file, wave, rate, format=form, subtype=subtype)
     return file.getvalue()
+
+
+def declared(folder: Path, **spec: Any) -> Path:
+    """Write an io.json."""
+    folder.mkdir()
+    (folder / "io.json").write_text(json.dumps({"version": 1, "requirements": [], **spec}))
+    return folder

@@ -17,7 +17,7 @@ from typing import Any
 
 from .problems import BadInput, Malformed
 
-__all__ = ["Given", "Kinds", "of_body", "of_json", "of_parts"]
+__all__ = ["BINARY", "Given", "Kinds", "decoded_base64", "of_body", "of_json", "of_parts"]
 
 BINARY = ("image", "audio")
 _AROUND = ("data", "instances", "inputs")
@@ -149,12 +149,12 @@ def _sample(value: Any, kinds: Kinds) -> dict[str, Any] | None:
         if "text" in kinds.fields:
             return {"text": value}
         if kinds.binary in BINARY:
-            return {kinds.binary: _bytes(value)}
+            return {kinds.binary: decoded_base64(value)}
     if isinstance(value, dict):
         if list(value) == ["b64"] and kinds.binary:
-            return {kinds.binary: _bytes(value["b64"])}
+            return {kinds.binary: decoded_base64(value["b64"])}
         if value and all(key in (*kinds.fields, "text_pair") for key in value):
-            found = {k: _bytes(v) if k in BINARY else v for k, v in value.items() if k != "text_pair"}
+            found = {k: decoded_base64(v) if k in BINARY else v for k, v in value.items() if k != "text_pair"}
             if "text_pair" in value:
                 found["text"] = [value.get("text"), value["text_pair"]]
             return found
@@ -188,7 +188,8 @@ def _text(body: bytes) -> str:
         raise Malformed("the text is not UTF-8") from None
 
 
-def _bytes(value: Any) -> bytes:
+def decoded_base64(value: Any) -> bytes:
+    """Return what base64, or a data URL, holds. Raises BadInput."""
     if not isinstance(value, str):
         raise BadInput("bytes are sent as text in base64")
     if value.startswith("data:"):
