@@ -21,7 +21,7 @@ from deploy_runner.sdk import (
 from ..model import bundles
 from .backoff import Backoff
 from .converging import Push
-from .huggingface import layout, rollback, status
+from .huggingface import layout, raw_io, rollback, status
 from .huggingface.card import Card, read_reports
 from .huggingface.client import Hub, hub_client, require_token
 from .huggingface.commit import Commit, ensure_branch, ensure_repo, ensure_tag
@@ -75,6 +75,10 @@ class PushHub(Push):
         )
         reports: dict[str, File] | None = Field(None, description="verify reports, for the card")
         reference: Folder | None = Field(None, description="the bundle, for config.json and usage")
+        io: Folder | None = Field(
+            None,
+            description="the output of model.io: below io/, its labels in config.json, its task in the card",
+        )
         files: dict[str, File] | None = Field(
             None, description="additional files by their path; a README.md replaces the card"
         )
@@ -141,8 +145,11 @@ def _files(ctx: Context, params: PushHub.Params, inputs: PushHub.Inputs, repo: s
     paths: dict[str, Path] = layout.onnx_files(inputs.models or {}, ctx.workdir)
     if inputs.weights is not None:
         paths["model.safetensors"] = inputs.weights
-    if bundle is not None:
-        paths["config.json"] = layout.config(bundle, ctx.workdir)
+    io = raw_io.read(inputs.io) if inputs.io else None
+    if bundle is not None or io is not None:
+        paths["config.json"] = layout.config(bundle, raw_io.labels(io), ctx.workdir)
+    if inputs.io is not None:
+        paths |= raw_io.files(inputs.io)
     paths |= layout.further_files(inputs.files or {})
     if not paths:
         raise StageError("there is nothing to publish", fix="set weights, models or files")
@@ -150,7 +157,8 @@ def _files(ctx: Context, params: PushHub.Params, inputs: PushHub.Inputs, repo: s
     if _CARD not in files:
         card = Card(
             repo, files, read_reports(inputs.reports or {}), bundle, ctx.lineage, params.license,
-            params.language, params.tags, params.pipeline_tag, params.dataset, _loaded(params),
+            params.language, params.tags, params.pipeline_tag or raw_io.task(io), params.dataset,
+            _loaded(params), io,
         )  # fmt: skip
         files |= _written(ctx, _CARD, card.text().encode())
     return files | _written(ctx, MANIFEST, manifest(files))

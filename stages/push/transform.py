@@ -25,6 +25,11 @@ from .aws.waiting import show, waiting
 
 _JOBS = 5
 """How many jobs of one name may have failed: AWS keeps the names of jobs for ever."""
+_TYPES = {
+    ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png", ".webp": "image/webp",
+    ".wav": "audio/wav", ".flac": "audio/flac", ".ogg": "audio/ogg", ".mp3": "audio/mpeg",
+    ".txt": "text/plain", ".csv": "text/csv", ".npy": "application/x-npy", ".npz": "application/x-npz",
+}  # fmt: skip
 _WAIT_S = 24 * 3600.0
 
 
@@ -41,7 +46,10 @@ class PushTransform(AwsPush):
         """The job; what is left out comes from the target's `aws:`."""
 
         job: str = Field(pattern=r"^[A-Za-z0-9](-?[A-Za-z0-9])*$", max_length=40, description="its name")
-        content_type: str = Field(JSON_TYPE, description="the content type of each file")
+        content_type: str | None = Field(
+            None,
+            description="the content type of each file (default: by their suffix, else application/json)",
+        )
         accept: str = Field(JSON_TYPE, description="the content type of the responses")
         instance_type: str = Field("ml.m5.large", description="the kind of instance")
         instance_count: int = Field(1, ge=1, description="how many instances")
@@ -83,18 +91,20 @@ class _Job:
         self.model = PackedModel(
             aws, params, owner=params.job, url=self._package.uri, digest=self._package.digest
         )
-        digests = {path.name: sha256_file(path) for path in _files(inputs.data)}
+        files = _files(inputs.data)
+        self._content_type = params.content_type or _type_of(files)
+        digests = {path.name: sha256_file(path) for path in files}
         place = named(f"{params.prefix}/{params.job}/data", digests)
         self.uploads = [
             objects.Upload(
                 self._package.s3, self._package.bucket, f"{place}/{name}", inputs.data / name, digest,
-                content_type=params.content_type,
+                content_type=self._content_type,
             )
             for name, digest in digests.items()
         ]  # fmt: skip
         self._source = f"s3://{self._package.bucket}/{place}/"
         instances = (params.instance_type, params.instance_count)
-        types = (params.content_type, params.accept)
+        types = (self._content_type, params.accept)
         self._name = named(params.job, self.model.name, digests, types, instances)
 
     def converge(self) -> str:
@@ -129,7 +139,7 @@ class _Job:
         source = {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": self._source}}
         objects.unless(lambda: self._client.create_transform_job(
             TransformJobName=name, ModelName=self.model.name,
-            TransformInput={"DataSource": source, "ContentType": params.content_type},
+            TransformInput={"DataSource": source, "ContentType": self._content_type},
             TransformOutput={"S3OutputPath": self._target(name), "Accept": params.accept},
             TransformResources={
                 "InstanceType": params.instance_type, "InstanceCount": params.instance_count
@@ -179,3 +189,12 @@ def _files(folder: Path) -> list[Path]:
         if path.is_dir():
             raise StageError(f"`data` contains the folder {path.name}", fix="put the files into one folder")
     return found
+
+
+def _type_of(files: list[Path]) -> str:
+    """Return the content type of raw files, which a job has one of. Raises StageError."""
+    types = {_TYPES.get(path.suffix.lower(), JSON_TYPE) for path in files}
+    if len(types) > 1:
+        raise StageError(f"a job has files of one content type, `data` has {', '.join(sorted(types))}",
+                         fix="make a job of each, or set `content_type`")  # fmt: skip
+    return types.pop()

@@ -16,20 +16,35 @@ import pytest
 import yaml
 
 from deploy_runner import api
-from tests.conftest import module_of
+from tests.conftest import ROOT, module_of
 from tests.serve.server import listening, serving
 from tests.serve.toolkit import toolkit
 
-__all__ = ["MODEL", "Files", "check_targets", "code_of", "prepared", "project", "trained"]
+__all__ = [
+    "IO",
+    "MODEL",
+    "ONNX",
+    "PACKAGE",
+    "Files",
+    "check_targets",
+    "code_of",
+    "fetched",
+    "prepared",
+    "project",
+    "trained",
+]
 
 MODEL, IO = "${{ stages.model.outputs.model }}", "${{ stages.io.outputs.io }}"
-ONNX = "${{ stages.onnx.outputs.model }}"
+ONNX, PACKAGE = "${{ stages.onnx.outputs.model }}", "${{ stages.sagemaker.outputs.package }}"
+_DRY: Any = yaml.safe_load((ROOT / "configs/dry-run.yaml").read_text())["target"]
 Ask = Callable[[bytes, str], tuple[int, Any]]
 Files = list[tuple[bytes, str]]
 """Raw input with its content type."""
 
 
-def project(folder: Path, code: str, model: Mapping[str, Any], io: Mapping[str, Any]) -> None:
+def project(
+    folder: Path, code: str, model: Mapping[str, Any], io: Mapping[str, Any], **pushes: Mapping[str, Any]
+) -> None:
     """Write the training's code, which saves its checkpoint, and the pipeline from there to every target."""
     (folder / "training.py").write_text(textwrap.dedent(code))
     packed = {"model": ONNX, "reference": MODEL, "io": IO}
@@ -39,8 +54,9 @@ def project(folder: Path, code: str, model: Mapping[str, Any], io: Mapping[str, 
         "onnx": {"uses": "onnx.export", "inputs": {"model": MODEL}},
         "container": {"uses": "package.container", "inputs": packed},
         "sagemaker": {"uses": "package.sagemaker", "inputs": packed},
+        **pushes,
     }
-    text = yaml.safe_dump({"version": 1, "name": "raw", "stages": stages}, sort_keys=False)
+    text = yaml.safe_dump({"version": 1, "name": "raw", "target": _DRY, "stages": stages}, sort_keys=False)
     (folder / "pipeline.yaml").write_text(text)
 
 
@@ -60,6 +76,14 @@ def prepared(folder: Path, **params: Any) -> dict[str, Any]:
     }
 
 
+def fetched(folder: Path, output: str) -> Path:
+    """Copy an output of the pipeline out of the store."""
+    command = [sys.executable, "-m", "deploy_runner", "get", output, "--to", output]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder / output
+
+
 @contextmanager
 def _targets(folder: Path) -> Iterator[dict[str, Ask]]:
     """Run the pipeline, start what it made, and give a way to ask each."""
@@ -67,9 +91,7 @@ def _targets(folder: Path) -> Iterator[dict[str, Ask]]:
     record = api.run(pipeline)
     assert record.exit_code == 0, [s.get("error") for s in record.stages.values()]
     for name in ("container.context", "sagemaker.package"):
-        command = [sys.executable, "-m", "deploy_runner", "get", name, "--to", name]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        fetched(folder, name)
     package, dockerfile = folder / "sagemaker.package", folder / "container.context/Dockerfile"
     (started,) = (line[4:] for line in dockerfile.read_text().splitlines() if line.startswith("CMD "))
     app = [sys.executable, *("0" if a == "8000" else a for a in json.loads(started)[1:]), "--json"]

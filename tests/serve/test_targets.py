@@ -10,7 +10,19 @@ import numpy as np
 import pytest
 
 from tests.serve.raw_inputs import encoded, recorded, sound_file, tokenizer
-from tests.serve.targets import MODEL, Files, check_targets, code_of, prepared, project, trained
+from tests.serve.targets import (
+    IO,
+    MODEL,
+    ONNX,
+    PACKAGE,
+    Files,
+    check_targets,
+    code_of,
+    fetched,
+    prepared,
+    project,
+    trained,
+)
 
 DIGITS = """
     import numpy as np, torch
@@ -25,6 +37,7 @@ DIGITS = """
 """
 
 
+@pytest.mark.slow
 def test_digits_from_png_files(tmp_path: Path) -> None:
     import torch
     from PIL import Image
@@ -36,6 +49,10 @@ def test_digits_from_png_files(tmp_path: Path) -> None:
         prepared(tmp_path, factory="training.py:build", example={"input": {"shape": [1, 1, 8, 8]}}),
         {"inputs": {"model": MODEL, "golden": "golden"},
          "with": {"picture": {}, "golden": "training.py:prepare", "answer": {"labels": names}}},
+        transform={"uses": "push.transform", "inputs": {"package": PACKAGE, "data": "golden"},
+                   "with": {"job": "digits"}},
+        hub={"uses": "push.hub", "inputs": {"models": {"fp32": ONNX}, "reference": MODEL, "io": IO},
+             "with": {"repo": "local/digits"}},
     )  # fmt: skip
     code = code_of(tmp_path)
     data = load_digits()
@@ -57,6 +74,10 @@ def test_digits_from_png_files(tmp_path: Path) -> None:
     check_targets(
         tmp_path, files, expected, bad=[(cut, "image/png"), (b"x", "audio/wav"), (b"{", "application/json")]
     )
+    transformed = fetched(tmp_path, "transform.answers")
+    for place, wanted in zip(range(1500, 1510), expected, strict=True):
+        answer = json.loads((transformed / f"{place}.png.out").read_text())
+        assert (answer["prediction"], answer["score"]) == (wanted[0], pytest.approx(wanted[1], abs=1e-5))
 
 
 TABLE = """

@@ -31,7 +31,10 @@ _PRECISIONS = ("fp16", "int8", "uint8", "quantized", "q4f16", "q4", "bnb4")
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What a card is made of. `revision` is what its snippets load, `lineage` what the run made before."""
+    """What a card is made of. `revision` is what its snippets load, `lineage` what the run made before.
+
+    `io` is the io.json of what takes raw input.
+    """
 
     repo: str
     files: Mapping[str, Wanted]
@@ -44,6 +47,7 @@ class Card:
     pipeline_tag: str | None = None
     dataset: str = "held-out samples"
     revision: str | None = None
+    io: Mapping[str, Any] | None = None
 
     def text(self) -> str:
         """Return README.md."""
@@ -54,7 +58,7 @@ class Card:
             f"# {name}\n",
             "Converted from a PyTorch checkpoint, each format compared with the original.\n",
             *_accuracy_table(self.reports), *_parity_table(self.reports), *self._files_table(),
-            *usage(self.repo, self.files, self.bundle, self.revision), *self._provenance(),
+            *usage(self.repo, self.files, self.bundle, self.revision, self.io), *self._provenance(),
         ]  # fmt: skip
         return "\n".join(parts)
 

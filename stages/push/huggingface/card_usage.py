@@ -7,14 +7,20 @@ from typing import Any
 
 from ....server import aot
 from ...model.bundles import Bundle
+from . import raw_io
 from .content import Wanted
 
 
-def usage(repo: str, files: Mapping[str, Wanted], bundle: Bundle | None, revision: str | None) -> list[str]:
+def usage(
+    repo: str, files: Mapping[str, Wanted], bundle: Bundle | None, revision: str | None,
+    io: Mapping[str, Any] | None = None,
+) -> list[str]:  # fmt: skip
     """Return the card's section on how to load what is there; nothing where nothing can be loaded."""
     pin = f', revision="{revision}"' if revision else ""
     parts = []
     models = sorted(path for path in files if path.startswith("onnx/") and path.endswith(".onnx"))
+    if models and io is not None:
+        parts.append(_served(repo, models[0], revision, io))
     if models and bundle is not None:
         parts.append(_onnx(repo, models[0], bundle, pin, beside=f"{models[0]}_data" in files))
     for path in sorted(
@@ -24,6 +30,18 @@ def usage(repo: str, files: Mapping[str, Wanted], bundle: Bundle | None, revisio
     if "model.safetensors" in files:
         parts.append(_safetensors(repo, pin))
     return [f"## Use\n\n{chr(10).join(parts)}"] if parts else []
+
+
+def _served(repo: str, path: str, revision: str | None, io: Mapping[str, Any]) -> str:
+    pin = f" --revision {revision}" if revision else ""
+    trust = " --trust" if raw_io.has_code(io) else ""
+    return f"""```shell
+hf download {repo}{pin} --local-dir model
+deploy-runner serve model/{path} --io model/io{trust}
+```
+
+{raw_io.request(io)}
+"""
 
 
 def _onnx(repo: str, path: str, bundle: Bundle, pin: str, *, beside: bool) -> str:

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from deploy_runner.sdk import StageError
 
@@ -69,12 +70,12 @@ def _point_to(file: Path, data_name: str, target: Path) -> None:
     target.write_bytes(proto.SerializeToString(deterministic=True))
 
 
-def config(bundle: Bundle, workdir: Path) -> Path:
-    """Write `config.json`: the model's inputs and outputs."""
-    ports = {
-        "inputs": [port.as_dict() for port in bundle.inputs],
-        "outputs": [port.as_dict() for port in bundle.outputs],
-    }
+def config(bundle: Bundle | None, labels: Mapping[str, Any], workdir: Path) -> Path:
+    """Write `config.json`: the model's inputs and outputs, and its labels as transformers names them."""
+    ports = dict(labels)
+    if bundle is not None:
+        ports["inputs"] = [port.as_dict() for port in bundle.inputs]
+        ports["outputs"] = [port.as_dict() for port in bundle.outputs]
     path = workdir / "config.json"
     path.write_text(json.dumps(ports, indent=2, sort_keys=True) + "\n", "utf-8")
     return path

@@ -1,0 +1,80 @@
+"""What an io artifact adds to a repository: its files, the labels, the task, and how to ask."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deploy_runner.sdk import StageError
+
+__all__ = ["files", "has_code", "labels", "read", "request", "task"]
+
+_FOLDER = "io"
+_TOKENIZER = "tokenizer.json"
+_TASKS = {
+    ("picture", "classes"): "image-classification", ("picture", "labels"): "image-classification",
+    ("picture", "boxes"): "object-detection", ("picture", "mask"): "image-segmentation",
+    ("picture", "embedding"): "image-feature-extraction", ("text", "classes"): "text-classification",
+    ("text", "labels"): "text-classification", ("text", "embedding"): "feature-extraction",
+    ("sound", "classes"): "audio-classification", ("sound", "labels"): "audio-classification",
+    ("row", "classes"): "tabular-classification", ("row", "labels"): "tabular-classification",
+    ("row", "number"): "tabular-regression",
+}  # fmt: skip
+"""What a sample has, and the answer → the Hub's task: https://huggingface.co/tasks"""
+_REQUESTS = {
+    "picture": "curl http://127.0.0.1:8000/predict -H 'Content-Type: image/jpeg' --data-binary @picture.jpg",
+    "sound": "curl http://127.0.0.1:8000/predict -H 'Content-Type: audio/wav' --data-binary @sound.wav",
+    "text": "curl http://127.0.0.1:8000/predict -H 'Content-Type: text/plain' -d 'a text'",
+}
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Return an io.json. Raises StageError."""
+    try:
+        spec: dict[str, Any] = json.loads((folder / "io.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        raise StageError("`io` is no output of model.io: it has no io.json") from None
+    return spec
+
+
+def files(folder: Path) -> dict[str, Path]:
+    """Return an artifact's files by their path; a tokenizer at the top as well, where other clients look."""
+    found = {
+        f"{_FOLDER}/{p.relative_to(folder).as_posix()}": p for p in sorted(folder.rglob("*")) if p.is_file()
+    }
+    tokenizer = folder / _TOKENIZER
+    return found | ({_TOKENIZER: tokenizer} if tokenizer.is_file() else {})
+
+
+def labels(io: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return id2label and label2id, nothing where the answer has no labels."""
+    names = io["answer"].get("labels") if io else None
+    if not names:
+        return {}
+    return {"id2label": {str(place): str(name) for place, name in enumerate(names)},
+            "label2id": {str(name): place for place, name in enumerate(names)}}  # fmt: skip
+
+
+def task(io: Mapping[str, Any] | None) -> str | None:
+    """Return the Hub's task, None where a sample or an answer is of another kind."""
+    kinds = _kinds(io) if io else []
+    return _TASKS.get((kinds[0], io["answer"].get("kind", ""))) if io and len(kinds) == 1 else None
+
+
+def has_code(io: Mapping[str, Any]) -> bool:
+    """Say whether opening it runs functions of its maker's own."""
+    return "python" in io or "postprocess" in io["answer"]
+
+
+def request(io: Mapping[str, Any]) -> str:
+    """Return how a model is asked that is served."""
+    kinds = _kinds(io)
+    if len(kinds) == 1 and kinds[0] in _REQUESTS:
+        return f"```shell\n{_REQUESTS[kinds[0]]}\n```\n"
+    return "http://127.0.0.1:8000 has a page to try it, and `/openapi.json` describes the requests.\n"
+
+
+def _kinds(io: Mapping[str, Any]) -> list[str]:
+    return [kind for kind in ("picture", "text", "sound", "row", "python") if kind in io]
