@@ -121,7 +121,7 @@ def _of_form(body: bytes, content_type: str, io: RawIo) -> Given:
         current["data"] = []
 
     def header_end() -> None:
-        headers[named[0].decode("latin-1").lower()] = named[1].decode("utf-8", "replace")
+        headers[named[0].decode("latin-1").lower()] = named[1].decode("latin-1")
         named[:] = [b"", b""]
 
     def add(place: int, data: bytes, start: int, end: int) -> None:

@@ -52,7 +52,9 @@ def decode(body: bytes, content_type: str, ports: Ports, max_bytes: int, value: 
     """
     kind = kind_of(content_type)
     if kind == JSON:
-        return _from_json(parse_json(body) if value is None else value, ports)
+        value = parse_json(body) if value is None else value
+        refuse_mixed(body, value)
+        return _from_json(value, ports)
     if kind == CSV:
         return _only(_from_csv(body), ports, finite=True, listed=True)
     if kind == NPY:
@@ -80,6 +82,18 @@ def parse_json(body: bytes) -> Any:
         return orjson.loads(body)
     except ValueError as error:
         raise BadRequest(Problem(("body",), f"the body is not JSON: {first_line(error)}")) from None
+
+
+def refuse_mixed(body: bytes, value: Any) -> None:
+    """Raise Invalid for a list with numbers and truth values, which numpy takes for numbers."""
+    waiting = [value] if b"true" in body or b"false" in body else []
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, list):
+            kinds = set(map(type, one))
+            if bool in kinds and kinds & {int, float}:
+                raise Invalid(Problem(("body",), "a list has numbers, and true or false among them"))
+        waiting += one if isinstance(one, list) else one.values() if isinstance(one, dict) else ()
 
 
 def _from_json(value: Any, ports: Ports) -> Arrays:
@@ -140,7 +154,7 @@ def _only(value: Any, ports: Ports, *, finite: bool, listed: bool = False) -> Ar
 
 def _from_csv(body: bytes) -> np.ndarray[Any, Any]:
     try:
-        text = body.decode("utf-8")
+        text = body.decode("ascii")  # Of other characters numpy's reader of whole numbers ends the process.
         rows = [line for line in text.splitlines() if line.strip()]
         integers = not any(character in text for character in ".eEnN")
         return np.loadtxt(rows, delimiter=",", ndmin=2, dtype=np.int64 if integers else np.float64)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from . import openapi_raw
 from .codecs import CSV, JSON, NPY, NPZ
 from .ports import Port, Ports
@@ -13,10 +15,6 @@ from .service import Service
 
 __all__ = ["openapi"]
 
-_TYPES: dict[str, dict[str, Any]] = {
-    "f": {"type": "number"}, "i": {"type": "integer"}, "u": {"type": "integer", "minimum": 0},
-    "b": {"type": "boolean"},
-}  # fmt: skip
 _PROBLEMS = {
     "type": "object",
     "required": ["detail"],
@@ -34,6 +32,7 @@ _PROBLEMS = {
         }
     },
 }
+_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 _REFUSALS = {
     "400": "The body can't be read",
     "406": "No accepted response type can be written",
@@ -56,7 +55,7 @@ def openapi(service: Service) -> dict[str, Any]:
         "/invocations": {
             "post": {**predict, "operationId": "invocations", "summary": "Run the model (SageMaker)"}
         },
-        f"{model}/infer": {"post": _infer(live.inputs, live.outputs)},
+        f"{model}/infer": {"post": _infer(live.inputs, live.outputs, live.io)},
     }
     for path, summary in (
         ("/ping", "Is the model ready? (SageMaker)"), ("/metrics", "Metrics in Prometheus format"),
@@ -83,7 +82,7 @@ def _predict(inputs: Ports, outputs: Ports, io: RawIo | None) -> dict[str, Any]:
         request[JSON] = {"schema": {"anyOf": [named, _listed(inputs[0])]}}
         request |= {NPY: request[NPZ], CSV: {"schema": {"type": "string"}}}
     response: dict[str, Any] = {"type": "object", "required": ["outputs"],
-                                "properties": {"outputs": _object(outputs)}}  # fmt: skip
+                                "properties": {"outputs": _object(outputs, answered=True)}}  # fmt: skip
     said = "The outputs by name"
     if io is not None:
         _add_raw(request, io)
@@ -101,17 +100,27 @@ def _add_raw(request: dict[str, Any], io: RawIo) -> None:
         request[kind] = {"schema": {"anyOf": [given, schema]} if given else schema}
 
 
-def _infer(inputs: Ports, outputs: Ports) -> dict[str, Any]:
+def _infer(inputs: Ports, outputs: Ports, io: RawIo | None) -> dict[str, Any]:
+    taken = {**_tensors(inputs), "minItems": len(inputs), "maxItems": len(inputs)}
+    given = _tensors(outputs)
+    if io is not None:
+        taken = {"anyOf": [taken, openapi_raw.tensors(io)]}
+        given = {"anyOf": [given, openapi_raw.ANSWER_TENSOR]}
     request = {"type": "object", "required": ["inputs"],
-               "properties": {"id": {"type": "string"}, "inputs": _tensors(inputs)}}  # fmt: skip
+               "properties": {"id": {"type": "string"}, "inputs": taken}}  # fmt: skip
     response = {"type": "object", "required": ["model_name", "outputs"], "properties": {
         "model_name": {"type": "string"}, "model_version": {"type": "string"},
-        "id": {"type": "string"}, "outputs": _tensors(outputs)}}  # fmt: skip
+        "id": {"type": "string"}, "outputs": given}}  # fmt: skip
+    responses: dict[str, Any] = {
+        "200": {"description": "The outputs", "content": {JSON: {"schema": response}}}
+    }
+    for status in ("400", "413", "429", "503", "504"):
+        responses[status] = {"description": _REFUSALS[status], "content": {JSON: {"schema": _ERROR}}}
     return {
         "operationId": "infer",
         "summary": "Run the model (Open Inference Protocol v2)",
         "requestBody": {"required": True, "content": {JSON: {"schema": request}}},
-        "responses": {"200": {"description": "The outputs", "content": {JSON: {"schema": response}}}},
+        "responses": responses,
     }
 
 
@@ -131,27 +140,43 @@ def _tensors(ports: Ports) -> dict[str, Any]:
     return {"type": "array", "items": {"anyOf": [tensor(port) for port in ports]}}
 
 
-def _object(ports: Ports) -> dict[str, Any]:
+def _object(ports: Ports, *, answered: bool = False) -> dict[str, Any]:
     return {
         "type": "object",
         "required": ports.names,
-        "properties": {port.name: _array(port) for port in ports},
+        "properties": {
+            port.name: {**_nested(port.shape, _element(port.dtype, answered)), "description": str(port)}
+            for port in ports
+        },
         "additionalProperties": False,
     }
-
-
-def _array(port: Port) -> dict[str, Any]:
-    return {**_nested(port.shape, port.dtype), "description": str(port)}
 
 
 def _listed(port: Port) -> dict[str, Any]:
     """Describe an input with its samples first."""
     shape = port.shape if not port.batch else (port.shape[port.batch], *port.sample)
-    return {**_nested(shape, port.dtype), "description": str(port)}
+    return {**_nested(shape, _element(port.dtype, answered=False)), "description": str(port)}
 
 
-def _nested(shape: Sequence[int], dtype: str) -> dict[str, Any]:
+def _element(dtype: str, answered: bool) -> dict[str, Any]:
+    """Return the values of a type: those taken, floats up to what is rounded to its largest, or answered.
+
+    What isn't finite is answered as null.
+    """
+    if dtype == "bool":
+        return {"type": "boolean"}
+    if not dtype.startswith("float"):
+        whole = np.iinfo(dtype)
+        return {"type": "integer", "minimum": int(whole.min), "maximum": int(whole.max)}
+    if answered or dtype == "float64":
+        return {"type": ["number", "null"] if answered else "number"}
+    info = np.finfo(dtype)
+    beyond = float(info.max) + float(info.eps) / 2 * 2.0 ** (int(info.maxexp) - 1)
+    return {"type": "number", "exclusiveMinimum": -beyond, "exclusiveMaximum": beyond}
+
+
+def _nested(shape: Sequence[int], element: dict[str, Any]) -> dict[str, Any]:
     if not shape:
-        return dict(_TYPES["f" if dtype.startswith("float") else dtype[0]])
+        return element
     bounds = {"minItems": shape[0], "maxItems": shape[0]} if shape[0] >= 0 else {"minItems": 1}
-    return {"type": "array", **bounds, "items": _nested(shape[1:], dtype)}
+    return {"type": "array", **bounds, "items": _nested(shape[1:], element)}

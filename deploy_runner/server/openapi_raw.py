@@ -7,23 +7,27 @@ from typing import Any
 
 from .answered import FORM
 from .codecs import JSON
+from .protocol_raw import ANSWER
 from .raw.rawio import RawIo
 from .raw.requests import BINARY
 
-__all__ = ["answers", "bodies"]
+__all__ = ["ANSWER_TENSOR", "answers", "bodies", "tensors"]
 
 Schema = dict[str, Any]
 
 _FILE: Schema = {"type": "string", "format": "binary"}
 _CODED: Schema = {"type": "string", "contentEncoding": "base64"}
+_NUMBER: Schema = {"type": ["number", "null"]}
+"""What isn't finite is answered as null."""
 _TYPES: Mapping[str, Schema] = {
-    "number": {"type": "number"}, "flag": {"type": "boolean"}, "category": {"type": ["string", "integer"]},
+    "number": {"type": "number"}, "flag": {"enum": [True, False, 0, 1]},
+    "category": {"type": ["string", "integer"]},
 }  # fmt: skip
 _ANSWERS: Mapping[str, Schema] = {
-    "classes": {"prediction": {"type": ["string", "integer"]}, "score": {"type": "number"}},
+    "classes": {"prediction": {"type": ["string", "integer"]}, "score": _NUMBER},
     "labels": {"prediction": {"type": "array", "items": {"type": ["string", "integer"]}}},
-    "number": {"prediction": {"type": ["number", "array"]}},
-    "embedding": {"embedding": {"type": "array", "items": {"type": "number"}}},
+    "number": {"prediction": {"type": ["number", "null", "array"]}},
+    "embedding": {"embedding": {"type": "array", "items": _NUMBER}},
     "boxes": {"objects": {"type": "array", "items": {"type": "object"}}},
     "mask": {"size": {"type": "array", "items": {"type": "integer"}}, "png": _CODED},
 }
@@ -45,6 +49,23 @@ def bodies(io: RawIo) -> dict[str, Schema]:
         parts = {field: _FILE if field in BINARY else {"type": "string"} for field in io.kinds.fields}
         found[FORM] = {"type": "object", "properties": parts}
     return found
+
+
+def tensors(io: RawIo) -> Schema:
+    """Return the schema of raw input in the Open Inference Protocol."""
+    items = [_bytes_tensor({"const": field}) for field in io.kinds.fields]
+    count = len(io.kinds.fields)
+    return {"type": "array", "minItems": count, "maxItems": count, "items": {"anyOf": items}}
+
+
+def _bytes_tensor(name: Schema) -> Schema:
+    sizes = {"type": "array", "items": {"type": "integer"}}
+    texts = {"type": "array", "items": {"type": "string"}}
+    properties = {"name": name, "datatype": {"const": "BYTES"}, "shape": sizes, "data": texts}
+    return {"type": "object", "required": ["name", "shape", "datatype"], "properties": properties}
+
+
+ANSWER_TENSOR: Schema = {"type": "array", "items": _bytes_tensor({"const": ANSWER})}
 
 
 def answers(io: RawIo) -> list[Schema]:
@@ -91,6 +112,6 @@ def _field(io: RawIo, field: str) -> Schema:
 
 
 def _column(column: Mapping[str, Any]) -> Schema:
-    if column["kind"] == "category" and column["unknown"] is None:
-        return {"enum": [*column["vocabulary"], *([None] if column["missing"] is not None else [])]}
-    return dict(_TYPES[column["kind"]])
+    known = column["kind"] == "category" and column["unknown"] is None
+    value: Schema = {"enum": column["vocabulary"]} if known else dict(_TYPES[column["kind"]])
+    return value if column["missing"] is None else {"anyOf": [value, {"type": "null"}]}

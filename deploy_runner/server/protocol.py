@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .codecs import JSON, parse_json, to_json
+from .codecs import JSON, parse_json, refuse_mixed, to_json
 from .ports import Arrays, Port, Ports, as_array
 from .problems import BadRequest, Invalid, Problem
 
@@ -39,6 +39,7 @@ def split(body: bytes, header_length: str) -> tuple[dict[str, Any], memoryview]:
     request = parse_json(body[:length])
     if not isinstance(request, dict) or not isinstance(request.get("inputs"), list):
         raise BadRequest(Problem(("body", "inputs"), "a list of tensors is required"))
+    refuse_mixed(body[:length], request)
     return request, memoryview(body)[length:]
 
 

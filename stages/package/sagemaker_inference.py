@@ -110,7 +110,8 @@ def _tensors(body: str | bytes, content_type: str) -> dict[Any, Any]:
         return {LISTED: value["instances"] if isinstance(value, dict) else value}
     data = body.encode() if isinstance(body, str) else bytes(body)
     if kind == "text/csv":
-        return {LISTED: np.loadtxt(io.StringIO(data.decode()), delimiter=",", ndmin=2)}
+        text = data.decode("ascii")  # Other characters can end numpy's reader, and the process with it.
+        return {LISTED: np.loadtxt(io.StringIO(text), delimiter=",", ndmin=2)}
     if kind == "application/x-npy":
         return {None: np.load(io.BytesIO(data), allow_pickle=False)}
     if kind == "application/x-npz":

@@ -71,26 +71,6 @@ def test_a_push_is_one_commit_and_only_changed_files_travel(pusher: Pusher) -> N
         pusher.push(b"two", tag="v1")
 
 
-def test_an_io_brings_its_files_labels_task_and_how_to_ask(pusher: Pusher, tmp_path: Path) -> None:
-    io = tmp_path / "io"
-    io.mkdir()
-    answer = {"kind": "classes", "labels": ["no", "yes"]}
-    (io / "io.json").write_text(json.dumps({"text": {}, "answer": answer}))
-    (io / "tokenizer.json").write_text("{}")
-    model = pusher.write("model.onnx", b"x")
-    pusher.push(inputs={"models": {"fp32": model}, "io": io}, tag="v2")
-    assert set(pusher.api.list_repo_files(REPO)) >= {"io/io.json", "io/tokenizer.json", "tokenizer.json"}
-    assert json.loads(pusher.content("config.json"))["id2label"] == {"0": "no", "1": "yes"}
-    card = pusher.content("README.md").decode()
-    assert "pipeline_tag: text-classification\n" in card
-    assert f"hf download {REPO} --revision v2 --local-dir model\n" in card
-    assert "deploy-runner serve model/onnx/model.onnx --io model/io\n" in card
-    assert "-H 'Content-Type: text/plain' -d 'a text'" in card
-    (io / "io.json").unlink()
-    with pytest.raises(StageError, match="`io` is no output of model.io"):
-        pusher.push(inputs={"models": {"fp32": model}, "io": io})
-
-
 def test_files_that_are_not_ours_any_more_are_deleted_in_the_same_commit(pusher: Pusher) -> None:
     files = {name: pusher.write(name, name.encode()) for name in ("a.txt", "docs/b.txt")}
     pusher.push(inputs={"files": files})

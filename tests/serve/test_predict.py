@@ -121,6 +121,16 @@ def test_what_the_model_cannot_take_is_a_422_that_says_why(server: Server, body:
         pytest.param("application/json", b"\xff", 400, "the body is not JSON: ", id="no UTF-8"),
         pytest.param("application/json", b'{"inputs": NaN}', 400, "the body is not JSON: ", id="NaN"),
         pytest.param(CSV, b"1,b", 400, "the body is not CSV of numbers: ", id="no CSV"),
+        pytest.param(
+            CSV, "\U000568d2".encode(), 400, "the body is not CSV of numbers: ", id="it ends numpy's reader"
+        ),
+        pytest.param(
+            "application/json",
+            b'{"inputs": {"image": [[[[true, 1.0]]]]}}',
+            422,
+            "a list has numbers, and true or false",
+            id="both",
+        ),
         pytest.param(NPY, b"\x93NUMPY", 400, "the body is not an .npy array: ", id="cut NPY"),
         pytest.param(NPZ, b"PK", 400, "the body is not an .npz: ", id="no NPZ"),
         pytest.param(

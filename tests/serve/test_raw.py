@@ -116,6 +116,7 @@ def test_a_row_becomes_the_tensors_of_its_columns() -> None:
     [
         ({"city": "Ulm"}, "age: it is missing"),
         ({"age": "old", "city": "Ulm"}, "age: 'old' is not a finite number"),
+        ({"age": True, "city": "Ulm"}, "age: 'True' is not a finite number"),
         ({"age": float("inf"), "city": "Ulm"}, "age: 'inf' is not a finite number"),
         ({"age": 1, "smokes": "maybe", "city": 3}, "smokes: 'maybe' is neither true nor false"),
         ({"age": 1, "City": "Ulm"}, "unknown column 'City'; city: it is missing"),

@@ -94,7 +94,7 @@ def of_parts(parts: Sequence[tuple[str, str, bytes]], kinds: Kinds) -> Given:
         field = name if name in kinds.fields else top if top in kinds.fields else _only(kinds)
         if not field:
             raise BadInput(f"unknown field {name!r}, a sample has {_listed(kinds)}")
-        value = json.loads(data) if field == "row" else data if field in (*BINARY, "data") else _text(data)
+        value = _json(data) if field == "row" else data if field in (*BINARY, "data") else _text(data)
         columns.setdefault(field, []).append(value)
     if row:
         columns["row"] = [row]
@@ -179,6 +179,13 @@ def _only(kinds: Kinds) -> str:
 
 def _listed(kinds: Kinds) -> str:
     return ", ".join(map(repr, kinds.fields))
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        raise Malformed("a part of the form is not JSON") from None
 
 
 def _text(body: bytes) -> str:

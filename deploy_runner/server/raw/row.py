@@ -109,7 +109,8 @@ def _typed(array: Any, dtype: Any, columns: Sequence[str]) -> Any:
 
 def _number(given: Any) -> float:
     try:
-        number = float(given) if isinstance(given, int | float | str) else math.nan
+        taken = isinstance(given, int | float | str) and not isinstance(given, bool)
+        number = float(given) if taken else math.nan
     except (ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
