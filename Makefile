@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 BROWSER = $$({ command -v chromium && command -v chromedriver; } >/dev/null || { echo --ignore=tests/browser; \
 	echo "tests/browser is left out: apt-get install chromium chromium-driver" >&2; })
 
-.PHONY: run test test-all test-faults mutation coverage check docs formats bench bench-serving bench-scale bench-zoo soak clean
+.PHONY: run test test-all test-faults mutation coverage check docs formats bench bench-serving bench-raw bench-scale bench-zoo soak clean
 
 run: $(VENV)/.run
 	$(BIN)/python -m deploy_runner run pipeline.yaml
@@ -47,6 +47,9 @@ bench: $(VENV)/.dev
 
 bench-serving: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.serving
+
+bench-raw: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.raw
 
 bench-scale: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.shared_cache

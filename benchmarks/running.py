@@ -32,6 +32,7 @@ class Running:
     port: int
     process: subprocess.Popen[bytes]
     log: Path
+    content_type: str = "application/json"
 
     @property
     def url(self) -> str:
@@ -40,7 +41,7 @@ class Running:
 
     def ask(self, body: bytes) -> bytes:
         """Return the body of the answer to one request. Raises OSError where there is none."""
-        request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
+        request = urllib.request.Request(self.url, body, {"Content-Type": self.content_type})
         with urllib.request.urlopen(request, timeout=10) as reply:
             found: bytes = reply.read()
         return found
@@ -60,14 +61,16 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(contender: Contender, model: Path, folder: Path, body: bytes) -> Iterator[Running]:
+def running(
+    contender: Contender, model: Path, folder: Path, body: bytes, content_type: str = "application/json"
+) -> Iterator[Running]:
     """Serve a model until the block ends; it begins once a request is answered."""
     port, log = _free_port(), folder / f"{contender.name}.log"
     env = os.environ | {"OMP_NUM_THREADS": "1", "MODEL": str(model)} | dict(contender.env)
     with log.open("wb") as output:
         process = subprocess.Popen(contender.start(model, port), cwd=SERVERS, env=env, stdout=output,
                                    stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
-    server = Running(contender.name, port, process, log)
+    server = Running(contender.name, port, process, log, content_type)
     try:
         _wait(server, body)
         yield server

@@ -52,7 +52,7 @@ def bodies(io: RawIo) -> dict[str, Schema]:
 
 
 def tensors(io: RawIo) -> Schema:
-    """Return the schema of raw input in the Open Inference Protocol."""
+    """Return the schema of raw input by the Open Inference Protocol."""
     items = [_bytes_tensor({"const": field}) for field in io.kinds.fields]
     count = len(io.kinds.fields)
     return {"type": "array", "minItems": count, "maxItems": count, "items": {"anyOf": items}}

@@ -1,4 +1,4 @@
-"""Raw input in the Open Inference Protocol v2: tensors of BYTES, named as a sample's fields.
+"""Raw input by the Open Inference Protocol v2: tensors of BYTES, named as a sample's fields.
 
 An element is text in JSON (a picture's or sound's bytes in base64), or bytes after their length, four
 bytes little-endian, in binary data. Source: https://github.com/triton-inference-server/server

@@ -20,6 +20,7 @@ from deploy_runner.sdk import (
     StageInputs,
     StageOutputs,
     StageParams,
+    first_line,
     module_path,
 )
 
@@ -220,7 +221,6 @@ def _copied(ctx: Context, code: str, folder: Path) -> str:
         raise StageError(
             f"{code!r} is of an installed package", fix="name a function of a file of the project"
         )
-    ctx.load(code)
     for source, file in ctx.code_files.items():
         place = folder / "code" / module_path(source)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -233,7 +233,12 @@ def _try(ctx: Context, params: ModelIo.Params, inputs: ModelIo.Inputs, bundle: B
     from ...server.raw import rawio
     from . import golden
 
-    io = rawio.RawIo(folder)
+    try:
+        io = rawio.RawIo(folder)
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # Functions of the user's were imported.
+        raise StageError(f"the io can't be opened: {type(error).__name__}: {first_line(error)}") from error
     case = bundle.cases[0]
     io.answers(_first(case.outputs, bundle.outputs), _first(case.inputs, bundle.inputs))
     if params.golden is None or inputs.golden is None:

@@ -25,7 +25,7 @@ from deploy_runner.sdk import (
     first_line,
 )
 
-from ..model import bundles, npz, protos
+from ..model import bundles, npz, opened_io, protos
 from ..model.calibration import Slot, samples_of_output, slots_of_bundle, slots_of_onnx
 from ..model.compare import Model
 from ..model.wording import user_line
@@ -121,7 +121,7 @@ def _raw(
 ) -> tuple[Callable[[Model], float], int]:  # fmt: skip
     """Return how a model is scored on raw input, and how many samples that has."""
     assert inputs.io is not None
-    io = raw_answers.open_io(inputs.io)
+    io = opened_io.open_io(inputs.io)
     if metric is None and io.spec["answer"].get("kind") not in ("classes", "labels"):
         raise StageError("the answers have no class to compare with a label", fix="set `metric`")
     slots, output = _slots(inputs.candidate, bundle)

@@ -20,7 +20,7 @@ from deploy_runner.sdk import (
     StageParams,
 )
 
-from ..model import bundles
+from ..model import bundles, opened_io
 from ..model.calibration import slots_of_bundle
 from . import raw_answers, raw_data, runtime
 
@@ -71,7 +71,7 @@ class VerifyAnswers(Stage):
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Answer twice, report, refuse."""
         bundle = bundles.load_bundle(inputs.reference)
-        io = raw_answers.open_io(inputs.io)
+        io = opened_io.open_io(inputs.io)
         slots, axes = slots_of_bundle(bundle), raw_answers.axes_of(bundle)
         models = [runtime.open_model(ctx, path, bundle) for path in (Path(bundle.folder), inputs.candidate)]
         original, candidate = (raw_answers.answering(run, io, slots, axes) for run in models)

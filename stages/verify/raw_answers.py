@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploy_runner.sdk import StageError, first_line
+from deploy_runner.sdk import StageError
 
 from ..model.bundles import Bundle
 from ..model.calibration import Slot
@@ -16,21 +15,9 @@ from .raw_data import Sample
 if TYPE_CHECKING:
     from ...server.raw import rawio
 
-__all__ = ["Answer", "agree", "answering", "axes_of", "open_io", "score_difference"]
+__all__ = ["Answer", "agree", "answering", "axes_of", "score_difference"]
 
 Answer = Callable[[Sample], Any]
-
-
-def open_io(folder: Path) -> rawio.RawIo:
-    """Open the output of model.io. Raises StageError."""
-    from ...server.raw import rawio
-
-    if not (folder / rawio.FILE).is_file():
-        raise StageError("`io` is no output of model.io: it has no io.json")
-    try:
-        return rawio.RawIo(folder)
-    except Exception as error:  # Its code is the user's.
-        raise StageError(f"the io can't be opened: {type(error).__name__}: {first_line(error)}") from error
 
 
 def answering(run: Model, io: rawio.RawIo, slots: list[Slot], outputs: Mapping[str, int | None]) -> Answer:

@@ -253,6 +253,7 @@ def test_no_stage_type_is_left_out_of_that(tmp_path: Path) -> None:
         "model.onnx",
         "model.program",
         "model.transformers",
+        "onnx.embed_io",
         "package.container",
         "package.sign",
         "torch.aot",

@@ -96,6 +96,7 @@ NOTHING_TO_COMPARE = {
     "model.onnx": "the file is the reference of itself: tests/pipeline/test_model_onnx.py",
     "model.program": "the file is the reference of itself: tests/pipeline/test_model_program.py",
     "model.transformers": "what it makes is the reference: tests/pipeline/test_transformers.py",
+    "onnx.embed_io": "its gate needs a model.io: tests/serve/test_embed_io.py",
     "onnx.check": "it makes no model, and looks at what is there",
     "onnx.sensitivity": "it makes no model: its gate is min_sqnr_db",
     "package.sign": "it changes no byte of what it signs: tests/security/test_signing.py",

@@ -1,4 +1,4 @@
-"""Raw input in the Open Inference Protocol v2: tensors of BYTES, in JSON and as binary data."""
+"""Raw input by the Open Inference Protocol v2: tensors of BYTES, in JSON and as binary data."""
 
 from __future__ import annotations
 

@@ -35,6 +35,8 @@ class Text:
         from tokenizers import Tokenizer
 
         self._spec = spec
+        parts = {"ids": "ids", "mask": "attention_mask", "types": "type_ids"}
+        self._parts = [(spec[key], part) for key, part in parts.items() if spec[key] is not None]
         self._tokenizer = Tokenizer.from_file(str(folder / FILE))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -56,26 +58,26 @@ class Text:
             found = self._tokenizer.encode_batch(texts, add_special_tokens=spec["special_tokens"])
         except Exception as error:  # Its library raises Exception itself.
             raise BadInput(f"a text can't be shortened to {spec['max_length']} tokens: {error}") from None
-        for one in found:
-            count = sum(one.attention_mask)
-            if not spec["truncation"] and count > spec["max_length"]:
+        if not len(found[0]):
+            raise BadInput("a text is empty, and the model needs a token at least")
+        if not spec["truncation"]:
+            count = max(sum(one.attention_mask) for one in found)
+            if count > spec["max_length"]:
                 raise BadInput(f"a text has {count} tokens, the model takes {spec['max_length']} at most")
-            if not len(one.ids):
-                raise BadInput("a text is empty, and the model needs a token at least")
-        parts = {spec["ids"]: "ids", spec["mask"]: "attention_mask", spec["types"]: "type_ids"}
-        end = spec["max_length"] if spec.get("cut") else None
-        return {
-            name: np.array([getattr(one, part)[:end] for one in found], dtype=spec["dtype"])
-            for name, part in parts.items()
-            if name is not None
+        arrays = {
+            name: np.array([getattr(one, part) for one in found], dtype=spec["dtype"])
+            for name, part in self._parts
         }
+        if spec.get("cut"):
+            return {name: array[:, : spec["max_length"]] for name, array in arrays.items()}
+        return arrays
 
     def _checked(self, given: Given) -> Any:
         texts: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]
         pair = self._spec["pairs"]
         if len(texts) != 1 + pair or not all(isinstance(text, str) for text in texts):
             raise BadInput("a sample is a pair of texts" if pair else "a sample is a single text")
-        longest = max(map(len, texts))
+        longest = max(map(len, texts)) if pair else len(texts[0])
         if longest > self._spec["max_characters"]:
             raise BadInput(
                 f"a text has {longest} characters, {self._spec['max_characters']} are taken at most",
@@ -85,7 +87,7 @@ class Text:
             texts = [text.lower() for text in texts]
         try:
             for text in texts:
-                text.encode()
+                text.isascii() or text.encode()
         except UnicodeEncodeError:
             raise BadInput("a text has half a surrogate pair, which is no character") from None
         return tuple(texts) if pair else texts[0]
