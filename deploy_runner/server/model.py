@@ -28,6 +28,8 @@ _SMALL_S = 0.001
 """A full batch that takes less is run by one core, in the event loop."""
 _SIZES = (4, 16, 1)
 """Sizes that are tried for axes of any size, other than the first, where no reference case says one."""
+_LONG = (256, 16_000)
+"""Those for a single such axis, too: a second of sound has so many samples."""
 _ROUNDS = 3
 
 
@@ -105,7 +107,8 @@ def _example(artifact: Artifact, program: Program) -> Arrays:
             return {p.name: a if p.batch is None else np.take(a, range(_fewest(p)), axis=p.batch, mode="wrap")
                     for p in program.inputs for a in [case.inputs[p.name]]}  # fmt: skip
     refused: Refused | None = None
-    for size in _SIZES:
+    single = all(sum(size < 0 for size in port.sample) <= 1 for port in program.inputs)
+    for size in (*_SIZES, *(_LONG if single else ())):
         example = _made_up(program.inputs, size)
         try:
             program.run(example)

@@ -227,7 +227,7 @@ def runner(bundle: Bundle, threads: int) -> Run:
     outputs = {port.name: port.batch for port in bundle.outputs}
 
     def first(arrays: Mapping[str, Any]) -> dict[str, Any]:
-        placed = {n: np.moveaxis(a, 0, inputs[n] or 0) for n, a in arrays.items()}
+        placed = {n: np.moveaxis(arrays[n], 0, inputs[n] or 0) for n in bundle.input_names}
         found = run({n: np.ascontiguousarray(placed[n]) for n in bundle.input_names})
         return {n: np.moveaxis(a, outputs[n] or 0, 0) for n, a in found.items()}
 

@@ -156,7 +156,8 @@ def _compare(
         levels.append(float(np.abs(tensor - ours[spec["tensor"]]).max() * _level(spec)))
         if len(bundle.inputs) == 1:
             found = run({io_graph.PICTURE: pixels[None]})
-            scores.append(_scores_differ(io, original(ours), found, ours))
+            given = {port.name: ours[port.name] for port in bundle.inputs}
+            scores.append(_scores_differ(io, original(given), found, ours))
     return {"pictures": count, "max_levels": max(levels), "max_score_difference": max(scores)}
 
 

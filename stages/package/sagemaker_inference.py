@@ -154,7 +154,8 @@ def _answered(arrays: Raw, model: dict[str, Any]) -> Ready:
     made = {port["name"]: np.moveaxis(array, port.get("batch") or 0, 0)
             for port, array in zip(outputs, _run(model, feed))}  # fmt: skip
     first = {port["name"]: np.moveaxis(feed[port["name"]], port.get("batch") or 0, 0) for port in ports}
-    answers = _raw_io().answers(made, first)
+    beside = {name: array for name, array in arrays.items() if name != LISTED and name not in feed}
+    answers = _raw_io().answers(made, {**first, **beside})
     alone = arrays.given.alone and len(answers) == 1
     return Ready(answers[0] if alone else {"predictions": answers})
 

@@ -39,6 +39,8 @@ def answering(run: Model, io: rawio.RawIo, slots: list[Slot], outputs: Mapping[s
             raise StageError(f"{sample.place}: {error}") from None
         placed = {}
         for name, array in first.items():
+            if known and name not in known:
+                continue
             slot = known.get(name) or Slot(name, str(array.dtype), (None, *array.shape[1:]))
             if slot.batch is None:
                 placed[name] = array if array.ndim == len(slot.shape) else array[0]

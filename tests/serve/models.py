@@ -169,3 +169,20 @@ def colours(folder: Path) -> Path:
         [numpy_helper.from_array(np.array(10, np.float32), "ten")],
     )
     return _save(_model(graph), folder)
+
+
+def waves(folder: Path) -> Path:
+    """Write a model of sounds `x` (float32 [batch, 1, samples]), which need 400 samples at least: their mean."""
+    kernel = numpy_helper.from_array(np.ones((1, 1, 400), np.float32) / 400, "kernel")
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "kernel"], ["frames"], strides=[160]),
+            helper.make_node("GlobalAveragePool", ["frames"], ["mean"]),
+            helper.make_node("Flatten", ["mean"], ["y"]),
+        ],
+        "waves",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, "samples"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 1])],
+        [kernel],
+    )
+    return _save(_model(graph), folder)

@@ -16,6 +16,7 @@ from PIL import Image
 from deploy_runner.server.raw.answering import Answers
 from deploy_runner.server.raw.picture import Picture
 from deploy_runner.server.raw.problems import BadInput
+from deploy_runner.server.raw.rawio import RawIo
 from deploy_runner.server.raw.requests import Kinds, of_body
 from deploy_runner.server.raw.row import Row, rows
 from tests.serve.raw_inputs import MEAN, STD, encoded, picture, picture_spec
@@ -218,3 +219,35 @@ def test_embeddings_are_pooled_over_what_the_mask_shows() -> None:
     ):
         (found,) = Answers({**spec, "pooling": pooling})({"e": tokens}, {"mask": np.array([[1, 1, 0]])})
         assert found["embedding"] == wanted
+
+
+@pytest.mark.parametrize(
+    ("changed", "size", "box"),
+    [
+        ({"resize": {"shortest": 72}, "crop": [64, 64]}, (144, 288), [(8 + 4) * 2, (16 + 40) * 2, 48, 128]),
+        ({"resize": {"size": [32, 64]}, "crop": None}, (128, 96), [16, 48, 40, 72]),
+        ({"resize": None, "crop": None}, (30, 40), [8, 16, 20, 24]),
+    ],
+)
+def test_boxes_are_in_pixels_of_the_picture_that_was_sent(
+    changed: dict[str, Any], size: tuple[int, int], box: list[float]
+) -> None:
+    answer = {
+        "kind": "boxes",
+        "boxes": "b",
+        "classes": "c",
+        "scores": "s",
+        "threshold": 0.5,
+        "labels": ["cat"],
+    }
+    raw = RawIo(NOWHERE, {"picture": picture_spec(**changed), "answer": answer})
+    given = raw.arrays([{"image": encoded(picture(*size), "PNG")}])
+    found = {
+        "b": np.array([[[8.0, 16, 20, 24], [-9, 0, 999, 9]]]),
+        "c": np.zeros((1, 2)),
+        "s": np.ones((1, 2)),
+    }
+    first, second = raw.answers(found, given)[0]["objects"]
+    assert first == {"label": "cat", "score": 1.0, "box": pytest.approx(box)}
+    assert second["box"][0] >= 0
+    assert second["box"][2] == size[0]

@@ -14,6 +14,8 @@ import pytest
 from deploy_runner.server.artifact import find
 from deploy_runner.server.ports import Port, Ports, Sizes, check
 from deploy_runner.server.problems import Invalid, UnfitArtifact
+from tests.serve import models
+from tests.serve.server import serving
 
 PICTURE = Port(
     "picture", "float32", (-1, 3, -1), ("batch", "", "height"), 0, (Sizes(max=40), Sizes(), Sizes(8, 8, 64))
@@ -72,3 +74,10 @@ def test_a_compiled_model_brings_its_own_description(tmp_path: Path) -> None:
 def test_a_foreign_package_needs_the_names_of_its_inputs(tmp_path: Path) -> None:
     with pytest.raises(UnfitArtifact, match=r"the input names of m\.pt2 are unknown \(--reference BUNDLE"):
         find(package(tmp_path / "m.pt2", {}), lambda: tmp_path, reference=None, trust=True)
+
+
+def test_a_model_of_sounds_is_served_without_a_reference(tmp_path: Path) -> None:
+    with serving(models.waves(tmp_path / "model"), folder=tmp_path) as server:
+        answer = server.predict({"inputs": {"x": [[[0.5] * 800]]}}).json
+        assert answer["outputs"]["y"][0] == pytest.approx([0.5])
+        assert server.predict({"inputs": {"x": [[[0.5] * 100]]}}).status == 422

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from .picture import GEOMETRY
+
 __all__ = ["Answers"]
 
 
@@ -24,7 +26,8 @@ class Answers:
     - embedding: {"embedding": [x, …]}, of [N, D], or of [N, T, D] by `pooling` (mean, max, cls, last) over
       what `mask`, an input [N, T], doesn't hide; `normalize` makes its length 1;
     - boxes: {"objects": [{"label", "score", "box": [x0, y0, x1, y1]}, …]} of `boxes` [N, K, 4], `classes`
-      [N, K] and `scores` [N, K], from `threshold` on; in pixels of the model's input;
+      [N, K] and `scores` [N, K], from `threshold` on; in pixels of the picture that was sent, upright, or
+      of the model's input where there is none;
     - mask: {"size": [h, w], "classes": [{"label", "share"}, …], "png": base64} of `output` [N, C, H, W]:
       the picture has each pixel's class.
 
@@ -90,6 +93,8 @@ class Answers:
 
     def _boxes(self, outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> list[Any]:
         boxes, classes, scores = (outputs[self._spec[name]] for name in ("boxes", "classes", "scores"))
+        if GEOMETRY in inputs:
+            boxes = [_in_picture(one, place) for one, place in zip(boxes, inputs[GEOMETRY], strict=True)]
         answers = []
         for place in range(len(boxes)):
             order = np.argsort(-scores[place], kind="stable")
@@ -118,6 +123,13 @@ class Answers:
             png = base64.b64encode(file.getvalue()).decode()
             answers.append({"size": list(places.shape), "classes": shares, "png": png})
         return answers
+
+
+def _in_picture(boxes: Any, geometry: Any) -> Any:
+    """Return boxes [K, 4] of the model's pixels in those of the picture, none beyond its edges."""
+    left, top, across, down, width, height = geometry
+    moved = (boxes + np.array([left, top, left, top])) * np.array([across, down, across, down])
+    return np.clip(moved, 0, np.array([width, height, width, height]))
 
 
 def _softmax(values: Any) -> Any:

@@ -11,7 +11,10 @@ import numpy as np
 from .decoding import decoded
 from .problems import BadInput
 
-__all__ = ["Picture", "variants"]
+__all__ = ["GEOMETRY", "Picture", "variants"]
+
+GEOMETRY = "picture:geometry"
+"""Beside the inputs where an answer has boxes: [N, 6], see Picture.geometry."""
 
 
 class Picture:
@@ -41,8 +44,12 @@ class Picture:
     def arrays(self, given: Sequence[bytes]) -> dict[str, Any]:
         """Return the pictures [len(given), C, H, W], or as the layout is. Raises BadInput."""
         spec, batch = self._spec, None
+        placed = []
         for place, data in enumerate(given):
-            pixels = self._pixels(data)
+            image = decoded(data, spec)
+            pixels = self._pixels(image)
+            if spec.get("geometry"):
+                placed.append(self.geometry(image.size))
             if batch is None:
                 batch = np.empty((len(given), *pixels.shape), spec["dtype"])
             elif pixels.shape != batch.shape[1:]:
@@ -51,12 +58,25 @@ class Picture:
             batch[place] = pixels
             if spec["dtype"] == "float32":
                 self._normalize(batch[place])
-        return {spec["tensor"]: batch}
+        found: dict[str, Any] = {spec["tensor"]: batch}
+        return found | {GEOMETRY: np.array(placed)} if placed else found
 
-    def _pixels(self, data: bytes) -> Any:
+    def geometry(self, size: tuple[int, int]) -> tuple[float, ...]:
+        """Return where the model's pixels are in an upright picture of a size, (width, height).
+
+        A pixel (x, y) of the model's is at ((x + left) across, (y + top) down): (left, top, across, down,
+        width, height).
+        """
+        spec = self._spec
+        width, height = size if spec["resize"] is None else size_of(size, spec)
+        crop = spec["crop"] or (height, width)
+        left, top = _offset(width, crop[1]), _offset(height, crop[0])
+        return left, top, size[0] / width, size[1] / height, *size
+
+    def _pixels(self, image: Any) -> Any:
         """Return the pixels, uint8, in the layout."""
         spec = self._spec
-        image = self._cropped(self._resized(decoded(data, spec)))
+        image = self._cropped(self._resized(image))
         pixels = image if isinstance(image, np.ndarray) else np.asarray(image)
         pixels = pixels.reshape(*pixels.shape[:2], -1)
         if spec["channels"] == "BGR":

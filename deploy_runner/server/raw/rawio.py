@@ -37,11 +37,12 @@ class RawIo:
         self.spec: Mapping[str, Any] = spec or json.loads((folder / FILE).read_text("utf-8"))
         self._folder = folder
         self._readers: dict[str, Any] = {}
+        answer = self.spec["answer"]
+        boxes = {"geometry": True} if answer.get("kind") == "boxes" else {}
         for kind, name in READERS.items():
             if kind in self.spec:
                 reader = getattr(import_module(f".{kind}", __package__), name)
-                self._readers[reader.field] = reader(self.spec[kind], folder)
-        answer = self.spec["answer"]
+                self._readers[reader.field] = reader({**self.spec[kind], **boxes}, folder)
         self._answers = None if "postprocess" in answer else Answers(answer)
         self._postprocess = function(answer["postprocess"], folder) if self._answers is None else None
         self.kinds = self._kinds()
