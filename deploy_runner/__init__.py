@@ -6,8 +6,10 @@ Names are imported when first used, so that `import deploy_runner` costs nothing
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
+from .types import SILENCE
 from .types import VERSION as __version__  # noqa: N811
 
 if TYPE_CHECKING:
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
     from .errors import DeployRunnerError
 
 __all__ = ["DeployRunnerError", "Pipeline", "__version__", "explain", "load", "plan", "run"]
+
+
+for _name, _value in SILENCE.items():
+    os.environ.setdefault(_name, _value)
 
 
 def __getattr__(name: str) -> object:

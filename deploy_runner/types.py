@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 __all__ = [
     "SCHEMA_VERSION",
+    "SILENCE",
     "VERSION",
     "Artifact",
     "Event",
@@ -33,6 +34,13 @@ VERSION = "0.1.0"
 
 SCHEMA_VERSION = 1
 """Part of every action key: raised when the engine's meaning of a stage changes."""
+
+SILENCE: Mapping[str, str] = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""What keeps libraries from reporting their use to their makers, unless the environment says otherwise."""
 
 Scalar = str | int | float | bool | None
 Json = Scalar | list["Json"] | dict[str, "Json"]

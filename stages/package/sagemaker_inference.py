@@ -21,6 +21,7 @@ from typing import Any, Dict
 import numpy as np
 
 LISTED = ("samples",)
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # Else onnxruntime reports to its maker.
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 

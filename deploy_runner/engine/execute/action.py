@@ -16,7 +16,7 @@ from ...errors import DeployRunnerError, GateError, StageError
 from ...pipeline.credentials import secret_values
 from ...store.actions import ActionRecord
 from ...store.cas import Store
-from ...types import Event, Json, PathSource, StageNode, StageResult, State
+from ...types import SILENCE, Event, Json, PathSource, StageNode, StageResult, State
 from ..keys import KeyEnvironment
 from ..plan import Decision
 from . import gpus
@@ -203,7 +203,7 @@ def _staged(node: StageNode, name: str, decision: Decision, project: Project, st
 def _environment(action: Action, environ: Mapping[str, str], cloud: Mapping[str, str]) -> dict[str, str]:
     work = str(action.work)
     threads = str(action.node.resources.cpu)
-    env = {name: environ[name] for name in _PLAIN_ENV if name in environ}
+    env = dict(SILENCE) | {name: environ[name] for name in (*_PLAIN_ENV, *SILENCE) if name in environ}
     env |= {
         "HOME": f"{work}/scratch",
         "TMPDIR": f"{work}/scratch",

@@ -209,7 +209,6 @@ def _shown(name: str, amount: float) -> str:
 
 def _import() -> Any:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
         import ray.util.scheduling_strategies
