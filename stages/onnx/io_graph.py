@@ -47,8 +47,8 @@ class Part:
 def picture_part(spec: Mapping[str, Any], tensor: str) -> Part:
     """Return the nodes from `picture`, uint8 [batch, height, width, channels], to the model's tensor.
 
-    Resizing is ONNX's with antialias, which is up to a few levels of 255 off Pillow's. Raises StageError
-    for what no operator does.
+    Resizing is ONNX's with antialias, which is a level of 255 off Pillow's at some pixels, and up to 5 in
+    rare sizes. Raises StageError for what no operator does.
     """
     import numpy as np
     from onnx import TensorProto, helper
@@ -81,8 +81,9 @@ def _how(interpolation: str) -> dict[str, Any]:
         raise StageError(f"ONNX has no resizing by {interpolation}", fix="leave resizing to the caller")
     if interpolation == "nearest":
         return {"mode": "nearest", "coordinate_transformation_mode": "half_pixel", "nearest_mode": "floor"}
-    cubic = {"cubic_coeff_a": -0.5, "exclude_outside": 1} if interpolation == "bicubic" else {}
-    return {"mode": _MODES[interpolation], "antialias": 1, **cubic}
+    # As Pillow weighs: nothing beyond the edges, and a cubic of -0.5.
+    cubic = {"cubic_coeff_a": -0.5} if interpolation == "bicubic" else {}
+    return {"mode": _MODES[interpolation], "antialias": 1, "exclude_outside": 1, **cubic}
 
 
 def _sizes(part: Part, resize: Mapping[str, Any]) -> Any:

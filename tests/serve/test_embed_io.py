@@ -77,10 +77,10 @@ def _embedded(folder: Path, made: dict[str, Path], io_params: dict[str, Any], **
 @pytest.mark.parametrize(
     ("changed", "levels"),
     [
-        ({}, 3),
-        ({"interpolation": "bicubic"}, 4),
-        ({"resize": [80, 70]}, 3),
-        ({"channels": "BGR", "mean": None, "std": None}, 3),
+        ({}, 1),
+        ({"interpolation": "bicubic"}, 3),
+        ({"resize": [80, 70]}, 1),
+        ({"channels": "BGR", "mean": None, "std": None}, 1),
         ({"resize": None, "crop": None}, 0),
     ],
     ids=["usual", "bicubic", "exact size", "BGR", "as it is"],
@@ -90,7 +90,9 @@ def test_the_file_answers_pictures_as_the_python_path(
 ) -> None:
     answer: dict[str, Any] = {"labels": ["cat", "cow", "dog"], "top": 2}
     params = {"picture": {**USUAL, **changed}, "answer": answer}
-    sizes = ((64, 64),) if changed.get("resize", 72) is None else ((200, 151), (73, 300), (64, 99))
+    sizes = (
+        ((64, 64),) if changed.get("resize", 72) is None else ((200, 151), (73, 300), (64, 99), (1600, 1200))
+    )
     data = [encoded(picture(*size), "PNG") for size in sizes]
     (tmp_path / "data").mkdir()
     for place, one in enumerate(data):
