@@ -7,6 +7,7 @@ have them first, wherever the model has its batch; arrays by name have the model
 
 from __future__ import annotations
 
+import codecs
 import io
 import math
 import zipfile
@@ -154,7 +155,8 @@ def _only(value: Any, ports: Ports, *, finite: bool, listed: bool = False) -> Ar
 
 def _from_csv(body: bytes) -> np.ndarray[Any, Any]:
     try:
-        text = body.decode("ascii")  # Of other characters numpy's reader of whole numbers ends the process.
+        # ASCII alone: numpy's reader of whole numbers ends the process on other characters.
+        text = body.removeprefix(codecs.BOM_UTF8).decode("ascii")
         rows = [line for line in text.splitlines() if line.strip()]
         integers = not any(character in text for character in ".eEnN")
         return np.loadtxt(rows, delimiter=",", ndmin=2, dtype=np.int64 if integers else np.float64)
@@ -180,7 +182,7 @@ def _from_npy(data: bytes, what: str) -> np.ndarray[Any, Any]:
         return values.reshape(shape, order="F" if fortran else "C").astype(
             dtype.newbyteorder("="), copy=False
         )
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+    except Exception as error:  # Its header is parsed as Python: tokenize and ast have errors of their own.
         raise BadRequest(Problem(("body",), f"{what} is not an .npy array: {first_line(error)}")) from None
 
 
@@ -209,25 +211,51 @@ def to_json(value: Any) -> bytes:
 
 def need_json(accept: str) -> None:
     """Raise Unreadable where JSON is not accepted."""
-    kinds = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
-    if not any(kind in ("", "*/*", "application/*", JSON) for kind in kinds):
+    if not any(kind in (*_ANY, JSON) for kind in _accepted(accept)):
         raise Unreadable(Problem(("header", "accept"), f"answers are {JSON}, {accept!r} is not supported"))
 
 
 def encode(outputs: Arrays, accept: str, ports: Ports) -> tuple[bytes, str]:
-    """Return the response's body and its content type. Raises Unreadable."""
-    for part in accept.split(","):
-        kind = part.partition(";")[0].strip().lower()
-        if kind in ("", "*/*", "application/*"):
-            kind = JSON
-        if kind == JSON:
+    """Return the response's body and its content type. Raises Unreadable.
+
+    CSV and NPY hold one array, so only a model with one output is answered in them.
+    """
+    several = []
+    for kind in _accepted(accept):
+        if kind in (*_ANY, JSON):
             return to_json({"outputs": outputs}), JSON
-        if kind == CSV:
+        if kind in (CSV, NPY) and len(ports) > 1:
+            several.append(kind)
+        elif kind == CSV:
             return _csv(samples_first(outputs[ports[0].name], ports[0])), kind
-        if kind in _WRITERS:
+        elif kind in _WRITERS:
             return _WRITERS[kind](outputs), kind
+    if several:
+        said = f"{several[0]} holds one array, the model has {len(ports)} outputs: use {JSON} or {NPZ}"
+        raise Unreadable(Problem(("header", "accept"), said))
     said = f"the response type {accept!r} is not supported, use {', '.join(TYPES)}"
     raise Unreadable(Problem(("header", "accept"), said))
+
+
+_ANY = ("", "*/*", "application/*")
+
+
+def _accepted(accept: str) -> list[str]:
+    """Return the content types that are accepted, the most wanted first: of a weight q, as they are listed.
+
+    Source: https://www.rfc-editor.org/rfc/rfc9110#name-accept
+    """
+    weighed = []
+    for part in accept.split(","):
+        kind, *parameters = (word.strip().lower() for word in part.split(";"))
+        weight = next((p.partition("=")[2] for p in parameters if p.startswith("q=")), "1")
+        try:
+            q = float(weight)
+        except ValueError:
+            q = 1.0
+        if q > 0:
+            weighed.append((-q, kind))
+    return [kind for _, kind in sorted(weighed, key=lambda one: one[0])]
 
 
 def _csv(first: np.ndarray[Any, Any]) -> bytes:

@@ -1,6 +1,6 @@
 """Serve this model in a SageMaker inference container: the four functions it calls.
 
-Requests: application/json ({"inputs": {NAME: nested lists}}, {"instances": […]} or a bare list),
+Requests: application/json ({"inputs": {NAME: nested lists}}, {"inputs": […]}, {"instances": […]} or a list),
 text/csv (one sample a line, for models with one input), application/x-npy (one input), and
 application/x-npz. Responses: application/json, text/csv or application/x-npy. Lists and lines of
 samples have them first, wherever the model has its batch; arrays have the model's own shape.
@@ -106,12 +106,13 @@ def _tensors(body: str | bytes, content_type: str) -> dict[Any, Any]:
         value = json.loads(body)
         if isinstance(value, dict) and isinstance(value.get("inputs"), dict):
             return dict(value["inputs"])
-        if isinstance(value, dict) and "instances" not in value:
+        if isinstance(value, dict) and not {"inputs", "instances"} & set(value):
             raise Refused(400, "the request has neither 'inputs' nor 'instances'")
-        return {LISTED: value["instances"] if isinstance(value, dict) else value}
+        return {LISTED: value.get("inputs", value.get("instances")) if isinstance(value, dict) else value}
     data = body.encode() if isinstance(body, str) else bytes(body)
     if kind == "text/csv":
-        text = data.decode("ascii")  # Other characters can end numpy's reader, and the process with it.
+        # ASCII alone: numpy's reader may end the process on other characters.
+        text = data.decode("utf-8-sig").encode("ascii").decode()
         return {LISTED: np.loadtxt(io.StringIO(text), delimiter=",", ndmin=2)}
     if kind == "application/x-npy":
         return {None: np.load(io.BytesIO(data), allow_pickle=False)}
@@ -231,6 +232,8 @@ def output_fn(prediction: dict[str, Any], accept: str) -> str | bytes:
         return json.dumps(prediction)
     if kind in ("application/json", "*/*", ""):
         return json.dumps({"outputs": {name: _listed(a) for name, a in prediction.items()}})
+    if kind in ("text/csv", "application/x-npy") and len(prediction) > 1:
+        raise Refused(406, f"{kind} holds one array, the model has {len(prediction)} outputs: use JSON")
     first = next(iter(prediction.values()))
     if kind == "text/csv":
         lines = io.StringIO()

@@ -22,6 +22,8 @@ __all__ = [
     "scorer",
     "slow",
     "tokens",
+    "two_outputs",
+    "waves",
 ]
 
 
@@ -185,4 +187,20 @@ def waves(folder: Path) -> Path:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 1])],
         [kernel],
     )
+    return _save(_model(graph), folder)
+
+
+def two_outputs(folder: Path) -> Path:
+    """Write a model of `x` (float32 [batch, 2]) that answers `sum` and `double`."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceSum", ["x", "axes"], ["sum"], keepdims=0),
+            helper.make_node("Add", ["x", "x"], ["double"]),
+        ],
+        "two",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 2])],
+        [helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["batch"]),
+         helper.make_tensor_value_info("double", TensorProto.FLOAT, ["batch", 2])],
+        [numpy_helper.from_array(np.array([1], np.int64), "axes")],
+    )  # fmt: skip
     return _save(_model(graph), folder)

@@ -1,0 +1,97 @@
+"""What no client of ours sends: weights of accepted types, several outputs in one array, damaged headers."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploy_runner.server import codecs
+from deploy_runner.server.ports import Port, Ports
+from deploy_runner.server.problems import Refused
+from deploy_runner.stages.package import sagemaker_inference
+from tests.serve import models
+from tests.serve.server import serving
+
+CSV, NPY, NPZ, JSON = "text/csv", "application/x-npy", "application/x-npz", "application/json"
+ONE = Ports([Port("x", "float32", (-1, 2))])
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("", JSON),
+        ("text/html, */*", JSON),
+        ("text/csv;q=0.5, application/x-npy", NPY),
+        ("application/json;q=0, text/csv;q=0.1", CSV),
+        ("application/x-npz ; q=0.9, application/json;q=0.8", NPZ),
+    ],
+)
+def test_the_most_wanted_type_is_answered(accept: str, kind: str) -> None:
+    assert codecs.encode({"x": np.ones((1, 2), np.float32)}, accept, ONE)[1] == kind
+
+
+def test_a_type_that_is_not_wanted_at_all_is_not_answered() -> None:
+    with pytest.raises(Refused, match="response type"):
+        codecs.encode({"x": np.ones((1, 2), np.float32)}, "application/json;q=0", ONE)
+
+
+def test_a_csv_may_begin_with_a_byte_order_mark() -> None:
+    found = codecs.decode(b"\xef\xbb\xbf1,2\n3,4\n", CSV, ONE, 1000)
+    assert found["x"].tolist() == [[1, 2], [3, 4]]
+
+
+def _npy() -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.ones((2, 2), np.float32))
+    return file.getvalue()
+
+
+@given(st.integers(0, 127), st.binary(min_size=1, max_size=6))
+def test_a_damaged_header_is_a_refusal(place: int, damage: bytes) -> None:
+    whole = _npy()
+    body = whole[:place] + damage + whole[place + len(damage) :]
+    try:
+        found = codecs.decode(body, NPY, ONE, 1000)
+    except Refused:
+        return
+    assert found["x"].shape[1:] == (2,)
+
+
+def test_an_unbalanced_bracket_is_a_refusal() -> None:
+    with pytest.raises(Refused, match="not an .npy array"):
+        codecs.decode(_npy().replace(b"(2, 2)", b"((2, 2"), NPY, ONE, 1000)
+
+
+@pytest.mark.parametrize("framework", ["fastapi", "flask"])
+def test_several_outputs_are_never_answered_by_the_first_alone(tmp_path: Path, framework: str) -> None:
+    with serving(models.two_outputs(tmp_path / "model"), "--server", framework, folder=tmp_path) as server:
+        for accept in (CSV, NPY):
+            answer = server.predict({"inputs": [[1, 2]]}, headers={"Accept": accept})
+            assert answer.status == 406
+            assert answer.problems == [
+                f"{accept} holds one array, the model has 2 outputs: use application/json or application/x-npz"
+            ]
+        both = server.predict({"inputs": [[1, 2]]}, headers={"Accept": f"{CSV}, {NPZ};q=0.1"})
+        with np.load(io.BytesIO(both.body)) as arrays:
+            assert arrays["sum"].tolist() == [3]
+            assert arrays["double"].tolist() == [[2, 4]]
+
+
+def test_the_package_refuses_it_as_well_and_takes_inputs_alone(tmp_path: Path) -> None:
+    model = models.two_outputs(tmp_path / "model")
+    ports = [{"name": "x", "dtype": "float32", "shape": [1, 2], "batch": 0}]
+    outputs = [{"name": name, "batch": 0} for name in ("sum", "double")]
+    described = {"format": "onnx", "file": "model.onnx", "inputs": ports, "outputs": outputs}
+    (model / "model.json").write_text(json.dumps(described))
+    code = sagemaker_inference
+    loaded = code.model_fn(str(model))
+    answer = code.predict_fn(code.input_fn('{"inputs": [[1, 2], [3, 4]]}', JSON), loaded)
+    assert json.loads(code.output_fn(answer, JSON))["outputs"]["sum"] == [3, 7]
+    with pytest.raises(code.Refused, match="text/csv holds one array, the model has 2 outputs"):
+        code.output_fn(answer, CSV)
