@@ -109,7 +109,10 @@ def _handler(handlers: Handlers) -> type[http.server.BaseHTTPRequestHandler]:
                 self._send(error.status, str(error).encode(), "text/plain")
             except Exception as error:
                 traceback.print_exc()
-                self._send(500, f"{type(error).__name__}: {error}".encode(), "text/plain")
+                # As SageMaker's toolkit does with errors of its own classes.
+                status = getattr(error, "status_code", 500)
+                said = error.message if hasattr(error, "message") else f"{type(error).__name__}: {error}"
+                self._send(status, said.encode(), "text/plain")
 
         def _length(self) -> int:
             length = int(self.headers.get("Content-Length") or 0)

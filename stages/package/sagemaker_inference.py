@@ -32,6 +32,7 @@ except ImportError:
     class _Error(Exception):  # type: ignore[no-redef]
         def __init__(self, status_code: int, message: str) -> None:
             super().__init__(message)
+            self.status_code, self.message = status_code, message
 
 
 class Refused(_Error, ValueError):  # type: ignore[misc]

@@ -177,6 +177,7 @@ def test_an_endpoint_is_right_and_made_once_whatever_the_network_does(
     assert endpoint_matrix(tmp_path, aws, monkeypatch, reduced=True) == REDUCED
 
 
+@pytest.mark.faults
 def test_a_large_file_is_right_and_written_once_whatever_the_network_does(
     tmp_path: Path, aws: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,6 +118,7 @@ def test_an_exporter_that_was_named_is_the_only_one_and_the_other_is_advised(pro
     assert "exporter: dynamo" in error
 
 
+@pytest.mark.slow
 def test_where_both_refuse_each_says_why_and_neither_is_advised(project: Project) -> None:
     brought(project, "Hermitian")
     error = project.run(exits=1)["stages"]["onnx"]["error"]
@@ -140,6 +141,7 @@ def test_names_are_the_users_whatever_the_graph_calls_its_own(
         np.testing.assert_allclose(found[key], tensor.detach(), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_names_are_the_users_in_the_branches_of_a_graph_too(project: Project) -> None:
     module = brought(project, "Branch", exporter="dynamo")
     project.run()

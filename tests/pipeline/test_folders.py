@@ -46,7 +46,12 @@ CONVERSIONS = {
             id="dashes, relative import",
             marks=pytest.mark.slow,
         ),
-        pytest.param("größe 2/das modell.py", "from widths import WIDTH", id="spaces and umlauts"),
+        pytest.param(
+            "größe 2/das modell.py",
+            "from widths import WIDTH",
+            id="spaces and umlauts",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("torch/nn/model.py", "WIDTH = 4", id="named like torch", marks=pytest.mark.slow),
         pytest.param(
             "json/class.py",

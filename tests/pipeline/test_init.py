@@ -77,6 +77,7 @@ def written(project: Project) -> dict[str, Any]:
     return loaded
 
 
+@pytest.mark.slow
 def test_a_lightning_checkpoint_beside_its_code(here: Project) -> None:
     here.write("code/nets.py", NETS)
     net = nets()["SmallNet"](width=16, classes=3)

@@ -67,6 +67,7 @@ def test_a_classifier_of_sentences_is_two_stages_from_its_folder(project: Projec
     close(session, feeds, {"logits": model(**inputs).logits})
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_sentence_is_pooled_as_sentence_transformers_configures_it(tmp_path: Path) -> None:
     folder = tmp_path / "folder"

@@ -10,6 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.conftest import ROOT, Project
 from tests.serve.server import serving
 
@@ -30,6 +32,7 @@ def _answer(project: Project, folder: Path, block: str) -> Any:
         return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_the_handler_and_its_declaration_answer_alike(tmp_path: Path) -> None:
     project = Project(tmp_path / "project")
     shutil.copytree(ROOT / "examples", project.folder / "examples")

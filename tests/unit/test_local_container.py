@@ -112,10 +112,19 @@ def test_every_content_type_gives_the_same_answer(
     np.testing.assert_array_equal(read[accept](), y)
 
 
-def test_what_a_handler_refuses_is_an_error_of_the_server(digits: tuple[str, np.ndarray, np.ndarray]) -> None:
-    assert post(digits[0], b"{}", "application/json")[0] == 500
+def test_what_a_handler_refuses_has_the_status_that_it_says(
+    digits: tuple[str, np.ndarray, np.ndarray],
+) -> None:
+    assert post(digits[0], b"{}", "application/json")[0] == 400
     status, _, said = post(digits[0], b"<x/>", "application/xml")
-    assert (status, said) == (500, b"ValueError: the content type 'application/xml' is not supported")
+    assert (status, said) == (415, b"the content type 'application/xml' is not supported")
+
+
+def test_another_error_of_a_handler_is_one_of_the_server(tmp_path: Path) -> None:
+    code = "def model_fn(d): return 0\ndef input_fn(b, k): return 1 / 0\npredict_fn = output_fn = input_fn\n"
+    with container(archive(tmp_path, code)) as said:
+        status, _, body = post(said["url"], b"[[1]]", "application/json")
+    assert (status, body) == (500, b"ZeroDivisionError: division by zero")
 
 
 def test_transform_fn_stands_for_the_three(tmp_path: Path) -> None:
