@@ -13,6 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from deploy_runner.errors import ConflictError, GateError, StageError
+from deploy_runner.sdk import Context
 from deploy_runner.testing import run_stage
 from tests.aws import TARGET, calls, deploy, local_aws, package, smoke
 from tests.bundles import stage
@@ -99,6 +100,37 @@ def odd_smoke(folder: Path) -> Path:
     (case,) = bundles.read_cases(smoke(folder, 2))
     bundles.write_cases(folder / "odd.npz", [bundles.Case("odd", {"z": case.inputs["x"]}, case.outputs)])
     return folder / "odd.npz"
+
+
+def rolled_back(tmp_path: Path) -> str:
+    kind = stage("push.sagemaker")
+    ctx = Context(stage="push", workdir=tmp_path, target=TARGET)
+    return str(kind().rollback(ctx, kind.Params.model_validate({"endpoint": "e"}), ""))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", [(4, 5), ("four", None)], ids=["refused by its answers", "not started"])
+def test_a_rollback_never_goes_back_to_what_was_refused(tmp_path: Path, wrong: tuple[Any, Any]) -> None:
+    deploy(tmp_path, 2, tested=2)
+    first = serves()
+    deploy(tmp_path, 3, tested=3)
+    with pytest.raises(GateError):
+        deploy(tmp_path, wrong[0], tested=wrong[1])
+    assert answer(10.0) == 30.0
+    assert f"e serves {first}" in rolled_back(tmp_path)
+    assert answer(10.0) == 20.0
+
+
+@pytest.mark.slow
+def test_after_a_first_release_that_was_followed_by_a_refused_one_nothing_is_before_it(
+    tmp_path: Path,
+) -> None:
+    deploy(tmp_path, 2, tested=2)
+    with pytest.raises(GateError):
+        deploy(tmp_path, 4, tested=5)
+    with pytest.raises(StageError, match="nothing was deployed to e before"):
+        rolled_back(tmp_path)
+    assert answer(10.0) == 20.0
 
 
 def test_a_canary_without_an_alarm_is_refused() -> None:

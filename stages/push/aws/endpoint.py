@@ -83,20 +83,26 @@ class Deployment:
         """Point the endpoint at the config, wait, and test it.
 
         Where the test fails, or AWS takes the update back, the endpoint serves what it served before
-        and GateError is raised; an endpoint that is new is removed.
+        and GateError is raised; an endpoint that is new is removed. Raises ConflictError where somebody
+        else has made or moved the endpoint meanwhile: it stays as it is.
         """
         before = self._settled()
+        earlier = self._previous() if before is not None else None
         if before is None:
             self._create()
         elif before != self.config_name:
             self._require_own()
-            self._update_to(self.config_name, before)
+            self._update_to(self.config_name, before, earlier=earlier)
         if smoke_test is not None:
             try:
                 smoke_test()
             except (GateError, StageError) as error:
-                raise GateError(f"{error.message}; {self._take_back(before)}", fix=error.fix) from error
+                self._require_ours()
+                raise GateError(
+                    f"{error.message}; {self._take_back(before, earlier)}", fix=error.fix
+                ) from error
             self._ctx.log("the smoke test has passed")
+        self._require_ours()
         self._tag_endpoint()
 
     def _require_own(self) -> None:
@@ -105,6 +111,15 @@ class Deployment:
                 f"the endpoint {self.endpoint} already exists and was not created by deploy-runner",
                 fix="set `with: {adopt: true}` to take it over, or choose another name",
             )
+
+    def _require_ours(self) -> None:
+        """Raise ConflictError where the endpoint has another config than this push gave it."""
+        found = self._describe()
+        if found is None or found.endpoint_config_name != self.config_name:
+            said = "is gone" if found is None else f"has the config {found.endpoint_config_name}"
+            raise ConflictError(f"the endpoint {self.endpoint} {said}, not {self.config_name}: somebody else "
+                                f"has changed it meanwhile, and it stays as it is",
+                                fix="let one push at a time write to an endpoint")  # fmt: skip
 
     def _describe(self) -> Any:
         from sagemaker.core.resources import Endpoint
@@ -144,6 +159,7 @@ class Deployment:
         objects.unless(
             lambda: self._client.create_endpoint(**named, Tags=self._model.aws_tags), "already exist"
         )
+        self._require_ours()
         self._transcript.add("sagemaker:CreateEndpoint", name=self.endpoint, config=self.config_name)
         found = self._wait()
         if found is not None and found.endpoint_status == "InService":
@@ -152,29 +168,38 @@ class Deployment:
         self._delete()
         raise GateError(f"the endpoint {self.endpoint} failed to start and was removed: {reason}")
 
-    def _update_to(self, config: str, before: str, *, at_once: bool = False) -> None:
-        """Update, and wait. Raises GateError where AWS has rolled it back."""
+    def _update_to(self, config: str, before: str, *, earlier: str | None, at_once: bool = False) -> None:
+        """Update, and wait. Raises GateError where AWS has rolled it back.
+
+        `earlier` is what a later rollback goes back to where this one ends with the endpoint as it was.
+        """
         self._ctx.log(f"{self.endpoint}: {before} → {config}")
-        self._set_tags({f"{TAG}:previous": before})
+        self._remember(before)
         arguments: dict[str, Any] = {"EndpointName": self.endpoint, "EndpointConfigName": config}
         if self._update and not at_once:
             arguments["DeploymentConfig"] = self._update
         objects.unless(lambda: self._client.update_endpoint(**arguments), "in-progress", "already uses")
         self._transcript.add("sagemaker:UpdateEndpoint", name=self.endpoint, config=config)
-        if self._settled() != config:
+        after = self._settled()
+        if after not in (config, before):
+            raise ConflictError(f"somebody else has moved the endpoint {self.endpoint} to {after} meanwhile",
+                                fix="let one push at a time write to an endpoint")  # fmt: skip
+        if after != config:
+            self._remember(earlier)
             raise GateError(f"AWS rolled back the update of {self.endpoint}: its new containers did not "
                             f"start, or an alarm fired; it serves {before}",
                             fix="see the endpoint's CloudWatch logs")  # fmt: skip
 
-    def _take_back(self, before: str | None) -> str:
-        """Undo the move; return what was done."""
+    def _take_back(self, before: str | None, earlier: str | None) -> str:
+        """Undo the move; return what was done. What was refused is never what a rollback goes back to."""
         previous = before if before != self.config_name else self._previous()
         if previous is None or previous == self.config_name:
             if before is None:
                 self._delete()
                 return f"the new endpoint {self.endpoint} was removed"
             return f"the endpoint {self.endpoint} has no earlier version to serve"
-        self._update_to(previous, self.config_name, at_once=True)
+        self._update_to(previous, self.config_name, earlier=earlier, at_once=True)
+        self._remember(earlier if before != self.config_name else None)
         return f"rolled back: {self.endpoint} serves {previous} again"
 
     def _delete(self) -> None:
@@ -198,6 +223,14 @@ class Deployment:
     def _set_tags(self, tags: Mapping[str, str]) -> None:
         rows = [{"Key": key, "Value": value} for key, value in tags.items()]
         self._client.add_tags(ResourceArn=self._arn(), Tags=rows)
+
+    def _remember(self, config: str | None) -> None:
+        """Note the config that a rollback goes back to, or that there is none."""
+        key = f"{TAG}:previous"
+        if config is not None:
+            self._set_tags({key: config})
+        else:
+            self._client.delete_tags(ResourceArn=self._arn(), TagKeys=[key])
 
     def _tag_endpoint(self) -> None:
         known = self._endpoint_tags()
@@ -232,7 +265,7 @@ class Deployment:
         if config is None or config == before:
             raise StageError(f"nothing was deployed to {self.endpoint} before {before}",
                              fix="specify a digest: --to DIGEST")  # fmt: skip
-        self._update_to(config, before, at_once=True)
+        self._update_to(config, before, earlier=self._previous(), at_once=True)
         described = self._client.describe_endpoint_config(EndpointConfigName=config)
         digest = self._tags_of(described["EndpointConfigArn"]).get(f"{TAG}:digest", "")
         self._set_tags({f"{TAG}:digest": digest})
