@@ -150,7 +150,7 @@ def test_a_lower_floor_is_the_users_choice(tmp_path: Path) -> None:
     ("uses", "params"),
     [
         ("torch.quantize_static", {}),
-        ("mobile.executorch", {"quantize": "int8"}),
+        pytest.param("mobile.executorch", {"quantize": "int8"}, marks=pytest.mark.slow),
         ("onnx.quantize_static", {}),
     ],
 )

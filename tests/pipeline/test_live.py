@@ -75,6 +75,7 @@ def test_a_live_push_converges_and_the_second_changes_nothing(live: Project) -> 
     assert answer(10.0) == 20.0
 
 
+@pytest.mark.slow
 def test_status_reads_a_package_that_another_machine_built(live: Project, share: Share) -> None:
     live.pipeline(
         """

@@ -48,6 +48,7 @@ def test_lite_takes_a_scripted_program_where_a_trace_is_refused(tmp_path: Path) 
     assert lite(tmp_path, model, program=program).figures["max_abs"] == 0.0
 
 
+@pytest.mark.slow
 def test_the_snippets_hold_the_models_real_names_and_shapes(tmp_path: Path) -> None:
     model = bundle_of(tmp_path, "two", **CASES["two"])["model"]
     snippets = lite(tmp_path, model)["snippets"]
