@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -135,13 +136,34 @@ def _run_as_container(
     outputs: PackageSagemaker.Outputs,
 ) -> None:
     """Load the archive's own code and compare its answers with the packed model's."""
-    from ..verify import runtime
-
     folder = ctx.workdir / "container"
     try:
         unpack(outputs.package, folder)
     except BadArchive as error:
         raise StageError(str(error)) from None
+    with _own_modules(folder):
+        _try(ctx, params, inputs, outputs, folder)
+
+
+@contextmanager
+def _own_modules(folder: Path) -> Iterator[None]:
+    """Let the package's code import what is beside it, and forget that afterwards."""
+    places, known = list(sys.path), set(sys.modules)
+    try:
+        yield
+    finally:
+        sys.path[:] = places
+        for name in set(sys.modules) - known:
+            if str(getattr(sys.modules[name], "__file__", "")).startswith(f"{folder}/"):
+                del sys.modules[name]
+
+
+def _try(
+    ctx: Context, params: PackageSagemaker.Params, inputs: PackageSagemaker.Inputs,
+    outputs: PackageSagemaker.Outputs, folder: Path,
+) -> None:  # fmt: skip
+    from ..verify import runtime
+
     spec = importlib.util.spec_from_file_location("inference", folder / "code" / "inference.py")
     assert spec is not None
     assert spec.loader is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from tests.bundles import stage
 from tests.conftest import module_of
 from tests.serve.raw_inputs import encoded, picture, tokenizer
 from tests.serve.server import Server, refusal, serving
+from tests.serve.toolkit import toolkit
 
 CODE = """
 import pathlib
@@ -257,27 +257,21 @@ def test_a_text_has_the_same_answer_in_every_form_and_from_every_target(
     read = module_of(project / "training.py")
     given = {"model": model, "reference": reader, "io": io}
     package = run_stage(stage("package.sagemaker"), tmp_path, inputs=given)["package"]
-    with tarfile.open(package) as archive:
-        archive.extractall(tmp_path / "unpacked", filter="data")
-    code = module_of(tmp_path / "unpacked/code/inference.py")
-    loaded = code.model_fn(str(tmp_path / "unpacked"))
-    for name, text in zip("abc", TEXTS, strict=True):
-        answer = server.ask(
-            "POST", "/predict", raw=text.encode(), headers={"content-type": "text/plain"}
-        ).json
-        with torch.no_grad(), pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.chdir(project)
-            scores = net.eval()(**read.words(str(project / f"texts/{name}.txt"))).softmax(-1)[0]
-        assert answer["prediction"] == ["cat", "cow", "dog"][int(scores.argmax())]
-        assert answer["score"] == pytest.approx(float(scores.max()), abs=1e-6)
-        for body in ({"text": text}, {"inputs": text}, {"data": text}, text):
-            assert server.predict(body).json == answer
-        for many in ({"instances": [text]}, {"inputs": [text]}, [text], {"text": [text]}):
-            assert server.predict(many).json == {"predictions": [answer]}
-        packed = code.output_fn(
-            code.predict_fn(code.input_fn(text, "text/plain"), loaded), "application/json"
-        )
-        assert json.loads(packed) == answer
+    with toolkit(package, tmp_path) as packed:
+        for name, text in zip("abc", TEXTS, strict=True):
+            answer = server.ask(
+                "POST", "/predict", raw=text.encode(), headers={"content-type": "text/plain"}
+            ).json
+            with torch.no_grad(), pytest.MonkeyPatch.context() as monkeypatch:
+                monkeypatch.chdir(project)
+                scores = net.eval()(**read.words(str(project / f"texts/{name}.txt"))).softmax(-1)[0]
+            assert answer["prediction"] == ["cat", "cow", "dog"][int(scores.argmax())]
+            assert answer["score"] == pytest.approx(float(scores.max()), abs=1e-6)
+            for body in ({"text": text}, {"inputs": text}, {"data": text}, text):
+                assert server.predict(body).json == answer
+            for many in ({"instances": [text]}, {"inputs": [text]}, [text], {"text": [text]}):
+                assert server.predict(many).json == {"predictions": [answer]}
+            assert packed.ask(text.encode(), "text/plain") == (200, answer)
     batch = server.predict({"instances": list(TEXTS)}).json["predictions"]
     assert [one["prediction"] for one in batch] == [server.predict(text).json["prediction"] for text in TEXTS]
 
