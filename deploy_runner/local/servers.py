@@ -91,7 +91,6 @@ def _environment(name: str, url: str) -> dict[str, str]:
             "HF_ENDPOINT": url,
             "HF_TOKEN": "hf_dry_run",
             "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }
     return {

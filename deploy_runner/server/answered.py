@@ -25,8 +25,9 @@ from .problems import (
     Unknown,
 )
 from .raw.problems import BadInput
-from .raw.rawio import RawIo, has_code
+from .raw.rawio import RawIo
 from .raw.requests import Given, of_body, of_json, of_parts
+from .raw.spec import has_code, read
 from .reasons import first_line
 
 __all__ = ["FORM", "Readers", "answers", "open_io", "placed"]
@@ -39,9 +40,10 @@ _KINDS: Mapping[int, type[Refused]] = {400: BadRequest, 413: TooLarge, 422: Inva
 def open_io(folder: Path, *, trust: bool) -> RawIo:
     """Open an io artifact. Raises UnfitArtifact where that is impossible, or needs trust."""
     try:
-        if not trust and has_code(folder):
+        spec = read(folder)
+        if not trust and has_code(spec):
             raise UnfitArtifact("the io artifact has code of its own", fix="if you trust it: --trust")
-        return RawIo(folder)
+        return RawIo(folder, spec)
     except UnfitArtifact:
         raise
     except ModuleNotFoundError as error:

@@ -66,10 +66,11 @@ def decode(body: bytes, content_type: str, ports: Ports, max_bytes: int, value: 
     raise Unknown(Problem(("header", "content-type"), said))
 
 
-def tutorial(value: Any, ports: Ports) -> Arrays | None:
-    """Return the only input of {"data": values}; None for another value. Raises Refused."""
+def tutorial(body: bytes, value: Any, ports: Ports) -> Arrays | None:
+    """Return the only input of {"data": values}, which a body holds; None for another. Raises Refused."""
     if not isinstance(value, dict) or list(value) != ["data"]:
         return None
+    refuse_mixed(body, value)
     values = value["data"]
     flat = isinstance(values, list) and not any(isinstance(one, list) for one in values[:1])
     return _only(

@@ -93,8 +93,7 @@ async def _answered(service: Service, live: Live, io: RawIo, request: Request, v
         given, first = read
         arrays = answered.placed(first, live.inputs)
     else:
-        codecs.refuse_mixed(request.body, value)
-        tensors = codecs.tutorial(value, live.inputs)
+        tensors = codecs.tutorial(request.body, value, live.inputs)
         if tensors is None:
             return None
         given, arrays = None, tensors

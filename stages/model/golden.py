@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ...server.raw.problems import BadInput
 from .bundles import Bundle
 from .wording import user_line
 
-__all__ = ["Golden", "check", "raw_files"]
+__all__ = ["Golden", "check", "raw_files", "same"]
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 _SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
@@ -183,7 +184,7 @@ def _check_answer(name: str, theirs: Any, ours: Any, tolerance: float) -> None:
             raise StageError(
                 f"golden answered {key!r} for {name}, the answer has only {', '.join(map(str, got))}"
             )
-        if not _same(_plain(value), got[key], tolerance):
+        if not same(_plain(value), got[key], partial(_close, tolerance)):
             raise GateError(f"{name}: {key} is {got[key]!r}, the training code's {_plain(value)!r}",
                             fix="let golden return its tensors to see which step differs")  # fmt: skip
 
@@ -193,16 +194,20 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def _same(theirs: Any, ours: Any, tolerance: float) -> bool:
+def same(theirs: Any, ours: Any, close: Callable[[float, float], bool]) -> bool:
+    """Say whether an answer has all that another has, its floats `close` to the other's."""
     if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
-        return all(key in ours and _same(value, ours[key], tolerance) for key, value in theirs.items())
+        return all(key in ours and same(value, ours[key], close) for key, value in theirs.items())
     if isinstance(theirs, list) and isinstance(ours, list):
-        return len(theirs) == len(ours) and all(
-            _same(a, b, tolerance) for a, b in zip(theirs, ours, strict=True)
-        )
+        pairs = zip(theirs, ours, strict=False)
+        return len(theirs) == len(ours) and all(same(a, b, close) for a, b in pairs)
     if isinstance(theirs, float) and isinstance(ours, int | float):
-        return abs(theirs - ours) <= tolerance * max(1.0, abs(theirs))
+        return close(theirs, ours)
     return bool(theirs == ours)
+
+
+def _close(tolerance: float, theirs: float, ours: float) -> bool:
+    return abs(theirs - ours) <= tolerance * max(1.0, abs(theirs))
 
 
 def runner(bundle: Bundle, threads: int) -> Run:

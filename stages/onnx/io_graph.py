@@ -31,12 +31,13 @@ class Part:
         """Add a node, whose inputs are names or values, and return its output's name."""
         from onnx import helper
 
-        names = [one if isinstance(one, str) else self._constant(one) for one in inputs]
+        names = [one if isinstance(one, str) else self.constant(one) for one in inputs]
         made = output or f"{self.prefix}/{op}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, names, [made], name=f"{made}_node", **attributes))
         return made
 
-    def _constant(self, value: Any) -> str:
+    def constant(self, value: Any) -> str:
+        """Add a value, and return its name."""
         from onnx import numpy_helper
 
         name = f"{self.prefix}/constant_{len(self.constants)}"
@@ -152,9 +153,7 @@ def answer_part(spec: Mapping[str, Any], width: int | None) -> Part | None:
         return part
     top = min(spec["top"], count)
     part.nodes.append(
-        helper.make_node(
-            "TopK", [scores, part.add("Identity", np.array([top]))], ["scores", "classes"], axis=-1
-        )
+        helper.make_node("TopK", [scores, part.constant(np.array([top]))], ["scores", "classes"], axis=-1)
     )
     part.outputs = [
         helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", top]),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-__all__ = ["FORMS", "has_code", "libraries", "members", "own_requirements"]
+from ..model.opened_io import read_spec
+
+if TYPE_CHECKING:
+    from ...server.raw import rawio  # noqa: F401 - so that the key holds the source of what is packed
+
+__all__ = ["FORMS", "files", "has_code", "libraries", "members", "own_requirements"]
 
 _LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "picture": ("pillow",),
@@ -22,7 +26,7 @@ def libraries(io: Path | None) -> list[str]:
     """Return the distributions that an io artifact's kinds need in a server."""
     if io is None:
         return []
-    spec = _read(io)
+    spec = read_spec(io)
     found = {name for kind, names in _LIBRARIES.items() if kind in spec for name in names}
     if spec["answer"].get("kind") == "mask":
         found.add("pillow")
@@ -31,14 +35,20 @@ def libraries(io: Path | None) -> list[str]:
 
 def has_code(io: Path | None) -> bool:
     """Say whether an io artifact runs functions of the user's own."""
-    from ...server.raw import rawio
+    from ...server.raw import spec
 
-    return io is not None and rawio.has_code(io)
+    return io is not None and spec.has_code(read_spec(io))
 
 
 def own_requirements(io: Path | None) -> list[str]:
     """Return the lines that the user's own functions need."""
-    return [] if io is None else list(_read(io)["requirements"])
+    return [] if io is None else list(read_spec(io)["requirements"])
+
+
+def files(io: Path) -> dict[str, Path]:
+    """Return an artifact's files by their path beside a model."""
+    found = sorted(path for path in io.rglob("*") if path.is_file())
+    return {f"io/{path.relative_to(io).as_posix()}": path for path in found}
 
 
 def members(io: Path | None) -> dict[str, Path]:
@@ -48,12 +58,4 @@ def members(io: Path | None) -> dict[str, Path]:
     from ...server import raw
 
     runtime = sorted(Path(raw.__file__).parent.glob("*.py"))
-    files = sorted(path for path in io.rglob("*") if path.is_file())
-    return {f"code/raw/{path.name}": path for path in runtime} | {
-        f"io/{path.relative_to(io).as_posix()}": path for path in files
-    }
-
-
-def _read(io: Path) -> dict[str, Any]:
-    spec: dict[str, Any] = json.loads((io / "io.json").read_text("utf-8"))
-    return spec
+    return {f"code/raw/{path.name}": path for path in runtime} | files(io)

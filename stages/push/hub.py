@@ -19,6 +19,7 @@ from deploy_runner.sdk import (
 )
 
 from ..model import bundles
+from ..model.opened_io import read_spec
 from .backoff import Backoff
 from .converging import Push
 from .huggingface import layout, raw_io, rollback, status
@@ -145,7 +146,7 @@ def _files(ctx: Context, params: PushHub.Params, inputs: PushHub.Inputs, repo: s
     paths: dict[str, Path] = layout.onnx_files(inputs.models or {}, ctx.workdir)
     if inputs.weights is not None:
         paths["model.safetensors"] = inputs.weights
-    io = raw_io.read(inputs.io) if inputs.io else None
+    io = read_spec(inputs.io) if inputs.io else None
     if bundle is not None or io is not None:
         paths["config.json"] = layout.config(bundle, raw_io.labels(io), ctx.workdir)
     if inputs.io is not None:

@@ -84,13 +84,12 @@ class VerifyAccuracy(Stage):
         """Measure, report, refuse."""
         bundle = bundles.load_bundle(inputs.reference) if inputs.reference else None
         metric = ctx.load(params.metric) if params.metric else None
-        score_of, count = (_tensors if inputs.io is None else _raw)(params, inputs, bundle, metric)
-        candidate = runtime.open_model(ctx, inputs.candidate, bundle)
-        score = score_of(candidate)
+        scores_of, count = (_tensors if inputs.io is None else _raw)(params, inputs, bundle, metric)
+        paths = [inputs.candidate] + ([Path(bundle.folder)] if bundle is not None else [])
+        score, *of_reference = scores_of([runtime.open_model(ctx, path, bundle) for path in paths])
         report: dict[str, Any] = {"accuracy": score, "samples": count, "drop": None}
-        if bundle is not None:
-            report["reference_accuracy"] = score_of(runtime.open_model(ctx, Path(bundle.folder), bundle))
-            report["drop"] = round(report["reference_accuracy"] - score, 9)
+        for reference in of_reference:
+            report |= {"reference_accuracy": reference, "drop": round(reference - score, 9)}
         for name, value in report.items():
             ctx.figure(name, value)
         outputs.report.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", "utf-8")
@@ -98,13 +97,14 @@ class VerifyAccuracy(Stage):
 
 
 _Metric = Callable[[Any, Any], float]
+_Scores = Callable[[list[Model]], list[float]]
 
 
 def _tensors(
     params: VerifyAccuracy.Params, inputs: VerifyAccuracy.Inputs, bundle: bundles.Bundle | None,
     metric: _Metric | None,
-) -> tuple[Callable[[Model], float], int]:  # fmt: skip
-    """Return how a model is scored on an .npz, and how many samples that has."""
+) -> tuple[_Scores, int]:  # fmt: skip
+    """Return how models are scored on an .npz, and how many samples that has."""
     if inputs.data.is_dir():
         raise StageError("a folder is raw input, which needs `io`", fix="add the output of model.io")
     arrays = npz.read_arrays(inputs.data)
@@ -112,14 +112,14 @@ def _tensors(
     if labels is None or not len(labels):
         raise StageError("the data has no labels `y`", fix="save it as np.savez(path, x=…, y=…)")
     data = _data(inputs.candidate, arrays, len(labels), bundle)
-    return lambda run: _score(run, data, labels, metric or top1), len(labels)
+    return lambda models: [_score(run, data, labels, metric or top1) for run in models], len(labels)
 
 
 def _raw(
     params: VerifyAccuracy.Params, inputs: VerifyAccuracy.Inputs, bundle: bundles.Bundle | None,
     metric: _Metric | None,
-) -> tuple[Callable[[Model], float], int]:  # fmt: skip
-    """Return how a model is scored on raw input, and how many samples that has."""
+) -> tuple[_Scores, int]:  # fmt: skip
+    """Return how models are scored on raw input, and how many samples that has."""
     assert inputs.io is not None
     io = opened_io.open_io(inputs.io)
     if metric is None and io.spec["answer"].get("kind") not in ("classes", "labels"):
@@ -140,12 +140,16 @@ def _raw(
     if not labels:
         raise StageError("the data has no samples")
 
-    def score(run: Model) -> float:
-        answer = raw_answers.answering(run, io, slots, axes)
-        found = [answer(sample) for sample in raw_data.samples(inputs.data, io, params.label)]
-        return round(100 * _measured(metric or _right, found, labels), 9)
+    def scores(models: list[Model]) -> list[float]:
+        answers = [raw_answers.answering(run, io, slots, axes) for run in models]
+        found: list[list[Any]] = [[] for _ in models]
+        for sample in raw_data.samples(inputs.data, io, params.label):
+            given = raw_answers.read(io, sample)
+            for answer, answered in zip(answers, found, strict=True):
+                answered.append(answer(given))
+        return [round(100 * _measured(metric or _right, answered, labels), 9) for answered in found]
 
-    return score, len(labels)
+    return scores, len(labels)
 
 
 def _right(answers: list[Any], labels: list[Any]) -> float:

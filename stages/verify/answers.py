@@ -77,7 +77,8 @@ class VerifyAnswers(Stage):
         original, candidate = (raw_answers.answering(run, io, slots, axes) for run in models)
         count, largest, others = 0, 0.0, []
         for sample in raw_data.samples(inputs.data, io, raw_data.LABEL):
-            theirs, ours = original(sample), candidate(sample)
+            given = raw_answers.read(io, sample)
+            theirs, ours = original(given), candidate(given)
             count += 1
             largest = max(largest, raw_answers.score_difference(theirs, ours))
             if not raw_answers.agree(theirs, ours, params.tolerance):

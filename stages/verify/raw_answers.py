@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from deploy_runner.sdk import StageError
@@ -15,28 +16,34 @@ from .raw_data import Sample
 if TYPE_CHECKING:
     from ...server.raw import rawio
 
-__all__ = ["Answer", "agree", "answering", "axes_of", "score_difference"]
+__all__ = ["Answer", "agree", "answering", "axes_of", "read", "score_difference"]
 
-Answer = Callable[[Sample], Any]
+Inputs = Mapping[str, Any]
+Answer = Callable[[Inputs], Any]
+"""The model's inputs for one sample, as `read` returns them → what is answered."""
+
+
+def read(io: rawio.RawIo, sample: Sample) -> Inputs:
+    """Return the model's inputs for a sample. Raises StageError for one that can't be read."""
+    from ...server.raw.problems import BadInput
+
+    try:
+        return io.arrays([sample.fields])
+    except BadInput as error:
+        raise StageError(f"{sample.place}: {error}") from None
 
 
 def answering(run: Model, io: rawio.RawIo, slots: list[Slot], outputs: Mapping[str, int | None]) -> Answer:
     """Return a function that answers one sample as a server answers one request.
 
     `outputs` are the axes of the samples. A model with a fixed number of samples gets the same one several
-    times. The function raises StageError for a sample that can't be read.
+    times.
     """
     import numpy as np
 
-    from ...server.raw.problems import BadInput
-
     known = {slot.name: slot for slot in slots}
 
-    def answer(sample: Sample) -> Any:
-        try:
-            first = io.arrays([sample.fields])
-        except BadInput as error:
-            raise StageError(f"{sample.place}: {error}") from None
+    def answer(first: Inputs) -> Any:
         placed = {}
         for name, array in first.items():
             if known and name not in known:
@@ -64,20 +71,16 @@ def agree(theirs: Any, ours: Any, tolerance: float) -> bool:
 
     Numbers may differ by `tolerance` of the larger one.
     """
+    from ..model.golden import same
+
     if isinstance(theirs, Mapping) and "prediction" in theirs and isinstance(ours, Mapping):
-        return _same(theirs["prediction"], ours.get("prediction"), tolerance)
-    return _same(theirs, ours, tolerance)
+        theirs, ours = theirs["prediction"], ours.get("prediction")
+    close = partial(_close, tolerance)
+    return same(theirs, ours, close) and same(ours, theirs, close)
 
 
-def _same(theirs: Any, ours: Any, tolerance: float) -> bool:
-    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
-        return theirs.keys() == ours.keys() and all(_same(v, ours[k], tolerance) for k, v in theirs.items())
-    if isinstance(theirs, list) and isinstance(ours, list):
-        pairs = zip(theirs, ours, strict=False)
-        return len(theirs) == len(ours) and all(_same(a, b, tolerance) for a, b in pairs)
-    if isinstance(theirs, float) and isinstance(ours, float):
-        return abs(theirs - ours) <= tolerance * max(abs(theirs), abs(ours))
-    return bool(theirs == ours)
+def _close(tolerance: float, theirs: float, ours: float) -> bool:
+    return abs(theirs - ours) <= tolerance * max(abs(theirs), abs(ours))
 
 
 def score_difference(theirs: Any, ours: Any) -> float:

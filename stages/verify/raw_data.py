@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +27,16 @@ _MOST_NAMED = 10
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a request would hold, where it is from, and its label; None where there is none."""
+    """A sample, where it is from, and its label; None where there is none. `read` gives its fields."""
 
     place: str
-    fields: Mapping[str, Any]
+    read: Callable[[], Mapping[str, Any]]
     label: Any
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """Return what a request would hold: of a file, read now."""
+        return self.read()
 
 
 def samples(data: Path, io: RawIo, label: str) -> Iterator[Sample]:
@@ -44,11 +50,11 @@ def samples(data: Path, io: RawIo, label: str) -> Iterator[Sample]:
         yield from _of_folder(data, io, label)
     elif data.suffix in (".csv", ".tsv"):
         for place, row in _rows(data):
-            yield Sample(place, _of_row(row, io, label, place), row.get(label))
+            yield Sample(place, partial(dict, _of_row(row, io, label, place)), row.get(label))
     elif data.suffix in (".jsonl", ".ndjson"):
         for place, line in _lines(data):
             rest = {key: value for key, value in line.items() if key != label}
-            yield Sample(place, _of_json(rest, io, place), line.get(label))
+            yield Sample(place, partial(dict, _of_json(rest, io, place)), line.get(label))
     else:
         raise StageError(f"{data.name} is no data for the io", fix="use a folder, .csv, .tsv or .jsonl")
 
@@ -82,12 +88,13 @@ def _of_folder(folder: Path, io: RawIo, label: str) -> Iterator[Sample]:
             file = folder / str(row.get(_FILE_NAME))
             if not file.is_file():
                 raise StageError(f"{place}: {_FILE_NAME} {str(row.get(_FILE_NAME))!r} does not exist")
-            yield Sample(str(row[_FILE_NAME]), sample_of(file, io), row.get(label))
+            yield Sample(str(row[_FILE_NAME]), partial(sample_of, file, io), row.get(label))
         return
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
     for file in files:
         inside = file.relative_to(folder)
-        yield Sample(str(inside), sample_of(file, io), inside.parts[0] if len(inside.parts) > 1 else None)
+        of_class = inside.parts[0] if len(inside.parts) > 1 else None
+        yield Sample(str(inside), partial(sample_of, file, io), of_class)
 
 
 def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 from selenium import webdriver
+from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
+from selenium.webdriver.support.ui import WebDriverWait
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -28,3 +30,11 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
     driver = webdriver.Chrome(options, webdriver.ChromeService(found["chromedriver"]))
     yield driver
     driver.quit()
+
+
+def run(browser: WebDriver) -> str:
+    """Press the first button, wait for what it says, and return that."""
+    browser.find_element(By.CSS_SELECTOR, "button").click()
+    status = browser.find_element(By.ID, "status")
+    WebDriverWait(browser, 60).until(lambda _: status.text not in ("", "running…"))
+    return status.text

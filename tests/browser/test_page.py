@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
-from selenium.webdriver.support.ui import WebDriverWait
 
+from tests.browser.conftest import run
 from tests.serve import models
 from tests.serve.server import Server, serving
 
@@ -20,14 +20,6 @@ def scorer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("scorer")
     with serving(models.scorer(folder / "model"), "--name", "<scorer>", folder=folder) as server:
         yield server
-
-
-def run(browser: WebDriver) -> str:
-    """Press the button, wait for what it says, and return that."""
-    browser.find_element(By.CSS_SELECTOR, "button").click()
-    status = browser.find_element(By.ID, "status")
-    WebDriverWait(browser, 60).until(lambda _: status.text not in ("", "running…"))
-    return status.text
 
 
 def test_the_page_shows_the_inputs_and_runs_the_example(browser: WebDriver, scorer: Server) -> None:

@@ -14,26 +14,18 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import WebDriverWait
 
+from tests.browser.conftest import run
 from tests.serve import models
-from tests.serve.raw_inputs import CLASSES, TABLE, declared, encoded, picture_spec
+from tests.serve.raw_inputs import PICTURES, ROWS, declared, encoded
 from tests.serve.server import Server, serving
 
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("colours")
-    spec = picture_spec(resize={"size": [8, 8]}, crop=None, mean=None, std=None)
-    io = declared(folder / "io", picture=spec, answer=CLASSES)
+    io = declared(folder / "io", **PICTURES)
     with serving(models.colours(folder / "model"), "--io", io, folder=folder) as server:
         yield server
-
-
-def run(browser: WebDriver) -> str:
-    """Press the first button, wait for what it says, and return that."""
-    browser.find_element(By.CSS_SELECTOR, "button").click()
-    status = browser.find_element(By.ID, "status")
-    WebDriverWait(browser, 60).until(lambda _: status.text not in ("", "running…"))
-    return status.text
 
 
 def _by_curl(browser: WebDriver, folder: Path) -> Any:
@@ -102,7 +94,7 @@ def test_tensors_are_under_the_raw_input(browser: WebDriver, colours: Server) ->
 
 
 def test_a_row_is_filled_in(browser: WebDriver, tmp_path: Path) -> None:
-    io = declared(tmp_path / "io", row=TABLE, answer={"kind": "number", "output": "score"})
+    io = declared(tmp_path / "io", **ROWS)
     with serving(models.scorer(tmp_path / "model"), "--io", io, folder=tmp_path) as server:
         browser.get(server.url)
         browser.find_element(By.ID, "column-size").send_keys("2.5")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import boto3
 import pytest
 
 from deploy_runner.errors import ConflictError
-from tests.aws import deploy, local_aws
+from tests.aws import answer, deploy, local_aws
 from tests.faults.proxy import FaultProxy, Moment, Request
 
 pytestmark = pytest.mark.slow
@@ -23,16 +22,8 @@ def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield url
 
 
-def _client(url: str, service: str = "sagemaker") -> Any:
-    return boto3.client(service, region_name="us-east-1", endpoint_url=url)
-
-
-def _answer(url: str) -> float:
-    given = _client(url, "sagemaker-runtime").invoke_endpoint(
-        EndpointName="e", Body=json.dumps({"inputs": {"x": [10.0]}}), ContentType="application/json"
-    )
-    (value,) = json.loads(given["Body"].read())["outputs"]["y"]
-    return float(value)
+def _client(url: str) -> Any:
+    return boto3.client("sagemaker", region_name="us-east-1", endpoint_url=url)
 
 
 def _settled(sagemaker: Any) -> None:
@@ -82,7 +73,7 @@ def test_who_loses_the_race_to_create_leaves_the_winners_endpoint(
 
     with pytest.raises(ConflictError, match=f"endpoint e has the config {config}, not e-.* somebody else"):
         _push_while(aws, monkeypatch, tmp_path, "CreateEndpoint/", create, tested=tested)
-    assert _answer(aws) == 20.0
+    assert answer(10.0) == 20.0
     assert _tags(sagemaker) == {"of": "the winner"}
 
 
@@ -100,7 +91,7 @@ def test_a_failed_smoke_test_takes_back_only_what_this_push_has_set(
 
     with pytest.raises(ConflictError, match=f"endpoint e has the config {config}, not e-"):
         _push_while(aws, monkeypatch, tmp_path, "/invocations", move, tested=3)
-    assert _answer(aws) == 40.0
+    assert answer(10.0) == 40.0
 
 
 def test_an_update_that_somebody_elses_overtakes_is_a_conflict(
@@ -117,4 +108,4 @@ def test_an_update_that_somebody_elses_overtakes_is_a_conflict(
     with pytest.raises(ConflictError, match=f"somebody else has moved the endpoint e to {config} meanwhile"):
         _push_while(aws, monkeypatch, tmp_path, "UpdateEndpoint/", update)
     _settled(sagemaker)
-    assert _answer(aws) == 40.0
+    assert answer(10.0) == 40.0

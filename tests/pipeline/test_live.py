@@ -13,7 +13,7 @@ from typing import Any
 import boto3
 import pytest
 
-from tests.aws import local_aws, package, smoke
+from tests.aws import answer, local_aws, package, smoke
 from tests.conftest import Project
 from tests.machines import Share, machine, objects
 
@@ -53,14 +53,6 @@ def release(project: Project, factor: float) -> None:
     """Put another package in place."""
     package(project.folder, factor)
     smoke(project.folder, factor)
-
-
-def answer(x: float) -> float:
-    runtime = boto3.client("sagemaker-runtime", region_name="us-east-1")
-    body = json.dumps({"inputs": {"x": [x]}})
-    given = runtime.invoke_endpoint(EndpointName="e", Body=body, ContentType="application/json")
-    (value,) = json.loads(given["Body"].read())["outputs"]["y"]
-    return float(value)
 
 
 def deployed(project: Project) -> str:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from deploy_runner.errors import ConflictError, GateError, StageError
 from deploy_runner.sdk import Context
 from deploy_runner.testing import run_stage
-from tests.aws import TARGET, calls, deploy, local_aws, package, smoke
+from tests.aws import TARGET, answer, calls, deploy, local_aws, package, smoke
 from tests.bundles import stage
 from tests.conftest import ROOT
 
@@ -28,15 +28,6 @@ def aws(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
 
 def client(service: str) -> Any:
     return boto3.client(service, region_name="us-east-1")
-
-
-def answer(x: float) -> float:
-    """Ask the endpoint `e`."""
-    given = client("sagemaker-runtime").invoke_endpoint(
-        EndpointName="e", Body=json.dumps({"inputs": {"x": [x]}}), ContentType="application/json"
-    )
-    (value,) = json.loads(given["Body"].read())["outputs"]["y"]
-    return float(value)
 
 
 def serves() -> str:

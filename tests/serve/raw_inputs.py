@@ -12,6 +12,9 @@ from PIL import Image
 
 __all__ = [
     "CLASSES",
+    "PICTURES",
+    "ROWS",
+    "SEER",
     "TABLE",
     "declared",
     "encoded",
@@ -118,6 +121,29 @@ def sound_file(wave: Any, rate: int, form: str, subtype: str | None = None) -> b
     file = io.BytesIO()
     soundfile.write(file, wave, rate, format=form, subtype=subtype)
     return file.getvalue()
+
+
+PICTURES: dict[str, Any] = {
+    "picture": picture_spec(resize={"size": [8, 8]}, crop=None, mean=None, std=None), "answer": CLASSES,
+}  # fmt: skip
+ROWS: dict[str, Any] = {"row": TABLE, "answer": {"kind": "number", "output": "score"}}
+"""What models.colours and models.scorer take and answer."""
+
+
+SEER = """
+import torch
+from torch import nn
+
+class Seer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+                                  nn.Linear(32, 3))
+
+    def forward(self, x):
+        return self.body(x)
+"""
+"""A small net of pictures `x`, float32 [N, 3, H, W], as the code of a training has it."""
 
 
 def declared(folder: Path, **spec: Any) -> Path:

@@ -16,21 +16,11 @@ from deploy_runner.sdk import GateError, StageError
 from deploy_runner.server.raw.rawio import RawIo
 from deploy_runner.testing import run_stage
 from tests.bundles import stage
-from tests.serve.raw_inputs import encoded, picture, tokenizer
+from tests.serve.raw_inputs import SEER, encoded, picture, tokenizer
 
-CODE = """
-import torch
-from torch import nn
-
-class Seer(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
-                                  nn.Linear(32, 3))
-
-    def forward(self, x):
-        return self.body(x)
-
+CODE = (
+    SEER
+    + """
 class Reader(nn.Module):
     def __init__(self):
         super().__init__()
@@ -39,6 +29,7 @@ class Reader(nn.Module):
     def forward(self, input_ids):
         return self.head(self.table(input_ids).mean(1))
 """
+)
 USUAL = {"resize": 72, "crop": 64, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 

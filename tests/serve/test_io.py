@@ -18,25 +18,16 @@ from deploy_runner.sdk import GateError, StageError
 from deploy_runner.testing import run_stage
 from tests.bundles import stage
 from tests.conftest import module_of
-from tests.serve.raw_inputs import encoded, picture, tokenizer
+from tests.serve.raw_inputs import SEER, encoded, picture, tokenizer
 from tests.serve.server import Server, refusal, serving
 from tests.serve.toolkit import toolkit
 
-CODE = """
+CODE = (
+    SEER
+    + """
 import pathlib
-import torch
-from torch import nn
 from PIL import Image
 from torchvision import transforms as T
-
-class Seer(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
-                                  nn.Linear(32, 3))
-
-    def forward(self, x):
-        return self.body(x)
 
 class Reader(nn.Module):
     def __init__(self):
@@ -83,6 +74,7 @@ def best(outputs):
 def cut_words(path):
     return {name: array[:, :6] for name, array in words(path).items()}
 """
+)
 PICTURE = {"resize": 72, "crop": 64, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 TEXTS = ("The film was good", "dull", "nothing happens here, a bad film, it was dull")
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.serve import models
-from tests.serve.raw_inputs import CLASSES, TABLE, declared, encoded, picture_spec
+from tests.serve.raw_inputs import PICTURES, ROWS, declared, encoded
 from tests.serve.server import Server, serving
 
 GREEN, RED = (encoded(Image.new("RGB", (20, 30), colour), "PNG") for colour in ((0, 200, 0), (200, 0, 0)))
@@ -20,8 +20,7 @@ GREEN, RED = (encoded(Image.new("RGB", (20, 30), colour), "PNG") for colour in (
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("colours")
-    spec = picture_spec(resize={"size": [8, 8]}, crop=None, mean=None, std=None)
-    io = declared(folder / "io", picture=spec, answer=CLASSES)
+    io = declared(folder / "io", **PICTURES)
     with serving(models.colours(folder / "model"), "--io", io, "--name", "c", folder=folder) as server:
         yield server
 
@@ -100,7 +99,7 @@ def test_what_is_no_raw_input_is_one_sentence(
 
 def test_rows_are_json_in_an_element(tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("rows")
-    io = declared(folder / "io", row=TABLE, answer={"kind": "number", "output": "score"})
+    io = declared(folder / "io", **ROWS)
     rows = [{"size": 2.5, "kind": 7, "heavy": True, "other": 4}, {"size": 1, "kind": "it's", "other": 4}]
     with serving(models.scorer(folder / "model"), "--io", io, "--server", "flask", folder=folder) as server:
         tensor = {"name": "row", "datatype": "BYTES", "shape": [2], "data": [json.dumps(row) for row in rows]}

@@ -11,16 +11,11 @@ from typing import Any
 import pytest
 
 from tests.serve import models
-from tests.serve.raw_inputs import CLASSES, TABLE, declared, picture_spec
+from tests.serve.raw_inputs import PICTURES, ROWS, declared
 from tests.serve.server import serving
 
 NOT_SAID = "positive_data_acceptance"
 """That batches of two inputs have one length, and that bytes are a picture, no schema can say."""
-PICTURES = {
-    "picture": picture_spec(resize={"size": [8, 8]}, crop=None, mean=None, std=None),
-    "answer": CLASSES,
-}
-ROWS = {"row": TABLE, "answer": {"kind": "number", "output": "score"}}
 
 
 @pytest.mark.slow

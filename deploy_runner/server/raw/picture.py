@@ -24,7 +24,8 @@ class Picture:
     is followed; `background` [r, g, b] of transparent pixels (None: transparency is dropped); `mode`, RGB or
     L; `resize`, None, {"shortest": n} or {"size": [h, w]}, by `interpolation`; `crop` [h, w] of the centre,
     padded with zeros; `scale`, None, {"divide": 255} or {"multiply": f}; `mean` and `std` by channel;
-    `channels`, RGB or BGR; `layout`, CHW or HWC; `dtype`, float32 or uint8; and `tensor`, the input's name.
+    `channels`, RGB or BGR; `layout`, CHW or HWC; `dtype`, float32 or uint8; `tensor`, the input's name;
+    and `geometry`, whether what places boxes is given as well.
 
     The sizes of a resized picture are truncated and a crop's place is rounded as torchvision does:
     https://docs.pytorch.org/vision/stable/transforms.html

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import import_module
@@ -13,28 +12,22 @@ from .answering import Answers
 from .problems import BadInput
 from .python import function
 from .requests import Kinds
+from .spec import read
 
 if TYPE_CHECKING:
     from . import picture, row, sound, text  # noqa: F401 - so that the keys of stages hold their source
 
-__all__ = ["FILE", "READERS", "RawIo", "has_code"]
+__all__ = ["READERS", "RawIo"]
 
-FILE = "io.json"
 READERS = {"picture": "Picture", "text": "Text", "sound": "Sound", "row": "Row", "python": "Python"}
 """What io.json may declare → the class in the module of that name."""
-
-
-def has_code(folder: Path) -> bool:
-    """Say whether opening an artifact runs functions of its maker's own."""
-    spec = json.loads((folder / FILE).read_text("utf-8"))
-    return "python" in spec or "postprocess" in spec["answer"]
 
 
 class RawIo:
     """What an io.json declares. Thread safe."""
 
     def __init__(self, folder: Path, spec: Mapping[str, Any] | None = None) -> None:
-        self.spec: Mapping[str, Any] = spec or json.loads((folder / FILE).read_text("utf-8"))
+        self.spec: Mapping[str, Any] = spec or read(folder)
         self._folder = folder
         self._readers: dict[str, Any] = {}
         answer = self.spec["answer"]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ....server import aot
+from ....server.raw import spec
 from ...model.bundles import Bundle
 from . import raw_io
 from .content import Wanted
@@ -34,7 +35,7 @@ def usage(
 
 def _served(repo: str, path: str, revision: str | None, io: Mapping[str, Any]) -> str:
     pin = f" --revision {revision}" if revision else ""
-    trust = " --trust" if raw_io.has_code(io) else ""
+    trust = " --trust" if spec.has_code(io) else ""
     return f"""```shell
 hf download {repo}{pin} --local-dir model
 deploy-runner serve model/{path} --io model/io{trust}

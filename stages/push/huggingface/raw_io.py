@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deploy_runner.sdk import StageError
+from ...package import raw
 
-__all__ = ["files", "has_code", "labels", "read", "request", "task"]
+__all__ = ["files", "labels", "request", "task"]
 
-_FOLDER = "io"
 _TOKENIZER = "tokenizer.json"
 _TASKS = {
     ("picture", "classes"): "image-classification", ("picture", "labels"): "image-classification",
@@ -30,22 +28,10 @@ _REQUESTS = {
 }
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """Return an io.json. Raises StageError."""
-    try:
-        spec: dict[str, Any] = json.loads((folder / "io.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        raise StageError("`io` is no output of model.io: it has no io.json") from None
-    return spec
-
-
 def files(folder: Path) -> dict[str, Path]:
     """Return an artifact's files by their path; a tokenizer at the top as well, where other clients look."""
-    found = {
-        f"{_FOLDER}/{p.relative_to(folder).as_posix()}": p for p in sorted(folder.rglob("*")) if p.is_file()
-    }
     tokenizer = folder / _TOKENIZER
-    return found | ({_TOKENIZER: tokenizer} if tokenizer.is_file() else {})
+    return raw.files(folder) | ({_TOKENIZER: tokenizer} if tokenizer.is_file() else {})
 
 
 def labels(io: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -61,11 +47,6 @@ def task(io: Mapping[str, Any] | None) -> str | None:
     """Return the Hub's task, None where a sample or an answer is of another kind."""
     kinds = _kinds(io) if io else []
     return _TASKS.get((kinds[0], io["answer"].get("kind", ""))) if io and len(kinds) == 1 else None
-
-
-def has_code(io: Mapping[str, Any]) -> bool:
-    """Say whether opening it runs functions of its maker's own."""
-    return "python" in io or "postprocess" in io["answer"]
 
 
 def request(io: Mapping[str, Any]) -> str:
