@@ -83,6 +83,7 @@ def go_through(project: Project, faults: tuple[str, ...], step: int) -> int:
     return injected
 
 
+@pytest.mark.slow
 def test_errors_and_death_at_some_calls(project: Project) -> None:
     assert go_through(project, ("error=ENOSPC", "signal=KILL"), step=40) > 5
 

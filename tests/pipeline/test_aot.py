@@ -78,6 +78,7 @@ def picture(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 def test_a_small_model_is_compiled_compared_and_checks_what_it_is_given(tmp_path: Path) -> None:
     made = run_stage(
         stage("torch.aot"), tmp_path / "aot", inputs={"model": bundle_of(tmp_path, "mlp")["model"]},

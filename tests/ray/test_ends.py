@@ -115,6 +115,7 @@ def test_limits_hold_on_the_nodes_and_failures_are_told_as_here(project: RayProj
     }
 
 
+@pytest.mark.slow
 def test_a_node_with_other_packages_is_named_with_the_differences(project: RayProject) -> None:
     packages = project.cluster.folder / "packages"
     (packages / "numpy-0.0.1.dist-info").mkdir(parents=True)

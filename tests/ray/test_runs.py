@@ -69,6 +69,7 @@ def test_a_run_through_rays_client_and_then_a_run_of_hits_without_a_cluster(proj
     assert project.states(*nobody) == {"a": "hit"}
 
 
+@pytest.mark.slow
 def test_without_an_address_ray_runs_on_this_machine_with_this_store(project: RayProject) -> None:
     Project.pipeline(project, "a: {uses: text.upper, inputs: {text: in.txt}}")
     assert project.states("--executor", "ray") == {"a": "ran"}
