@@ -95,6 +95,10 @@ class StageParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    def gpus_needed(self) -> int:
+        """Return how many GPUs the stage needs with these parameters; `resources.gpu` may give it more."""
+        return 0
+
 
 class StageInputs(BaseModel):
     """The base of a stage type's inputs.

@@ -71,6 +71,7 @@ def _examine(pipeline: Pipeline) -> list[Check]:
         _disk(Path(graph.root)),
         _sandbox(),
         *_extras(graph),
+        *_runtimes(),
         *_compiler(graph),
         *_secrets(graph, pipeline.environ),
         *_shared_cache(pipeline),
@@ -112,6 +113,19 @@ def _extras(graph: Graph) -> Iterator[Check]:
         detail = ", needed by ".join(filter(None, (said, ", ".join(ids)))) if said else "installed"
         fix = f"pip install 'deploy-runner[{extra}]'" if extra else how_to_install(module)
         yield Check(module, not said, detail, fix)
+
+
+def _runtimes() -> Iterator[Check]:
+    """Say where two distributions have written over each other: they share the folder `onnxruntime`."""
+    from ..usercode.installed import distributions, search_path
+
+    for folder in search_path():
+        if not {"onnxruntime", "onnxruntime_gpu"} <= distributions(folder).keys():
+            continue
+        yield Check(
+            "onnxruntime", False, "onnxruntime and onnxruntime-gpu are both installed, and share one folder",
+            "pip uninstall onnxruntime onnxruntime-gpu, then install the one that you want",
+        )  # fmt: skip
 
 
 def _compiler(graph: Graph) -> Iterator[Check]:

@@ -8,6 +8,7 @@ timeouts and order are not in it, secrets are in it by name only.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 
 from ..types import SCHEMA_VERSION, Artifact, Json, PathSource, SourceFile, StageNode
-from ..usercode.installed import distributions, normal, search_path, version_in
+from ..usercode.installed import distributions, normal, origin_of, search_path, version_in
 
 __all__ = [
     "Change",
@@ -85,19 +86,31 @@ class KeyEnvironment:
         return known
 
     def version(self, package: str) -> str:
-        """Return the installed version of a distribution, or "absent"."""
+        """Return the installed version of a distribution, or "absent".
+
+        What is installed in its place counts with its name: `onnxruntime_gpu 1.31.1` for onnxruntime.
+        """
         if self._installed is None:
             self._installed = _installed()
         name = normal(package)
         if name not in self._versions:
             known = self._installed.get(name)
-            self._versions[name] = version_in(known) if known else "absent"
+            self._versions[name] = version_in(known) if known else self._instead(name)
         return self._versions[name]
 
+    def _instead(self, name: str) -> str:
+        """Return the distributions that have the module of that name, with their versions."""
+        origin = origin_of((name.replace("-", "_"),))
+        owners = origin.distributions if origin else ()
+        return ", ".join(f"{owner} {self.version(owner)}" for owner in owners) or "absent"
+
     def facet(self, name: str) -> str:
-        """Return a platform facet: "arch" is the machine's, "isa" what kernels choose by, else a program."""
+        """Return a platform facet: "arch" is the machine's, "isa" what kernels choose by, "gpu" the GPUs.
+
+        Other names are programs, by their version.
+        """
         if name not in self._facets:
-            known = {"arch": lambda: os.uname().machine, "isa": _isa}
+            known = {"arch": lambda: os.uname().machine, "isa": _isa, "gpu": _gpus}
             self._facets[name] = known.get(name, lambda: _version_of(name))()
         return self._facets[name]
 
@@ -116,6 +129,15 @@ def _isa() -> str:
     except OSError:
         flags = set()
     return ",".join(flag for flag in _ISA_FLAGS if flag in flags) or "baseline"
+
+
+def _gpus() -> str:
+    """Return the kinds of GPU that this machine has, by the names that NVIDIA's driver gives them."""
+    found = set()
+    for place in glob.glob("/proc/driver/nvidia/gpus/*/information"):
+        with open(place, encoding="utf-8", errors="replace") as file:
+            found |= {line.partition(":")[2].strip() for line in file if line.startswith("Model:")}
+    return ", ".join(sorted(found)) or "none"
 
 
 def _version_of(program: str) -> str:

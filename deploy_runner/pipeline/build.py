@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..errors import Problem, SpecError, closest
 from ..registry import Registry
+from ..sdk import StageParams
 from ..types import Graph, Json, Resources, Scalar, SourceFile, StageNode
 from ..usercode import loading
 from ..usercode.advice import how_to_install
@@ -106,6 +107,7 @@ def _instance(
         return None
     cls, kind = draft.type.cls, draft.type
     code, packages = _code(ground, draft, params)
+    resources = _resources(ground, draft, params.gpus_needed())
     return StageNode(
         id=id_,
         base=draft.name,
@@ -123,19 +125,19 @@ def _instance(
         implementation=kind.implementation,
         code=code,
         packages=tuple(dict.fromkeys((*cls.packages, *kind.packages, *packages))),
-        facets=cls.facets,
+        facets=cls.facets + (("gpu",) if resources.gpu else ()),
         preload=cls.preload,
         network=cls.network,
         converges=cls.converges,
         trust=draft.spec.trust,
-        resources=_resources(ground, draft),
+        resources=resources,
         target=target if cls.network else {},
         mark=ground.root.value["stages"].child_marks(draft.name),
         lineage=cls.lineage,
     )
 
 
-def _params(ground: Ground, draft: Draft, scope: Scope) -> BaseModel | None:
+def _params(ground: Ground, draft: Draft, scope: Scope) -> StageParams | None:
     model = draft.type.cls.Params
     before = len(ground.problems)
     written = draft.node.value.get("with") or Node({}, draft.node.mark)
@@ -173,7 +175,7 @@ def _needs(ground: Ground, draft: Draft) -> tuple[str, ...]:
     return tuple(ids)
 
 
-def _resources(ground: Ground, draft: Draft) -> Resources:
+def _resources(ground: Ground, draft: Draft, gpus: int) -> Resources:
     spec = draft.spec
     memory, timeout = 0, 0.0
     try:
@@ -188,7 +190,9 @@ def _resources(ground: Ground, draft: Draft) -> Resources:
         if amount <= 0:
             ground.say(find_mark(draft.node, ("resources", "custom", name)),
                       f"the amount of {name} must be more than 0, not {amount:g}")  # fmt: skip
-    return Resources(spec.resources.cpu, memory, timeout, spec.resources.gpu, spec.resources.custom)
+    return Resources(
+        spec.resources.cpu, memory, timeout, max(gpus, spec.resources.gpu), spec.resources.custom
+    )
 
 
 def _code(ground: Ground, draft: Draft, params: BaseModel) -> tuple[tuple[SourceFile, ...], list[str]]:

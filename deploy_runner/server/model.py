@@ -73,7 +73,7 @@ def load(settings: Settings, cores: int) -> Model:
         place = Path(settings.artifact)
         state = fingerprint(place)
         artifact = find(place, partial(_folder, scratch), reference=reference, io=io, trust=settings.trust)
-        program = open_program(artifact, settings.threads or 1)
+        program = open_program(artifact, settings.threads or 1, settings.device)
         example = _example(artifact, program)
         _try_cases(artifact, program, settings.atol, settings.rtol)
         max_batch = min([settings.max_batch, *_most_samples(program.inputs)])
@@ -81,7 +81,7 @@ def load(settings: Settings, cores: int) -> Model:
         seconds = _seconds(program, example, 1 if why else max_batch)
         threads = settings.threads or (1 if seconds < _SMALL_S else cores)
         if threads != (settings.threads or 1):
-            program = open_program(artifact, threads)
+            program = open_program(artifact, threads, settings.device)
             _seconds(program, example, 1)
         return Model(
             artifact, program, example, not why, why, seconds < _SMALL_S, max_batch, threads, scratch, state,

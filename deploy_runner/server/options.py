@@ -7,9 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
+from .devices import DEVICES, Device
+
 __all__ = ["OPTIONS", "Option", "Settings", "add_options", "read_settings"]
 
 _PREFIX = "SERVE_"
+_CHOICES: Mapping[str, tuple[str, ...]] = {"server": ("fastapi", "flask"), "device": DEVICES}
 _UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
@@ -78,6 +81,7 @@ OPTIONS = (
            "functions", None),
     Option("watch", False, "reload when the artifact changes, as SIGHUP does", None),
     Option("server", "fastapi", "fastapi, or flask", str, "KIND"),
+    Option("device", "cpu", "cpu, or cuda: a GPU of NVIDIA's, by onnxruntime-gpu or torch", str, "KIND"),
     Option("threads", 0, "cores for one inference (default: 1 for small models, else all)", _positive, "N"),
     Option("max_batch", 64, "largest number of samples run as one batch; 1 disables batching",
            _positive, "N"),
@@ -109,6 +113,7 @@ class Settings:
     trust: bool
     watch: bool
     server: str
+    device: Device
     threads: int
     max_batch: int
     max_delay_us: int
@@ -130,7 +135,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         if option.parse is None:
             parser.add_argument(option.flag, action="store_true", default=argparse.SUPPRESS, help=text)
         else:
-            choices = ("fastapi", "flask") if option.name == "server" else None
+            choices = _CHOICES.get(option.name)
             parser.add_argument(
                 option.flag, type=option.parse, default=argparse.SUPPRESS, help=text,
                 metavar=None if choices else option.metavar, choices=choices,
@@ -152,8 +157,9 @@ def read_settings(given: Mapping[str, Any], environ: Mapping[str, str]) -> Setti
     if found.max_samples > found.max_queue:
         said = f"max_samples {found.max_samples} is more than max_queue {found.max_queue}"
         raise argparse.ArgumentTypeError(f"{said}: such a request would always be rejected")
-    if found.server not in ("fastapi", "flask"):
-        raise argparse.ArgumentTypeError(f"server {found.server!r} is neither fastapi nor flask")
+    for name, choices in _CHOICES.items():
+        if (value := getattr(found, name)) not in choices:
+            raise argparse.ArgumentTypeError(f"{name} {value!r} is neither {' nor '.join(choices)}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Run a model: ONNX by onnxruntime, TorchScript and what AOTInductor compiled by torch, on the CPU."""
+"""Run a model: ONNX by onnxruntime, TorchScript and what AOTInductor compiled by torch."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from . import aot
 from .artifact import Artifact
+from .devices import Device, onnx_session, torch_device
 from .ports import DATATYPES, Arrays, Port, Ports, with_batches
 from .problems import Invalid, ModelError, Problem, UnfitArtifact
 from .reasons import first_line
@@ -31,15 +32,15 @@ class Program(Protocol):
         ...
 
 
-def open_program(artifact: Artifact, threads: int) -> Program:
+def open_program(artifact: Artifact, threads: int, device: Device = "cpu") -> Program:
     """Load a model. Raises UnfitArtifact where its runtime can't."""
-    return _KINDS[artifact.format](artifact, threads)
+    return _KINDS[artifact.format](artifact, threads, device)
 
 
 class _Onnx:
     platform = "onnxruntime_onnx"
 
-    def __init__(self, artifact: Artifact, threads: int) -> None:
+    def __init__(self, artifact: Artifact, threads: int, device: Device) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -48,9 +49,9 @@ class _Onnx:
         options.log_severity_level = 4  # Errors are raised; a line for each would block on a full pipe.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(artifact.file), options, providers=["CPUExecutionProvider"]
-            )
+            self._session = onnx_session(str(artifact.file), options, device)
+        except UnfitArtifact:
+            raise
         except Exception as error:  # onnxruntime's own classes share no other base.
             raise UnfitArtifact(f"onnxruntime can't load the model: {first_line(error)}") from None
         inputs = Ports(_port(node) for node in self._session.get_inputs())
@@ -101,10 +102,10 @@ def _refusal(error: BaseException) -> Problem:
 class _Torch(ABC):
     platform = ""
 
-    def __init__(self, artifact: Artifact, threads: int) -> None:
+    def __init__(self, artifact: Artifact, threads: int, device: Device) -> None:
         import torch
 
-        self._torch = torch
+        self._torch, self._device = torch, torch_device(device)
         torch.set_num_threads(threads)
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
         self._program = self._loaded(artifact)
@@ -121,7 +122,7 @@ class _Torch(ABC):
         torch = self._torch
         whole = (np.require(arrays[port.name], requirements=["C", "W"]) for port in self.inputs)
         # Flat at first: where an axis has one place only, NumPy's strides may be any.
-        given = [torch.from_numpy(array.reshape(-1)).view(array.shape) for array in whole]
+        given = [torch.from_numpy(array.reshape(-1)).view(array.shape).to(self._device) for array in whole]
         try:
             with torch.inference_mode():
                 result = self._program(given)
@@ -133,7 +134,10 @@ class _Torch(ABC):
         if len(leaves) != len(self.outputs):
             said = f"the model returned {len(leaves)} tensors, but {len(self.outputs)} are described"
             raise ModelError(Problem(("model",), said))
-        return {port.name: leaf.contiguous().numpy() for port, leaf in zip(self.outputs, leaves, strict=True)}
+        return {
+            port.name: leaf.cpu().contiguous().numpy()
+            for port, leaf in zip(self.outputs, leaves, strict=True)
+        }
 
 
 class _TorchScript(_Torch):
@@ -143,7 +147,7 @@ class _TorchScript(_Torch):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
-                program = self._torch.jit.load(str(artifact.file), map_location="cpu").eval()
+                program = self._torch.jit.load(str(artifact.file), map_location=self._device).eval()
         except (RuntimeError, ValueError, OSError) as error:
             raise UnfitArtifact(f"torch can't load {artifact.file.name}: {first_line(error)}") from None
         return lambda tensors: program(*tensors)
@@ -153,13 +157,17 @@ class _Aot(_Torch):
     platform = "pytorch_aotinductor"
 
     def _loaded(self, artifact: Artifact) -> Callable[[Sequence[Any]], Any]:
+        if self._device.type != "cpu":
+            raise UnfitArtifact(
+                "torch.aot compiled the model for the CPU", fix="serve the ONNX model on a GPU"
+            )
         return aot.load(artifact.file)
 
     def _is_refusal(self, error: Exception) -> bool:
         return str(error).startswith("input_handles[")
 
 
-_KINDS: Mapping[str, Callable[[Artifact, int], Program]] = {
+_KINDS: Mapping[str, Callable[[Artifact, int, Device], Program]] = {
     "onnx": _Onnx,
     "torchscript": _TorchScript,
     "aot": _Aot,

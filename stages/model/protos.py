@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from deploy_runner.sdk import StageError, closest, first_line
 
+from ...server.devices import Device, onnx_session
+from ...server.problems import UnfitArtifact
 from .compare import Model
 
 if TYPE_CHECKING:
@@ -164,10 +166,12 @@ def refuse_quantized(model: onnx.ModelProto) -> None:
                          fix="use the float model of onnx.export")  # fmt: skip
 
 
-def session(path: Path, *, threads: int, lean: bool = False) -> onnxruntime.InferenceSession:
-    """Open a model on the CPU; `lean` runs slower, from the file's own pages, without copies of weights.
+def session(
+    path: Path, *, threads: int, lean: bool = False, device: Device = "cpu"
+) -> onnxruntime.InferenceSession:
+    """Open a model; `lean` runs slower, from the file's own pages, without copies of weights.
 
-    Raises StageError where the runtime can't load it.
+    Raises StageError where the runtime can't load it, or can't have the device.
     """
     import onnxruntime
 
@@ -178,19 +182,16 @@ def session(path: Path, *, threads: int, lean: bool = False) -> onnxruntime.Infe
     if lean:
         options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        opened = onnxruntime.InferenceSession(
-            str(onnx_file(path)), options, providers=["CPUExecutionProvider"]
-        )
+        return onnx_session(str(onnx_file(path)), options, device)
+    except UnfitArtifact as error:
+        raise StageError(str(error)) from error
     except Exception as error:
         raise StageError(f"onnxruntime can't load the model: {first_line(error)}") from error
-    if opened.get_providers() != ["CPUExecutionProvider"]:
-        raise StageError(f"onnxruntime chose the providers {opened.get_providers()}, not the CPU's")
-    return opened
 
 
-def runner(path: Path, *, threads: int, lean: bool = False) -> Model:
-    """Return a model as a function of arrays by name; `lean` as in session()."""
-    return running(session(path, threads=threads, lean=lean))
+def runner(path: Path, *, threads: int, lean: bool = False, device: Device = "cpu") -> Model:
+    """Return a model as a function of arrays by name; `lean` and `device` as in session()."""
+    return running(session(path, threads=threads, lean=lean, device=device))
 
 
 def running(opened: onnxruntime.InferenceSession) -> Model:

@@ -100,13 +100,13 @@ def load(path: Path) -> torch.jit.ScriptModule:
         raise StageError(said, fix="use the output of torch.trace or torch.script") from error
 
 
-def runner(program: Any, inputs: list[str], outputs: list[str]) -> Model:
-    """Return the program as a function of arrays by name."""
+def runner(program: Any, inputs: list[str], outputs: list[str], device: Any = None) -> Model:
+    """Return the program as a function of arrays by name; it lies on torch's `device` (default: the CPU)."""
     import torch
 
     def run(arrays: Mapping[str, Any]) -> dict[str, Any]:
         with torch.no_grad(), quiet():
-            result = program(*bundles.tensors(arrays, inputs))
+            result = program(*(tensor.to(device) for tensor in bundles.tensors(arrays, inputs)))
         return named_arrays(result, outputs)
 
     return run

@@ -21,7 +21,6 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
-    StageParams,
     first_line,
 )
 
@@ -46,7 +45,7 @@ class VerifyAccuracy(Stage):
     facets = ("arch", "isa")
     extra = "onnx"
 
-    class Params(StageParams):
+    class Params(runtime.OnDevice):
         """The metric and its limits."""
 
         metric: Code | None = Field(
@@ -86,7 +85,9 @@ class VerifyAccuracy(Stage):
         metric = ctx.load(params.metric) if params.metric else None
         scores_of, count = (_tensors if inputs.io is None else _raw)(params, inputs, bundle, metric)
         paths = [inputs.candidate] + ([Path(bundle.folder)] if bundle is not None else [])
-        score, *of_reference = scores_of([runtime.open_model(ctx, path, bundle) for path in paths])
+        score, *of_reference = scores_of(
+            [runtime.open_model(ctx, path, bundle, device=params.device) for path in paths]
+        )
         report: dict[str, Any] = {"accuracy": score, "samples": count, "drop": None}
         for reference in of_reference:
             report |= {"reference_accuracy": reference, "drop": round(reference - score, 9)}

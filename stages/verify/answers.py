@@ -17,7 +17,6 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
-    StageParams,
 )
 
 from ..model import bundles, opened_io
@@ -40,7 +39,7 @@ class VerifyAnswers(Stage):
     facets = ("arch", "isa")
     extra = "io"
 
-    class Params(StageParams):
+    class Params(runtime.OnDevice):
         """The limits."""
 
         min_agreement: float = Field(
@@ -73,7 +72,10 @@ class VerifyAnswers(Stage):
         bundle = bundles.load_bundle(inputs.reference)
         io = opened_io.open_io(inputs.io)
         slots, axes = slots_of_bundle(bundle), raw_answers.axes_of(bundle)
-        models = [runtime.open_model(ctx, path, bundle) for path in (Path(bundle.folder), inputs.candidate)]
+        models = [
+            runtime.open_model(ctx, path, bundle, device=params.device)
+            for path in (Path(bundle.folder), inputs.candidate)
+        ]
         original, candidate = (raw_answers.answering(run, io, slots, axes) for run in models)
         count, largest, others = 0, 0.0, []
         for sample in raw_data.samples(inputs.data, io, raw_data.LABEL):

@@ -16,7 +16,6 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
-    StageParams,
 )
 
 from ..model import bundles
@@ -37,7 +36,7 @@ class VerifyLatency(Stage):
     facets = ("arch", "isa")
     extra = "onnx"
 
-    class Params(StageParams):
+    class Params(runtime.OnDevice):
         """How to measure, and the limit."""
 
         max_ratio: float | None = Field(
@@ -65,8 +64,8 @@ class VerifyLatency(Stage):
         bundle = bundles.load_bundle(inputs.reference)
         arrays = choose_case(bundle, params.case).inputs
         models = {
-            "candidate": runtime.open_model(ctx, inputs.candidate, bundle),
-            "reference": runtime.open_model(ctx, inputs.reference, bundle),
+            "candidate": runtime.open_model(ctx, inputs.candidate, bundle, device=params.device),
+            "reference": runtime.open_model(ctx, inputs.reference, bundle, device=params.device),
         }
         found = measure(models, arrays, params.rounds)
         pairs = zip(found["candidate"], found["reference"], strict=True)

@@ -14,7 +14,6 @@ from deploy_runner.sdk import (
     Stage,
     StageInputs,
     StageOutputs,
-    StageParams,
 )
 
 from ..model import bundles, npz
@@ -36,7 +35,7 @@ class VerifyParity(Stage):
     facets = ("arch", "isa")
     extra = "onnx"
 
-    class Params(StageParams):
+    class Params(runtime.OnDevice):
         """The limits; where some are given, others are not checked."""
 
         atol: float | None = Field(None, ge=0, description="absolute tolerance")
@@ -64,7 +63,7 @@ class VerifyParity(Stage):
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Run every reference case, report, refuse."""
         bundle = bundles.load_bundle(inputs.reference)
-        run = runtime.open_model(ctx, inputs.candidate, bundle)
+        run = runtime.open_model(ctx, inputs.candidate, bundle, device=params.device)
         limits = params.model_dump(exclude_none=True)
         exact = {"atol": params.atol or 0.0, "rtol": params.rtol or 0.0} if limits else {}
         parity = compare(bundle.cases, run, **exact)

@@ -1,0 +1,68 @@
+"""On which device a model runs: what can't have the one that was asked for is refused, and never runs elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from deploy_runner.engine.keys import KeyEnvironment
+from deploy_runner.errors import StageError
+from deploy_runner.testing import run_stage
+from tests.bundles import stage
+from tests.conftest import Project
+from tests.installed import installed
+from tests.serve.models import Digits
+from tests.serve.server import refusal
+
+
+@pytest.mark.parametrize(("kind", "runtime"), [("onnx", "onnxruntime"), ("torchscript", "torch")])
+def test_a_runtime_for_the_cpu_alone_is_refused(
+    digits: Digits, tmp_path: Path, kind: str, runtime: str
+) -> None:
+    given = {"candidate": getattr(digits, kind), "reference": digits.bundle}
+    with pytest.raises(StageError, match=rf"^{runtime} \S+ is built for the CPU alone \("):
+        run_stage(stage("verify.parity"), tmp_path / "p", inputs=given, params={"device": "cuda"})
+    said = refusal(getattr(digits, kind), "--reference", digits.bundle, "--trust", "--device", "cuda")
+    assert f"{runtime} 2" in said or f"{runtime} 1" in said
+    assert "is built for the CPU alone" in said
+
+
+def test_a_stage_on_a_gpu_asks_for_one(digits: Digits, project: Project) -> None:
+    shutil.copytree(digits.onnx, project.folder / "onnx")
+    shutil.copytree(digits.bundle, project.folder / "bundle")
+    project.pipeline(
+        """
+        parity: {uses: verify.parity, inputs: {candidate: onnx/, reference: bundle/}, with: {device: cuda}}
+        """
+    )
+    found = project.run(exits=1, CUDA_VISIBLE_DEVICES="")["stages"]["parity"]
+    assert "1 GPU, and this machine has none in CUDA_VISIBLE_DEVICES" in found["error"]
+
+
+def test_an_unknown_device_is_refused_by_name(digits: Digits, project: Project) -> None:
+    done = project.cli("serve", str(digits.onnx), exits=2, SERVE_DEVICE="tpu")
+    assert "device 'tpu' is neither cpu nor cuda" in done.stderr
+
+
+def test_what_is_installed_in_place_of_a_runtime_is_in_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed(tmp_path, "quick_gpu", "1.31.1", "")
+    (tmp_path / "quick.py").write_text("")
+    (tmp_path / "quick_gpu-1.31.1.dist-info/RECORD").write_text("quick.py,,\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    environment = KeyEnvironment(str)
+    assert environment.version("quick") == "quick_gpu 1.31.1"
+    assert environment.version("quick-gpu") == "1.31.1"
+    assert environment.version("quicker") == "absent"
+
+
+def test_doctor_says_where_two_runtimes_share_a_folder(project: Project, tmp_path: Path) -> None:
+    libs = tmp_path / "libs"
+    installed(libs, "onnxruntime", "1.32.0", "")
+    installed(libs, "onnxruntime_gpu", "1.31.1", "")
+    project.pipeline("a: {uses: run.command, with: {command: 'true'}}")
+    found = project.cli("doctor", exits=2, PYTHONPATH=str(libs)).stdout
+    assert "onnxruntime and onnxruntime-gpu are both installed, and share one folder" in found
