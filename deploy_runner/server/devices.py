@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from functools import cache
+from io import StringIO
 from typing import TYPE_CHECKING, Any, Literal
 
 from .problems import UnfitArtifact
@@ -30,7 +33,7 @@ def onnx_session(
 ) -> onnxruntime.InferenceSession:
     """Open an ONNX model on a device; onnxruntime by itself falls back to the CPU, and says nothing.
 
-    Raises UnfitArtifact where the device can't be had, and onnxruntime's own errors.
+    Raises UnfitArtifact where the machine lacks the device, and onnxruntime's own errors.
     """
     import onnxruntime
 
@@ -40,18 +43,30 @@ def onnx_session(
                 f"onnxruntime {onnxruntime.__version__} is built for the CPU alone",
                 fix="pip uninstall onnxruntime, then install onnxruntime-gpu[cuda,cudnn] in its place",
             )
-        onnxruntime.preload_dlls()  # CUDA's libraries, where pip has put them.
+        lacking = _preload()
     opened = onnxruntime.InferenceSession(file, options, providers=_PROVIDERS[device])
     found = opened.get_providers()
     if device == "cuda" and found[0] != _CUDA:
-        raise UnfitArtifact("onnxruntime can't use a GPU here, and took the CPU", fix=_NO_GPU)
+        raise UnfitArtifact(f"onnxruntime can't use a GPU here, and took the CPU{lacking}", fix=_NO_GPU)
     if device == "cpu" and found != [_CPU]:
         raise UnfitArtifact(f"onnxruntime chose the providers {found}, not the CPU's")
     return opened
 
 
+@cache
+def _preload() -> str:
+    """Load CUDA's libraries from where pip has put them; return the first that can't be, after a colon."""
+    import onnxruntime
+
+    printed = StringIO()
+    with redirect_stdout(printed):
+        onnxruntime.preload_dlls()
+    line = printed.getvalue().partition("\n")[0]
+    return f": {line}" if line else ""
+
+
 def torch_device(device: Device) -> Any:
-    """Return torch's device. Raises UnfitArtifact where it can't be had."""
+    """Return torch's device. Raises UnfitArtifact where the machine lacks it."""
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():

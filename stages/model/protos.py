@@ -171,7 +171,7 @@ def session(
 ) -> onnxruntime.InferenceSession:
     """Open a model; `lean` runs slower, from the file's own pages, without copies of weights.
 
-    Raises StageError where the runtime can't load it, or can't have the device.
+    Raises StageError where the runtime can't load it, or has no such device.
     """
     import onnxruntime
 

@@ -35,7 +35,7 @@ def open_model(
     """Return a model as a function of arrays by name: any format that a stage makes, or a bundle.
 
     What has no names of its own takes them from `reference`. Raises StageError for other files, and where
-    the device can't be had.
+    the machine lacks the device.
     """
     if path.is_dir() and (path / "bundle.json").is_file():
         bundle = bundles.load_bundle(path)

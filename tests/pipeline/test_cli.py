@@ -34,7 +34,7 @@ def test_the_set_of_verbs_and_flags_is_frozen() -> None:
         "-o", "--to", "--old", "--new", "--remote", "--keep-runs", "--keep-days", "--dry-run", "--factory", "--shape",
         "--dtype", "--calibration", "--output", "--pipeline", "--goal", "--kwargs", "--copy", "--ci",
         "--key", "--certificate", "--status",
-        "--access-log", "--atol", "--drain-s", "--host", "--lame-duck-s", "--max-batch", "--max-body",
+        "--access-log", "--atol", "--device", "--drain-s", "--host", "--lame-duck-s", "--max-batch", "--max-body",
         "--io", "--max-delay-us", "--max-queue", "--max-samples", "--name", "--port", "--reference", "--rtol",
         "--server", "--threads", "--timeout-s", "--trust", "--watch",
     }  # fmt: skip

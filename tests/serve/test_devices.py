@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,29 @@ def test_a_runtime_for_the_cpu_alone_is_refused(
     said = refusal(getattr(digits, kind), "--reference", digits.bundle, "--trust", "--device", "cuda")
     assert f"{runtime} 2" in said or f"{runtime} 1" in said
     assert "is built for the CPU alone" in said
+
+
+@pytest.mark.slow
+def test_a_silent_fall_back_to_the_cpu_is_refused(digits: Digits, tmp_path: Path, project: Project) -> None:
+    """The real onnxruntime-gpu (256 MB) takes the CPU where it finds no CUDA, and only warns."""
+    libs = tmp_path / "libs"
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--no-deps",
+            "--target",
+            libs,
+            "onnxruntime-gpu==1.31.1",
+        ],
+        check=True,
+    )
+    done = project.cli("serve", str(digits.onnx), "--device", "cuda", exits=2, PYTHONPATH=str(libs))
+    assert "onnxruntime can't use a GPU here, and took the CPU: Failed to load libcu" in done.stderr
+    assert done.stdout == ""
 
 
 def test_a_stage_on_a_gpu_asks_for_one(digits: Digits, project: Project) -> None:
