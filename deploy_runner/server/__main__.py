@@ -12,17 +12,24 @@ from .problems import UnfitArtifact
 
 __all__ = ["main"]
 
+_SERVE = "serve"
+"""What SageMaker runs an image with:
+https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html"""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Serve until SIGTERM; return 0 after draining, 2 where there is nothing that can be served."""
     parser = argparse.ArgumentParser(prog="app", description="Serve a model.")
-    beside = Path(__file__).parent.parent / "model"
     parser.add_argument(
-        "artifact", nargs="?", default=str(beside), help="the model (default: model/ beside app/)"
-    )
+        "artifact", nargs="?", default=_SERVE,
+        help="the model (default, and for the `serve` of SageMaker: model/ beside app/)",
+    )  # fmt: skip
     add_options(parser)
+    given = vars(parser.parse_args(argv))
+    if given["artifact"] == _SERVE and not Path(_SERVE).exists():
+        given["artifact"] = str(Path(__file__).parent.parent / "model")
     try:
-        settings = read_settings(vars(parser.parse_args(argv)), os.environ)
+        settings = read_settings(given, os.environ)
     except argparse.ArgumentTypeError as error:
         parser.error(str(error))
     try:

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 from .devices import DEVICES, Device
 
-__all__ = ["OPTIONS", "Option", "Settings", "add_options", "read_settings"]
+__all__ = ["OPTIONS", "Option", "Settings", "add_options", "from_environment", "read_settings"]
 
 _PREFIX = "SERVE_"
 _CHOICES: Mapping[str, tuple[str, ...]] = {"server": ("fastapi", "flask"), "device": DEVICES}
+_GIVEN_BY_SAGEMAKER = {"port": "SAGEMAKER_BIND_TO_PORT"}
+"""https://docs.aws.amazon.com/sagemaker/latest/dg/build-multi-model-build-container.html"""
 _UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
@@ -163,18 +165,24 @@ def read_settings(given: Mapping[str, Any], environ: Mapping[str, str]) -> Setti
     return found
 
 
+def from_environment(name: str, environ: Mapping[str, str]) -> Any:
+    """Return an option's value without a command line. Raises argparse.ArgumentTypeError."""
+    return _value(next(option for option in OPTIONS if option.name == name), {}, environ)
+
+
 def _value(option: Option, given: Mapping[str, Any], environ: Mapping[str, str]) -> Any:
     if option.name in given:
         return given[option.name]
-    text = environ.get(option.variable)
-    if text is None:
+    variables = (_GIVEN_BY_SAGEMAKER.get(option.name, ""), option.variable)
+    variable = next((name for name in variables if name in environ), "")
+    if not variable:
         return option.default
     if option.parse is None:
-        return text not in ("", "0", "false")
+        return environ[variable] not in ("", "0", "false")
     try:
-        return option.parse(text)
+        return option.parse(environ[variable])
     except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{option.variable}: {error}") from None
+        raise argparse.ArgumentTypeError(f"{variable}: {error}") from None
 
 
 assert [o.name for o in OPTIONS] == [f.name for f in fields(Settings)][1:]

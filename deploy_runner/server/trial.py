@@ -15,16 +15,23 @@ from .service import Service
 
 __all__ = ["answers"]
 
+_NOTHING: Mapping[str, str] = {}
 
-def answers(arguments: Sequence[str], bodies: Sequence[bytes]) -> list[tuple[int, bytes]]:
-    """Load a model as the command line `arguments` say, and POST JSON to /predict; return status and body.
+
+def answers(
+    arguments: Sequence[str], bodies: Sequence[bytes], environ: Mapping[str, str] = _NOTHING
+) -> list[tuple[int, bytes]]:
+    """Load a model as `arguments` and environment say, and POST JSON to /predict; return status and body.
 
     Raises UnfitArtifact where there is nothing that can be served.
     """
     parser = _Parser()
     parser.add_argument("artifact")
     add_options(parser)
-    settings = read_settings(vars(parser.parse_args(arguments)), {})
+    try:
+        settings = read_settings(vars(parser.parse_args(arguments)), environ)
+    except argparse.ArgumentTypeError as error:
+        raise UnfitArtifact(str(error)) from None
     return asyncio.run(_answers(settings, load(settings, 1), bodies))
 
 

@@ -35,7 +35,7 @@ from ..model.compare import compare, gate
 from . import image, packed, raw
 
 if TYPE_CHECKING:
-    from ...server import __main__, trial  # noqa: F401 - so that the key holds the server's source
+    from ...server import __main__, health, trial  # noqa: F401 - so that the key holds the server's source
 
 _QUANTIZED = (b"QuantizeLinear", b"QLinear", b"Integer", b"quantized")
 
@@ -70,8 +70,12 @@ class PackageContainer(Stage):
             "python:3.11.14-slim-bookworm", pattern=r"^\S+:\S+$",
             description="the base image by its tag; with @sha256:… by its digest too",
         )  # fmt: skip
-        user: int = Field(10001, ge=1, description="the numeric id of the user that the server runs as")
-        options: list[str] = Field([], description="further options of the server, e.g. [--max-batch, '32']")
+        user: int = Field(
+            10001, ge=0, description="the numeric id of the user that the server runs as; 0 is root"
+        )
+        options: list[str] = Field(
+            [], description="further options of the server, e.g. [--max-batch, '32']: the image's environment"
+        )
         requirements: list[str] | None = Field(
             None,
             description="lines of requirements.txt (default: the tested versions and their dependencies)",
@@ -105,7 +109,7 @@ class PackageContainer(Stage):
         files, described = packed.model_files(inputs.model, inputs.reference)
         folder = outputs.context
         own_code = raw.has_code(inputs.io)
-        arguments = image.arguments(
+        options = image.environment(
             params.server, described["format"], params.name, params.options, own_code=own_code
         )
         _copy(files, folder / "model")
@@ -117,8 +121,8 @@ class PackageContainer(Stage):
             bundles.write_cases(folder / "model" / "cases.npz", _telling(cases))
         _write(folder / "model" / "model.json", json.dumps(described, indent=2, sort_keys=True) + "\n")
         _copy_app(folder / "app")
-        _write_texts(folder, params, described, arguments, inputs.io)
-        _try(ctx, params, folder, arguments, cases)
+        _write_texts(folder, params, described, options, inputs.io)
+        _try(ctx, params, folder, options, cases)
         ctx.figure("bytes", sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()))
         ctx.figure("server", params.server)
 
@@ -142,7 +146,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _write_texts(
-    folder: Path, params: PackageContainer.Params, described: dict[str, Any], arguments: Sequence[str],
+    folder: Path, params: PackageContainer.Params, described: dict[str, Any], options: Mapping[str, str],
     io: Path | None,
 ) -> None:  # fmt: skip
     lines = params.requirements
@@ -151,10 +155,11 @@ def _write_texts(
         lines += raw.own_requirements(io)
     digest = sha256_file(folder / "model" / described["file"])
     _write(folder / "requirements.txt", "".join(f"{line}\n" for line in lines))
-    dockerfile = image.dockerfile(params.name, params.base_image, params.user, params.server, arguments)
+    dockerfile = image.dockerfile(params.name, params.base_image, params.user, params.server, options)
     _write(folder / "Dockerfile", dockerfile)
     _write(folder / ".dockerignore", image.IGNORED)
-    _write(folder / "README.md", image.readme(params.name, digest, described))
+    readme = image.readme(params.name, digest, described, port=options["SERVE_PORT"], user=params.user)
+    _write(folder / "README.md", readme)
 
 
 def _cases(ctx: Context, inputs: PackageContainer.Inputs) -> list[bundles.Case]:
@@ -205,7 +210,7 @@ def _app(folder: Path) -> Iterator[Any]:
 
 
 def _try(
-    ctx: Context, params: PackageContainer.Params, folder: Path, arguments: Sequence[str],
+    ctx: Context, params: PackageContainer.Params, folder: Path, options: Mapping[str, str],
     cases: Sequence[bundles.Case],
 ) -> None:  # fmt: skip
     """Load the context's model by its app, POST the reference cases, compare the answers."""
@@ -214,7 +219,7 @@ def _try(
     ]
     with _app(folder) as trial:
         try:
-            found = trial.answers([str(folder / "model"), *arguments], bodies)
+            found = trial.answers([str(folder / "model")], bodies, options)
         except Exception as error:
             said = first_line(error)
             raise StageError(f"the container would fail to serve the model: {said}") from error

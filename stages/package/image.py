@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from typing import Any
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn
 
-__all__ = ["IGNORED", "arguments", "dockerfile", "readme", "requirements"]
+from deploy_runner.sdk import StageError
 
-PORT = 8000
+from ...server.options import OPTIONS, add_options
+
+__all__ = ["IGNORED", "dockerfile", "environment", "readme", "requirements", "roots"]
+
+_PORT = "8080"
+"""Where SageMaker asks, unless it sets SAGEMAKER_BIND_TO_PORT."""
 IGNORED = "*\n!app\n!model\n!requirements.txt\n"
 """The .dockerignore: only what the Dockerfile copies is sent to the builder."""
 
@@ -33,15 +38,16 @@ WORKDIR /srv
 COPY --from=build /opt/venv /opt/venv
 COPY app app
 COPY model model
-USER {user}:{user}
-EXPOSE {port}
+# The server's options; `docker run -e` sets others.
+ENV {options}
+# SageMaker may choose the port by SAGEMAKER_BIND_TO_PORT.
+LABEL com.amazonaws.sagemaker.capabilities.accept-bind-to-port=true
+{user}EXPOSE {port}
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD {health}
-# {server}, started by app/, drains on SIGTERM and reloads on SIGHUP.
-CMD {command}
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python", "-m", "app.health"]
+# {server}, started by app/, drains on SIGTERM and reloads on SIGHUP. SageMaker adds the argument `serve`.
+ENTRYPOINT ["python", "-m", "app"]
 """
-
-_PROBE = "import urllib.request; urllib.request.urlopen('http://127.0.0.1:{port}/v2/health/ready', timeout=2)"
 
 _README = """\
 # {name}
@@ -60,7 +66,11 @@ curl -s http://127.0.0.1:{port}/v2/models/{name}
 
 Routes: `POST /predict`, SageMaker's `/ping` and `/invocations`, the Open Inference Protocol (`/v2`),
 `/metrics`, `/openapi.json`, and a page to try the model at `/`. The options of the server are environment
-variables, e.g. `-e SERVE_MAX_BATCH=32`; `docker run {name} python -m app --help` lists them.
+variables, e.g. `-e SERVE_MAX_BATCH=32`; `docker run {name} --help` lists them. Set the port by `SERVE_PORT`,
+which the health check reads too.
+
+The image serves in SageMaker as it is: it takes the argument `serve`, listens on port {port} or on that of
+`SAGEMAKER_BIND_TO_PORT`, and the model is in the image. {root}
 
 `docker stop` sends SIGTERM: running requests are answered first. `docker kill --signal HUP` makes the server
 load what is at `/srv/model` then (a mounted folder), beside the old model, and swap without a failed request.
@@ -70,6 +80,9 @@ _TORCH = """
 torch's default index holds builds with CUDA; for CPU builds, use the index that has them:
 `docker build --build-arg PIP_EXTRA_INDEX_URL=… -t {name} .`
 """
+
+_ROOT = """It reads files alone, so it runs as any user. AWS asks for
+images that run as root: where that is enforced, make it with `user: 0`."""
 
 _AOT = """
 The model is machine code for one kind of processor; on another one the server refuses to start, and says what
@@ -110,35 +123,56 @@ def roots(server: str, format_: str) -> list[str]:
     return [*_SERVERS[server], *_ALWAYS, _RUNTIMES[format_]]
 
 
-def arguments(
+def environment(
     server: str, format_: str, name: str, options: Sequence[str], *, own_code: bool = False
-) -> list[str]:
-    """Return what follows `python -m app` in the container; `own_code` is what an io artifact has."""
-    chosen = ["--host", "0.0.0.0", "--port", str(PORT), "--name", name]
-    chosen += ["--server", server] if server != "fastapi" else []
-    chosen += ["--trust"] if own_code or _RUNTIMES[format_] == "torch" else []
-    return [*chosen, *options]
+) -> dict[str, str]:
+    """Return the server's options as environment variables; `own_code` is what an io artifact has.
+
+    Raises StageError where `options` aren't options of the server.
+    """
+    chosen: dict[str, Any] = {"host": "0.0.0.0", "port": _PORT, "name": name}
+    chosen |= {"server": server} if server != "fastapi" else {}
+    chosen |= {"trust": True} if own_code or _RUNTIMES[format_] == "torch" else {}
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    add_options(parser)
+    chosen |= vars(parser.parse_args(options))
+    texts = {name: "1" if value is True else str(value) for name, value in chosen.items()}
+    return {option.variable: texts[option.name] for option in OPTIONS if option.name in texts}
 
 
-def dockerfile(name: str, base: str, user: int, server: str, arguments: Sequence[str]) -> str:
-    """Return the Dockerfile: two stages, no root, a health check, the command in its exec form."""
-    health = json.dumps(["python", "-c", _PROBE.format(port=PORT)])
-    command = json.dumps(["python", "-m", "app", *arguments])
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise StageError(f"the container would fail to serve the model: {message}")
+
+
+def dockerfile(name: str, base: str, user: int, server: str, options: Mapping[str, str]) -> str:
+    """Return the Dockerfile: two stages, a health check, an entry point in its exec form, no shell."""
     return _DOCKERFILE.format(
-        name=name, base=base, user=user, port=PORT, health=health, command=command,
+        name=name, base=base, user=f"USER {user}:{user}\n" if user else "", port=options["SERVE_PORT"],
+        options=" \\\n    ".join(f"{variable}={_quoted(value)}" for variable, value in options.items()),
         server="uvicorn" if server == "fastapi" else "waitress",
     )  # fmt: skip
 
 
-def readme(name: str, digest: str, described: dict[str, Any]) -> str:
+def _quoted(value: str) -> str:
+    """Return a value as ENV takes it: https://docs.docker.com/reference/dockerfile/#env."""
+    if "\n" in value or "\r" in value:
+        raise StageError(f"the option {value!r} has more than one line")
+    for special in '\\"$':
+        value = value.replace(special, f"\\{special}")
+    return f'"{value}"'
+
+
+def readme(name: str, digest: str, described: dict[str, Any], *, port: str, user: int) -> str:
     """Return the README, with the model's real shapes."""
     rows = [f"| `{p['name']}` | {p['dtype']} | {_shape(p)} |" for p in described["inputs"]]
     torch = _TORCH.format(name=name) if _RUNTIMES[described["format"]] == "torch" else ""
     if described["format"] == "aot":
         torch += _AOT
     return _README.format(
-        name=name, format=described["format"], digest=digest, inputs="\n".join(rows), port=PORT, torch=torch
-    )
+        name=name, format=described["format"], digest=digest, inputs="\n".join(rows), port=port, torch=torch,
+        root=_ROOT if user else "It runs as root.",
+    )  # fmt: skip
 
 
 def _shape(port: dict[str, Any]) -> str:

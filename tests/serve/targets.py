@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -17,7 +15,8 @@ import yaml
 
 from deploy_runner import api
 from tests.conftest import ROOT, module_of
-from tests.serve.server import listening, serving
+from tests.serve.containers import started
+from tests.serve.server import serving
 from tests.serve.toolkit import toolkit
 
 __all__ = [
@@ -92,17 +91,12 @@ def _targets(folder: Path) -> Iterator[dict[str, Ask]]:
     assert record.exit_code == 0, [s.get("error") for s in record.stages.values()]
     for name in ("container.context", "sagemaker.package"):
         fetched(folder, name)
-    package, dockerfile = folder / "sagemaker.package", folder / "container.context/Dockerfile"
-    (started,) = (line[4:] for line in dockerfile.read_text().splitlines() if line.startswith("CMD "))
-    app = [sys.executable, *("0" if a == "8000" else a for a in json.loads(started)[1:]), "--json"]
-    context = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
+    package, context = folder / "sagemaker.package", folder / "container.context"
     with ExitStack() as stack:
         served = stack.enter_context(
             serving("onnx", "--reference", "model.model", "--io", "io", folder=folder / "s", cwd=folder)
         )
-        contained = stack.enter_context(
-            listening(app, folder=folder / "c", cwd=dockerfile.parent, env=context)
-        )
+        contained = stack.enter_context(started(context, folder / "c"))
         packed = stack.enter_context(toolkit(package, folder / "k"))
 
         def over_http(server: Any) -> Ask:

@@ -6,7 +6,6 @@ import ast
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,8 +22,8 @@ from deploy_runner.testing import StageRun, run_stage
 from tests.bundles import stage
 from tests.conftest import ROOT
 from tests.serve import models
+from tests.serve.containers import entry_point, environment, instructions, started
 from tests.serve.models import Digits
-from tests.serve.server import listening
 
 HADOLINT = Path(sys.executable).parent / "hadolint"
 
@@ -58,11 +57,6 @@ def test_the_app_answers_the_reference_cases_when_the_context_is_made(
     assert float(str(figures["max_abs"])) < 1e-4
 
 
-def instructions(context: Path, word: str) -> list[str]:
-    text = (context / "Dockerfile").read_text().replace("\\\n", " ")
-    return [line.removeprefix(word).strip() for line in text.splitlines() if line.startswith(f"{word} ")]
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_dockerfile_is_sound(contexts: Mapping[str, StageRun], kind: str) -> None:
     context = contexts[kind]["context"]
@@ -72,8 +66,7 @@ def test_the_dockerfile_is_sound(contexts: Mapping[str, StageRun], kind: str) ->
     assert re.fullmatch(r"python:3\.11\.\d+-slim-bookworm", final)
     assert builder == f"{final} AS build"
     assert instructions(context, "USER") == ["10001:10001"]
-    assert instructions(context, "EXPOSE") == ["8000"]
-    assert json.loads(instructions(context, "CMD")[0])[:3] == ["python", "-m", "app"]
+    assert entry_point(context) == ["python", "-m", "app"]
     for copied in (line.split()[-2] for line in instructions(context, "COPY") if not line.startswith("--")):
         assert (context / copied).exists()
         assert f"!{copied}" in (context / ".dockerignore").read_text().splitlines()
@@ -144,32 +137,68 @@ def test_what_would_not_serve_fails_when_it_is_made(digits: Digits, tmp_path: Pa
         build(tmp_path / "c", tmp_path / "model.onnx", None)
 
 
-def run_as_the_container(context: Path, python: Path, folder: Path, port: str) -> None:
-    """Run CMD and HEALTHCHECK of the Dockerfile, in its workdir, with this Python; ask, and end it."""
-    place = folder / "srv"
-    for part in ("app", "model"):
-        shutil.copytree(context / part, place / part)
-    (command,) = instructions(context, "CMD")
-    arguments = [port if a == "8000" else a for a in json.loads(command)[1:]]
-    environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", "SERVE_JSON": "1"}
-    with listening([str(python), *arguments], folder=folder, cwd=place, env=environment) as server:
+def healthy(context: Path, port: str, python: str = sys.executable, **env: str) -> bool:
+    """Run the HEALTHCHECK as Docker does, in the image's folder, beside a proxy that answers nothing."""
+    (line,) = instructions(context, "HEALTHCHECK")
+    command = [python, *json.loads(line.partition("CMD ")[2])[1:]]
+    proxy = {"http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
+    given = {"PATH": os.environ["PATH"], **environment(context), "SERVE_PORT": port, **proxy, **env}
+    return subprocess.run(command, cwd=context, env=given, check=False, timeout=60).returncode == 0
+
+
+def run_as_the_container(context: Path, folder: Path, python: str = sys.executable) -> None:
+    """Start the image with `serve`, as SageMaker does, run its health check, ask, and end it."""
+    with started(context, folder, "serve", python=python) as server:
         assert server.name == "digits"
-        server.url = server.url.replace("0.0.0.0", "127.0.0.1")
-        (health,) = instructions(context, "HEALTHCHECK")
-        probe = json.loads(health.partition("CMD ")[2])
-        asked = probe[2].replace("http://127.0.0.1:8000", server.url)
-        subprocess.run([python, "-c", asked], check=True, timeout=60)
-        answer = server.predict(np.full((1, 64), 0.5).tolist())
+        port = server.url.rpartition(":")[2]
+        assert healthy(context, port, python)
+        assert server.ask("GET", "/ping").status == 200
+        answer = server.ask("POST", "/invocations", np.full((1, 64), 0.5).tolist())
         assert (answer.status, len(answer.json["outputs"]["output"][0])) == (200, 10)
         server.signal(signal.SIGTERM)
         assert server.process.wait(60) == 0
+        assert not healthy(context, port, python)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_start_command_of_the_dockerfile_serves(
-    contexts: Mapping[str, StageRun], kind: str, tmp_path: Path
+def test_the_image_serves(contexts: Mapping[str, StageRun], kind: str, tmp_path: Path) -> None:
+    run_as_the_container(contexts[kind]["context"], tmp_path)
+
+
+def test_the_port_is_one_everywhere(digits: Digits, tmp_path: Path) -> None:
+    for options, port in (([], "8080"), (["--port", "9000"], "9000")):
+        context = build(tmp_path / port, digits.onnx, None, options=options)["context"]
+        assert instructions(context, "EXPOSE") == [port]
+        assert environment(context)["SERVE_PORT"] == port
+        readme = (context / "README.md").read_text()
+        assert f"-p {port}:{port} " in readme
+        assert f"listens on port {port} " in readme
+
+
+def test_every_option_of_the_image_is_a_variable(
+    contexts: Mapping[str, StageRun], used_port: int, tmp_path: Path
 ) -> None:
-    run_as_the_container(contexts[kind]["context"], Path(sys.executable), tmp_path, port="0")
+    context = contexts["int8 behind Flask"]["context"]
+    assert environment(context) == {
+        "SERVE_HOST": "0.0.0.0", "SERVE_PORT": "8080", "SERVE_NAME": "digits", "SERVE_SERVER": "flask",
+        "SERVE_MAX_BATCH": "32",
+    }  # fmt: skip
+    variables = {"SERVE_NAME": "other", "SERVE_HOST": "127.0.0.1"}
+    bound = {"SERVE_PORT": str(used_port), "SAGEMAKER_BIND_TO_PORT": "0"}
+    with started(context, tmp_path, env=variables | bound) as server:
+        assert server.name == "other"
+        port = server.url.rpartition(":")[2]
+        assert healthy(context, str(used_port), SERVE_HOST="127.0.0.1", SAGEMAKER_BIND_TO_PORT=port)
+
+
+@pytest.mark.parametrize("value", ["plain", 'a "$PATH" \\c', "${x} 'y'"])
+def test_an_option_reaches_the_server_as_it_was_written(value: str, tmp_path: Path) -> None:
+    from deploy_runner.stages.package import image
+
+    options = image.environment("fastapi", "onnx", "m", ["--io", value])
+    (tmp_path / "Dockerfile").write_text(image.dockerfile("m", "python:3", 0, "fastapi", options))
+    assert environment(tmp_path)["SERVE_IO"] == value
+    assert instructions(tmp_path, "USER") == []
 
 
 @pytest.mark.parametrize("server", ["fastapi", "flask"])
@@ -195,4 +224,4 @@ def test_the_start_command_serves_in_a_fresh_environment_of_its_requirements(
     listed = subprocess.run([python, "-m", "pip", "list"], capture_output=True, text=True, check=True).stdout
     pinned = (context / "requirements.txt").read_text().count("==")
     assert len(listed.splitlines()) - 2 - pinned <= 2, "pip and setuptools alone are there besides"
-    run_as_the_container(context, python, tmp_path, port="0")
+    run_as_the_container(context, tmp_path, str(python))
