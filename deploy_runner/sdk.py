@@ -162,7 +162,7 @@ class Context:
     Empty unless the stage type sets `lineage`.
     """
     digests: Mapping[str, str] = field(default_factory=dict)
-    """The SHA-256 of each file input by flat name, e.g. `package` or `models/fp32`."""
+    """The SHA-256 of each input by flat name, e.g. `models/fp32`; that of a folder is its manifest's."""
     packages: Mapping[str, str] = field(default_factory=dict)
     """The installed versions of the packages that the stage type and its `Code` parameters depend on."""
     run: str = ""

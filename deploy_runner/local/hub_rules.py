@@ -10,6 +10,7 @@ __all__ = ["metadata_errors", "wants_lfs"]
 _LFS_SUFFIXES = (".safetensors", ".onnx", ".data", ".bin", ".pt", ".pth", ".ptl", ".pte", ".gz",
                  ".tar", ".zip", ".npz", ".npy", ".h5", ".tflite", ".pkl", ".parquet")  # fmt: skip
 _LFS_BYTES = 10 * 1024 * 1024
+_LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
 
 _LICENSE_NAMES = """
 apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
@@ -55,6 +56,13 @@ def _text_errors(value: dict[str, Any]) -> list[str]:
         given = value.get(name, [])
         if not all(isinstance(text, str) for text in (given if isinstance(given, list) else [given])):
             errors.append(f'"{name}" must be a string, or an array of strings')
+    given = value.get("language", [])
+    errors += [
+        f'"language" with value "{code}" is not valid. It must be an ISO 639-1, 639-2 or 639-3 code '
+        '(two/three letters), or a special value like "code", "multilingual"'
+        for code in (given if isinstance(given, list) else [given])
+        if isinstance(code, str) and not _LANGUAGE.fullmatch(code)
+    ]
     return errors
 
 

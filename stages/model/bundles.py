@@ -104,6 +104,8 @@ class Bundle:
     """The file that holds the module, where no factory builds it: TorchScript, or an exported program."""
     operators: str = ""
     """What registers operators that the program uses, as a `Code` parameter names it."""
+    hub_config: Mapping[str, Any] | None = None
+    """What the class saves as config.json, where it is one of huggingface_hub's ModelHubMixin."""
 
     @property
     def is_onnx(self) -> bool:
@@ -223,7 +225,7 @@ def load_bundle(folder: Path) -> Bundle:
         return Bundle(
             folder, factory, kwargs, ports["inputs"], ports["outputs"], allowed, axes,
             kept=data.get("kept"), program=Path(data.get("program", "")).name,
-            operators=data.get("operators", ""),
+            operators=data.get("operators", ""), hub_config=data.get("hub_config"),
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise StageError(

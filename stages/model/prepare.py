@@ -101,7 +101,9 @@ class ModelPrepare(Stage):
         module = bundles.build_module(factory, kwargs, params.factory)
         loaded = _load(ctx, module, params, inputs.weights)
         weights = inputs.weights
-        if loaded.initial or loaded.dropped:  # The bundle's weights are exactly those of the module.
+        if (
+            loaded.initial or loaded.dropped or loaded.refit
+        ):  # The bundle's weights are exactly those of the module.
             weights = ctx.workdir / "weights.safetensors"
             tensor_files.write(weights, state_dicts.find_state_dict(module, None)[0])
         given, batch, named = ports_of(module, params.example, params.dynamic)

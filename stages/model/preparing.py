@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -95,6 +95,7 @@ def prepare(
         "precision": {c.name: exact.allowed(c.inputs, c.outputs, eager.dtypes) for c in found.cases},
         "axes": [axis.as_dict() for axis in found.axes.values()],
         "kept": eager.kept,
+        **_hub_config(module),
     }
     _write(folder, origin, ports, described, found.cases)
     if eager.left_out:
@@ -104,6 +105,15 @@ def prepare(
     ctx.figure("parameters", sum(p.numel() for p in module.parameters()))
     record(ctx, lines, report)
     return found.cases
+
+
+def _hub_config(module: nn.Module) -> dict[str, Any]:
+    """Return what the module's class would save as config.json, if it is one of huggingface_hub's mixins."""
+    if not any(kind.__module__ == "huggingface_hub.hub_mixin" for kind in type(module).__mro__):
+        return {}
+    config: Any = getattr(module, "_hub_mixin_config", None) or {}
+    plain = asdict(config) if is_dataclass(config) and not isinstance(config, type) else dict(config)
+    return {"hub_config": plain}
 
 
 def _write(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, model_validator
 
 from deploy_runner.sdk import (
     Context,
@@ -13,27 +15,25 @@ from deploy_runner.sdk import (
     File,
     Finding,
     Folder,
-    StageError,
+    Output,
     StageInputs,
     StageParams,
 )
 
-from ..model import bundles
-from ..model.opened_io import read_spec
 from .backoff import Backoff
 from .converging import Push
-from .huggingface import layout, raw_io, rollback, status
-from .huggingface.card import Card, read_reports
+from .huggingface import names, rollback, status
+from .huggingface.assembled import CARD, assemble
 from .huggingface.client import Hub, hub_client, require_token
 from .huggingface.commit import Commit, ensure_branch, ensure_repo, ensure_tag
-from .huggingface.content import MANIFEST, Wanted, describe, manifest
+from .huggingface.content import MANIFEST
 from .huggingface.errors import one_sentence
 from .transcript import Transcript
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-_CARD = "README.md"
+_Repository = Annotated[str, AfterValidator(names.repository)]
+_Branch = Annotated[str, AfterValidator(names.branch)]
+_Tag = Annotated[str, AfterValidator(names.tag)]
+_Language = Annotated[str, AfterValidator(names.language)]
 
 
 class PushHub(Push):
@@ -52,20 +52,27 @@ class PushHub(Push):
     class Params(StageParams):
         """Where to, and what the card says."""
 
-        repo: str = Field(description="name, or namespace/name")
+        repo: _Repository = Field(description="name, or namespace/name")
         private: bool = Field(False, description="create the repository as private; fail if it is public")
-        revision: str = Field("main", description="the branch to commit to; it is created from main")
-        tag: str | None = Field(None, description="a tag to set on the commit")
+        revision: _Branch = Field("main", description="the branch to commit to; it is created from main")
+        tag: _Tag | None = Field(None, description="a tag to set on the commit")
         pull_request: bool = Field(False, description="propose the commit as a pull request to the branch")
         overwrite: bool = Field(False, description="overwrite files that others have added or changed")
         license: str = Field("other", description="the licence, by its identifier on the Hub")
-        language: str | None = Field(None, description="the language, e.g. en")
+        language: _Language | None = Field(None, description="the language by its code of ISO 639, e.g. en")
         tags: list[str] = Field(default=[], description="additional tags of the card")
         pipeline_tag: str | None = Field(None, description="the task, e.g. image-classification")
         dataset: str = Field("held-out samples", description="the data on which the accuracy was measured")
         message: str = Field(
             "Publish with deploy-runner", description="the title of the commit or pull request"
         )
+
+        @model_validator(mode="after")
+        def _either(self) -> Self:
+            if self.pull_request and self.tag:
+                raise ValueError("a pull request has no commit on the branch and can't be tagged: remove "
+                                 "`tag` or `pull_request`")  # fmt: skip
+            return self
 
     class Inputs(StageInputs):
         """What to publish."""
@@ -82,6 +89,13 @@ class PushHub(Push):
         )
         files: dict[str, File] | None = Field(
             None, description="additional files by their path; a README.md replaces the card"
+        )
+
+    class Outputs(Push.Outputs):
+        """The transcript, and the card."""
+
+        card: File = Output(
+            CARD, "the model card, as it was pushed: read that of a dry run before it goes live"
         )
 
     @contextmanager
@@ -102,10 +116,8 @@ class PushHub(Push):
 
     def converge(self, hub: Hub, params: Params, inputs: Inputs, outputs: Any) -> dict[str, Any]:
         """Lay out, compare, commit what differs, read back."""
-        if params.pull_request and params.tag:
-            raise StageError("a pull request has no commit on the branch and can't be tagged",
-                             fix="remove `tag` or `pull_request`")  # fmt: skip
-        files = _files(hub.ctx, params, inputs, hub.repo)
+        files = assemble(hub.ctx, params, inputs, hub.repo)
+        shutil.copyfile(files[CARD].path, outputs.card)
         ensure_repo(hub, private=params.private)
         ensure_branch(hub, params.revision)
         commit = Commit(
@@ -131,58 +143,13 @@ class PushHub(Push):
 
     def findings(self, hub: Hub, params: Params, inputs: Inputs) -> list[Finding]:
         """Compare the branch, the tag and the visibility with what is wanted."""
-        files = _files(hub.ctx, params, inputs, hub.repo)
+        files = assemble(hub.ctx, params, inputs, hub.repo)
         asked = status.Asked(hub.repo, params.revision, params.tag, params.private, params.message)
         return status.findings(hub.api, asked, files)
 
     def restore(self, hub: Hub, params: Params, to: str) -> str:
         """Bring the branch back to what was pushed before, by a new commit."""
         return rollback.roll_back(hub.api, hub.repo, params.revision, to, _description(hub.ctx))
-
-
-def _files(ctx: Context, params: PushHub.Params, inputs: PushHub.Inputs, repo: str) -> dict[str, Wanted]:
-    """Return what the repository is to hold, the card and the manifest included."""
-    bundle = bundles.load_bundle(inputs.reference) if inputs.reference else None
-    paths: dict[str, Path] = layout.onnx_files(inputs.models or {}, ctx.workdir)
-    if inputs.weights is not None:
-        paths["model.safetensors"] = inputs.weights
-    io = read_spec(inputs.io) if inputs.io else None
-    if bundle is not None or io is not None:
-        paths["config.json"] = layout.config(bundle, raw_io.labels(io), ctx.workdir)
-    if inputs.io is not None:
-        paths |= raw_io.files(inputs.io)
-    paths |= layout.further_files(inputs.files or {})
-    if not paths:
-        raise StageError("there is nothing to publish", fix="set weights, models or files")
-    files = describe(paths, _known_digests(ctx, inputs))
-    if _CARD not in files:
-        card = Card(
-            repo, files, read_reports(inputs.reports or {}), bundle, ctx.lineage, params.license,
-            params.language, params.tags, params.pipeline_tag or raw_io.task(io), params.dataset,
-            _loaded(params), io,
-        )  # fmt: skip
-        files |= _written(ctx, _CARD, card.text().encode())
-    return files | _written(ctx, MANIFEST, manifest(files))
-
-
-def _loaded(params: PushHub.Params) -> str | None:
-    """Return the revision that the card's snippets name: the tag, or a branch that isn't main."""
-    return params.tag or (params.revision if params.revision != "main" else None)
-
-
-def _written(ctx: Context, name: str, data: bytes) -> dict[str, Wanted]:
-    path = ctx.workdir / name
-    path.write_bytes(data)
-    return describe({name: path}, {})
-
-
-def _known_digests(ctx: Context, inputs: PushHub.Inputs) -> Mapping[Path, str]:
-    """Return the digests that the runner has computed already, by the path of the file."""
-    found = {inputs.weights: ctx.digests.get("weights", "")} if inputs.weights else {}
-    for group in ("models", "files"):
-        for name, path in (getattr(inputs, group) or {}).items():
-            found[path] = ctx.digests.get(f"{group}/{name}", "")
-    return found
 
 
 def _description(ctx: Context) -> str:

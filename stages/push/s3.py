@@ -87,7 +87,7 @@ class _Release:
     def __init__(self, aws: Aws, params: PushS3.Params, artifact: Path) -> None:
         self._aws, self.pointer = aws, _pointer(aws, params)
         self._paths = {params.name or artifact.name: artifact} if artifact.is_file() else _members(artifact)
-        known = aws.ctx.digests.get("artifact")
+        known = aws.ctx.digests.get("artifact") if artifact.is_file() else None
         self.files = {name: known or sha256_file(path) for name, path in self._paths.items()}
         listed = {
             name: {"sha256": digest, "bytes": self._paths[name].stat().st_size}

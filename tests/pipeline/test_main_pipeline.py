@@ -59,12 +59,29 @@ def test_the_transcripts_name_every_object_and_call(ran: tuple[Project, dict]) -
         "sagemaker:CreateEndpoint",
     ]  # fmt: skip
     assert endpoint["sha256"] == result["stages"]["package"]["outputs"]["package"]
-    hub = json.loads(project.output("hub"))
+    hub = json.loads(project.output("hub.transcript"))
     assert sorted(hub["files"]) == [
         "README.md", "config.json", "deploy-runner.json", "model.safetensors", "onnx/model.onnx",
         "onnx/model_best.onnx",
     ]  # fmt: skip
     assert hub["files"]["model.safetensors"] == result["stages"]["weights"]["outputs"]["weights"]
+
+
+def test_the_card_is_read_before_it_goes_live_and_names_the_stage_of_every_file(
+    ran: tuple[Project, dict],  # type: ignore[type-arg]
+) -> None:
+    project, result = ran
+    project.run()  # `get` reads the last run, which may be another test's.
+    card = project.output("hub.card").decode()
+    rows = [row.split(" | ") for row in card.splitlines() if row.startswith(("| ONNX", "| safe", "| JSON"))]
+    chosen = str(result["stages"]["best"]["figures"]["chosen"])
+    maker = "onnx.export" if chosen == "fp32" else "onnx.quantize_static"
+    assert {row[1]: row[3] for row in rows} == {
+        "`config.json`": "hub (`push.hub`)",
+        "`model.safetensors`": "weights (`checkpoint.state_dict`)",
+        "`onnx/model.onnx`": "fp32 (`onnx.export`)",
+        "`onnx/model_best.onnx`": f"{chosen} (`{maker}`)",
+    }
 
 
 def test_a_second_run_and_a_touched_input_do_nothing(ran: tuple[Project, dict]) -> None:  # type: ignore[type-arg]

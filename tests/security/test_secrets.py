@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
+import sys
 import urllib.parse
 from pathlib import Path
 
@@ -155,7 +157,7 @@ def test_the_secrets_differ() -> None:
 
 
 def test_the_credentials_of_a_live_push_are_secrets_too_and_names_of_files_are_not() -> None:
-    from deploy_runner.engine.execute.action import credentials_of
+    from deploy_runner.engine.execute.live import credentials_of
 
     environ = {
         "AWS_ACCESS_KEY_ID": "AKIAEXAMPLE", "AWS_SECRET_ACCESS_KEY": "s3cr3t", "AWS_SESSION_TOKEN": "t0ken", "HF_TOKEN": "hf_x",
@@ -165,3 +167,34 @@ def test_the_credentials_of_a_live_push_are_secrets_too_and_names_of_files_are_n
     assert credentials_of(environ) == {
         "AWS_SECRET_ACCESS_KEY": "s3cr3t", "AWS_SESSION_TOKEN": "t0ken", "HF_TOKEN": "hf_x", "HTTPS_PROXY": "p@ss",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("place", "env"),
+    [
+        pytest.param(".cache/huggingface/token", {}, id="HOME"),
+        pytest.param("caches/huggingface/token", {"XDG_CACHE_HOME": "{home}/caches"}, id="XDG_CACHE_HOME"),
+        pytest.param("hf/token", {"HF_HOME": "~/hf", "XDG_CACHE_HOME": "{home}/caches"}, id="HF_HOME"),
+        pytest.param(
+            "t o k e n", {"HF_TOKEN_PATH": "${{HOME}}/t o k e n", "HF_HOME": "~/hf"}, id="HF_TOKEN_PATH"
+        ),
+    ],
+)
+def test_the_token_of_hf_auth_login_is_found_where_the_hubs_client_has_it_and_is_a_secret(
+    tmp_path: Path, place: str, env: dict[str, str]
+) -> None:
+    from deploy_runner.engine.execute.live import credentials_of, live_environment
+
+    environ = {"HOME": str(tmp_path), **{name: value.format(home=tmp_path) for name, value in env.items()}}
+    path = tmp_path / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("hf_of_a_login\n")
+    shown = "import huggingface_hub.constants as c; print(c.HF_TOKEN_PATH)"
+    theirs = subprocess.run(
+        [sys.executable, "-c", shown], env=environ, capture_output=True, text=True, check=True
+    )
+    assert theirs.stdout == f"{path}\n"
+    assert live_environment(environ)["HF_TOKEN_PATH"] == str(path)
+    assert credentials_of(environ) == {"HF_TOKEN_PATH": "hf_of_a_login"}
+    path.unlink()
+    assert not credentials_of(environ)

@@ -290,6 +290,7 @@ def test_parts_are_put_together_once_and_a_quota_is_kept(owned: LocalHub) -> Non
     [
         ("license: apache2", '"license" must be one of'),
         ("language: no", '"language" must be a string'),
+        ("language: [en, en-US]", '"language" with value "en-US" is not valid'),
         (
             "model-index: [{name: m, results: [{task: {type: t}, metrics: []}]}]",
             r"dataset\.name\" is required",

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote, urlsplit
 
 from ...errors import DeployRunnerError, GateError, StageError
 from ...pipeline.credentials import secret_values
@@ -26,19 +25,12 @@ from .sandbox import NOT_STARTED, Confinement
 from .worker import PROGRESS
 
 __all__ = [
-    "Action", "Project", "finish", "live_environment", "progress_event", "raise_failure", "record_for",
+    "Action", "Project", "finish", "progress_event", "raise_failure", "record_for",
     "request", "secrets_of",
 ]  # fmt: skip
 
 _GIT_S = 10.0
 _PLAIN_ENV = ("PATH", "LANG", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "LD_LIBRARY_PATH")
-_CLOUD = re.compile(r"(AWS|HF|HUGGING_FACE|HUGGINGFACE)_|(HTTPS?|NO|ALL)_PROXY\Z", re.IGNORECASE)
-_CREDENTIAL = re.compile(r"(ACCESS_KEY|TOKEN|SECRET|PASSWORD)(?!_PATH|_FILE|_ID)")
-_CREDENTIAL_FILES = {
-    "AWS_SHARED_CREDENTIALS_FILE": ".aws/credentials",
-    "AWS_CONFIG_FILE": ".aws/config",
-    "HF_TOKEN_PATH": ".cache/huggingface/token",
-}
 _TAIL_LINES = 200
 
 _WORD = re.compile(r"[^\s:;,'\"`()]+")
@@ -142,7 +134,7 @@ def request(
         "target": dict(node.target),
         "secrets": secrets_of(node, environ),
         "lineage": dict(action.decision.lineage),
-        "digests": {n: a.digest for n, a in action.decision.inputs.items() if a.kind == "file"},
+        "digests": {n: a.digest for n, a in action.decision.inputs.items()},
         "run": project.run if project.live else "",
         "commit": commit_of(project.root) if project.live and node.converges else "",
         "code": {f.name: [f.path, digests[f.name]] for f in node.code},
@@ -220,26 +212,6 @@ def _environment(action: Action, environ: Mapping[str, str], cloud: Mapping[str,
     if action.gpus:
         env[gpus.VISIBLE] = ",".join(action.gpus)
     return {**env, **cloud, **action.node.env}
-
-
-def live_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what a live push gets of the runner's environment: credentials and proxies."""
-    env = {name: value for name, value in environ.items() if _CLOUD.match(name)}
-    home = environ.get("HOME", "")
-    for name, place in _CREDENTIAL_FILES.items():
-        if name not in env and home and os.path.exists(f"{home}/{place}"):
-            env[name] = f"{home}/{place}"
-    return env
-
-
-def credentials_of(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what of a live push's environment nobody may read: keys, tokens, passwords of proxies."""
-    live = live_environment(environ)
-    found = {name: value for name, value in live.items() if _CREDENTIAL.search(name)}
-    proxies = {
-        name: urlsplit(value).password for name, value in live.items() if name.upper().endswith("_PROXY")
-    }
-    return found | {name: unquote(password) for name, password in proxies.items() if password}
 
 
 def finish(

@@ -14,9 +14,10 @@ from ...errors import StageError
 from ...store.cas import Store
 from ...types import Graph, StageNode
 from ..plan import Decision, Planner
-from .action import Action, Project, live_environment, raise_failure, request, secrets_of
+from .action import Action, Project, raise_failure, request, secrets_of
 from .collect import read_result
 from .fork import ForkServer
+from .live import credentials_of, live_environment
 from .redact import Redactor
 from .worker import PROGRESS
 
@@ -42,7 +43,9 @@ def ask(
     """
     folder = store.new_tmp() / f"ask-{node.id}"
     (folder / "work").mkdir(parents=True)
-    action = Action(node, decision or _NOTHING, folder, Redactor(secrets_of(node, environ)))
+    action = Action(
+        node, decision or _NOTHING, folder, Redactor(credentials_of(environ) | secrets_of(node, environ))
+    )
     project = Project(graph.root, graph.live)
     cloud = live_environment(environ)
     asked = request(action, project, store, planner.environment, environ, cloud) | {"ask": dict(question)}

@@ -17,10 +17,11 @@ from ...store.cas import Store
 from ...types import RunOptions, StageNode
 from ..keys import KeyEnvironment
 from . import gpus
-from .action import Action, Project, finish, live_environment, request
+from .action import Action, Project, finish, request
 from .arrivals import Arrivals, Arrived
 from .crews import Audience, Ended
 from .fork import ForkServer, ForkServers
+from .live import live_environment
 from .sandbox import NOT_STARTED, Confinement
 from .supervisor import probe
 

@@ -21,8 +21,9 @@ from ...store.locks import Lock
 from ...store.removal import remove_tree
 from ...types import Artifact, Event, Graph, RunOptions, StageNode, StageResult, State
 from ..plan import Decision, Outputs, Planner
-from .action import Action, credentials_of, progress_event, secrets_of
+from .action import Action, progress_event, secrets_of
 from .crews import Audience, Crew, Ended, stays_here
+from .live import credentials_of
 from .redact import Redactor
 from .worker import PROGRESS
 

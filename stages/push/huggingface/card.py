@@ -33,12 +33,13 @@ _PRECISIONS = ("fp16", "int8", "uint8", "quantized", "q4f16", "q4", "bnb4")
 class Card:
     """What a card is made of. `revision` is what its snippets load, `lineage` what the run made before.
 
-    `io` is the io.json of what takes raw input.
+    `makers` names the stage that made each file, `io` is the io.json of what takes raw input.
     """
 
     repo: str
     files: Mapping[str, Wanted]
     reports: Reports
+    makers: Mapping[str, str] = field(default_factory=dict)
     bundle: Bundle | None = None
     lineage: Lineage = field(default_factory=dict)
     license: str = "other"
@@ -80,10 +81,9 @@ class Card:
         return metadata
 
     def _files_table(self) -> list[str]:
-        makers = _makers(self.lineage)
         lines = ["## Files\n", "| format | file | bytes | made by | SHA-256 |", "|---|---|---:|---|---|"]
         lines += [
-            f"| {_format_of(path, file)} | `{path}` | {file.size} | {makers.get(file.sha256, '')} "
+            f"| {_format_of(path, file)} | `{path}` | {file.size} | {self.makers.get(path, '')} "
             f"| `{file.sha256}` |"
             for path, file in sorted(self.files.items())
         ]
@@ -167,15 +167,6 @@ def _parity_table(reports: Reports) -> list[str]:
         "|---|---:|---:|---:|---:|",
     ]
     return ["\n".join([*head, *rows]) + "\n"] if rows else []
-
-
-def _makers(lineage: Lineage) -> dict[str, str]:
-    """Return SHA-256 → the stage that made a file of it, with its type."""
-    return {
-        made[0]: f"{id_} (`{stage['uses']}`)"
-        for id_, stage in lineage.items()
-        for made in stage["made"].values()
-    }
 
 
 def _sources(lineage: Lineage) -> dict[tuple[str, str], str]:

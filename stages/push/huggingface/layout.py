@@ -18,6 +18,7 @@ from deploy_runner.sdk import StageError
 
 from ...model import protos
 from ...model.bundles import Bundle
+from .placed import Placed
 
 _SUFFIXES = {
     "model": "", "fp32": "", "float32": "", "fp16": "_fp16", "float16": "_fp16", "int8": "_int8",
@@ -26,9 +27,9 @@ _SUFFIXES = {
 }  # fmt: skip
 
 
-def onnx_files(models: Mapping[str, Path], workdir: Path) -> dict[str, Path]:
+def onnx_files(models: Mapping[str, Path], workdir: Path) -> dict[str, Placed]:
     """Return the files of ONNX models by their path; two for one path are refused."""
-    files: dict[str, Path] = {}
+    files: dict[str, Placed] = {}
     names: dict[str, str] = {}
     for name, model in models.items():
         path = onnx_path(name)
@@ -37,7 +38,8 @@ def onnx_files(models: Mapping[str, Path], workdir: Path) -> dict[str, Path]:
                 f"the models {names[path]!r} and {name!r} have the same path {path}", fix="rename one"
             )
         names[path] = name
-        files |= _one_model(path, model, workdir)
+        found = _one_model(path, model, workdir)
+        files |= {place: Placed(file, f"models/{name}") for place, file in found.items()}
     return files
 
 
@@ -81,9 +83,9 @@ def config(bundle: Bundle | None, labels: Mapping[str, Any], workdir: Path) -> P
     return path
 
 
-def further_files(files: Mapping[str, Path]) -> dict[str, Path]:
+def further_files(files: Mapping[str, Path]) -> dict[str, Placed]:
     """Return further files by their path; one that leaves the repository is refused."""
     for path in files:
         if path.startswith("/") or {"", ".", ".."} & set(path.split("/")):
             raise StageError(f"files: {path!r} is not a path inside a repository", fix="e.g. `docs/data.md`")
-    return dict(files)
+    return {path: Placed(file, f"files/{path}") for path, file in files.items()}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...package import raw
+from .placed import Placed
 
 __all__ = ["files", "labels", "request", "task"]
 
@@ -28,10 +29,11 @@ _REQUESTS = {
 }
 
 
-def files(folder: Path) -> dict[str, Path]:
+def files(folder: Path) -> dict[str, Placed]:
     """Return an artifact's files by their path; a tokenizer at the top as well, where other clients look."""
     tokenizer = folder / _TOKENIZER
-    return raw.files(folder) | ({_TOKENIZER: tokenizer} if tokenizer.is_file() else {})
+    found = raw.files(folder) | ({_TOKENIZER: tokenizer} if tokenizer.is_file() else {})
+    return {path: Placed(file, "io") for path, file in found.items()}
 
 
 def labels(io: Mapping[str, Any] | None) -> dict[str, Any]:
