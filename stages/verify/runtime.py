@@ -9,9 +9,10 @@ from deploy_runner.sdk import Context, StageError
 from ...server import aot
 from ..model import bundles, protos
 from ..model.compare import Model
+from ..openvino import ir
 from ..torch import torchscript
 
-_SUFFIXES = ".onnx, .pt, .pt2, .ptl or .pte"
+_SUFFIXES = ".onnx, .pt, .pt2, .ptl, .pte or OpenVINO's folder"
 
 
 def open_model(ctx: Context, path: Path, reference: bundles.Bundle | None = None) -> Model:
@@ -22,6 +23,8 @@ def open_model(ctx: Context, path: Path, reference: bundles.Bundle | None = None
     if path.is_dir() and (path / "bundle.json").is_file():
         bundle = bundles.load_bundle(path)
         return protos.runner(path, threads=ctx.threads) if bundle.is_onnx else _eager(bundle)
+    if (path / ir.FILE_NAME).is_file():
+        return ir.runner(path, threads=ctx.threads, outputs=reference.output_names if reference else None)
     path = protos.program_file(path)
     if path.is_dir() or path.suffix == ".onnx":
         return protos.runner(path, threads=ctx.threads)
