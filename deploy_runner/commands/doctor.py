@@ -151,6 +151,7 @@ def _imported(node: StageNode) -> Iterator[str]:
 
 _TRY = """
 import importlib
+sys.modules["openvino_telemetry"] = None  # Else importing openvino reports that it was imported.
 refused = {}
 for name in json.loads(sys.argv[1]):
     try:
@@ -185,6 +186,7 @@ def _modules(packages: Sequence[str]) -> Iterator[str]:
         name = package.replace("-", "_").lower()
         yield {
             "sagemaker_core": "sagemaker",
+            "pillow": "PIL",
             "pyyaml": "yaml",
             "scikit_learn": "sklearn",
             "protobuf": "google.protobuf",

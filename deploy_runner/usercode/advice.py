@@ -17,10 +17,10 @@ _DISTRIBUTIONS = {
 }  # fmt: skip
 """Modules whose distribution has another name (each as its own documentation says)."""
 _SAME = frozenset((
-    "accelerate", "boto3", "datasets", "einops", "executorch", "huggingface_hub", "lightning", "matplotlib",
-    "moto", "numpy", "onnx", "onnxruntime", "onnxscript", "pandas", "peft", "safetensors", "scipy",
-    "sentencepiece", "soundfile", "timm", "tokenizers", "torch", "torchao", "torchaudio", "torchvision",
-    "tqdm", "transformers", "ultralytics", "xgboost",
+    "accelerate", "boto3", "coremltools", "datasets", "einops", "executorch", "huggingface_hub", "lightning",
+    "matplotlib", "moto", "nncf", "numpy", "onnx", "onnxruntime", "onnxscript", "openvino", "pandas", "peft",
+    "safetensors", "scipy", "sentencepiece", "soundfile", "timm", "tokenizers", "torch", "torchao",
+    "torchaudio", "torchvision", "tqdm", "transformers", "ultralytics", "xgboost",
 ))  # fmt: skip
 """Modules whose distribution has the same name. No other name is guessed: it may be anybody's package."""
 

@@ -6,18 +6,14 @@ Strides hide sizes: where a model divides them by 32, three cases may have the s
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deploy_runner.sdk import StageError
 
 from . import bundles
 from .axes import SOUND
 from .bundles import Bundle, Case
-from .compare import largest
-from .flattening import named_arrays
-
-if TYPE_CHECKING:
-    from torch import nn
+from .compare import Model, largest
 
 __all__ = ["far_case"]
 
@@ -26,10 +22,8 @@ _ROOM = 4
 """How many times the share of the largest value that the other cases allow: rounding grows with the size."""
 
 
-def far_case(bundle: Bundle, module: nn.Module) -> Case | None:
+def far_case(bundle: Bundle, original: Model) -> Case | None:
     """Return a case of about twice the size along every axis but the batch, if the model takes that."""
-    import torch
-
     first, sizes = bundle.cases[0], _sizes(bundle)
     if not sizes:
         return None
@@ -37,9 +31,7 @@ def far_case(bundle: Bundle, module: nn.Module) -> Case | None:
     if sum(math.prod(array.shape) for array in arrays.values()) > _MOST_VALUES:
         return None
     try:
-        with torch.no_grad():
-            result = module(*bundles.tensors(arrays, bundle.input_names))
-        outputs = named_arrays(result, bundle.output_names)
+        outputs = original(arrays)
     except Exception:  # Nobody said that the model takes it.
         return None
     allowed = {name: _share(bundle, name) * largest(array) for name, array in outputs.items()}

@@ -28,7 +28,7 @@ from ..model.branches import Branches
 from ..model.bundles import Bundle, Case
 from ..model.compare import Model, Tolerances, compare, gate
 from ..model.far import far_case
-from ..torch.torchscript import unfused
+from ..torch.torchscript import runner, unfused
 from . import naming, refusals
 from .pooling import exact_pooling
 
@@ -96,7 +96,8 @@ class _Seen:
 
 def _seen(bundle: Bundle) -> _Seen:
     module = bundle.module()
-    return _Seen(branches.exercise(bundle, module), far_case(bundle, module))
+    original = runner(module, bundle.input_names, bundle.output_names)
+    return _Seen(branches.exercise(bundle, module), far_case(bundle, original))
 
 
 def _first_right(

@@ -28,6 +28,7 @@ from ..model import bundles, npz, opened_io, protos
 from ..model.calibration import Slot, samples_of_output, slots_of_bundle, slots_of_onnx
 from ..model.compare import Model
 from ..model.wording import user_line
+from ..openvino import ir
 from . import raw_answers, raw_data, runtime
 
 _BATCH = 64
@@ -221,7 +222,7 @@ def _slots(candidate: Path, bundle: bundles.Bundle | None) -> tuple[list[Slot], 
             raise StageError(f"the first output {first.name!r} has no value per sample to compare with `y`",
                              fix="have the factory return a module whose first output does")  # fmt: skip
         return slots_of_bundle(bundle), first.batch or 0
-    if candidate.is_dir() or candidate.suffix == ".onnx":
+    if candidate.suffix == ".onnx" or (candidate.is_dir() and not (candidate / ir.FILE_NAME).is_file()):
         proto = protos.load_proto(candidate, weights=False)
         return slots_of_onnx(proto), samples_of_output(proto)
     return [], 0

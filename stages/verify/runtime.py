@@ -12,9 +12,10 @@ from ...server.devices import Device
 from ...server.problems import UnfitArtifact
 from ..model import bundles, protos
 from ..model.compare import Model
+from ..openvino import ir
 from ..torch import torchscript
 
-_SUFFIXES = ".onnx, .pt, .pt2, .ptl or .pte"
+_SUFFIXES = ".onnx, .pt, .pt2, .ptl, .pte or OpenVINO's folder"
 
 
 class OnDevice(StageParams):
@@ -42,6 +43,9 @@ def open_model(
         if bundle.is_onnx:
             return protos.runner(path, threads=ctx.threads, device=device)
         return _torch(bundle.module(), bundle, device)
+    if (path / ir.FILE_NAME).is_file():
+        _require_cpu(path, device)
+        return ir.runner(path, threads=ctx.threads, outputs=reference.output_names if reference else None)
     path = protos.program_file(path)
     if path.is_dir() or path.suffix == ".onnx":
         return protos.runner(path, threads=ctx.threads, device=device)
@@ -60,8 +64,7 @@ def open_model(
 def _open(path: Path, bundle: bundles.Bundle, device: Device) -> Model:
     if path.suffix in (".pt", ".pth"):
         return _torch(torchscript.load(path), bundle, device)
-    if device != "cpu":
-        raise StageError(f"{path.name} can't be run on a GPU here", fix="remove `device`, or use ONNX")
+    _require_cpu(path, device)
     if path.suffix == ".pt2" and aot.is_aot(path):
         from ..torch.aot import runner
     elif path.suffix == ".pt2":
@@ -71,6 +74,11 @@ def _open(path: Path, bundle: bundles.Bundle, device: Device) -> Model:
     else:
         from ..mobile.executorch import runner
     return runner(path, bundle)
+
+
+def _require_cpu(path: Path, device: Device) -> None:
+    if device != "cpu":
+        raise StageError(f"{path.name} can't be run on a GPU here", fix="remove `device`, or use ONNX")
 
 
 def _torch(module: Any, bundle: bundles.Bundle, device: Device) -> Model:

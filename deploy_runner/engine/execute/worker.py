@@ -251,7 +251,7 @@ def _described(error: BaseException, request: dict[str, Any]) -> dict[str, str]:
     fix = "see the stage's log for the traceback"
     if isinstance(error, ModuleNotFoundError):
         message, fix = missing_module(
-            error, project=request["project"], folder=request["stage_dir"], extra=_extra(request)
+            error, project=request["project"], folder=_folder(request), extra=_extra(request)
         )
         return {"class": kind, "message": message, "fix": fix}
     if isinstance(error, MemoryError):
@@ -262,6 +262,12 @@ def _described(error: BaseException, request: dict[str, Any]) -> dict[str, str]:
         }
     message = f"{type(error).__name__}: {said}" if said else type(error).__name__
     return {"class": kind, "message": f"{message}{where}", "fix": fix}
+
+
+def _folder(request: dict[str, Any]) -> str:
+    """Return the folder of the stage type's file, which may be one of its family."""
+    file = getattr(sys.modules.get(request["module"]), "__file__", None)
+    return os.path.dirname(file) if file else str(request["stage_dir"])
 
 
 def _extra(request: dict[str, Any]) -> str:
