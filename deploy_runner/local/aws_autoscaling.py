@@ -46,7 +46,8 @@ def _refusal(backend: Any, resource: str, given: dict[str, Any]) -> str:
     from moto.sagemaker.models import sagemaker_backends
 
     _, name, _, variant = resource.split("/")
-    endpoint = sagemaker_backends[backend.account_id][backend.region_name].endpoints.get(name)
+    known: Any = sagemaker_backends[backend.account_id][backend.region_name].endpoints
+    endpoint = known.get(name)
     if endpoint is None or variant not in [v["VariantName"] for v in endpoint.production_variants]:
         return f"Endpoint variant not found: {resource}"
     if endpoint.endpoint_status != "InService":

@@ -26,7 +26,7 @@ def hold_settings(backend: Any, response: Any, refuse: Callable[[str], Exception
     """Patch moto's SageMaker backend and its responses."""
     from moto.sagemaker.models import FakeEndpointConfig
 
-    FakeEndpointConfig.validate_instance_type = lambda self, instance_type: None
+    setattr(FakeEndpointConfig, "validate_instance_type", lambda self, instance_type: None)  # noqa: B010
     for action in _HELD:
         _hold(response, action)
     _exclude(backend, response, refuse)
