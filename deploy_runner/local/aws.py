@@ -6,7 +6,8 @@ Differences that are corrected (measured with moto 5.2.5): a name that exists is
 config needs its models, a config in use can't be deleted, a version of a model package is made once
 for a token and keeps its properties, an object whose bytes don't have the SHA-256 that was sent with
 them is refused, a HEAD says of how many parts a checksum is, and members that are empty are left out,
-as AWS does and its own SDK needs. What endpoints do is in `aws_endpoints`.
+as AWS does and its own SDK needs. What endpoints do is in `aws_endpoints`, which settings they have in
+`aws_settings`, how they scale in `aws_autoscaling`, and what a request may say in `aws_requests`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from .aws_endpoints import extend_endpoints, refuse, resource_arn
+from .aws_autoscaling import check_targets
+from .aws_endpoints import extend_endpoints
+from .aws_fleets import refuse, resource_arn
+from .aws_requests import check_requests
+from .aws_settings import hold_settings
 
 __all__ = ["extend_moto", "main"]
 
@@ -33,6 +38,7 @@ _WITH_EMPTY = (
 
 def extend_moto() -> None:
     """Patch moto's S3 and SageMaker in this process; to be called before its server starts."""
+    from moto.applicationautoscaling.models import ApplicationAutoscalingBackend
     from moto.s3.responses import S3Response
     from moto.sagemaker.models import SageMakerModelBackend
     from moto.sagemaker.responses import SageMakerResponse
@@ -47,6 +53,9 @@ def extend_moto() -> None:
     _keep_used_configs(SageMakerModelBackend)
     _keep_versions(SageMakerModelBackend)
     _check_bodies(S3Response)
+    hold_settings(SageMakerModelBackend, SageMakerResponse, refuse)
+    check_targets(ApplicationAutoscalingBackend)
+    check_requests(SageMakerResponse, "sagemaker", refuse)
     for name in _WITH_EMPTY:
         _strip_empty(SageMakerResponse, name)
 

@@ -8,119 +8,32 @@ invocations, asynchronous ones and transform jobs go through the container.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-import subprocess
-import sys
-import tempfile
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-__all__ = ["extend_endpoints", "refuse", "resource_arn"]
+from .aws_autoscaling import forget_target, is_scaled
+from .aws_fleets import (
+    Container,
+    Fleet,
+    container_of,
+    read_object,
+    refuse,
+    resource_arn,
+    store_object,
+)
 
-_PLAIN_ENV = ("PATH", "LANG", "LD_LIBRARY_PATH")
+__all__ = ["extend_endpoints"]
+
 _NO_PING = (
     "The primary container for production variant {} did not pass the ping health check. "
     "Please check CloudWatch logs for this endpoint."
 )
+_INSTANCE_COUNTS = ("CurrentInstanceCount", "DesiredInstanceCount")
 _LOCK = threading.RLock()
-
-
-def refuse(message: str) -> Exception:
-    """Return AWS's ValidationException."""
-    from moto.sagemaker.exceptions import ValidationError
-
-    refusal: Exception = ValidationError(message=message)
-    return refusal
-
-
-def resource_arn(backend: Any, kind: str, name: str) -> str:
-    """Return the ARN of a SageMaker resource."""
-    return f"arn:aws:sagemaker:{backend.region_name}:{backend.account_id}:{kind}/{name}"
-
-
-class Container:
-    """A process that serves one model; `said` is why it can't, once it has ended."""
-
-    def __init__(self, backend: Any, model: Any) -> None:
-        described = model.primary_container
-        self._folder = tempfile.TemporaryDirectory()
-        package = Path(self._folder.name) / "model.tar.gz"
-        package.write_bytes(_object(backend.account_id, described["ModelDataUrl"]) or b"")
-        env = {name: os.environ[name] for name in _PLAIN_ENV if name in os.environ}
-        env |= {"OMP_NUM_THREADS": "1", "HOME": self._folder.name} | described.get("Environment", {})
-        self._process = subprocess.Popen(
-            [sys.executable, "-sP", "-m", "deploy_runner.local.container", str(package)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env, text=True,
-        )  # fmt: skip
-        self._url = ""
-        self.said = ""
-        self._started = threading.Event()
-        threading.Thread(target=self._read_address, daemon=True).start()
-
-    def _read_address(self) -> None:
-        assert self._process.stdout is not None
-        try:
-            line = json.loads(self._process.stdout.readline())
-        except ValueError:
-            line = {"error": "it printed nothing"}
-        self._url, self.said = line.get("url", ""), line.get("error", "")
-        self._started.set()
-
-    @property
-    def state(self) -> str:
-        """Return "starting", "ready" or "failed"."""
-        if not self._started.is_set():
-            return "starting"
-        return "ready" if self._url else "failed"
-
-    def invoke(self, body: bytes, content_type: str, accept: str) -> tuple[int, str, bytes]:
-        """Return the status, the content type and the body that the container answers."""
-        headers = {"Content-Type": content_type, "Accept": accept}
-        request = urllib.request.Request(f"{self._url}/invocations", body, headers)
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(request, timeout=60) as answer:
-                return 200, answer.headers["Content-Type"], answer.read()
-        except urllib.error.HTTPError as error:
-            return error.code, error.headers["Content-Type"], error.read()
-
-    def stop(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.communicate()
-        self._folder.cleanup()
-
-
-@dataclass(slots=True)
-class Fleet:
-    """What serves one endpoint, and what is to serve it next.
-
-    `steps` yields the share of traffic, in percent, that the new containers get; `alarms` are the
-    names whose state rolls the update back.
-    """
-
-    container: Container
-    config: Any = None
-    next_container: Container | None = None
-    next_config: Any = None
-    steps: Iterator[int] = field(default_factory=lambda: iter(()))
-    alarms: tuple[str, ...] = ()
-    shifted: int = 0
-    count: Iterator[int] = field(default_factory=itertools.count)
-
-    def pick(self) -> Container:
-        """Return the container that gets the next request."""
-        if self.next_container is not None and next(self.count) % 100 < self.shifted:
-            return self.next_container
-        return self.container
 
 
 def extend_endpoints(backend: Any, response: Any, runtime: Any) -> None:
@@ -131,28 +44,6 @@ def extend_endpoints(backend: Any, response: Any, runtime: Any) -> None:
     _run_transform_jobs(backend)
 
 
-def _object(account: str, uri: str) -> bytes | None:
-    from moto.s3.models import s3_backends
-
-    parts = urlsplit(uri)
-    try:
-        found = s3_backends[account]["aws"].get_object(parts.netloc, parts.path.lstrip("/"))
-    except Exception:
-        return None
-    return None if found is None else bytes(found.value)
-
-
-def _store(account: str, uri: str, data: bytes) -> None:
-    from moto.s3.models import s3_backends
-
-    parts = urlsplit(uri)
-    s3_backends[account]["aws"].put_object(parts.netloc, parts.path.lstrip("/"), data)
-
-
-def _container(backend: Any, config: Any) -> Container:
-    return Container(backend, backend._models[config.production_variants[0]["ModelName"]])
-
-
 def _serve_endpoints(backend: Any) -> None:
     create, describe, delete = backend.create_endpoint, backend.describe_endpoint, backend.delete_endpoint
 
@@ -160,7 +51,7 @@ def _serve_endpoints(backend: Any) -> None:
         endpoint = create(self, *args, **kwargs)
         config = self.endpoint_configs[endpoint.endpoint_config_name]
         endpoint.endpoint_status = "Creating"
-        endpoint.fleet = Fleet(_container(self, config), config)
+        endpoint.fleet = Fleet(container_of(self, config), config)
         return endpoint
 
     def describe_endpoint(self: Any, endpoint_name: str) -> dict[str, Any]:
@@ -181,6 +72,7 @@ def _serve_endpoints(backend: Any) -> None:
             if container is not None:
                 container.stop()
         delete(self, endpoint_name)
+        forget_target(self, endpoint_name)
 
     backend.create_endpoint = create_endpoint
     backend.describe_endpoint = describe_endpoint
@@ -228,6 +120,8 @@ def _swap(endpoint: Any) -> None:
     fleet.container, fleet.config = fleet.next_container, fleet.next_config
     endpoint.endpoint_config_name = fleet.config.endpoint_config_name
     endpoint.production_variants = endpoint._process_production_variants(fleet.config.production_variants)
+    if fleet.retained:
+        endpoint.production_variants[0] |= dict.fromkeys(_INSTANCE_COUNTS, fleet.retained)
     endpoint.last_modified_time = utcnow()
     endpoint.endpoint_status = "InService"
     _forget_update(fleet)
@@ -235,7 +129,7 @@ def _swap(endpoint: Any) -> None:
 
 def _forget_update(fleet: Fleet) -> None:
     fleet.next_container = fleet.next_config = None
-    fleet.alarms, fleet.steps, fleet.shifted = (), iter(()), 0
+    fleet.alarms, fleet.steps, fleet.shifted, fleet.retained = (), iter(()), 0, 0
 
 
 def _alarmed(backend: Any, names: tuple[str, ...]) -> bool:
@@ -251,13 +145,14 @@ def _answer_updates(response: Any) -> None:
 
         name, config = self._get_param("EndpointName"), self._get_param("EndpointConfigName")
         with _LOCK:
-            arn = _update(self.sagemaker_backend, name, config, self._get_param("DeploymentConfig") or {})
+            arn = _update(self.sagemaker_backend, name, config, self._get_param("DeploymentConfig") or {},
+                          retain=bool(self._get_param("RetainAllVariantProperties")))  # fmt: skip
         return ActionResult({"EndpointArn": arn})
 
     response.update_endpoint = update_endpoint
 
 
-def _update(backend: Any, name: str, config: str, deployment: Mapping[str, Any]) -> str:
+def _update(backend: Any, name: str, config: str, deployment: Mapping[str, Any], *, retain: bool) -> str:
     endpoint = _known(backend, name)
     if config not in backend.endpoint_configs:
         arn = resource_arn(backend, "endpoint-config", config)
@@ -267,13 +162,29 @@ def _update(backend: Any, name: str, config: str, deployment: Mapping[str, Any])
     if endpoint.endpoint_config_name == config:
         raise refuse("Cannot update endpoint with the endpoint configuration it already uses.")
     fleet = endpoint.fleet
+    _refuse_kind(backend, endpoint, fleet.config, backend.endpoint_configs[config])
+    fleet.retained = endpoint.production_variants[0].get("DesiredInstanceCount", 0) if retain else 0
     fleet.steps = _steps(deployment.get("BlueGreenUpdatePolicy") or {})
     alarms = (deployment.get("AutoRollbackConfiguration") or {}).get("Alarms") or []
     fleet.alarms = tuple(alarm["AlarmName"] for alarm in alarms)
     fleet.next_config = backend.endpoint_configs[config]
-    fleet.next_container = _container(backend, fleet.next_config)
+    fleet.next_container = container_of(backend, fleet.next_config)
     endpoint.endpoint_status = "Updating"
     return str(endpoint.arn)
+
+
+def _refuse_kind(backend: Any, endpoint: Any, old: Any, new: Any) -> None:
+    """Refuse what an update can't change.
+
+    https://docs.aws.amazon.com/sagemaker/latest/dg/endpoint-scaling-update.html and serverless-endpoints.html
+    """
+    before, after = old.production_variants[0], new.production_variants[0]
+    if "ServerlessConfig" in after and "InstanceType" in before:
+        raise refuse("Cannot update an instance-based endpoint to a serverless endpoint.")
+    changed = before.get("InstanceType") != after.get("InstanceType")
+    if changed and is_scaled(backend, endpoint.endpoint_name):
+        raise refuse("Cannot change the instance type of a variant that is registered as a scalable target "
+                     f'for "{endpoint.arn}": deregister it first.')  # fmt: skip
 
 
 def _steps(policy: Mapping[str, Any]) -> Iterator[int]:
@@ -311,10 +222,10 @@ def _answer_invocations(runtime: Any) -> None:
         source = self.headers.get("X-Amzn-SageMaker-InputLocation")
         number = os.urandom(8).hex()
         kind = self.headers.get("X-Amzn-SageMaker-Content-Type") or "application/json"
-        data = _object(self.current_account, source) or b""
+        data = read_object(self.current_account, source) or b""
         status, _, answer = fleet.pick().invoke(data, kind, "*/*")
         place = f"{target}/{number}.out" if status == 200 else f"{target}/{number}-error.out"
-        _store(self.current_account, place, answer)
+        store_object(self.current_account, place, answer)
         headers = {"X-Amzn-SageMaker-OutputLocation": f"{target}/{number}.out",
                    "X-Amzn-SageMaker-FailureLocation": f"{target}/{number}-error.out"}  # fmt: skip
         return _answer(202, headers, json.dumps({"InferenceId": number}))
@@ -384,11 +295,11 @@ def _transform(backend: Any, job: Any) -> None:
         kind = job.transform_input.get("ContentType") or "application/json"
         target = job.transform_output["S3OutputPath"].rstrip("/")
         for name in [n for n in bucket.keys if n.startswith(source.path.lstrip("/"))]:
-            data = _object(backend.account_id, f"s3://{source.netloc}/{name}") or b""
+            data = read_object(backend.account_id, f"s3://{source.netloc}/{name}") or b""
             status, _, answer = container.invoke(data, kind, job.transform_output.get("Accept") or "*/*")
             if status != 200:
                 raise ValueError(answer.decode("utf-8", "replace"))
-            _store(backend.account_id, f"{target}/{name.rpartition('/')[2]}.out", answer)
+            store_object(backend.account_id, f"{target}/{name.rpartition('/')[2]}.out", answer)
         job.transform_job_status = "Completed"
     except Exception as error:
         job.failure_reason, job.transform_job_status = f"ClientError: {error}", "Failed"

@@ -22,28 +22,11 @@ from .aws import invoking, objects
 from .aws.client import Aws, AwsPush
 from .aws.endpoint import Deployment
 from .aws.model_registry import Registration
-from .aws.packed_model import ModelParams, PackedModel, package_upload, put_package
+from .aws.packed_model import PackedModel, package_upload, put_package
+from .aws.settings import EndpointParams
 from .backoff import Backoff
 
 _WAIT_S = 3600.0
-
-
-class Serverless(StageParams):
-    """A serverless variant: no instances, capacity by memory and concurrency."""
-
-    memory_mb: Literal[1024, 2048, 3072, 4096, 5120, 6144] = Field(2048, description="memory in MB")
-    max_concurrency: int = Field(5, ge=1, le=200, description="concurrent requests")
-
-
-class Asynchronous(StageParams):
-    """An endpoint that takes requests from S3 and puts its answers there."""
-
-    output: str | None = Field(
-        None,
-        pattern=r"^s3://[^/]+/.+[^/]$",
-        description="where responses are stored (default: in the bucket)",
-    )
-    max_concurrency: int | None = Field(None, ge=1, le=1000, description="concurrent requests per instance")
 
 
 class Update(StageParams):
@@ -101,16 +84,10 @@ class PushSagemaker(AwsPush):
 
     uses = "push.sagemaker"
 
-    class Params(ModelParams):
+    class Params(EndpointParams):
         """What to deploy; what is left out comes from the target's `aws:`."""
 
         endpoint: str = Field(pattern=r"^[A-Za-z0-9](-?[A-Za-z0-9])*$", max_length=40, description="its name")
-        instance_type: str = Field("ml.m5.large", description="the kind of instance")
-        instance_count: int = Field(1, ge=1, description="how many instances")
-        serverless: Serverless | None = Field(None, description="a serverless endpoint instead of instances")
-        asynchronous: Asynchronous | None = Field(
-            None, description="an asynchronous endpoint, with requests and responses in S3"
-        )
         update: Update = Field(default=Update(), description="how an update shifts the traffic")
         registry: Registry | None = Field(None, description="also register the package as a version")
         adopt: bool = Field(False, description="take over an endpoint that was made by something else")
@@ -119,12 +96,6 @@ class PushSagemaker(AwsPush):
             description="tolerance of the smoke test (default: 1e-4 of each output's largest value)",
         )  # fmt: skip
         rtol: float | None = Field(None, ge=0, description="relative tolerance")
-
-        @model_validator(mode="after")
-        def _one_kind(self) -> PushSagemaker.Params:
-            if self.serverless and self.asynchronous:
-                raise ValueError("an endpoint is either `serverless` or `asynchronous`")
-            return self
 
     class Inputs(StageInputs):
         """The package."""
@@ -204,7 +175,7 @@ class _Release:
         assert self._smoke is not None
         params, name, session = self._params, self._params.endpoint, self._aws.session
         if params.asynchronous:
-            inbox = f"{_async_output(self._aws, params)}/smoke"
+            inbox = f"{params.async_output(_folder(self._aws, params))}/smoke"
             invoke = invoking.by_file(session, name, inbox=inbox, wait_s=_WAIT_S)
         else:
             invoke = invoking.by_request(session, name)
@@ -214,30 +185,11 @@ class _Release:
 
 def _deployment(aws: Aws, params: PushSagemaker.Params, model: PackedModel) -> Deployment:
     return Deployment(
-        aws, model, endpoint=params.endpoint, variant=_variant(params), config=_config(aws, params),
+        aws, model, endpoint=params.endpoint, variant=params.variant(),
+        config=params.config(_folder(aws, params)), scaling=params.scaling(),
         update=params.update.arguments(), adopt=params.adopt, wait_s=_WAIT_S,
     )  # fmt: skip
 
 
-def _variant(params: PushSagemaker.Params) -> dict[str, Any]:
-    """Return the capacity of the endpoint's one variant."""
-    if params.serverless is None:
-        return {"InstanceType": params.instance_type, "InitialInstanceCount": params.instance_count}
-    size = params.serverless
-    return {"ServerlessConfig": {"MemorySizeInMB": size.memory_mb, "MaxConcurrency": size.max_concurrency}}
-
-
-def _config(aws: Aws, params: PushSagemaker.Params) -> dict[str, Any]:
-    """Return the further arguments of the endpoint config."""
-    if params.asynchronous is None:
-        return {}
-    config: dict[str, Any] = {"OutputConfig": {"S3OutputPath": _async_output(aws, params)}}
-    if most := params.asynchronous.max_concurrency:
-        config["ClientConfig"] = {"MaxConcurrentInvocationsPerInstance": most}
-    return {"AsyncInferenceConfig": config}
-
-
-def _async_output(aws: Aws, params: PushSagemaker.Params) -> str:
-    assert params.asynchronous is not None
-    bucket = aws.setting(params, "bucket")
-    return params.asynchronous.output or f"s3://{bucket}/{params.prefix}/{params.endpoint}/async"
+def _folder(aws: Aws, params: PushSagemaker.Params) -> str:
+    return f"s3://{aws.setting(params, 'bucket')}/{params.prefix}/{params.endpoint}"

@@ -174,7 +174,7 @@ def test_an_asynchronous_endpoint_answers_through_s3(tmp_path: Path) -> None:
     assert config["OutputConfig"]["S3OutputPath"] == "s3://dry-run-models/models/e/async"
     with pytest.raises(GateError, match="the smoke test failed: the answers differ"):
         deploy(tmp_path, 3, tested=4, asynchronous={})
-    with pytest.raises(ValidationError, match="either `serverless` or `asynchronous`"):
+    with pytest.raises(ValidationError, match="a `serverless` endpoint has no `asynchronous`"):
         deploy(tmp_path, 3, asynchronous={}, serverless={})
 
 

@@ -5,18 +5,24 @@ The endpoint is the pointer: it is moved last, smoke-tested, and moved back wher
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from deploy_runner.sdk import ConflictError, Finding, GateError, StageError
 
-from . import objects
+from . import drift, objects
+from .autoscaling import Autoscaling, Scaling
 from .client import Aws
 from .packed_model import GONE, TAG, PackedModel, named, or_none
 from .waiting import show, waiting
 
 _VARIANT = "main"
+_SCALING_TAG = f"{TAG}:autoscaling"
+_SETTINGS = (
+    "InstanceType", "InitialInstanceCount", "ServerlessConfig", "ContainerStartupHealthCheckTimeoutInSeconds",
+    "ModelDataDownloadTimeoutInSeconds", "VolumeSizeInGB", "InferenceAmiVersion", "KmsKeyId",
+    "AsyncInferenceConfig", "DataCaptureConfig", "VpcConfig", "EnableNetworkIsolation",
+)  # fmt: skip
 _UNSETTLED = ("Creating", "Updating", "SystemUpdating", "RollingBack")
 
 
@@ -24,8 +30,8 @@ class Deployment:
     """An endpoint, and the config that it is to have.
 
     `variant` holds the instances or the serverless size, `config` further arguments of the endpoint
-    config, `update` the deployment config of an update: all in AWS's words. `adopt` allows to move an
-    endpoint that something else has made.
+    config, `update` the deployment config of an update: all in AWS's words. `scaling` is how many instances
+    there are to be later on. `adopt` allows to move an endpoint that something else has made.
     """
 
     def __init__(
@@ -36,6 +42,7 @@ class Deployment:
         endpoint: str,
         variant: Mapping[str, Any],
         config: Mapping[str, Any],
+        scaling: Scaling | None,
         update: Mapping[str, Any],
         adopt: bool,
         wait_s: float,
@@ -45,11 +52,14 @@ class Deployment:
         self._model = model
         self._variant = dict(variant)
         self._config = dict(config)
+        self._scaling = scaling
+        self._autoscaling = Autoscaling(aws, endpoint=endpoint, variant=_VARIANT)
         self._update = dict(update)
         self._adopt = adopt
         self._wait_s = wait_s
         self.endpoint = endpoint
-        self.config_name = named(endpoint, "config", model.name, self._variant, self._config)
+        scaled = [str(scaling)] if scaling else []
+        self.config_name = named(endpoint, "config", model.name, self._variant, self._config, *scaled)
 
     def make_config(self) -> None:
         """Make the endpoint config unless it is there. Raises ConflictError where it differs.
@@ -71,13 +81,19 @@ class Deployment:
         if found is None:
             objects.unless(lambda: self._client.create_endpoint_config(
                 EndpointConfigName=self.config_name, ProductionVariants=[variant], **self._config,
-                Tags=self._model.aws_tags), "already exist")  # fmt: skip
+                Tags=self._config_tags()), "already exist")  # fmt: skip
             self._transcript.add("sagemaker:CreateEndpointConfig", name=self.config_name)
             found = describe()
         if [v["ModelName"] for v in found["ProductionVariants"]] != [self._model.name]:
             raise ConflictError(
                 f"the endpoint config {self.config_name} already exists and refers to another model"
             )
+        what = f"the endpoint config {self.config_name}"
+        drift.require_same(what, self._variant | self._config, found["ProductionVariants"][0] | found)
+
+    def _config_tags(self) -> list[dict[str, str]]:
+        scaled = [{"Key": _SCALING_TAG, "Value": str(self._scaling)}] if self._scaling else []
+        return self._model.aws_tags + scaled
 
     def move(self, smoke_test: Callable[[], None] | None) -> None:
         """Point the endpoint at the config, wait, and test it.
@@ -88,11 +104,15 @@ class Deployment:
         """
         before = self._settled()
         earlier = self._previous() if before is not None else None
+        if self._scaling is not None:
+            self._autoscaling.require_own()
         if before is None:
             self._create()
         elif before != self.config_name:
             self._require_own()
             self._update_to(self.config_name, before, earlier=earlier)
+        else:
+            self._scale_as(self.config_name)
         if smoke_test is not None:
             try:
                 smoke_test()
@@ -163,6 +183,7 @@ class Deployment:
         self._transcript.add("sagemaker:CreateEndpoint", name=self.endpoint, config=self.config_name)
         found = self._wait()
         if found is not None and found.endpoint_status == "InService":
+            self._scale_as(self.config_name)
             return
         reason = "" if found is None else found.failure_reason
         self._delete()
@@ -178,17 +199,49 @@ class Deployment:
         arguments: dict[str, Any] = {"EndpointName": self.endpoint, "EndpointConfigName": config}
         if self._update and not at_once:
             arguments["DeploymentConfig"] = self._update
+        if self._keeps_scaling(before, config):
+            arguments["RetainAllVariantProperties"] = True
         objects.unless(lambda: self._client.update_endpoint(**arguments), "in-progress", "already uses")
         self._transcript.add("sagemaker:UpdateEndpoint", name=self.endpoint, config=config)
         after = self._settled()
         if after not in (config, before):
             raise ConflictError(f"somebody else has moved the endpoint {self.endpoint} to {after} meanwhile",
                                 fix="let one push at a time write to an endpoint")  # fmt: skip
+        self._scale_as(str(after))
         if after != config:
             self._remember(earlier)
             raise GateError(f"AWS rolled back the update of {self.endpoint}: its new containers did not "
                             f"start, or an alarm fired; it serves {before}",
                             fix="see the endpoint's CloudWatch logs")  # fmt: skip
+
+    def _keeps_scaling(self, before: str, after: str) -> bool:
+        """Say whether an update keeps the instances that there are, and make the target ready for it.
+
+        AWS refuses to change the type of instances that are scaled:
+        https://docs.aws.amazon.com/sagemaker/latest/dg/endpoint-scaling-update.html
+        """
+        if self._scaling_of(before) is None:
+            return False
+        wanted = self._scaling_of(after)
+        if wanted is None or self._instance_type(before) != self._instance_type(after):
+            self._autoscaling.release()
+        return wanted is not None
+
+    def _scale_as(self, config: str) -> None:
+        """Let the scalable target follow the config that is in force."""
+        if (scaling := self._scaling_of(config)) is not None:
+            self._autoscaling.apply(scaling)
+
+    def _scaling_of(self, config: str) -> Scaling | None:
+        if config == self.config_name:
+            return self._scaling
+        found = or_none(lambda: self._client.describe_endpoint_config(EndpointConfigName=config))
+        text = self._tags_of(found["EndpointConfigArn"]).get(_SCALING_TAG) if found else None
+        return Scaling.read(text) if text else None
+
+    def _instance_type(self, config: str) -> Any:
+        found = self._client.describe_endpoint_config(EndpointConfigName=config)
+        return found["ProductionVariants"][0].get("InstanceType")
 
     def _take_back(self, before: str | None, earlier: str | None) -> str:
         """Undo the move; return what was done. What was refused is never what a rollback goes back to."""
@@ -248,13 +301,20 @@ class Deployment:
         rows = [Finding(f"endpoint {self.endpoint}", "InService", str(found.endpoint_status))]
         config = self._client.describe_endpoint_config(EndpointConfigName=found.endpoint_config_name)
         variant = config["ProductionVariants"][0]
-        model = self._client.describe_model(ModelName=variant["ModelName"])["PrimaryContainer"]
-        rows.append(Finding("package", self._model.url, model["ModelDataUrl"]))
-        rows.append(Finding("image", self._model.image, model["Image"]))
-        for name, wanted in self._variant.items():
-            rows.append(Finding(name, _shown(wanted), _shown(variant.get(name))))
+        model = self._client.describe_model(ModelName=variant["ModelName"])
+        container = model["PrimaryContainer"]
+        rows.append(Finding("package", self._model.url, container["ModelDataUrl"]))
+        rows.append(Finding("image", self._model.image, container["Image"]))
+        wanted = self._variant | self._config | self._model.network
+        others = _SETTINGS if found.endpoint_config_name != self.config_name else ()
+        rows += drift.rows(dict.fromkeys([*wanted, *others]), wanted, config | model | variant)
+        rows += self._scaling_findings(str(found.endpoint_config_name))
         rows.append(Finding("endpoint config", self.config_name, str(found.endpoint_config_name)))
         return rows
+
+    def _scaling_findings(self, config: str) -> list[Finding]:
+        scaled = self._scaling or self._scaling_of(config)
+        return [self._autoscaling.finding(self._scaling)] if scaled else []
 
     def roll_back(self, to: str) -> str:
         """Serve the config before, or the newest whose digest begins with `to`; return its name."""
@@ -285,7 +345,3 @@ class Deployment:
         raise StageError(
             f"no package {to} was deployed to {self.endpoint}", fix=f"deployed packages: {shown}"
         )
-
-
-def _shown(value: Any) -> str:
-    return json.dumps(value, sort_keys=True) if isinstance(value, dict) else str(value)

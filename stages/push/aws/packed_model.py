@@ -6,15 +6,34 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from deploy_runner.sdk import ConflictError, Field, StageParams
 
-from . import objects
+from . import drift, objects
 from .client import Aws
+from .limits import RANGES
 
 TAG = "deploy-runner"
 GONE = "Could not find"
+
+
+_ID = r"^[-0-9a-zA-Z]{1,32}$"
+
+
+class Vpc(StageParams):
+    """The private network that containers reach."""
+
+    security_groups: list[Annotated[str, Field(pattern=_ID)]] = Field(
+        min_length=1, max_length=RANGES["security_groups"].most, description="their ids, `sg-…`"
+    )
+    subnets: list[Annotated[str, Field(pattern=_ID)]] = Field(
+        min_length=1, max_length=RANGES["subnets"].most, description="their ids, `subnet-…`"
+    )
+
+    def arguments(self) -> dict[str, list[str]]:
+        """Return the model's VpcConfig; the order of the ids says nothing."""
+        return {"SecurityGroupIds": sorted(self.security_groups), "Subnets": sorted(self.subnets)}
 
 
 class ModelParams(StageParams):
@@ -25,6 +44,13 @@ class ModelParams(StageParams):
     role_arn: str | None = Field(None, description="the role that SageMaker assumes")
     image_uri: str | None = Field(None, description="the inference container")
     environment: dict[str, str] = Field(default={}, description="environment variables of the container")
+    vpc: Vpc | None = Field(None, description="connect the containers to a private network")
+    network_isolation: bool = Field(False, description="let the containers reach no network at all")
+
+    def network(self) -> dict[str, Any]:
+        """Return CreateModel's arguments of this; empty without any."""
+        vpc = {"VpcConfig": self.vpc.arguments()} if self.vpc else {}
+        return vpc | ({"EnableNetworkIsolation": True} if self.network_isolation else {})
 
 
 class PackedModel:
@@ -39,7 +65,9 @@ class PackedModel:
         self._environment = {
             "SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_SUBMIT_DIRECTORY": url, **params.environment
         }  # fmt: skip
-        self.name = named(owner, "model", url, self.image, self._role, self._environment)
+        self.network = params.network()
+        made_of = (url, self.image, self._role, self._environment)
+        self.name = named(owner, "model", *made_of, *filter(None, [self.network]))
         ctx = aws.ctx
         origin = {"digest": digest, "stage": ctx.stage, "run": ctx.run, "commit": ctx.commit}
         self.tags = {f"{TAG}:{name}": value for name, value in origin.items() if value}
@@ -55,25 +83,34 @@ class PackedModel:
         A creation that finds it existing is the echo of our own first try, or another run's.
         """
         from sagemaker.core.resources import Model
-        from sagemaker.core.shapes import ContainerDefinition, Tag
+        from sagemaker.core.shapes import ContainerDefinition, Tag, VpcConfig
 
-        def get() -> Any:
-            return Model.get(model_name=self.name, **self._aws.where)
-
-        found = or_none(get)
+        found = or_none(self.describe)
         if found is None:
             container = ContainerDefinition(
                 image=self.image, model_data_url=self.url, environment=self._environment
             )
             tags = [Tag(key=key, value=value) for key, value in self.tags.items()]
+            network: dict[str, Any] = {}
+            if vpc := self.network.get("VpcConfig"):
+                ids, subnets = vpc["SecurityGroupIds"], vpc["Subnets"]
+                network["vpc_config"] = VpcConfig(security_group_ids=ids, subnets=subnets)
+            if self.network.get("EnableNetworkIsolation"):
+                network["enable_network_isolation"] = True
             objects.unless(lambda: Model.create(
                 model_name=self.name, primary_container=container, execution_role_arn=self._role,
-                tags=tags, **self._aws.where), "already exist")  # fmt: skip
+                tags=tags, **network, **self._aws.where), "already exist")  # fmt: skip
             self._aws.transcript.add("sagemaker:CreateModel", name=self.name)
-            found = get()
-        served = found.primary_container.model_data_url
+            found = self.describe()
+        served = found["PrimaryContainer"]["ModelDataUrl"]
         if served != self.url:
             raise ConflictError(f"the model {self.name} already exists and serves {served}")
+        drift.require_same(f"the model {self.name}", self.network, found)
+
+    def describe(self) -> dict[str, Any]:
+        """Return AWS's description of the model."""
+        found: dict[str, Any] = self._aws.session.client("sagemaker").describe_model(ModelName=self.name)
+        return found
 
 
 def named(owner: str, *parts: Any) -> str:

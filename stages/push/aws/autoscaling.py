@@ -1,0 +1,198 @@
+"""Autoscaling of an endpoint's variant: a scalable target, and the policies that move it.
+
+A target is no part of an endpoint config, so a config carries what it is to be as a tag, and the target
+follows whichever config is in force: after an update, a refused one, and a rollback. Only what
+deploy-runner has made is changed or removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from deploy_runner.sdk import ConflictError, Finding
+
+from . import drift, objects
+from .client import Aws
+
+__all__ = ["Autoscaling", "Scaling"]
+
+_NAMESPACE = "sagemaker"
+_DIMENSION = "sagemaker:variant:DesiredInstanceCount"
+_POLICY = "deploy-runner"
+_WAKE = "deploy-runner-wake"
+_NONE = "none"
+_GONE = "found for service namespace"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaling:
+    """How far and by what a variant scales; `metric` is "invocations" or, if asynchronous, "backlog".
+
+    Its text is a tag's value: letters, digits and `=.` alone.
+    """
+
+    min: int
+    max: int
+    metric: str
+    target: float
+    scale_in_cooldown_s: int
+    scale_out_cooldown_s: int
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={getattr(self, name)}" for name in self.__slots__)
+
+    @classmethod
+    def read(cls, text: str) -> Scaling:
+        """Return what a text of this form says."""
+        said = dict(part.split("=", 1) for part in text.split())
+        numbers = {
+            name: int(said[name]) for name in ("min", "max", "scale_in_cooldown_s", "scale_out_cooldown_s")
+        }
+        return cls(metric=said["metric"], target=float(said["target"]), **numbers)
+
+
+class Autoscaling:
+    """The scalable target of an endpoint's variant."""
+
+    def __init__(self, aws: Aws, *, endpoint: str, variant: str) -> None:
+        self._session = aws.session
+        self._transcript = aws.transcript
+        self._endpoint = endpoint
+        self._resource = {
+            "ServiceNamespace": _NAMESPACE,
+            "ResourceId": f"endpoint/{endpoint}/variant/{variant}",
+            "ScalableDimension": _DIMENSION,
+        }
+
+    @cached_property
+    def _client(self) -> Any:
+        return self._session.client("application-autoscaling")
+
+    @cached_property
+    def _alarms(self) -> Any:
+        return self._session.client("cloudwatch")
+
+    def require_own(self) -> None:
+        """Raise ConflictError where somebody else's policies move the target."""
+        if others := self._others():
+            raise ConflictError(
+                f"the endpoint {self._endpoint} has the scaling policy {', '.join(others)}, "
+                "which was not made by deploy-runner",
+                fix="delete it, or leave out `autoscaling`",
+            )
+
+    def _others(self) -> list[str]:
+        return sorted(set(self._policies()) - {_POLICY, _WAKE})
+
+    def apply(self, wanted: Scaling) -> None:
+        """Register the target and put its policies, where they differ."""
+        self.require_own()
+        limits = {"MinCapacity": wanted.min, "MaxCapacity": wanted.max}
+        if drift.differs(limits, self._target() or {}):
+            self._client.register_scalable_target(**self._resource, **limits)
+            self._note("RegisterScalableTarget", min=wanted.min, max=wanted.max)
+        there = self._policies()
+        tracking = self._tracking(wanted)
+        if drift.differs(tracking, there.get(_POLICY, {})):
+            self._client.put_scaling_policy(PolicyName=_POLICY, **self._resource, **tracking)
+            self._note("PutScalingPolicy", policy=_POLICY, target=wanted.target)
+        if wanted.min == 0:
+            self._wake(there.get(_WAKE, {}))
+        elif _WAKE in there:
+            self._stay_awake()
+
+    def release(self) -> None:
+        """Deregister the target, and its policies with it, unless somebody else's move it too."""
+        there = self._policies()
+        if _WAKE in there:
+            self._stay_awake()
+        if self._target() is not None and not self._others():
+            objects.unless(lambda: self._client.deregister_scalable_target(**self._resource), _GONE)
+            self._note("DeregisterScalableTarget")
+
+    def finding(self, wanted: Scaling | None) -> Finding:
+        """Return how it scales beside how it is to scale."""
+        return Finding("autoscaling", str(wanted or _NONE), self._found())
+
+    def _found(self) -> str:
+        target, policy = self._target(), self._policies().get(_POLICY)
+        if target is None or policy is None:
+            return _NONE
+        said = policy["TargetTrackingScalingPolicyConfiguration"]
+        return str(Scaling(
+            min=target["MinCapacity"], max=target["MaxCapacity"], target=said["TargetValue"],
+            metric="invocations" if "PredefinedMetricSpecification" in said else "backlog",
+            scale_in_cooldown_s=said["ScaleInCooldown"], scale_out_cooldown_s=said["ScaleOutCooldown"],
+        ))  # fmt: skip
+
+    def _target(self) -> dict[str, Any] | None:
+        found = self._client.describe_scalable_targets(
+            ServiceNamespace=_NAMESPACE,
+            ResourceIds=[self._resource["ResourceId"]],
+            ScalableDimension=_DIMENSION,
+        )["ScalableTargets"]
+        return found[0] if found else None
+
+    def _policies(self) -> dict[str, dict[str, Any]]:
+        found = self._client.describe_scaling_policies(**self._resource)["ScalingPolicies"]
+        return {policy["PolicyName"]: policy for policy in found}
+
+    def _tracking(self, wanted: Scaling) -> dict[str, Any]:
+        if wanted.metric == "invocations":
+            metric = {"PredefinedMetricSpecification": {
+                "PredefinedMetricType": "SageMakerVariantInvocationsPerInstance"}}  # fmt: skip
+        else:
+            metric = {"CustomizedMetricSpecification": self._metric("ApproximateBacklogSizePerInstance")
+                      | {"Statistic": "Average"}}  # fmt: skip
+        configuration = {
+            "TargetValue": wanted.target, **metric,
+            "ScaleInCooldown": wanted.scale_in_cooldown_s, "ScaleOutCooldown": wanted.scale_out_cooldown_s,
+        }  # fmt: skip
+        return {
+            "PolicyType": "TargetTrackingScaling", "TargetTrackingScalingPolicyConfiguration": configuration
+        }  # fmt: skip
+
+    def _metric(self, name: str) -> dict[str, Any]:
+        dimensions = [{"Name": "EndpointName", "Value": self._endpoint}]
+        return {"MetricName": name, "Namespace": "AWS/SageMaker", "Dimensions": dimensions}
+
+    @property
+    def _alarm(self) -> str:
+        return f"deploy-runner-{self._endpoint}-wake"
+
+    def _wake(self, there: Mapping[str, Any]) -> None:
+        """Add an instance where requests wait for none: a target alone would wait for a longer queue.
+
+        As in https://docs.aws.amazon.com/sagemaker/latest/dg/async-inference-autoscale.html
+        """
+        step = {"AdjustmentType": "ChangeInCapacity", "MetricAggregationType": "Average", "Cooldown": 300,
+                "StepAdjustments": [{"MetricIntervalLowerBound": 0.0, "ScalingAdjustment": 1}]}  # fmt: skip
+        policy = {"PolicyType": "StepScaling", "StepScalingPolicyConfiguration": step}
+        arn = there.get("PolicyARN")
+        if drift.differs(policy, there):
+            put = self._client.put_scaling_policy(PolicyName=_WAKE, **self._resource, **policy)
+            arn = put["PolicyARN"]
+            self._note("PutScalingPolicy", policy=_WAKE)
+        alarm = {
+            **self._metric("HasBacklogWithoutCapacity"), "Statistic": "Average", "Period": 60,
+            "EvaluationPeriods": 2, "DatapointsToAlarm": 2, "Threshold": 1.0,
+            "ComparisonOperator": "GreaterThanOrEqualToThreshold", "TreatMissingData": "missing",
+            "AlarmActions": [arn],
+        }  # fmt: skip
+        found = self._alarms.describe_alarms(AlarmNames=[self._alarm])["MetricAlarms"]
+        if drift.differs(alarm, found[0] if found else {}):
+            self._alarms.put_metric_alarm(AlarmName=self._alarm, **alarm)
+            self._transcript.add("cloudwatch:PutMetricAlarm", name=self._alarm)
+
+    def _stay_awake(self) -> None:
+        self._alarms.delete_alarms(AlarmNames=[self._alarm])
+        self._transcript.add("cloudwatch:DeleteAlarms", name=self._alarm)
+        policy = {"PolicyName": _WAKE, **self._resource}
+        objects.unless(lambda: self._client.delete_scaling_policy(**policy), _GONE)
+        self._note("DeleteScalingPolicy", policy=_WAKE)
+
+    def _note(self, call: str, **said: Any) -> None:
+        self._transcript.add(f"application-autoscaling:{call}", endpoint=self._endpoint, **said)
