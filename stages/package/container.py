@@ -24,7 +24,6 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
-    StageParams,
     first_line,
     sha256_file,
 )
@@ -32,6 +31,7 @@ from deploy_runner.sdk import (
 from ..model import bundles
 from ..model.answers import answering
 from ..model.compare import compare, gate
+from ..verify import runtime
 from . import image, packed, raw
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class PackageContainer(Stage):
     facets = ("arch", "isa")
     extra = "serve"
 
-    class Params(StageParams):
+    class Params(runtime.OnDevice):
         """How it is served."""
 
         server: Literal["fastapi", "flask"] = Field(
@@ -110,12 +110,17 @@ class PackageContainer(Stage):
         folder = outputs.context
         own_code = raw.has_code(inputs.io)
         options = image.environment(
-            params.server, described["format"], params.name, params.options, own_code=own_code
+            params.server,
+            described["format"],
+            params.name,
+            params.options,
+            device=params.device,
+            own_code=own_code,
         )
         _copy(files, folder / "model")
         if inputs.io is not None:
             shutil.copytree(inputs.io, folder / "model" / "io", copy_function=shutil.copyfile)
-        cases = _cases(ctx, inputs)
+        cases = _cases(ctx, params, inputs)
         if cases:
             described["of_largest"] = _of_largest(folder / "model" / described["file"])
             bundles.write_cases(folder / "model" / "cases.npz", _telling(cases))
@@ -151,25 +156,28 @@ def _write_texts(
 ) -> None:  # fmt: skip
     lines = params.requirements
     if lines is None:
-        lines = image.requirements([*image.roots(params.server, described["format"]), *raw.libraries(io)])
+        roots = image.roots(params.server, described["format"], params.device)
+        lines = image.requirements([*roots, *raw.libraries(io)])
         lines += raw.own_requirements(io)
     digest = sha256_file(folder / "model" / described["file"])
     _write(folder / "requirements.txt", "".join(f"{line}\n" for line in lines))
     dockerfile = image.dockerfile(params.name, params.base_image, params.user, params.server, options)
     _write(folder / "Dockerfile", dockerfile)
     _write(folder / ".dockerignore", image.IGNORED)
-    readme = image.readme(params.name, digest, described, port=options["SERVE_PORT"], user=params.user)
+    readme = image.readme(
+        params.name, digest, described, device=params.device, port=options["SERVE_PORT"], user=params.user
+    )
     _write(folder / "README.md", readme)
 
 
-def _cases(ctx: Context, inputs: PackageContainer.Inputs) -> list[bundles.Case]:
+def _cases(
+    ctx: Context, params: PackageContainer.Params, inputs: PackageContainer.Inputs
+) -> list[bundles.Case]:
     """Return the reference inputs with what the model itself, by its runtime, gives for them."""
     if inputs.reference is None:
         return []
-    from ..verify import runtime
-
     bundle = bundles.load_bundle(inputs.reference)
-    run = runtime.open_model(ctx, inputs.model, bundle)
+    run = runtime.open_model(ctx, inputs.model, bundle, device=params.device)
     return [replace(case, outputs=run(case.inputs), allowed={}) for case in bundle.cases]
 
 

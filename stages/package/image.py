@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from deploy_runner.sdk import StageError
 
+from ...server.devices import Device
 from ...server.options import OPTIONS, add_options
 
 __all__ = ["IGNORED", "dockerfile", "environment", "readme", "requirements", "roots"]
@@ -56,7 +57,7 @@ A model behind HTTP, in a container: {format}, SHA-256 `{digest}`.
 
 ```
 docker build -t {name} .
-docker run --rm -p {port}:{port} --read-only --tmpfs /tmp {name}
+docker run --rm {gpus}-p {port}:{port} --read-only --tmpfs /tmp {name}
 curl -s http://127.0.0.1:{port}/v2/models/{name}
 ```
 
@@ -95,7 +96,7 @@ def requirements(roots: Iterable[str]) -> list[str]:
 
     Local versions (2.13.0+cpu) are cut: which build it is depends on the index, not on the pin.
     """
-    from importlib.metadata import distribution
+    from importlib.metadata import PackageNotFoundError, distribution
 
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
@@ -107,7 +108,11 @@ def requirements(roots: Iterable[str]) -> list[str]:
         name = canonicalize_name(needed.name)
         if name in found:
             continue
-        installed = distribution(name)
+        try:
+            installed = distribution(name)
+        except PackageNotFoundError:
+            raise StageError(f"{name} is not installed, and the image gets the versions that were tried here",
+                             fix=f"pip install '{needed}', or set `requirements`") from None  # fmt: skip
         found[name] = installed.version.partition("+")[0]
         for line in installed.requires or []:
             requirement = Requirement(line)
@@ -118,20 +123,25 @@ def requirements(roots: Iterable[str]) -> list[str]:
     return [f"{name}=={version}" for name, version in sorted(found.items())]
 
 
-def roots(server: str, format_: str) -> list[str]:
+def roots(server: str, format_: str, device: Device) -> list[str]:
     """Return the distributions that the server itself imports."""
-    return [*_SERVERS[server], *_ALWAYS, _RUNTIMES[format_]]
+    runtime = _RUNTIMES[format_]
+    if device == "cuda" and runtime == "onnxruntime":
+        runtime = "onnxruntime-gpu[cuda,cudnn]"
+    return [*_SERVERS[server], *_ALWAYS, runtime]
 
 
 def environment(
-    server: str, format_: str, name: str, options: Sequence[str], *, own_code: bool = False
-) -> dict[str, str]:
+    server: str, format_: str, name: str, options: Sequence[str], *,
+    device: Device = "cpu", own_code: bool = False,
+) -> dict[str, str]:  # fmt: skip
     """Return the server's options as environment variables; `own_code` is what an io artifact has.
 
     Raises StageError where `options` aren't options of the server.
     """
     chosen: dict[str, Any] = {"host": "0.0.0.0", "port": _PORT, "name": name}
     chosen |= {"server": server} if server != "fastapi" else {}
+    chosen |= {"device": device} if device != "cpu" else {}
     chosen |= {"trust": True} if own_code or _RUNTIMES[format_] == "torch" else {}
     parser = _Parser(add_help=False, allow_abbrev=False)
     add_options(parser)
@@ -163,7 +173,7 @@ def _quoted(value: str) -> str:
     return f'"{value}"'
 
 
-def readme(name: str, digest: str, described: dict[str, Any], *, port: str, user: int) -> str:
+def readme(name: str, digest: str, described: dict[str, Any], *, device: Device, port: str, user: int) -> str:
     """Return the README, with the model's real shapes."""
     rows = [f"| `{p['name']}` | {p['dtype']} | {_shape(p)} |" for p in described["inputs"]]
     torch = _TORCH.format(name=name) if _RUNTIMES[described["format"]] == "torch" else ""
@@ -171,7 +181,7 @@ def readme(name: str, digest: str, described: dict[str, Any], *, port: str, user
         torch += _AOT
     return _README.format(
         name=name, format=described["format"], digest=digest, inputs="\n".join(rows), port=port, torch=torch,
-        root=_ROOT if user else "It runs as root.",
+        gpus="--gpus all " if device == "cuda" else "", root=_ROOT if user else "It runs as root.",
     )  # fmt: skip
 
 

@@ -22,7 +22,8 @@ class OnDevice(StageParams):
     """Where the models run."""
 
     device: Device = Field(
-        "cpu", description="cpu, or cuda: a GPU, for ONNX, TorchScript and the original; the stage gets one"
+        "cpu",
+        description="where models run: cpu, or cuda: a GPU, which the stage gets (not for every format)",
     )
 
     def gpus_needed(self) -> int:

@@ -11,6 +11,7 @@ import pytest
 
 from deploy_runner.engine.keys import KeyEnvironment
 from deploy_runner.errors import StageError
+from deploy_runner.stages.package import image
 from deploy_runner.testing import run_stage
 from tests.bundles import stage
 from tests.conftest import Project
@@ -64,6 +65,23 @@ def test_a_stage_on_a_gpu_asks_for_one(digits: Digits, project: Project) -> None
     )
     found = project.run(exits=1, CUDA_VISIBLE_DEVICES="")["stages"]["parity"]
     assert "1 GPU, and this machine has none in CUDA_VISIBLE_DEVICES" in found["error"]
+
+
+def test_a_container_for_a_gpu_is_tried_on_one(digits: Digits, tmp_path: Path) -> None:
+    given = {"model": digits.onnx, "reference": digits.bundle}
+    with pytest.raises(StageError, match=r"^onnxruntime \S+ is built for the CPU alone \("):
+        run_stage(stage("package.container"), tmp_path / "c", inputs=given, params={"device": "cuda"})
+
+
+def test_the_image_for_a_gpu_names_its_runtime_and_how_to_start_it() -> None:
+    given = {"format": "onnx", "inputs": []}
+    assert image.environment("fastapi", "onnx", "m", [], device="cuda")["SERVE_DEVICE"] == "cuda"
+    assert "docker run --rm --gpus all -p 8080" in image.readme(
+        "m", "0", given, device="cuda", port="8080", user=1
+    )
+    assert image.roots("fastapi", "onnx", "cuda")[-1] == "onnxruntime-gpu[cuda,cudnn]"
+    with pytest.raises(StageError, match="onnxruntime-gpu is not installed, and the image gets the versions"):
+        image.requirements(image.roots("fastapi", "onnx", "cuda"))
 
 
 def test_an_unknown_device_is_refused_by_name(digits: Digits, project: Project) -> None:
