@@ -303,19 +303,28 @@ def write_bundle(folder: Path, data: Mapping[str, Any], cases: Sequence[Case]) -
 
 def write_cases(path: Path, cases: Sequence[Case]) -> None:
     """Write the reference arrays."""
-    arrays = {
+    write_arrays(path, case_arrays(cases))
+
+
+def case_arrays(cases: Sequence[Case]) -> dict[str, Any]:
+    """Return the arrays of cases by the name that they have in a file."""
+    return {
         f"{case.name}/{part}/{name}": array
         for case in cases
         for part, group in (("in", case.inputs), ("out", case.outputs))
         for name, array in group.items()
     }
-    write_arrays(path, arrays)
 
 
 def read_cases(path: Path) -> list[Case]:
     """Read the reference arrays back, in the order they were written."""
+    return cases_of(read_arrays(path))
+
+
+def cases_of(arrays: Mapping[str, Any]) -> list[Case]:
+    """Return the cases whose arrays have these names."""
     grouped: dict[str, dict[str, dict[str, Any]]] = {}
-    for key, array in read_arrays(path).items():
+    for key, array in arrays.items():
         case, part, name = key.split("/", 2)
         grouped.setdefault(case, {"in": {}, "out": {}})[part][name] = array
     return [Case(name, parts["in"], parts["out"]) for name, parts in grouped.items()]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +25,17 @@ from deploy_runner.sdk import (
 )
 
 from ...server.archives import BadArchive, unpack
+from ...server.handlers import Handlers
 from ..model import bundles
 from ..model.answers import answering
 from ..model.compare import compare, gate
-from . import archives, packed, raw, smoke
+from . import archives, entry_points, packed, raw, smoke
 
 
 class PackageSagemaker(Stage):
-    """Pack a model as model.tar.gz with `code/inference.py` and `code/requirements.txt`.
+    """Pack a model as the model.tar.gz that SageMaker's PyTorch image and its Ray Serve image start alike.
 
-    The archive is unpacked again and its four functions are run on the reference cases, as the
+    The archive is unpacked again and its functions are run on the reference cases, as the
     container would: what the container would reject fails here. Its bytes are reproducible.
     """
 
@@ -63,7 +61,14 @@ class PackageSagemaker(Stage):
 
         model: File | Folder = Field(description="an ONNX artifact, or a TorchScript file")
         reference: Folder | None = Field(None, description="the bundle of model.prepare")
-        code: File | None = Field(None, description="your own inference.py instead of the built-in one")
+        code: File | None = Field(
+            None,
+            description="your own inference.py: model_fn, and transform_fn or any of input_fn, predict_fn, "
+            "output_fn; the rest is done as SageMaker's PyTorch toolkit does it",
+        )
+        wheels: Folder | None = Field(
+            None, description="wheels for requirements.txt: the container then installs from them alone"
+        )
         io: Folder | None = Field(
             None, description="the output of model.io: the package takes raw input and answers with labels"
         )
@@ -71,7 +76,10 @@ class PackageSagemaker(Stage):
     class Outputs(StageOutputs):
         """The package."""
 
-        package: File = Output("model.tar.gz", "model, model.json, code/")
+        package: File = Output(
+            "model.tar.gz",
+            "model, model.json, code/ for the PyTorch image, config.yaml and deployment.py for Ray Serve",
+        )
         smoke: File | None = Output("smoke.npz", "requests with the packed model's answers")
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
@@ -85,38 +93,18 @@ class PackageSagemaker(Stage):
             )
         staged = ctx.workdir / "staged"
         staged.mkdir()
-        _write_code(staged, params, inputs, described)
-        members = files | {
-            "model.json": staged / "model.json",
-            "code/inference.py": staged / "inference.py",
-            "code/requirements.txt": staged / "requirements.txt",
-        }
-        members |= raw.members(inputs.io)
+        text = json.dumps(described, indent=2, sort_keys=True)
+        (staged / "model.json").write_text(text + "\n", "utf-8")
+        lines = params.requirements
+        if lines is None:
+            lines = entry_points.requirements(described["format"], inputs.io)
+        members = files | {"model.json": staged / "model.json"} | raw.members(inputs.io)
+        members |= entry_points.members(staged, inputs.code, lines, inputs.wheels)
         tar_digest = archives.pack(outputs.package, members)
         ctx.figure("bytes", outputs.package.stat().st_size)
         ctx.figure("tar_sha256", tar_digest)
         ctx.figure("members", sorted(members))  # type: ignore[arg-type]
         _run_as_container(ctx, params, inputs, outputs)
-
-
-def _write_code(
-    staged: Path,
-    params: PackageSagemaker.Params,
-    inputs: PackageSagemaker.Inputs,
-    described: Mapping[str, Any],
-) -> None:
-    from . import sagemaker_inference
-
-    text = json.dumps(described, indent=2, sort_keys=True)
-    (staged / "model.json").write_text(text + "\n", "utf-8")
-    built_in = Path(sagemaker_inference.__file__)
-    shutil.copyfile(inputs.code or built_in, staged / "inference.py")
-    needed = ["numpy"] + (["onnxruntime"] if described["format"] == "onnx" else [])
-    lines = params.requirements
-    if lines is None:
-        needed += [name for name in raw.libraries(inputs.io) if name != raw.FORMS]
-        lines = [f"{name}=={version(name)}" for name in needed] + raw.own_requirements(inputs.io)
-    (staged / "requirements.txt").write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
 
 @contextmanager
@@ -164,31 +152,36 @@ def _try(
 ) -> None:  # fmt: skip
     from ..verify import runtime
 
-    spec = importlib.util.spec_from_file_location("inference", folder / "code" / "inference.py")
-    assert spec is not None
-    assert spec.loader is not None
-    code = importlib.util.module_from_spec(spec)
     with _told("is imported"):
-        spec.loader.exec_module(code)
-    missing = [n for n in ("model_fn", "input_fn", "predict_fn", "output_fn") if not hasattr(code, n)]
-    if missing:
-        raise StageError(f"code/inference.py defines no {missing[0]}, which the container calls")
+        code = Handlers(folder)
     with _told("calls model_fn"):
-        model = code.model_fn(str(folder))
+        code.load()
     if inputs.reference is None:
         return
     bundle = bundles.load_bundle(inputs.reference)
     run = runtime.open_model(ctx, inputs.model, bundle)
     cases = [replace(c, outputs=run(c.inputs), allowed={}) for c in bundle.cases]
+    form = _form(code, cases[0])
 
     def ask(arrays: Mapping[str, Any]) -> dict[str, Any]:
-        body = smoke.request_body(arrays).decode()
         with _told("answers a request"):
-            read = code.input_fn(body, "application/json")
-            answer = code.output_fn(code.predict_fn(read, model), "application/json")
-        return dict(json.loads(answer)["outputs"])
+            answer, _ = code.transform(smoke.request_body(arrays, form), smoke.JSON_TYPE, smoke.JSON_TYPE)
+        return smoke.outputs_of(answer, list(cases[0].outputs))
 
     parity = compare(cases, answering(cases, ask), atol=params.atol, rtol=params.rtol)
     gate(ctx, parity, atol=params.atol, rtol=params.rtol)
     assert outputs.smoke is not None
-    bundles.write_cases(outputs.smoke, smoke.packed_cases(bundle.cases, run))
+    smoke.write(outputs.smoke, smoke.packed_cases(bundle.cases, run), form)
+
+
+def _form(code: Handlers, case: bundles.Case) -> smoke.Form:
+    """Return the first form of a request that the package's code answers; the usual one if there is none."""
+    few = smoke.few_rows(case)
+    for form in smoke.forms(few):
+        try:
+            answer, _ = code.transform(smoke.request_body(few, form), smoke.JSON_TYPE, smoke.JSON_TYPE)
+            smoke.outputs_of(answer, list(case.outputs))
+        except Exception:
+            continue
+        return form
+    return smoke.Form.NAMED

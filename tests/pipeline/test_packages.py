@@ -32,8 +32,11 @@ def test_a_package_is_reproducible_and_has_the_containers_layout(
         members = {m.name: m for m in tar}
     assert sorted(members) == [
         "code",
+        "code/handlers.py",
         "code/inference.py",
         "code/requirements.txt",
+        "config.yaml",
+        "deployment.py",
         "model.json",
         "model.onnx",
     ]
@@ -44,7 +47,7 @@ def test_a_package_that_the_container_would_reject_fails(tmp_path: Path, int8: P
     code = tmp_path / "inference.py"
     code.write_text("def model_fn(model_dir):\n    return None\n")
     inputs = {"model": int8, "reference": bundle, "code": code}
-    with pytest.raises(StageError, match=r"code/inference.py defines no input_fn, which the container calls"):
+    with pytest.raises(StageError, match=r"fails when it answers a request: AttributeError: 'NoneType' object"):
         run_stage(stage("package.sagemaker"), tmp_path / "p", inputs=inputs)
 
 

@@ -148,13 +148,13 @@ def test_a_body_that_is_too_large_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "name", "error"),
     [
-        (INFERENCE.replace("def output_fn", "def other_fn"), "code/inference.py", "defines no output_fn"),
+        (TOGETHER + "def input_fn(b, k): pass", "code/inference.py", "stands for input_fn too"),
         ("import nothing_of_this_name", "code/inference.py", "No module named 'nothing_of_this_name'"),
         (INFERENCE, "code/other.py", "the package has no code/inference.py"),
         (INFERENCE, "../inference.py", "outside the archive"),
         (INFERENCE, "code/inference.py", "No such file or directory"),
     ],
-    ids=["a function is missing", "import", "no code", "a path that leaves", "model_fn"],
+    ids=["two ways", "import", "no code", "a path that leaves", "model_fn"],
 )
 def test_what_a_container_rejects_does_not_start(tmp_path: Path, code: str, name: str, error: str) -> None:
     with container(archive(tmp_path, code, name)) as said:
