@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from botocore.session import get_session
 from pydantic import ValidationError
 
-from deploy_runner.sdk import Context, sha256_file
-from tests.aws import TARGET, answer, calls, deploy, local_aws, package
+from tests.aws import TARGET, answer, calls, deploy, local_aws
 from tests.bundles import stage
+from tests.pipeline.endpoints import client, drifted, rolled_back, served
 
 KEY = "arn:aws:kms:us-east-1:123456789012:key/k"
 FOLDER = "s3://dry-run-models/models/e"
@@ -33,36 +32,8 @@ def aws(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
         yield url
 
 
-def client(service: str) -> Any:
-    return boto3.client(service, region_name="us-east-1")
-
-
-def served() -> dict[str, Any]:
-    """Return the endpoint's config."""
-    name = client("sagemaker").describe_endpoint(EndpointName="e")["EndpointConfigName"]
-    found: dict[str, Any] = client("sagemaker").describe_endpoint_config(EndpointConfigName=name)
-    return found
-
-
-def drifted(folder: Path, factor: float, **params: Any) -> dict[str, tuple[str, str]]:
-    """Return what `status` finds out of sync, by name: as wanted, and as found."""
-    kind, run = stage("push.sagemaker"), folder / f"status{len(list(folder.iterdir()))}"
-    run.mkdir()
-    path = package(run, factor)
-    ctx = Context(stage="push", workdir=run, target=TARGET, digests={"package": sha256_file(path)})
-    given = kind.Params.model_validate({"endpoint": "e", **params})
-    found = kind().status(ctx, given, kind.Inputs.model_validate({"package": path}))
-    return {row.what: (row.wanted, row.found) for row in found if not row.in_sync}
-
-
-def rolled_back(folder: Path, **params: Any) -> str:
-    kind = stage("push.sagemaker")
-    ctx = Context(stage="push", workdir=folder, target=TARGET)
-    return str(kind().rollback(ctx, kind.Params.model_validate({"endpoint": "e", **params}), ""))
-
-
 @pytest.mark.usefixtures("aws")
-def test_settings_are_made_compared_changed_removed_and_taken_back(tmp_path: Path) -> None:
+def test_settings_are_made_and_compared(tmp_path: Path) -> None:
     deploy(tmp_path, 2, **FULL)
     config = served()
     (variant,) = config["ProductionVariants"]
@@ -83,6 +54,12 @@ def test_settings_are_made_compared_changed_removed_and_taken_back(tmp_path: Pat
     assert drifted(tmp_path, 2, **FULL) == {}
     other_order = {"vpc": {"security_groups": ["sg-1", "sg-2"], "subnets": ["subnet-1"]}}
     assert calls(deploy(tmp_path, 2, **FULL | other_order)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("aws")
+def test_settings_are_changed_removed_and_taken_back(tmp_path: Path) -> None:
+    deploy(tmp_path, 2, **FULL)
     found = drifted(tmp_path, 2, **FULL | {"volume_gb": 50, "capture": None, "vpc": None})
     assert found["VolumeSizeInGB"] == ("50", "100")
     assert found["DataCaptureConfig"][0] == found["VpcConfig"][0] == "none"
@@ -119,6 +96,7 @@ def digest_name(*parts: Any) -> str:
     return f"e-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]}"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("aws")
 def test_a_serverless_endpoint_is_kept_warm_and_stays_serverless(tmp_path: Path) -> None:
     size = {"memory_mb": 1024, "max_concurrency": 3, "provisioned_concurrency": 2}
@@ -126,6 +104,7 @@ def test_a_serverless_endpoint_is_kept_warm_and_stays_serverless(tmp_path: Path)
     assert served()["ProductionVariants"][0]["ServerlessConfig"]["ProvisionedConcurrency"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("aws")
 def test_an_asynchronous_endpoint_tells_topics(tmp_path: Path) -> None:
     topic = "arn:aws:sns:us-east-1:123456789012:done"

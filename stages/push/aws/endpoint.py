@@ -111,8 +111,6 @@ class Deployment:
         elif before != self.config_name:
             self._require_own()
             self._update_to(self.config_name, before, earlier=earlier)
-        else:
-            self._scale_as(self.config_name)
         if smoke_test is not None:
             try:
                 smoke_test()
@@ -123,6 +121,7 @@ class Deployment:
                 ) from error
             self._ctx.log("the smoke test has passed")
         self._require_ours()
+        self._scale_as(self.config_name)
         self._tag_endpoint()
 
     def _require_own(self) -> None:
@@ -183,7 +182,6 @@ class Deployment:
         self._transcript.add("sagemaker:CreateEndpoint", name=self.endpoint, config=self.config_name)
         found = self._wait()
         if found is not None and found.endpoint_status == "InService":
-            self._scale_as(self.config_name)
             return
         reason = "" if found is None else found.failure_reason
         self._delete()
@@ -207,9 +205,9 @@ class Deployment:
         if after not in (config, before):
             raise ConflictError(f"somebody else has moved the endpoint {self.endpoint} to {after} meanwhile",
                                 fix="let one push at a time write to an endpoint")  # fmt: skip
-        self._scale_as(str(after))
         if after != config:
             self._remember(earlier)
+            self._scale_as(before)
             raise GateError(f"AWS rolled back the update of {self.endpoint}: its new containers did not "
                             f"start, or an alarm fired; it serves {before}",
                             fix="see the endpoint's CloudWatch logs")  # fmt: skip
@@ -253,6 +251,7 @@ class Deployment:
             return f"the endpoint {self.endpoint} has no earlier version to serve"
         self._update_to(previous, self.config_name, earlier=earlier, at_once=True)
         self._remember(earlier if before != self.config_name else None)
+        self._scale_as(previous)
         return f"rolled back: {self.endpoint} serves {previous} again"
 
     def _delete(self) -> None:
@@ -326,6 +325,7 @@ class Deployment:
             raise StageError(f"nothing was deployed to {self.endpoint} before {before}",
                              fix="specify a digest: --to DIGEST")  # fmt: skip
         self._update_to(config, before, earlier=self._previous(), at_once=True)
+        self._scale_as(config)
         described = self._client.describe_endpoint_config(EndpointConfigName=config)
         digest = self._tags_of(described["EndpointConfigArn"]).get(f"{TAG}:digest", "")
         self._set_tags({f"{TAG}:digest": digest})
