@@ -256,6 +256,7 @@ def test_no_stage_type_is_left_out_of_that(tmp_path: Path) -> None:
         "onnx.embed_io",
         "package.container",
         "package.sign",
+        "package.triton",
         "torch.aot",
         "verify.answers",
         "run.command",

@@ -75,6 +75,7 @@ REFUSED = {
         "differs from the original",
     ),
     "package.container": (_RANDOM, "differs from the original"),
+    "package.triton": (_RANDOM, "differs from the original"),
     "push.sagemaker": (
         "inputs: {package: model.tar.gz, smoke: wrong-smoke.npz}, with: {endpoint: e}",
         "smoke test",
