@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, ClassVar
 
 from deploy_runner.sdk import ConflictError, Context, StageError, StageParams, first_line
@@ -12,6 +13,7 @@ from deploy_runner.sdk import ConflictError, Context, StageError, StageParams, f
 from ..backoff import Backoff
 from ..converging import Push, Service
 from ..transcript import Transcript
+from . import images
 
 _NO_CREDENTIALS = "no AWS credentials were found"
 _CREDENTIALS_FIX = "export AWS_PROFILE=…, or use OIDC in CI"
@@ -50,6 +52,12 @@ class AwsPush(Push):
             session = _session(ctx)
             backoff.follow(session)
             yield Aws(ctx=ctx, backoff=backoff, transcript=Transcript(), session=session)
+
+    def advice(self, params: Any, target: Mapping[str, Any]) -> list[str]:
+        """Say whether the image that is chosen still gets patches."""
+        aws = target.get("aws")
+        uri = getattr(params, "image_uri", None) or (aws.get("image_uri") if isinstance(aws, dict) else None)
+        return images.advice(str(uri), date.today()) if uri else []
 
     def credentials(self, ctx: Context, params: Any) -> str:
         """Return where boto3 found credentials, and for which region."""
