@@ -230,6 +230,7 @@ def _answer_invocations(runtime: Any) -> None:
                    "X-Amzn-SageMaker-FailureLocation": f"{target}/{number}-error.out"}  # fmt: skip
         return _answer(202, headers, json.dumps({"InferenceId": number}))
 
+    runtime.use_raw_body = True  # Else moto reads bodies as text, which NPY and pictures are not.
     runtime.invoke_endpoint = invoke_endpoint
     runtime.invoke_endpoint_async = invoke_endpoint_async
 

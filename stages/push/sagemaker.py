@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +19,9 @@ from deploy_runner.sdk import (
 )
 
 from ..package import smoke
-from .aws import invoking, objects
+from .aws import invoking, objects, smoke_samples
 from .aws.client import Aws, AwsPush
-from .aws.endpoint import Deployment
+from .aws.endpoint import Deployment, SmokeTest
 from .aws.model_registry import Registration
 from .aws.packed_model import PackedModel, package_upload, put_package
 from .aws.settings import EndpointParams
@@ -87,7 +88,7 @@ class PushSagemaker(AwsPush):
     class Params(EndpointParams):
         """What to deploy; what is left out comes from the target's `aws:`."""
 
-        endpoint: str = Field(pattern=r"^[A-Za-z0-9](-?[A-Za-z0-9])*$", max_length=40, description="its name")
+        endpoint: str = Field(pattern=r"^[A-Za-z0-9](-*[A-Za-z0-9])*$", max_length=63, description="its name")
         update: Update = Field(default=Update(), description="how an update shifts the traffic")
         registry: Registry | None = Field(None, description="also register the package as a version")
         adopt: bool = Field(False, description="take over an endpoint that was made by something else")
@@ -121,12 +122,18 @@ class PushSagemaker(AwsPush):
         there = objects.is_there(release.upload)
         found = [Finding("object", release.upload.uri, release.upload.uri if there else "missing")]
         found += release.registration.findings() if release.registration else []
-        return found + release.deployment.findings()
+        return found + release.deployment.findings(tested=inputs.smoke is not None)
 
     def restore(self, aws: Aws, params: Params, to: str) -> str:
         """Serve what was served before, or the newest package whose digest begins with `to`."""
         unnamed = PackedModel(aws, params, owner=params.endpoint, url="", digest="")
-        return _deployment(aws, params, unnamed).roll_back(to)
+
+        def stored_test(config: Mapping[str, Any], package: str) -> SmokeTest | None:
+            output = (config.get("AsyncInferenceConfig") or {"OutputConfig": {}})["OutputConfig"]
+            samples = smoke_samples.stored(aws, package)
+            return _smoke_test(aws, params, samples, output.get("S3OutputPath")) if samples else None
+
+        return _deployment(aws, params, unnamed).roll_back(to, stored_test)
 
     def promote(self, ctx: Context, params: Params, inputs: Inputs, status: str) -> str:
         """Set the approval status of the package's version in the registry."""
@@ -166,6 +173,8 @@ class _Release:
         self.model.make()
         self.deployment.make_config()
         self.deployment.move(self._test if self._smoke else None)
+        if self._smoke:
+            smoke_samples.store(self._aws, self.upload, self._smoke)
         deployed = self.deployment
         return names | {
             "model": self.model.name, "endpoint_config": deployed.config_name, "endpoint": deployed.endpoint
@@ -173,14 +182,26 @@ class _Release:
 
     def _test(self) -> None:
         assert self._smoke is not None
-        params, name, session = self._params, self._params.endpoint, self._aws.session
-        if params.asynchronous:
-            inbox = f"{params.async_output(_folder(self._aws, params))}/smoke"
-            invoke = invoking.by_file(session, name, inbox=inbox, wait_s=_WAIT_S)
-        else:
-            invoke = invoking.by_request(session, name)
-        samples = smoke.smoke_test(invoke, self._smoke, atol=params.atol, rtol=params.rtol)
-        self._aws.ctx.figure("smoke_samples", samples)
+        output = None
+        if self._params.asynchronous:
+            output = self._params.async_output(_folder(self._aws, self._params))
+        _smoke_test(self._aws, self._params, self._smoke, output)()
+
+
+def _smoke_test(aws: Aws, params: PushSagemaker.Params, path: Path, output: str | None) -> SmokeTest:
+    """Return the test of the endpoint; `output` is where an asynchronous one puts its answers."""
+
+    def test() -> None:
+        name, session = params.endpoint, aws.session
+        invoke = (
+            invoking.by_file(session, name, inbox=f"{output}/smoke", wait_s=_WAIT_S)
+            if output
+            else invoking.by_request(session, name)
+        )
+        samples = smoke.smoke_test(invoke, path, atol=params.atol, rtol=params.rtol)
+        aws.ctx.figure("smoke_samples", samples)
+
+    return test
 
 
 def _deployment(aws: Aws, params: PushSagemaker.Params, model: PackedModel) -> Deployment:

@@ -108,7 +108,7 @@ def test_a_serverless_endpoint_is_kept_warm_and_stays_serverless(tmp_path: Path)
 @pytest.mark.usefixtures("aws")
 def test_an_asynchronous_endpoint_tells_topics(tmp_path: Path) -> None:
     topic = "arn:aws:sns:us-east-1:123456789012:done"
-    given = {"asynchronous": {"success_topic": topic}, "kms_key": KEY}
+    given: dict[str, Any] = {"asynchronous": {"success_topic": topic}, "kms_key": KEY}
     deploy(tmp_path, 2, tested=2, **given)
     assert served()["AsyncInferenceConfig"]["OutputConfig"] == {
         "S3OutputPath": f"{FOLDER}/async", "KmsKeyId": KEY, "NotificationConfig": {"SuccessTopic": topic}

@@ -48,7 +48,7 @@ class AwsPush(Push):
     @contextmanager
     def service(self, ctx: Context, params: Any, backoff: Backoff) -> Iterator[Aws]:
         """Yield AWS."""
-        with _plainly():
+        with plainly():
             session = _session(ctx)
             backoff.follow(session)
             yield Aws(ctx=ctx, backoff=backoff, transcript=Transcript(), session=session)
@@ -61,7 +61,7 @@ class AwsPush(Push):
 
     def credentials(self, ctx: Context, params: Any) -> str:
         """Return where boto3 found credentials, and for which region."""
-        with _plainly():
+        with plainly():
             session = _session(ctx)
             return f"found for AWS ({session.get_credentials().method}), region {session.region_name}"
 
@@ -84,7 +84,8 @@ def _session(ctx: Context) -> Any:
 
 
 @contextmanager
-def _plainly() -> Iterator[None]:
+def plainly() -> Iterator[None]:
+    """Turn whatever AWS's clients raise into a StageError of one sentence."""
     try:
         yield
     except (ConflictError, StageError):
@@ -94,7 +95,12 @@ def _plainly() -> Iterator[None]:
 
 
 def _plain_error(error: Exception) -> StageError:
-    from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
+    from botocore.exceptions import (
+        ClientError,
+        EndpointConnectionError,
+        NoCredentialsError,
+        ParamValidationError,
+    )
 
     if isinstance(error, NoCredentialsError):
         return StageError(_NO_CREDENTIALS, fix=_CREDENTIALS_FIX)
@@ -104,4 +110,7 @@ def _plain_error(error: Exception) -> StageError:
         said = error.response.get("Error", {})
         what = f"{error.operation_name}: {said.get('Code', '')}: {said.get('Message', '')}"
         return StageError(f"AWS rejected {what}")
+    if isinstance(error, ParamValidationError):
+        reasons = str(error.kwargs["report"]).splitlines()
+        return StageError(f"AWS doesn't take these parameters: {'; '.join(reasons)}")
     return StageError(f"AWS can't be used: {type(error).__name__}: {first_line(error)}")
