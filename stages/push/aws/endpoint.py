@@ -14,6 +14,7 @@ from . import drift, objects
 from .autoscaling import Autoscaling, Scaling
 from .client import Aws
 from .packed_model import GONE, TAG, PackedModel, named, or_none
+from .settings import WEIGHT
 from .waiting import show, waiting
 
 _VARIANT = "main"
@@ -21,7 +22,8 @@ _SCALING_TAG = f"{TAG}:autoscaling"
 _SETTINGS = (
     "InstanceType", "InitialInstanceCount", "ServerlessConfig", "ContainerStartupHealthCheckTimeoutInSeconds",
     "ModelDataDownloadTimeoutInSeconds", "VolumeSizeInGB", "InferenceAmiVersion", "KmsKeyId",
-    "AsyncInferenceConfig", "DataCaptureConfig", "VpcConfig", "EnableNetworkIsolation",
+    "AsyncInferenceConfig", "DataCaptureConfig", "ShadowProductionVariants", "VpcConfig",
+    "EnableNetworkIsolation",
 )  # fmt: skip
 _UNSETTLED = ("Creating", "Updating", "SystemUpdating", "RollingBack")
 
@@ -70,7 +72,7 @@ class Deployment:
         variant = {
             "VariantName": _VARIANT,
             "ModelName": self._model.name,
-            "InitialVariantWeight": 1.0,
+            "InitialVariantWeight": WEIGHT,
             **self._variant,
         }
 
