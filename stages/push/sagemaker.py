@@ -105,6 +105,7 @@ class PushSagemaker(AwsPush):
         smoke: File | None = Field(
             None, description="the smoke.npz of package.sagemaker, which tests the endpoint"
         )
+        shadow: File | None = Field(None, description="another package, which `with: {shadow: …}` tries")
         reports: dict[str, File] | None = Field(None, description="verify reports, for the registry")
 
     def converge(self, aws: Aws, params: Params, inputs: Inputs, outputs: Any) -> dict[str, Any]:
@@ -151,10 +152,22 @@ class _Release:
         self._aws, self._params, self._smoke = aws, params, inputs.smoke
         self.upload = package_upload(aws, params, inputs.package, owner=params.endpoint)
         self.registration = self._registration(inputs.reports or {})
-        self.model = PackedModel(
-            aws, params, owner=params.endpoint, url=self.upload.uri, digest=self.upload.digest
-        )
-        self.deployment = _deployment(aws, params, self.model)
+        self.model = _model(aws, params, self.upload)
+        self._shadow = self._tried(inputs.shadow)
+        tried = _model(aws, params, self._shadow) if self._shadow else None
+        self._models = [self.model, tried] if tried else [self.model]
+        self.deployment = _deployment(aws, params, self.model, tried)
+
+    def _tried(self, package: Path | None) -> objects.Upload | None:
+        """Return the upload of the package that is tried on real requests."""
+        if (package is None) != (self._params.shadow is None):
+            raise StageError(
+                "a shadow needs both a package and its share of the requests",
+                fix="set `inputs: {shadow: …}` and `with: {shadow: {percent: …}}`, or neither",
+            )
+        if package is None:
+            return None
+        return package_upload(self._aws, self._params, package, owner=self._params.endpoint, name="shadow")
 
     def _registration(self, reports: dict[str, Path]) -> Registration | None:
         if self._params.registry is None:
@@ -166,11 +179,13 @@ class _Release:
 
     def converge(self) -> dict[str, str]:
         """Make what is missing, move the endpoint, wait, test; return the names."""
-        put_package(self._aws, self.upload)
+        for upload in filter(None, (self.upload, self._shadow)):
+            put_package(self._aws, upload)
         names = {}
         if self.registration is not None:
             names["model_package"] = self.registration.register()
-        self.model.make()
+        for model in self._models:
+            model.make()
         self.deployment.make_config()
         self.deployment.move(self._test if self._smoke else None)
         if self._smoke:
@@ -204,11 +219,17 @@ def _smoke_test(aws: Aws, params: PushSagemaker.Params, path: Path, output: str 
     return test
 
 
-def _deployment(aws: Aws, params: PushSagemaker.Params, model: PackedModel) -> Deployment:
+def _model(aws: Aws, params: PushSagemaker.Params, upload: objects.Upload) -> PackedModel:
+    return PackedModel(aws, params, owner=params.endpoint, url=upload.uri, digest=upload.digest)
+
+
+def _deployment(
+    aws: Aws, params: PushSagemaker.Params, model: PackedModel, shadow: PackedModel | None = None
+) -> Deployment:
+    config = params.config(_folder(aws, params), shadow.name if shadow else None)
     return Deployment(
-        aws, model, endpoint=params.endpoint, variant=params.variant(),
-        config=params.config(_folder(aws, params)), scaling=params.scaling(),
-        update=params.update.arguments(), adopt=params.adopt, wait_s=_WAIT_S,
+        aws, model, endpoint=params.endpoint, variant=params.variant(), config=config,
+        scaling=params.scaling(), update=params.update.arguments(), adopt=params.adopt, wait_s=_WAIT_S,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from .client import Aws, plainly
 from .endpoint_configs import EndpointConfigs
 from .endpoint_tags import EndpointTags
 from .packed_model import GONE, TAG, PackedModel, named, or_none
+from .settings import WEIGHT
 from .waiting import show, waiting
 
 SmokeTest = Callable[[], None]
@@ -26,7 +27,8 @@ _SCALING_TAG = f"{TAG}:autoscaling"
 _SETTINGS = (
     "InstanceType", "InitialInstanceCount", "ServerlessConfig", "ContainerStartupHealthCheckTimeoutInSeconds",
     "ModelDataDownloadTimeoutInSeconds", "VolumeSizeInGB", "InferenceAmiVersion", "KmsKeyId",
-    "AsyncInferenceConfig", "DataCaptureConfig", "VpcConfig", "EnableNetworkIsolation",
+    "AsyncInferenceConfig", "DataCaptureConfig", "ShadowProductionVariants", "VpcConfig",
+    "EnableNetworkIsolation",
 )  # fmt: skip
 _UNSETTLED = ("Creating", "Updating", "SystemUpdating", "RollingBack")
 
@@ -77,7 +79,7 @@ class Deployment:
         variant = {
             "VariantName": _VARIANT,
             "ModelName": self._model.name,
-            "InitialVariantWeight": 1.0,
+            "InitialVariantWeight": WEIGHT,
             **self._variant,
         }
 

@@ -141,9 +141,11 @@ def or_none(get: Callable[[], Any]) -> Any:
         return None
 
 
-def package_upload(aws: Aws, params: ModelParams, package: Path, *, owner: str) -> objects.Upload:
-    """Return the upload of a package, by a key that holds its digest."""
-    digest = aws.ctx.digests["package"]
+def package_upload(
+    aws: Aws, params: ModelParams, package: Path, *, owner: str, name: str = "package"
+) -> objects.Upload:
+    """Return the upload of the input `name`, a package, by a key that holds its digest."""
+    digest = aws.ctx.digests[name]
     key = f"{params.prefix}/{owner}/{digest}/model.tar.gz"
     bucket, s3 = aws.setting(params, "bucket"), aws.session.client("s3")
     return objects.Upload(s3, bucket, key, package, digest, progress=aws.ctx.progress)
