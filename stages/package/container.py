@@ -52,6 +52,7 @@ class PackageContainer(Stage):
         "onnxruntime", "torch", "numpy", "fastapi", "uvicorn", "uvloop", "httptools", "orjson",
         "prometheus-client", "flask", "waitress", "packaging", "starlette", "pydantic", "anyio", "protobuf",
         "flatbuffers", "werkzeug", "jinja2", "python-multipart", "pillow", "tokenizers", "soundfile", "soxr",
+        "backports.zstd",
     )  # fmt: skip
     preload = ("onnxruntime", "torch", "safetensors.torch")
     facets = ("arch", "isa")
