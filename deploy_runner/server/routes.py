@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from . import answered, codecs, encodings, page, protocol, protocol_raw
+from . import answered, codecs, encodings, page, protocol, protocol_raw, swagger
 from .batching import Entry
 from .codecs import JSON, to_json
 from .metrics import CONTENT_TYPE
@@ -21,6 +22,7 @@ from .service import Live, Service
 __all__ = ["GETS", "INFER", "POSTS", "Reply", "Request", "answer"]
 
 _HTML = "text/html; charset=utf-8"
+_PLAIN_HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
 
 
 class Reply(NamedTuple):
@@ -205,8 +207,7 @@ def metrics(service: Service) -> Reply:
 
 def index(service: Service) -> Reply:
     """Answer GET /: a page to try the model."""
-    headers = {"content-security-policy": page.CONTENT_SECURITY_POLICY, "x-content-type-options": "nosniff",
-               "referrer-policy": "no-referrer"}  # fmt: skip
+    headers = {**_PLAIN_HEADERS, "content-security-policy": page.CONTENT_SECURITY_POLICY}
     return Reply(200, page.page(service).encode(), _HTML, headers)
 
 
@@ -220,10 +221,37 @@ def style(service: Service) -> Reply:
     return Reply(200, page.STYLE.encode(), "text/css; charset=utf-8")
 
 
+def docs(service: Service) -> Reply:
+    """Answer GET /docs: Swagger UI."""
+    headers = {**_PLAIN_HEADERS, "content-security-policy": swagger.CONTENT_SECURITY_POLICY}
+    if swagger.source() is None:
+        said = "Swagger UI is not installed: pip install fastapi-swagger; /openapi.json describes the routes"
+        return Reply(404, to_json({"detail": [{"loc": ["path"], "msg": said}]}))
+    return Reply(200, swagger.PAGE.format(name=html.escape(service.name)).encode(), _HTML, headers)
+
+
+def _swagger_file(name: str, kind: str) -> Callable[[Service], Reply]:
+    def file(service: Service) -> Reply:
+        folder = swagger.source()
+        if folder is None:
+            return no_route(404, f"/docs/{name}")
+        return Reply(200, (folder / name).read_bytes(), kind, _PLAIN_HEADERS)
+
+    return file
+
+
+def swagger_start(service: Service) -> Reply:
+    """Answer GET /docs/start.js."""
+    return Reply(200, swagger.START.encode(), "text/javascript; charset=utf-8", _PLAIN_HEADERS)
+
+
 GETS: Mapping[str, Callable[[Service], Reply]] = {
     "/": index,
     "/page.js": script,
     "/page.css": style,
+    "/docs": docs,
+    "/docs/start.js": swagger_start,
+    **{f"/docs/{name}": _swagger_file(name, kind) for name, kind in swagger.FILES.items()},
     "/ping": ready,
     "/metrics": metrics,
     "/v2": server_metadata,
