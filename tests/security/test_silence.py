@@ -84,11 +84,12 @@ def test_stages_are_told_to_be_silent(tmp_path: Path) -> None:
     from tests.conftest import Project
 
     project = Project(tmp_path)
-    command = "env | grep -E 'TELEMETRY|USAGE_STATS' | sort > $OUTPUT_FOUND"
+    command = "env | grep -E 'TELEMETRY|USAGE_STATS|TRACK|NNCF' | sort > $OUTPUT_FOUND"
     project.pipeline(
         f'a: {{uses: run.command, with: {{command: "{command}"}}, outputs: {{found: found.txt}}}}'
     )
     project.run()
     assert project.output("a") == (
-        b"HF_HUB_DISABLE_TELEMETRY=1\nORT_DISABLE_TELEMETRY=1\nRAY_USAGE_STATS_ENABLED=0\n"
+        b"DO_NOT_TRACK=1\nHF_HUB_DISABLE_TELEMETRY=1\nMLFLOW_DISABLE_TELEMETRY=true\nNNCF_CI=1\n"
+        b"ORT_DISABLE_TELEMETRY=1\nRAY_USAGE_STATS_ENABLED=0\n"
     )
