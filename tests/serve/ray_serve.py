@@ -94,7 +94,12 @@ def ray_serve(python: Path, package: Path, folder: Path, env: Mapping[str, str] 
         def start(*command: object, address: bool = True) -> subprocess.Popen[bytes]:
             used = settings if address else {k: v for k, v in settings.items() if k != "RAY_ADDRESS"}
             return subprocess.Popen(
-                list(map(str, command)), cwd=folder, env=used, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+                list(map(str, command)),
+                cwd=folder,
+                env=used,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
             )
 
         node = start(
