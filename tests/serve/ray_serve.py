@@ -81,7 +81,7 @@ def interpreter(folder: Path) -> Path:
     python = folder / "bin/python"
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "these.pth").write_text(sysconfig.get_path("purelib"))
-    install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    install = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     subprocess.run([*install, f"ray[serve]=={version('ray')}"], check=True, capture_output=True)
     return python
 
@@ -116,7 +116,7 @@ def ray_serve(python: Path, packages: Mapping[str, Path], folder: Path) -> Itera
         **os.environ, **_SETTINGS, "PYTHONPATH": f"{model}:{model}/code",
         "RAY_ADDRESS": f"127.0.0.1:{ports[0]}",
     }  # fmt: skip
-    ray, serve = ([python, "-m", name] for name in ("ray.scripts.scripts", "ray.serve.scripts"))
+    ray, serve = ([str(python), "-m", name] for name in ("ray.scripts.scripts", "ray.serve.scripts"))
     log = folder / "serve.log"
     with log.open("wb") as out:
 

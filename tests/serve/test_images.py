@@ -135,7 +135,7 @@ def pytorch_toolkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SageMaker's PyTorch toolkit, 324 KB, without torchserve and what else it would bring."""
     folder = tmp_path_factory.mktemp("pytorch-toolkit")
     command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps",
-               "--target", folder, "sagemaker-pytorch-inference==2.0.25"]  # fmt: skip
+               "--target", str(folder), "sagemaker-pytorch-inference==2.0.25"]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True)
     return folder
 

@@ -47,12 +47,10 @@ def advice(uri: str, today: date) -> list[str]:
     """Return a sentence if this image gets no patches any more; none if the table doesn't know it."""
     name, _, tag = uri.rpartition("/")[2].partition("@")[0].partition(":")
     ends = IMAGES[name].ends if name in IMAGES else {}
+    patched = next((version for version, end in ends.items() if date.fromisoformat(end) >= today), None)
     for version, end in ends.items():
         if tag.startswith((f"{version}.", f"{version}-")) and date.fromisoformat(end) < today:
-            newest = next(iter(ends))
-            instead = (
-                "it is the last of its kind" if version == newest else f"{name}:{newest} is the last one"
-            )
+            instead = f"version {patched} still gets them" if patched else "no version of it gets any"
             return [
                 f"the image {name}:{tag} has had no security patches since {end}, and {instead}; "
                 f"a package of package.sagemaker starts in AWS's {SUCCESSOR} too"
