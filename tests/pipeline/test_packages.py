@@ -181,7 +181,9 @@ def test_wheels_are_what_pip_finds_beside_requirements(tmp_path: Path, fp32: Pat
         )
         wheel.writestr("made_here-1.5.dist-info/RECORD", "made_here.py,,\n")
     inputs = {"model": fp32, "wheels": wheels}
-    with pytest.raises(StageError, match=r"wheels has none of onnxruntime [0-9.]+, which requirements.txt asks for"):
+    with pytest.raises(
+        StageError, match=r"wheels has none of onnxruntime [0-9.]+, which requirements.txt asks for"
+    ):
         run_stage(stage("package.sagemaker"), tmp_path / "none", inputs=inputs)
     params = {"requirements": ["numpy", "made-here == 1.5"]}
     made = run_stage(stage("package.sagemaker"), tmp_path / "p", inputs=inputs, params=params)["package"]
