@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from deploy_runner.sdk import ConflictError, Field, StageParams
 
-from . import drift, objects
+from . import drift, images, objects
 from .client import Aws
 from .limits import RANGES
 
@@ -65,7 +65,8 @@ class PackedModel:
         self._role = aws.setting(params, "role_arn")
         self.image = aws.setting(params, "image_uri")
         self._environment = {
-            "SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_SUBMIT_DIRECTORY": url, **params.environment
+            "SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_SUBMIT_DIRECTORY": url,
+            **images.environment(self.image), **params.environment,
         }  # fmt: skip
         self.network = params.network()
         made_of = (url, self.image, self._role, self._environment)
