@@ -126,7 +126,7 @@ def test_a_region_in_the_users_files_counts(
 ) -> None:
     (tmp_path / ".aws").mkdir()
     (tmp_path / ".aws" / file).write_text(text)
-    assert list(wrong("push.s3", {"bucket": "b-1"}, HOME=str(tmp_path), **environ)) == missing
+    assert list(wrong("push.s3", {"bucket": "b-1"}, None, HOME=str(tmp_path), **environ)) == missing
 
 
 @pytest.mark.parametrize(
