@@ -17,6 +17,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable
@@ -30,6 +31,8 @@ from .aws_settings import hold_settings
 
 __all__ = ["extend_moto", "main"]
 
+_BUCKET = re.compile(r"(?!xn--|sthree-|amzn-s3-demo-|\d+(\.\d+){3}$|.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+"""https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html, read on 2026-11-30"""
 _LEFT_OUT: tuple[Any, ...] = (None, {}, [], [None])
 _WITH_EMPTY = (
     "describe_model", "describe_endpoint", "describe_endpoint_config", "describe_model_package"
@@ -39,6 +42,7 @@ _WITH_EMPTY = (
 def extend_moto() -> None:
     """Patch moto's S3 and SageMaker in this process; to be called before its server starts."""
     from moto.applicationautoscaling.models import ApplicationAutoscalingBackend
+    from moto.s3.models import S3Backend
     from moto.s3.responses import S3Response
     from moto.sagemaker.models import SageMakerModelBackend
     from moto.sagemaker.responses import SageMakerResponse
@@ -53,6 +57,7 @@ def extend_moto() -> None:
     _keep_used_configs(SageMakerModelBackend)
     _keep_versions(SageMakerModelBackend)
     _check_bodies(S3Response)
+    _check_buckets(S3Backend)
     hold_settings(SageMakerModelBackend, SageMakerResponse, refuse)
     check_targets(ApplicationAutoscalingBackend)
     check_requests(SageMakerResponse, "sagemaker", refuse)
@@ -130,6 +135,20 @@ def _keep_versions(backend: Any) -> None:
 
     backend.create_model_package = create_model_package
     backend.update_model_package = update_model_package
+
+
+def _check_buckets(backend: Any) -> None:
+    """Moto takes any name from 3 to 63 characters."""
+    original = backend.create_bucket
+
+    def create_bucket(self: Any, bucket_name: str, *args: Any, **kwargs: Any) -> Any:
+        from moto.s3.exceptions import InvalidBucketName
+
+        if not _BUCKET.fullmatch(bucket_name):
+            raise InvalidBucketName
+        return original(self, bucket_name, *args, **kwargs)
+
+    backend.create_bucket = create_bucket
 
 
 def _check_bodies(response: Any) -> None:

@@ -162,8 +162,8 @@ def test_doctor_says_what_is_missing_before_anything_runs(project: Project) -> N
 def test_a_live_target_needs_credentials(project: Project) -> None:
     project.write("package.tar.gz", b"x")
     project.pipeline(
-        "push: {uses: push.sagemaker, inputs: {package: package.tar.gz}, with: {endpoint: e, bucket: b, "
-        "role_arn: r, image_uri: 'registry/pytorch-inference:2.5.1-cpu-py311'}}",
+        "push: {uses: push.sagemaker, inputs: {package: package.tar.gz}, with: {endpoint: e, bucket: models, "
+        "role_arn: 'arn:aws:iam::123456789012:role/r', image_uri: 'registry/pytorch-inference:2.5.1-cpu-py311'}}",
         head="target: {name: production, live: true, aws: {region: eu-central-1}}\n",
     )
     nowhere = {"HOME": "/nonexistent", "AWS_EC2_METADATA_DISABLED": "true"}

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from deploy_runner.sdk import ConflictError, Field, StageParams
 
-from . import drift, images, objects
+from . import drift, images, names, objects
 from .client import Aws
 from .limits import RANGES
 
@@ -19,6 +19,8 @@ GONE = "Could not find"
 _OWNER = 63 - 17
 """How long an owner's name may be in one that AWS takes: beside it go a hyphen and 16 digits."""
 
+_VARIABLES = 100 - 2
+"""AWS takes 100: https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_ContainerDefinition.html"""
 
 _ID = r"^[-0-9a-zA-Z]{1,32}$"
 
@@ -41,11 +43,13 @@ class Vpc(StageParams):
 class ModelParams(StageParams):
     """What a model is made of; what is left out comes from the target's `aws:`."""
 
-    bucket: str | None = Field(None, description="S3 bucket")
-    prefix: str = Field("models", description="prefix of the object's key")
-    role_arn: str | None = Field(None, description="the role that SageMaker assumes")
-    image_uri: str | None = Field(None, description="the inference container")
-    environment: dict[str, str] = Field(default={}, description="environment variables of the container")
+    bucket: names.Bucket | None = Field(None, description="S3 bucket")
+    prefix: names.Prefix = Field("models", description="prefix of the object's key")
+    role_arn: names.Role | None = Field(None, description="the role that SageMaker assumes")
+    image_uri: names.Image | None = Field(None, description="the inference container")
+    environment: dict[names.Variable, names.Value] = Field(
+        default={}, max_length=_VARIABLES, description="environment variables of the container"
+    )
     vpc: Vpc | None = Field(None, description="connect the containers to a private network")
     network_isolation: bool = Field(False, description="let the containers reach no network at all")
 
@@ -153,7 +157,6 @@ def package_upload(
 
 
 def put_package(aws: Aws, upload: objects.Upload) -> None:
-    """Upload the package, once, and read it back where it is new."""
+    """Upload the package, once."""
     objects.ensure_bucket(aws, upload)
-    if objects.put_once(upload, aws.transcript):
-        objects.read_back(upload)
+    objects.put_once(upload, aws.transcript)
