@@ -1,6 +1,6 @@
 """Autoscaling of endpoints: what a scalable target needs, and what an update does to it.
 
-moto registers a target for an endpoint that isn't there, keeps its policies when it goes, and knows
+moto registers a target for an endpoint that does not exist, keeps its policies when it goes, and knows
 nothing of it when the endpoint is updated or deleted.
 """
 
