@@ -1,4 +1,4 @@
-"""Autoscaling of an endpoint's variant: a scalable target, and the policies that move it.
+"""Autoscaling of an endpoint's variant, or of a component: a scalable target, and the policies that move it.
 
 A target is no part of an endpoint config, so a config carries what it is to be as a tag, and the target
 follows whichever config is in force: after an update, a refused one, and a rollback. Only what
@@ -20,16 +20,31 @@ from .client import Aws
 __all__ = ["Autoscaling", "Scaling"]
 
 _NAMESPACE = "sagemaker"
-_DIMENSION = "sagemaker:variant:DesiredInstanceCount"
 _POLICY = "deploy-runner"
 _WAKE = "deploy-runner-wake"
 _NONE = "none"
 _GONE = "found for service namespace"
+_SERVED = {
+    "invocations": "SageMakerVariantInvocationsPerInstance",
+    "copies": "SageMakerInferenceComponentInvocationsPerCopy",
+}
+_WAKES = {
+    "backlog": ("HasBacklogWithoutCapacity", "Average", 2, 300),
+    "copies": ("NoCapacityInvocationFailures", "Maximum", 1, 60),
+}
+"""By what a target at zero is woken: a metric, its statistic, for how many minutes, and a cooldown in seconds.
+
+https://docs.aws.amazon.com/sagemaker/latest/dg/async-inference-autoscale.html and
+https://docs.aws.amazon.com/sagemaker/latest/dg/endpoint-auto-scaling-zero-instances.html
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scaling:
-    """How far and by what a variant scales; `metric` is "invocations" or, if asynchronous, "backlog".
+    """How far and by what something scales.
+
+    `metric` is "invocations" of a variant's instances, their "backlog" if asynchronous, or "copies": the
+    invocations of a component's copies.
 
     Its text is a tag's value: letters, digits and `=.` alone.
     """
@@ -55,16 +70,19 @@ class Scaling:
 
 
 class Autoscaling:
-    """The scalable target of an endpoint's variant."""
+    """The scalable target of an endpoint's variant, or of the component of this name where none is named."""
 
-    def __init__(self, aws: Aws, *, endpoint: str, variant: str) -> None:
+    def __init__(self, aws: Aws, *, name: str, variant: str | None) -> None:
         self._session = aws.session
         self._transcript = aws.transcript
-        self._endpoint = endpoint
+        self._name = name
+        self._metric_of = "InferenceComponentName" if variant is None else "EndpointName"
         self._resource = {
             "ServiceNamespace": _NAMESPACE,
-            "ResourceId": f"endpoint/{endpoint}/variant/{variant}",
-            "ScalableDimension": _DIMENSION,
+            "ResourceId": f"endpoint/{name}/variant/{variant}" if variant else f"inference-component/{name}",
+            "ScalableDimension": "sagemaker:variant:DesiredInstanceCount"
+            if variant
+            else "sagemaker:inference-component:DesiredCopyCount",
         }
 
     @cached_property
@@ -79,7 +97,7 @@ class Autoscaling:
         """Raise ConflictError where somebody else's policies move the target."""
         if others := self._others():
             raise ConflictError(
-                f"the endpoint {self._endpoint} has the scaling policy {', '.join(others)}, "
+                f"the endpoint {self._name} has the scaling policy {', '.join(others)}, "
                 "which was not made by deploy-runner",
                 fix="delete it, or leave out `autoscaling`",
             )
@@ -100,7 +118,7 @@ class Autoscaling:
             self._client.put_scaling_policy(PolicyName=_POLICY, **self._resource, **tracking)
             self._note("PutScalingPolicy", policy=_POLICY, target=wanted.target)
         if wanted.min == 0:
-            self._wake(there.get(_WAKE, {}))
+            self._wake(wanted.metric, there.get(_WAKE, {}))
         elif _WAKE in there:
             self._stay_awake()
 
@@ -124,7 +142,7 @@ class Autoscaling:
         said = policy["TargetTrackingScalingPolicyConfiguration"]
         return str(Scaling(
             min=target["MinCapacity"], max=target["MaxCapacity"], target=said["TargetValue"],
-            metric="invocations" if "PredefinedMetricSpecification" in said else "backlog",
+            metric=_metric_in(said),
             scale_in_cooldown_s=said["ScaleInCooldown"], scale_out_cooldown_s=said["ScaleOutCooldown"],
         ))  # fmt: skip
 
@@ -132,7 +150,7 @@ class Autoscaling:
         found = self._client.describe_scalable_targets(
             ServiceNamespace=_NAMESPACE,
             ResourceIds=[self._resource["ResourceId"]],
-            ScalableDimension=_DIMENSION,
+            ScalableDimension=self._resource["ScalableDimension"],
         )["ScalableTargets"]
         return found[0] if found else None
 
@@ -141,9 +159,8 @@ class Autoscaling:
         return {policy["PolicyName"]: policy for policy in found}
 
     def _tracking(self, wanted: Scaling) -> dict[str, Any]:
-        if wanted.metric == "invocations":
-            metric = {"PredefinedMetricSpecification": {
-                "PredefinedMetricType": "SageMakerVariantInvocationsPerInstance"}}  # fmt: skip
+        if wanted.metric in _SERVED:
+            metric = {"PredefinedMetricSpecification": {"PredefinedMetricType": _SERVED[wanted.metric]}}
         else:
             metric = {"CustomizedMetricSpecification": self._metric("ApproximateBacklogSizePerInstance")
                       | {"Statistic": "Average"}}  # fmt: skip
@@ -156,19 +173,18 @@ class Autoscaling:
         }  # fmt: skip
 
     def _metric(self, name: str) -> dict[str, Any]:
-        dimensions = [{"Name": "EndpointName", "Value": self._endpoint}]
+        dimensions = [{"Name": self._metric_of, "Value": self._name}]
         return {"MetricName": name, "Namespace": "AWS/SageMaker", "Dimensions": dimensions}
 
     @property
     def _alarm(self) -> str:
-        return f"deploy-runner-{self._endpoint}-wake"
+        return f"deploy-runner-{self._name}-wake"
 
-    def _wake(self, there: Mapping[str, Any]) -> None:
-        """Add an instance where requests wait for none: a target alone would wait for a longer queue.
-
-        As in https://docs.aws.amazon.com/sagemaker/latest/dg/async-inference-autoscale.html
-        """
-        step = {"AdjustmentType": "ChangeInCapacity", "MetricAggregationType": "Average", "Cooldown": 300,
+    def _wake(self, scaled_by: str, there: Mapping[str, Any]) -> None:
+        """Add one where requests find none: the target alone waits for more of them, or for ever."""
+        name, statistic, minutes, cooldown = _WAKES[scaled_by]
+        step = {"AdjustmentType": "ChangeInCapacity", "MetricAggregationType": statistic,
+                "Cooldown": cooldown,
                 "StepAdjustments": [{"MetricIntervalLowerBound": 0.0, "ScalingAdjustment": 1}]}  # fmt: skip
         policy = {"PolicyType": "StepScaling", "StepScalingPolicyConfiguration": step}
         arn = there.get("PolicyARN")
@@ -177,8 +193,8 @@ class Autoscaling:
             arn = put["PolicyARN"]
             self._note("PutScalingPolicy", policy=_WAKE)
         alarm = {
-            **self._metric("HasBacklogWithoutCapacity"), "Statistic": "Average", "Period": 60,
-            "EvaluationPeriods": 2, "DatapointsToAlarm": 2, "Threshold": 1.0,
+            **self._metric(name), "Statistic": statistic, "Period": 60,
+            "EvaluationPeriods": minutes, "DatapointsToAlarm": minutes, "Threshold": 1.0,
             "ComparisonOperator": "GreaterThanOrEqualToThreshold", "TreatMissingData": "missing",
             "AlarmActions": [arn],
         }  # fmt: skip
@@ -195,4 +211,10 @@ class Autoscaling:
         self._note("DeleteScalingPolicy", policy=_WAKE)
 
     def _note(self, call: str, **said: Any) -> None:
-        self._transcript.add(f"application-autoscaling:{call}", endpoint=self._endpoint, **said)
+        self._transcript.add(f"application-autoscaling:{call}", name=self._name, **said)
+
+
+def _metric_in(policy: Mapping[str, Any]) -> str:
+    """Return what a target tracking policy counts."""
+    kind = policy.get("PredefinedMetricSpecification", {}).get("PredefinedMetricType")
+    return next((name for name, predefined in _SERVED.items() if predefined == kind), "backlog")
