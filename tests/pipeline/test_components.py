@@ -104,7 +104,7 @@ def test_a_component_scales_to_zero_is_woken_and_stops_scaling(tmp_path: Path) -
     assert answer(10.0) == 30.0
     deploy(tmp_path, 3, tested=3, component=SIZE)
     assert target() is None
-    rolled_back(tmp_path)
+    rolled_back(tmp_path, component=SIZE)
     assert target() is not None
 
 

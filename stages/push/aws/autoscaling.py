@@ -10,15 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from deploy_runner.sdk import ConflictError, Finding
 
 from . import drift, objects
 from .client import Aws
+from .packed_model import TAG
 
-__all__ = ["Autoscaling", "Scaling"]
+__all__ = ["SCALING_TAG", "Autoscaling", "Configs", "Scaled", "Scaling"]
 
+SCALING_TAG = f"{TAG}:autoscaling"
+"""The tag of a config that says how it scales."""
 _NAMESPACE = "sagemaker"
 _POLICY = "deploy-runner"
 _WAKE = "deploy-runner-wake"
@@ -32,7 +35,7 @@ _WAKES = {
     "backlog": ("HasBacklogWithoutCapacity", "Average", 2, 300),
     "copies": ("NoCapacityInvocationFailures", "Maximum", 1, 60),
 }
-"""By what a target at zero is woken: a metric, its statistic, for how many minutes, and a cooldown in seconds.
+"""What wakes a target at zero: a metric, its statistic, for how many minutes, and a cooldown in seconds.
 
 https://docs.aws.amazon.com/sagemaker/latest/dg/async-inference-autoscale.html and
 https://docs.aws.amazon.com/sagemaker/latest/dg/endpoint-auto-scaling-zero-instances.html
@@ -212,6 +215,57 @@ class Autoscaling:
 
     def _note(self, call: str, **said: Any) -> None:
         self._transcript.add(f"application-autoscaling:{call}", name=self._name, **said)
+
+
+class Configs(Protocol):
+    """What may be in force: endpoint configs, or a component's models."""
+
+    def tags(self, name: str) -> dict[str, str]:
+        """Return the tags of the one of this name; none where it is gone."""
+
+    def instance_type(self, name: str) -> str | None:
+        """Return what it scales, where that is of one type."""
+
+
+class Scaled:
+    """A scalable target that follows what is in force; `known` says how some of `configs` scale."""
+
+    def __init__(self, target: Autoscaling, configs: Configs, known: Mapping[str, Scaling | None]) -> None:
+        self._target = target
+        self._configs = configs
+        self._known = known
+
+    def require_own(self) -> None:
+        """Raise ConflictError where somebody else's policies move the target."""
+        self._target.require_own()
+
+    def keeps(self, before: str, after: str) -> bool:
+        """Say whether an update keeps what there is, and make the target ready for it.
+
+        AWS refuses to change the type of instances that are scaled:
+        https://docs.aws.amazon.com/sagemaker/latest/dg/endpoint-scaling-update.html
+        """
+        if self._of(before) is None:
+            return False
+        wanted, type_of = self._of(after), self._configs.instance_type
+        if wanted is None or type_of(before) != type_of(after):
+            self._target.release()
+        return wanted is not None
+
+    def follow(self, config: str) -> None:
+        """Let the target follow what is in force."""
+        if (scaling := self._of(config)) is not None:
+            self._target.apply(scaling)
+
+    def findings(self, config: str, wanted: Scaling | None) -> list[Finding]:
+        """Return how it scales beside how it is to scale, if it does or is to."""
+        return [self._target.finding(wanted)] if wanted or self._of(config) else []
+
+    def _of(self, config: str) -> Scaling | None:
+        if config in self._known:
+            return self._known[config]
+        text = self._configs.tags(config).get(SCALING_TAG)
+        return Scaling.read(text) if text else None
 
 
 def _metric_in(policy: Mapping[str, Any]) -> str:

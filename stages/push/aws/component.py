@@ -14,7 +14,7 @@ from typing import Any
 from deploy_runner.sdk import ConflictError, Finding, GateError, StageError
 
 from . import drift, objects
-from .autoscaling import Autoscaling, Scaling
+from .autoscaling import Autoscaling, Scaled, Scaling
 from .client import Aws
 from .endpoint import VARIANT, Deployment, SmokeTest
 from .endpoint_tags import EndpointTags, tags_of
@@ -74,6 +74,9 @@ class _Models:
         found = or_none(lambda: self.describe(name))
         return tags_of(self._client, found["ModelArn"]) if found else {}
 
+    def instance_type(self, name: str) -> str | None:
+        return None  # Copies scale whatever they run on.
+
     def find(self, to: str, before: str) -> str:
         known: dict[str, None] = {}
         own = name_part(self._component)
@@ -116,11 +119,11 @@ class ComponentDeployment(Deployment):
         self._host = host
         self._copies = copies
         self._component = component
-        self._autoscaling = Autoscaling(aws, name=name, variant=None)
         self._tags = _Tags(self._client, name)
         self._models = _Models(self._client, name)
         self._configs = self._models  # type: ignore[assignment]
         self.config_name = model.name
+        self._scaled = Scaled(Autoscaling(aws, name=name, variant=None), self._models, {model.name: scaling})
 
     def make_config(self) -> None:
         """Make the endpoint's config; a component needs none."""
@@ -195,7 +198,7 @@ class ComponentDeployment(Deployment):
 
     def _update_to(self, config: str, before: str, *, at_once: bool = False) -> None:
         self._ctx.log(f"{self.endpoint}: {before} → {config}")
-        self._keeps_scaling(before, config)
+        self._scaled.keeps(before, config)
         found = self._ask_for(config)
         if found.endpoint_status == "InService" and found.endpoint_config_name == config:
             return
@@ -205,7 +208,7 @@ class ComponentDeployment(Deployment):
         reason = found.failure_reason or "AWS rolled it back"
         if (found.endpoint_status, found.endpoint_config_name) != ("InService", before):
             found = self._ask_for(before)
-        self._scale_as(before)
+        self._scaled.follow(before)
         serves = f"it serves {before}" if found.endpoint_status == "InService" else "it can't be taken back"
         raise GateError(f"the update of the component {self.endpoint} has failed: {reason}; {serves}",
                         fix="see the component's CloudWatch logs")  # fmt: skip
@@ -243,7 +246,7 @@ class ComponentDeployment(Deployment):
         rows += self._package_findings(or_none(lambda: self._models.describe(served)) or {})
         wanted = self._asked_for(self.config_name)
         rows += drift.rows(wanted, wanted, found["Specification"])
-        rows += self._scaling_findings(served)
+        rows += self._scaled.findings(served, self._scaling)
         if tested:
             passed = self._tags.tested(served)
             rows.append(Finding("smoke test", "passed", "passed" if passed else "not passed"))
@@ -251,6 +254,3 @@ class ComponentDeployment(Deployment):
 
     def _require_kind(self, before: str) -> None:
         pass
-
-    def _instance_type(self, config: str) -> Any:
-        return None  # Copies scale whatever they run on.

@@ -11,7 +11,7 @@ from typing import Any
 from deploy_runner.sdk import ConflictError, Finding, GateError, StageError
 
 from . import drift, objects
-from .autoscaling import Autoscaling, Scaling
+from .autoscaling import SCALING_TAG, Autoscaling, Scaled, Scaling
 from .client import Aws, plainly
 from .endpoint_configs import EndpointConfigs
 from .endpoint_tags import EndpointTags
@@ -23,7 +23,6 @@ SmokeTest = Callable[[], None]
 """Raises GateError for a wrong answer, and any other error where there is none."""
 
 VARIANT = "main"
-SCALING_TAG = f"{TAG}:autoscaling"
 _SETTINGS = (
     "InstanceType", "InitialInstanceCount", "ServerlessConfig", "ContainerStartupHealthCheckTimeoutInSeconds",
     "ModelDataDownloadTimeoutInSeconds", "VolumeSizeInGB", "InferenceAmiVersion", "KmsKeyId",
@@ -62,7 +61,6 @@ class Deployment:
         self._variant = dict(variant)
         self._config = dict(config)
         self._scaling = scaling
-        self._autoscaling = Autoscaling(aws, name=endpoint, variant=VARIANT)
         self._update = dict(update)
         self._adopt = adopt
         self._wait_s = wait_s
@@ -73,6 +71,8 @@ class Deployment:
         self._served = {} if hosts else {"ModelName": model.name}
         served = self._served.get("ModelName")
         self.config_name = named(endpoint, "config", served, self._variant, self._config, *scaled)
+        self._scaled = Scaled(Autoscaling(aws, name=endpoint, variant=VARIANT), self._configs,
+                              {self.config_name: scaling})  # fmt: skip
 
     def make_config(self) -> None:
         """Make the endpoint config unless it is there. Raises ConflictError where it differs.
@@ -117,7 +117,7 @@ class Deployment:
         """
         before = self._settled(self.config_name)
         if self._scaling is not None:
-            self._autoscaling.require_own()
+            self._scaled.require_own()
         if before is None:
             self._create()
         elif before != self.config_name:
@@ -132,7 +132,7 @@ class Deployment:
                 raise GateError(f"{refusal.message}; {done}", fix=refusal.fix) from refusal
             self._ctx.log("the smoke test has passed")
         self._require_serves(self.config_name)
-        self._scale_as(self.config_name)
+        self._scaled.follow(self.config_name)
         self._tags.note(self._model.tags, tested=self.config_name if smoke_test else "")
 
     def _require_own(self) -> None:
@@ -218,7 +218,7 @@ class Deployment:
         arguments: dict[str, Any] = {"EndpointName": self.endpoint, "EndpointConfigName": config}
         if self._update and not at_once:
             arguments["DeploymentConfig"] = self._update
-        if self._keeps_scaling(before, config):
+        if self._scaled.keeps(before, config):
             arguments["RetainAllVariantProperties"] = True
         if objects.unless(lambda: self._client.update_endpoint(**arguments), "in-progress", "already uses"):
             self._require_moving_to(config)
@@ -228,38 +228,10 @@ class Deployment:
             raise ConflictError(f"somebody else has moved the endpoint {self.endpoint} to {after} meanwhile",
                                 fix="let one push at a time write to an endpoint")  # fmt: skip
         if after != config:
-            self._scale_as(before)
+            self._scaled.follow(before)
             raise GateError(f"AWS rolled back the update of {self.endpoint}: its new containers did not "
                             f"start, or an alarm fired; it serves {before}",
                             fix="see the endpoint's CloudWatch logs")  # fmt: skip
-
-    def _keeps_scaling(self, before: str, after: str) -> bool:
-        """Say whether an update keeps the instances that there are, and make the target ready for it.
-
-        AWS refuses to change the type of instances that are scaled:
-        https://docs.aws.amazon.com/sagemaker/latest/dg/endpoint-scaling-update.html
-        """
-        if self._scaling_of(before) is None:
-            return False
-        wanted = self._scaling_of(after)
-        if wanted is None or self._instance_type(before) != self._instance_type(after):
-            self._autoscaling.release()
-        return wanted is not None
-
-    def _scale_as(self, config: str) -> None:
-        """Let the scalable target follow the config that is in force."""
-        if (scaling := self._scaling_of(config)) is not None:
-            self._autoscaling.apply(scaling)
-
-    def _scaling_of(self, config: str) -> Scaling | None:
-        if config == self.config_name:
-            return self._scaling
-        text = self._configs.tags(config).get(SCALING_TAG)
-        return Scaling.read(text) if text else None
-
-    def _instance_type(self, config: str) -> Any:
-        found = self._configs.describe(config)
-        return found["ProductionVariants"][0].get("InstanceType")
 
     def _note_served(self, before: str, config: str) -> None:
         """Note what is served before an update to `config`.
@@ -296,7 +268,7 @@ class Deployment:
         self._tags.remember(good)
         to = before if before != refused else good[0]
         self._update_to(to, refused, at_once=True)
-        self._scale_as(to)
+        self._scaled.follow(to)
         return f"rolled back: {self.endpoint} serves {to} again"
 
     def _delete(self) -> None:
@@ -321,7 +293,7 @@ class Deployment:
         wanted = self._variant | self._config | self._model.network
         others = _SETTINGS if found.endpoint_config_name != self.config_name else ()
         rows += drift.rows(dict.fromkeys([*wanted, *others]), wanted, config | model | variant)
-        rows += self._scaling_findings(str(found.endpoint_config_name))
+        rows += self._scaled.findings(str(found.endpoint_config_name), self._scaling)
         rows.append(Finding("endpoint config", self.config_name, str(found.endpoint_config_name)))
         if tested:
             passed = self._tags.tested(str(found.endpoint_config_name))
@@ -334,10 +306,6 @@ class Deployment:
             Finding("package", self._model.url, container.get("ModelDataUrl", "none")),
             Finding("image", self._model.image, container.get("Image", "none")),
         ]
-
-    def _scaling_findings(self, config: str) -> list[Finding]:
-        scaled = self._scaling or self._scaling_of(config)
-        return [self._autoscaling.finding(self._scaling)] if scaled else []
 
     def roll_back(self, to: str, stored_test: Callable[[Mapping[str, Any], str], SmokeTest | None]) -> str:
         """Serve the config before, or the newest whose digest begins with `to`; return what was done.
@@ -363,7 +331,7 @@ class Deployment:
         if refusal is not None:
             done = self._undone(config, before)
             raise GateError(f"{config}: {refusal.message}; {done}", fix=refusal.fix) from refusal
-        self._scale_as(config)
+        self._scaled.follow(config)
         digest = self._configs.tags(config).get(f"{TAG}:digest", "")
         self._tags.note({f"{TAG}:digest": digest}, tested=config if smoke_test else "")
         said = (

@@ -32,6 +32,11 @@ class EndpointConfigs:
         found = or_none(lambda: self.describe(name))
         return tags_of(self._client, found["EndpointConfigArn"]) if found else {}
 
+    def instance_type(self, name: str) -> str | None:
+        """Return the type of a config's instances; None for a serverless one."""
+        found: str | None = self.describe(name)["ProductionVariants"][0].get("InstanceType")
+        return found
+
     def find(self, to: str, before: str) -> str:
         """Return the newest config, but `before`, whose package's digest begins with `to`."""
         known: dict[str, None] = {}
