@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .aws_autoscaling import check_targets
+from .aws_components import extend_components
 from .aws_endpoints import extend_endpoints
 from .aws_fleets import refuse, resource_arn
 from .aws_requests import check_requests
@@ -59,6 +60,7 @@ def extend_moto() -> None:
     _check_bodies(S3Response)
     _check_buckets(S3Backend)
     hold_settings(SageMakerModelBackend, SageMakerResponse, refuse)
+    extend_components(SageMakerModelBackend, SageMakerResponse)
     check_targets(ApplicationAutoscalingBackend)
     check_requests(SageMakerResponse, "sagemaker", refuse)
     for name in _WITH_EMPTY:
@@ -94,8 +96,8 @@ def _require_models(backend: Any) -> None:
     def create_endpoint_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         variants = kwargs.get("production_variants") or []
         for variant in variants:
-            name = variant.get("ModelName", "")
-            if name not in self._models:
+            name = variant.get("ModelName")
+            if name is not None and name not in self._models:
                 raise refuse(f'Could not find model "{resource_arn(self, "model", name)}".')
         return original(self, *args, **kwargs)
 

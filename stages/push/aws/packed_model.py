@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,24 +60,37 @@ class ModelParams(StageParams):
 
 
 class PackedModel:
-    """The model whose package is at `url` (an `s3://` address) and has the SHA-256 `digest`."""
+    """The model whose package is at `url` (an `s3://` address) and has the SHA-256 `digest`.
 
-    def __init__(self, aws: Aws, params: ModelParams, *, owner: str, url: str, digest: str) -> None:
+    `carries` is what its name and its tags say besides.
+    """
+
+    def __init__(
+        self,
+        aws: Aws,
+        params: ModelParams,
+        *,
+        owner: str,
+        url: str,
+        digest: str,
+        carries: Mapping[str, str] | None = None,
+    ) -> None:
         self._aws = aws
         self.url = url
         self.digest = digest
-        self._role = aws.setting(params, "role_arn")
+        self.role = aws.setting(params, "role_arn")
         self.image = aws.setting(params, "image_uri")
         self._environment = {
             "SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_SUBMIT_DIRECTORY": url,
             **images.environment(self.image), **params.environment,
         }  # fmt: skip
         self.network = params.network()
-        made_of = (url, self.image, self._role, self._environment)
-        self.name = named(owner, "model", *made_of, *filter(None, [self.network]))
+        made_of = (url, self.image, self.role, self._environment)
+        self.name = named(owner, "model", *made_of, *filter(None, [self.network, carries]))
         ctx = aws.ctx
         origin = {"digest": digest, "stage": ctx.stage, "run": ctx.run, "commit": ctx.commit}
         self.tags = {f"{TAG}:{name}": value for name, value in origin.items() if value}
+        self._carries = {f"{TAG}:{name}": value for name, value in (carries or {}).items()}
 
     @property
     def aws_tags(self) -> list[dict[str, str]]:
@@ -97,7 +110,7 @@ class PackedModel:
             container = ContainerDefinition(
                 image=self.image, model_data_url=self.url, environment=self._environment
             )
-            tags = [Tag(key=key, value=value) for key, value in self.tags.items()]
+            tags = [Tag(key=key, value=value) for key, value in (self.tags | self._carries).items()]
             network: dict[str, Any] = {}
             if vpc := self.network.get("VpcConfig"):
                 ids, subnets = vpc["SecurityGroupIds"], vpc["Subnets"]
@@ -105,7 +118,7 @@ class PackedModel:
             if self.network.get("EnableNetworkIsolation"):
                 network["enable_network_isolation"] = True
             objects.unless(lambda: Model.create(
-                model_name=self.name, primary_container=container, execution_role_arn=self._role,
+                model_name=self.name, primary_container=container, execution_role_arn=self.role,
                 tags=tags, **network, **self._aws.where), "already exist")  # fmt: skip
             self._aws.transcript.add("sagemaker:CreateModel", name=self.name)
             found = self.describe()
