@@ -19,6 +19,7 @@ from tests.conftest import ROOT
 from tests.models.hub import saved
 from tests.pipeline.hub import Pusher, use
 from tests.pipeline.hub_clients import Javascript, in_python, install_javascript, install_optimum
+from tests.serve.raw_inputs import tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -266,127 +267,70 @@ def test_the_snippets_of_the_card_run(
         assert found[0]["label"]
 
 
-NET = """
-from torch import nn
-from huggingface_hub import PyTorchModelHubMixin
-
-class Net(nn.Module, PyTorchModelHubMixin):
-    def __init__(self, width: int = 8, names: tuple = ("a", "b"), *, bias: bool = True):
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(4, width, bias=bias), nn.ReLU(), nn.Linear(width, len(names)))
-
-    def forward(self, x):
-        return self.body(x)
-"""
-
-
-def test_a_class_with_the_hubs_mixin_loads_its_weights(pusher: Pusher, folder: Path) -> None:
-    project = folder / "mixin"
-    project.mkdir()
-    (project / "net.py").write_text(NET)
-    torch.manual_seed(0)
-    body = torch.nn.Sequential(torch.nn.Linear(4, 16, bias=False), torch.nn.ReLU(), torch.nn.Linear(16, 3))
-    torch.save(
-        {f"module.body.{name}": tensor for name, tensor in body.state_dict().items()}, project / "net.pt"
-    )
-    weights = run_stage(
-        stage("checkpoint.state_dict"), project / "w", inputs={"checkpoint": project / "net.pt"}
-    )["weights"]
-    bundle = run_stage(
-        stage("model.prepare"), project / "b", inputs={"weights": weights}, project=project,
-        params={"factory": "net.py:Net", "kwargs": {"width": 16, "bias": False, "names": ["x", "y", "z"]},
-                "example": {"shape": [2, 4]}},
-    )["model"]  # fmt: skip
-    pusher.push(inputs={"weights": weights, "reference": bundle}, repo="mixin", tag="v1")
-    code = f"""
-import json, sys
-sys.path.insert(0, {str(project)!r})
-import torch
-from net import Net
-print(json.dumps(Net.from_pretrained("local/mixin", revision="v1", strict=True)(torch.arange(8.0).reshape(2, 4)).tolist()))
-"""
-    found = json.loads(in_python(code, pusher.hub.url, folder / "mixin-home").splitlines()[-1])
-    np.testing.assert_allclose(found, body(torch.arange(8.0).reshape(2, 4)).detach().numpy(), rtol=1e-6)
-
-
-def test_timm_loads_its_own_config(pusher: Pusher, folder: Path) -> None:
-    import timm
-
-    place = folder / "timm"
-    model = timm.create_model("test_resnet", num_classes=3).eval()
-    timm.models.save_for_hf(
-        model, str(place), model_config={"label_names": ["a", "b", "c"]}, safe_serialization=True
-    )
-    pusher.push(inputs={"weights": place / "model.safetensors", "files": {"config.json": place / "config.json"}}, repo="timm",
-                pipeline_tag="image-classification", tag="v1")  # fmt: skip
-    card = Path(
-        pusher.api.hf_hub_download("local/timm", "README.md", local_dir=folder / "timm-card")
-    ).read_text()
-    assert "library_name: timm\n" in card
-    (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    shown = "import json, torch; print(json.dumps(model(torch.ones(1, 3, 64, 64)).tolist()))"
-    before = len(pusher.hub.requests)
-    found = json.loads(in_python(snippet + shown, pusher.hub.url, folder / "timm-home").splitlines()[-1])
-    with torch.no_grad():
-        np.testing.assert_allclose(found, model(torch.ones(1, 3, 64, 64)).numpy(), rtol=1e-4, atol=1e-6)
-    assert (
-        "HEAD /local/timm/resolve/v1/model.safetensors" in pusher.hub.requests[before:]
-    )  # What is counted of timm.
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        pytest.param({"resize": 40, "crop": [32, 32], "interpolation": "bicubic"}, id="shortest-crop"),
-        pytest.param({"resize": [32, 24], "interpolation": "bilinear", "mean": [0.5] * 3, "std": [0.2] * 3}, id="size"),
-        pytest.param({"scale": False, "crop": [40, 40]}, id="crop-alone"),
-    ],
-)  # fmt: skip
-def test_a_declared_picture_is_read_by_the_hubs_own_processor_as_by_ours(
-    pusher: Pusher, folder: Path, given: dict[str, Any], request: pytest.FixtureRequest
+def test_weights_in_parts_and_the_labels_of_tokens(
+    javascript: Javascript, pusher: Pusher, folder: Path
 ) -> None:
-    from PIL import Image
+    import transformers
+    from transformers import DistilBertConfig, DistilBertForTokenClassification, pipeline
 
-    from deploy_runner.server.raw.rawio import RawIo
-
-    name = request.node.callspec.id
-    place = folder / name
-    place.mkdir()
-    torch.save(torch.nn.Linear(3, 3).state_dict(), place / "net.pt")
-    (place / "net.py").write_text(PICTURE_NET)
-    weights = run_stage(stage("checkpoint.state_dict"), place / "w", inputs={"checkpoint": place / "net.pt"})[
-        "weights"
-    ]
-    bundle = run_stage(
-        stage("model.prepare"), place / "b", inputs={"weights": weights}, project=place,
-        params={"factory": "net.py:Net", "example": {"shape": [2, 3, 32, 32]},
-                "dynamic": {"x": {"0": "batch", "2": "height", "3": "width"}}},
-    )["model"]  # fmt: skip
-    io = run_stage(stage("model.io"), place / "i", inputs={"model": bundle},
-                   params={"picture": given, "answer": {"labels": ["a", "b", "c"]}})["io"]  # fmt: skip
-    pusher.push(inputs={"weights": weights, "reference": bundle, "io": io}, repo=name)
-    Image.fromarray(np.random.default_rng(1).integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(
-        place / "p.png"
+    source = folder / "parts-source"
+    small_tokenizer(folder / "parts.json", source)
+    torch.manual_seed(0)
+    names = {0: "O", 1: "B-PER", 2: "I-PER"}
+    config = DistilBertConfig(
+        dim=32, n_layers=2, n_heads=4, hidden_dim=64, vocab_size=120, id2label=names, initializer_range=0.3
     )
+    DistilBertForTokenClassification(config).save_pretrained(source, max_shard_size="20KB")
+    versions = {"transformers": transformers.__version__}
+    bundle = run_stage(
+        stage("model.transformers"), folder / "parts-b", inputs={"folder": source}, packages=versions
+    )["model"]
+    onnx = run_stage(stage("onnx.export"), folder / "parts-o", inputs={"model": bundle})["model"]
+    pusher.push(inputs={"folder": source, "models": {"fp32": onnx}, "reference": bundle}, repo="parts")
+    text = "the film was good"
+    loaded: Any = pipeline("token-classification", model=str(source))
+    wanted = [(row["entity"], pytest.approx(float(row["score"]), abs=1e-5)) for row in loaded(text)]
+    (found,) = javascript.pipeline("token-classification", "local/parts", [text], dtype="fp32")
+    assert [(row["entity"], row["score"]) for row in found] == wanted
     code = f"""
 import json
-from PIL import Image
-from transformers import AutoImageProcessor
-read = AutoImageProcessor.from_pretrained("local/{name}", backend="pil")
-print(json.dumps(read(Image.open({str(place / "p.png")!r}), return_tensors="np")["pixel_values"].tolist()))
+from transformers import pipeline
+found = pipeline("token-classification", model="local/parts")({text!r})
+print(json.dumps([[row["entity"], float(row["score"])] for row in found]))
 """
-    found = json.loads(in_python(code, pusher.hub.url, folder / f"home-{name}").splitlines()[-1])
-    (wanted,) = RawIo(io).arrays([{"image": (place / "p.png").read_bytes()}]).values()
-    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    said = json.loads(in_python(code, pusher.hub.url, folder / "parts-home").splitlines()[-1])
+    assert [tuple(row) for row in said] == wanted
 
 
-PICTURE_NET = """
-from torch import nn
+def test_an_io_is_enough_for_transformers_js_where_there_is_no_folder(
+    javascript: Javascript, pusher: Pusher, folder: Path
+) -> None:
+    import transformers
+    from transformers import BertConfig, BertForSequenceClassification, pipeline
 
-class Net(nn.Linear):
-    def __init__(self):
-        super().__init__(3, 3)
+    source = folder / "io-source"
+    small_tokenizer(folder / "io.json", source)
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=120, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+                        max_position_embeddings=32, initializer_range=0.3)  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(source)
+    versions = {"transformers": transformers.__version__}
+    bundle = run_stage(
+        stage("model.transformers"), folder / "io-b", inputs={"folder": source}, packages=versions
+    )["model"]
+    onnx = run_stage(stage("onnx.export"), folder / "io-o", inputs={"model": bundle})["model"]
+    io = run_stage(stage("model.io"), folder / "io-i", inputs={"model": bundle, "folder": source})["io"]
+    pusher.push(inputs={"models": {"q8": onnx}, "reference": bundle, "io": io}, repo="io")
+    text = "a bad film, it was dull " * 9
+    loaded: Any = pipeline("text-classification", model=str(source))
+    (wanted,) = loaded(text, truncation=True)
+    (found,) = javascript.pipeline("text-classification", "local/io", [text], dtype="q8")
+    assert found == {"label": wanted["label"], "score": pytest.approx(wanted["score"], abs=1e-5)}
 
-    def forward(self, x):
-        return super().forward(x.mean((2, 3)))
-"""
+
+def small_tokenizer(file: Path, folder: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer(file)
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_file=str(file), model_max_length=32, **special).save_pretrained(folder)
