@@ -33,7 +33,7 @@ FROM {base} AS build
 ARG PIP_EXTRA_INDEX_URL=""
 COPY requirements.txt /tmp/requirements.txt
 RUN python -m venv /opt/venv \\
-    && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r /tmp/requirements.txt
+    && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check {hashes}-r /tmp/requirements.txt
 
 FROM {base}
 ENV PATH="/opt/venv/bin:$PATH" PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
@@ -158,10 +158,16 @@ class _Parser(argparse.ArgumentParser):
         raise StageError(f"the container would fail to serve the model: {message}")
 
 
-def dockerfile(name: str, base: str, user: int, server: str, options: Mapping[str, str]) -> str:
-    """Return the Dockerfile: two stages, a health check, an entry point in its exec form, no shell."""
+def dockerfile(
+    name: str, base: str, user: int, server: str, options: Mapping[str, str], *, hashes: str = ""
+) -> str:
+    """Return the Dockerfile: two stages, a health check, an entry point in its exec form, no shell.
+
+    `hashes` is pip's option that requires them.
+    """
     return _DOCKERFILE.format(
-        name=name, base=base, user=f"USER {user}:{user}\n" if user else "", port=options["SERVE_PORT"],
+        name=name, base=base, hashes=hashes, port=options["SERVE_PORT"],
+        user=f"USER {user}:{user}\n" if user else "",
         options=" \\\n    ".join(f"{variable}={_quoted(value)}" for variable, value in options.items()),
         server="uvicorn" if server == "fastapi" else "waitress",
     )  # fmt: skip

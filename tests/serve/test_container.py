@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from packaging.utils import canonicalize_name
 
 from deploy_runner.errors import GateError, StageError
 from deploy_runner.registry import Registry
@@ -84,6 +85,35 @@ def test_every_requirement_is_pinned_and_only_what_the_kind_needs(
     assert ("fastapi" in names, "flask" in names) == ("FastAPI" in kind, "Flask" in kind)
     assert ("torch" in names, "onnxruntime" in names) == ("Torch" in kind, "Torch" not in kind)
     assert "onnx" not in names
+
+
+def locked(pins: str, digest: str = "0" * 64) -> str:
+    """Lock the versions of a requirements.txt, as pip-compile writes it."""
+    lines = [f"{pin} \\\n    --hash=sha256:{digest}\n    # via -r requirements.txt" for pin in pins.split()]
+    return "--index-url https://packages.example/simple\n\n" + "\n".join(lines)
+
+
+def test_hashes_are_required_where_they_are_given(
+    contexts: Mapping[str, StageRun], digits: Digits, tmp_path: Path
+) -> None:
+    pins = (contexts[KINDS[0]]["context"] / "requirements.txt").read_text()
+    lock = tmp_path / "locked.txt"
+
+    def made(text: str) -> Path:
+        lock.write_text(text)
+        given = {"model": digits.onnx, "lock": lock}
+        return run_stage(stage("package.container"), tmp_path / "c", inputs=given)["context"]
+
+    context = made(locked(pins))
+    assert (context / "requirements.txt").read_text() == locked(pins) + "\n"
+    assert "--require-hashes -r" in instructions(context, "RUN")[0]
+    assert subprocess.run([HADOLINT, context / "Dockerfile"], check=False).returncode == 0
+    with pytest.raises(StageError, match="has numpy 1.2.3, but .* is what was tested here"):
+        made(locked(re.sub("numpy==.*", "numpy==1.2.3", pins)))
+    with pytest.raises(StageError, match="locked.txt has no numpy, which the server needs"):
+        made(locked(re.sub("numpy==.*", "", pins)))
+    with pytest.raises(StageError, match="'zipp==1' has no version, or no hash"):
+        made(f"{locked(pins)}\nzipp==1")
 
 
 def test_the_app_is_the_servers_own_source_and_imports_nothing_of_the_engine(
@@ -228,7 +258,17 @@ def test_the_start_command_serves_in_a_fresh_environment_of_its_requirements(
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv/bin/python"
     install: list[Any] = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    subprocess.run([*install, "-r", context / "requirements.txt"], check=True)
+    asked: list[Any] = ["--dry-run", "--ignore-installed", "--report", tmp_path / "report.json"]
+    subprocess.run([*install, *asked, "-r", context / "requirements.txt"], check=True)
+    hashes: dict[str, str] = {
+        canonicalize_name(one["metadata"]["name"]): one["download_info"]["archive_info"]["hashes"]["sha256"]
+        for one in json.loads((tmp_path / "report.json").read_text())["install"]
+    }
+    pins = (context / "requirements.txt").read_text().split()
+    (tmp_path / "lock.txt").write_text(
+        "\n".join(f"{pin} --hash=sha256:{hashes[pin.partition('==')[0]]}" for pin in pins)
+    )
+    subprocess.run([*install, "--require-hashes", "-r", tmp_path / "lock.txt"], check=True)
     subprocess.run([python, "-m", "pip", "check"], check=True)
     listed = subprocess.run([python, "-m", "pip", "list"], capture_output=True, text=True, check=True).stdout
     pinned = (context / "requirements.txt").read_text().count("==")
