@@ -73,7 +73,8 @@ variables, e.g. `-e SERVE_MAX_BATCH=32`; `docker run {name} --help` lists them. 
 which the health check reads too.
 
 The image serves in SageMaker as it is: it takes the argument `serve`, listens on port {port} or on that of
-`SAGEMAKER_BIND_TO_PORT`, and the model is in the image. {root}
+`SAGEMAKER_BIND_TO_PORT`, and serves what SageMaker unpacks into /opt/ml/model, or its own model where that is
+empty. {root}
 
 `docker stop` sends SIGTERM: running requests are answered first. `docker kill --signal HUP` makes the server
 load what is at `/srv/model` then (a mounted folder), beside the old model, and swap without a failed request.

@@ -20,6 +20,8 @@ from packaging.utils import canonicalize_name
 
 from deploy_runner.errors import GateError, StageError
 from deploy_runner.registry import Registry
+from deploy_runner.server.archives import unpack
+from deploy_runner.stages.package.smoke import smoke_test
 from deploy_runner.testing import StageRun, run_stage
 from tests.bundles import stage
 from tests.conftest import ROOT
@@ -202,6 +204,29 @@ def run_as_the_container(context: Path, folder: Path, python: str = sys.executab
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_image_serves(contexts: Mapping[str, StageRun], kind: str, tmp_path: Path) -> None:
     run_as_the_container(contexts[kind]["context"], tmp_path)
+
+
+def test_the_image_serves_the_package_that_sagemaker_has_unpacked(
+    contexts: Mapping[str, StageRun], digits: Digits, other: Path, tmp_path: Path
+) -> None:
+    """What push.sagemaker deploys is what answers, and its smoke test is passed."""
+    given = {"model": other, "reference": digits.bundle}
+    packed = run_stage(stage("package.sagemaker"), tmp_path / "p", inputs=given, params={"atol": 10.0})
+    base = tmp_path / "base"
+    unpack(packed["package"], base / "model")
+    context = contexts["onnx behind FastAPI"]["context"]
+    env = {"SAGEMAKER_BASE_DIR": str(base)}
+    with started(context, tmp_path / "placed", "serve", env=env) as server:
+
+        def invoke(body: bytes) -> bytes:
+            return server.ask("POST", "/invocations", raw=body).body
+
+        assert smoke_test(invoke, packed["smoke"], atol=None, rtol=None) > 0
+    with (
+        started(context, tmp_path / "own", "serve", env={"SAGEMAKER_BASE_DIR": str(tmp_path)}) as server,
+        pytest.raises(GateError, match="the smoke test failed: the answers differ"),
+    ):
+        smoke_test(invoke, packed["smoke"], atol=None, rtol=None)
 
 
 def test_the_port_is_one_everywhere(digits: Digits, tmp_path: Path) -> None:
