@@ -5,9 +5,10 @@
 Differences that are corrected (measured with moto 5.2.5): a name that exists is refused, an endpoint
 config needs its models, a config in use can't be deleted, a version of a model package is made once
 for a token and keeps its properties, an object whose bytes don't have the SHA-256 that was sent with
-them is refused, a HEAD says of how many parts a checksum is, and members that are empty are left out,
-as AWS does and its own SDK needs. What endpoints do is in `aws_endpoints`, which settings they have in
-`aws_settings`, how they scale in `aws_autoscaling`, and what a request may say in `aws_requests`.
+them is refused, a HEAD says of how many parts a checksum is, policies can't be simulated, and members
+that are empty are left out, as AWS does and its own SDK needs. What endpoints do is in `aws_endpoints`,
+which settings they have in `aws_settings`, how they scale in `aws_autoscaling`, and what a request may
+say in `aws_requests`.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ _WITH_EMPTY = (
 def extend_moto() -> None:
     """Patch moto's S3 and SageMaker in this process; to be called before its server starts."""
     from moto.applicationautoscaling.models import ApplicationAutoscalingBackend
+    from moto.iam.responses import IamResponse
     from moto.s3.models import S3Backend
     from moto.s3.responses import S3Response
     from moto.sagemaker.models import SageMakerModelBackend
@@ -59,6 +61,7 @@ def extend_moto() -> None:
     _keep_versions(SageMakerModelBackend)
     _check_bodies(S3Response)
     _check_buckets(S3Backend)
+    setattr(IamResponse, "simulate_principal_policy", _may_not_simulate)  # noqa: B010 - not moto's own
     hold_settings(SageMakerModelBackend, SageMakerResponse, refuse)
     extend_components(SageMakerModelBackend, SageMakerResponse)
     check_targets(ApplicationAutoscalingBackend)
@@ -88,6 +91,16 @@ def _checked(original: Callable[..., Any], argument: str, store: str, kind: str)
         return original(self, *args, **kwargs)
 
     return create
+
+
+def _may_not_simulate(response: Any) -> Any:
+    """Moto lacks it, which ends ModelBuilder of AWS's SDK; a role without the right to simulate doesn't."""
+    from moto.iam.exceptions import IAMException
+
+    class AccessDenied(IAMException):
+        code = "AccessDenied"
+
+    raise AccessDenied("the local AWS has no policies to simulate")
 
 
 def _require_models(backend: Any) -> None:
