@@ -15,7 +15,10 @@ from tests.pipeline.endpoints import client, drifted
 pytestmark = pytest.mark.slow
 
 SCALED: dict[str, Any] = {"autoscaling": {"min": 1, "max": 4, "target": 600}}
-SIZE: dict[str, Any] = {"component": {"memory_mb": 1024, "max_instances": 2}}
+SIZE: dict[str, Any] = {
+    "component": {"memory_mb": 1024, "min_instances": 0, "max_instances": 2},
+    "autoscaling": {"min": 0, "max": 3, "target": 60},
+}
 KINDS: tuple[Kind, ...] = (500, 429, "reset", "commit_then_reset", "truncated")
 
 
@@ -61,7 +64,7 @@ def test_a_target_is_registered_and_deregistered_once(
 def test_a_component_is_made_and_updated_once(
     aws: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind
 ) -> None:
-    made = ("CreateInferenceComponent", "DescribeInferenceComponent", "CreateModel")
+    made = ("CreateInferenceComponent", "DescribeInferenceComponent", "PutMetricAlarm", "DescribeAlarms")
     through(aws, monkeypatch, kind, made, tmp_path, 2, tested=2, **SIZE)
     through(aws, monkeypatch, kind, ("UpdateInferenceComponent", "AddTags"), tmp_path, 3, tested=3, **SIZE)
     assert calls(deploy(tmp_path, 3, tested=3, **SIZE)) == []
