@@ -20,7 +20,7 @@ _HELD = {
         ("ShadowProductionVariants", "ExecutionRoleArn", "VpcConfig", "EnableNetworkIsolation"),
     ),
 }
-_NOT_SUPPORTED = "One or more endpoint features are not supported using this configuration: {} with {}."
+_NOT_SUPPORTED = "One or more endpoint features are not supported using this configuration: {}."
 
 
 def hold_settings(backend: Any, response: Any, refuse: Callable[[str], Exception]) -> None:
@@ -58,8 +58,9 @@ def _exclude(backend: Any, response: Any, refuse: Callable[[str], Exception]) ->
     create = response.create_endpoint_config
 
     def create_endpoint_config(self: Any) -> Any:
-        for feature, other in _exclusions(self.sagemaker_backend, self._get_param):
-            raise refuse(_NOT_SUPPORTED.format(feature, other))
+        found = _exclusions(self.sagemaker_backend, self._get_param)
+        if found:
+            raise refuse(_NOT_SUPPORTED.format("; ".join(f"{one} with {other}" for one, other in found)))
         return create(self)
 
     response.create_endpoint_config = create_endpoint_config

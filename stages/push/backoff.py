@@ -27,7 +27,7 @@ _CODES = frozenset(
         "IncompleteBody", "OperationAborted",
     }
 )  # fmt: skip
-_AWS_SERVICES = ("s3", "sagemaker", "sagemaker-runtime")
+_AWS_SERVICES = ("s3", "sagemaker", "sagemaker-runtime", "application-auto-scaling", "cloudwatch")
 
 
 class Backoff:

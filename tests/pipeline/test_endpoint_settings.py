@@ -5,17 +5,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from botocore.session import get_session
 from pydantic import ValidationError
 
 from deploy_runner.errors import GateError, StageError
 from tests.aws import TARGET, answer, calls, deploy, local_aws, package
 from tests.bundles import stage
+from tests.conftest import ROOT
 from tests.pipeline.endpoints import client, drifted, rolled_back, served
 
 KEY = "arn:aws:kms:us-east-1:123456789012:key/k"
@@ -155,6 +159,16 @@ def test_a_shadow_is_sent_its_share_of_the_requests_and_answers_nobody(tmp_path:
     assert answer(10.0) == 20.0
 
 
+def test_the_settings_in_the_documentation_are_valid() -> None:
+    page = (ROOT / "docs" / "dry-run-to-live.md").read_text("utf-8")
+    shown = re.findall(r"```yaml-fragment\n(.*?)```", page, re.DOTALL)
+    given = [yaml.safe_load(textwrap.dedent(text)) for text in shown if "endpoint: digits" in text]
+    kind = stage("push.sagemaker")
+    for each in given:
+        kind.Params.model_validate(each.get("endpoint", each)["with"])
+    assert len(given) == 3
+
+
 def test_the_ranges_are_those_of_awss_own_model() -> None:
     from deploy_runner.stages.push.aws.limits import RANGES
 
@@ -186,6 +200,11 @@ def test_the_ranges_are_those_of_awss_own_model() -> None:
         ({"serverless": {}, "volume_gb": 5}, "has no `volume_gb`"),
         ({"serverless": {}, "instance_type": "ml.g5.xlarge"}, "has no GPU"),
         ({"serverless": {}, "autoscaling": {"min": 1, "max": 2, "target": 1}}, "has no `autoscaling`"),
+        ({"component": {"memory_mb": 64, "max_instances": 1}}, "greater than or equal to 128"),
+        ({"component": {"memory_mb": 128, "max_instances": 1, "min_instances": 2}}, "`min_instances` 2 is above"),
+        ({"component": {"memory_mb": 128, "max_instances": 1}, "capture": {}}, "endpoint has no `capture`"),
+        ({"component": {"memory_mb": 128, "max_instances": 1, "copies": 3},
+          "autoscaling": {"min": 0, "max": 2, "target": 1}}, "`component.copies: 3` is not within"),
         ({"asynchronous": {}, "shadow": {}}, "a `shadow` endpoint has no `asynchronous`"),
         ({"instance_type": "ml.inf1.xlarge", "shadow": {}}, "can't be tried on ml.inf1.xlarge"),
         ({"asynchronous": {"error_topic": "done"}}, "should match pattern"),

@@ -258,3 +258,52 @@ def test_a_conditional_write_happens_once(client: Any) -> None:
     s3.put_object(**put)
     with pytest.raises(ClientError, match="PreconditionFailed"):
         s3.put_object(**put)
+
+
+VARIANT = {
+    "VariantName": "main", "ModelName": "judged", "InstanceType": "ml.m5.large", "InitialInstanceCount": 1
+}  # fmt: skip
+SIZE = {"MemorySizeInMB": 1024, "MaxConcurrency": 2}
+
+
+@pytest.mark.parametrize(
+    ("variant", "more", "said"),
+    [
+        ({"ContainerStartupHealthCheckTimeoutInSeconds": 99999}, {},
+         "Value '99999' at 'productionVariants.1.member.containerStartupHealthCheckTimeoutInSeconds' failed to "
+         "satisfy constraint: Member must have value less than or equal to 3600"),
+        ({"InstanceType": "ml.zz.large"}, {}, "Member must satisfy enum value set"),
+        ({"InferenceAmiVersion": "mine"}, {}, "Member must satisfy enum value set"),
+        ({"VolumeSizeInGB": 513}, {}, "less than or equal to 512"),
+        ({"ServerlessConfig": SIZE}, {}, "not supported using this configuration: instances with serverless"),
+        ({}, {"EndpointConfigName": "x" * 80}, "Member must have length less than or equal to 63"),
+        ({}, {"KmsKeyId": "my key"}, "Member must satisfy regular expression pattern"),
+        ({}, {"VpcConfig": {"SecurityGroupIds": ["a"] * 6, "Subnets": ["b"]}}, "less than or equal to 5"),
+        ({}, {"ProductionVariants": [VARIANT] * 2, "ShadowProductionVariants": [VARIANT]},
+         "shadow variants with several variants"),
+    ],
+)  # fmt: skip
+def test_an_endpoint_config_is_refused_as_aws_refuses_it(
+    client: Any, variant: dict[str, Any], more: dict[str, Any], said: str
+) -> None:
+    given = {"EndpointConfigName": "judged", "ProductionVariants": [VARIANT | variant], **more}
+    with pytest.raises(ClientError, match=said) as refused:
+        client("sagemaker").create_endpoint_config(**given)
+    assert refused.value.response["Error"]["Code"] == "ValidationException"
+
+
+def test_a_serverless_config_is_refused_what_it_excludes_and_two_errors_are_told_at_once(client: Any) -> None:
+    sagemaker = client("sagemaker")
+    container = {"Image": "i", "ModelDataUrl": "s3://b/k", "Environment": {"1A": "x", "B": "y" * 1025}}
+    with pytest.raises(ClientError, match="2 validation errors detected: .*environment.key.*environment.B"):
+        sagemaker.create_model(ModelName="odd", PrimaryContainer=container)
+    sagemaker.create_model(
+        ModelName="isolated", EnableNetworkIsolation=True, PrimaryContainer=container | {"Environment": {}}
+    )
+    variant = {"VariantName": "main", "ModelName": "isolated", "ServerlessConfig": SIZE}
+    given: dict[str, Any] = {"EndpointConfigName": "serverless"}
+    said = "a VPC or network isolation with serverless; more provisioned than maximum concurrency with"
+    with pytest.raises(ClientError, match=said):
+        sagemaker.create_endpoint_config(
+            **given, ProductionVariants=[variant | {"ServerlessConfig": SIZE | {"ProvisionedConcurrency": 3}}]
+        )

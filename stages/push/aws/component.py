@@ -216,8 +216,7 @@ class ComponentDeployment(Deployment):
     def _ask_for(self, model: str) -> Any:
         """Update the component to a model and wait; return it as it is then."""
         arguments = {"InferenceComponentName": self.endpoint, "Specification": self._asked_for(model)}
-        if objects.unless(lambda: self._client.update_inference_component(**arguments), "in-progress"):
-            self._require_moving_to(model)
+        objects.unless(lambda: self._client.update_inference_component(**arguments), "in-progress")
         self._transcript.add("sagemaker:UpdateInferenceComponent", name=self.endpoint, model=model)
         found = self._wait(model)
         if found is None:
