@@ -133,6 +133,7 @@ class PushHub(Push):
         """Lay out, compare, commit what differs, read back."""
         files = assemble(hub.ctx, params, inputs, hub.repo)
         shutil.copyfile(files[CARD].path, outputs.card)
+        hub.ctx.log(f"the model card: deploy-runner get {hub.ctx.stage}.card")
         ensure_repo(hub, private=params.private)
         ensure_branch(hub, params.revision)
         commit = Commit(

@@ -89,9 +89,14 @@ def test_the_library_is_one_of_the_hubs_list_or_none(
 def test_a_folder_of_save_pretrained_brings_what_from_pretrained_reads_and_nothing_of_the_training(
     pusher: Pusher,
 ) -> None:
+    settings = {
+        "tokenizer_class": "TokenizersBackend",
+        "name_or_path": "/home/me/run",
+        "special_tokens_map_file": "/home/me/s.json",
+    }
     saved = folder(
-        pusher, BERT,
-        **{"model.safetensors": "w", "tokenizer.json": "{}", "tokenizer_config.json": '{"tokenizer_class": "TokenizersBackend"}',
+        pusher, {**BERT, "_name_or_path": "/home/me/run"},
+        **{"model.safetensors": "w", "tokenizer.json": "{}", "tokenizer_config.json": json.dumps(settings),
            "vocab.txt": "a", "trainer_state.json": "{}", "training_args.bin": "p", "optimizer.pt": "o", "pytorch_model.bin": "p",
            "README.md": "theirs", "checkpoint-1/model.safetensors": "old"},
     )  # fmt: skip
@@ -105,7 +110,8 @@ def test_a_folder_of_save_pretrained_brings_what_from_pretrained_reads_and_nothi
     assert settings == {"tokenizer_class": "PreTrainedTokenizerFast"}  # Which transformers 4 knows, too.
     said = metadata(pusher)
     assert (said["library_name"], said["pipeline_tag"]) == ("transformers", "text-classification")
-    with pytest.raises(StageError, match=r"`weights` and `folder` both have model\.safetensors"):
+    (saved / "model.safetensors").rename(saved / "model-00001-of-00001.safetensors")
+    with pytest.raises(StageError, match="`weights` and `folder` both have weights"):
         pusher.push(inputs={"folder": saved, "weights": pusher.write("w", b"w")})
     with pytest.raises(StageError, match=r"the folder has no config\.json"):
         pusher.push(inputs={"folder": pusher.write("empty/x", b"").parent})

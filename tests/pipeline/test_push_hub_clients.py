@@ -321,9 +321,9 @@ def test_an_io_is_enough_for_transformers_js_where_there_is_no_folder(
     onnx = run_stage(stage("onnx.export"), folder / "io-o", inputs={"model": bundle})["model"]
     io = run_stage(stage("model.io"), folder / "io-i", inputs={"model": bundle, "folder": source})["io"]
     pusher.push(inputs={"models": {"q8": onnx}, "reference": bundle, "io": io}, repo="io")
-    text = "a bad film, it was dull " * 9
+    text = "a bad film, it was dull"
     loaded: Any = pipeline("text-classification", model=str(source))
-    (wanted,) = loaded(text, truncation=True)
+    (wanted,) = loaded(text)
     (found,) = javascript.pipeline("text-classification", "local/io", [text], dtype="q8")
     assert found == {"label": wanted["label"], "score": pytest.approx(wanted["score"], abs=1e-5)}
 

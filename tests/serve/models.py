@@ -16,6 +16,7 @@ from tests.conftest import DIGITS
 __all__ = [
     "Digits",
     "colours",
+    "corner",
     "digits",
     "matmul_with_external_data",
     "other_weights",
@@ -173,6 +174,21 @@ def colours(folder: Path) -> Path:
     return _save(_model(graph), folder)
 
 
+def corner(folder: Path) -> Path:
+    """Write a model of pictures `x` (float32 [batch, 3, 8, 8]): the channels of the pixel at the top left."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["x", "first"], ["row"], axis=2),
+            helper.make_node("Gather", ["row", "first"], ["shares"], axis=2),
+        ],
+        "corner",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 8, 8])],
+        [helper.make_tensor_value_info("shares", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(np.array(0, np.int64), "first")],
+    )
+    return _save(_model(graph), folder)
+
+
 def waves(folder: Path) -> Path:
     """Write a model of sounds `x` (float32 [batch, 1, samples]), which need 400 samples at least: their mean."""
     kernel = numpy_helper.from_array(np.ones((1, 1, 400), np.float32) / 400, "kernel")
@@ -182,6 +198,7 @@ def waves(folder: Path) -> Path:
             helper.make_node("GlobalAveragePool", ["frames"], ["mean"]),
             helper.make_node("Flatten", ["mean"], ["y"]),
         ],
+        "corner",
         "waves",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, "samples"])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 1])],

@@ -119,7 +119,7 @@ def test_pictures_are_answered_as_the_hubs_task_has_it(pusher: Pusher) -> None:
 
 @pytest.mark.slow
 def test_a_turned_photo_is_upright_also_where_the_toolkit_has_opened_it(pusher: Pusher) -> None:
-    model, io_ = models.colours(pusher.folder / "colours"), declared(pusher.folder / "io", **PICTURES)
+    model, io_ = models.corner(pusher.folder / "corner"), declared(pusher.folder / "io", **PICTURES)
     pusher.push(inputs={"models": {"fp32": model}, "io": io_}, handler="fp32")
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -60,8 +60,8 @@ def _placed(ctx: Context, inputs: Any, bundle: bundles.Bundle | None) -> dict[st
     """Return the files of the inputs that have their own names in a repository."""
     placed = layout.onnx_files(inputs.models or {}, ctx.workdir)
     if inputs.weights is not None:
-        if inputs.folder is not None and (inputs.folder / _WEIGHTS).is_file():
-            raise StageError(f"`weights` and `folder` both have {_WEIGHTS}", fix="leave `weights` out")
+        if inputs.folder is not None and any(inputs.folder.glob("*.safetensors")):
+            raise StageError("`weights` and `folder` both have weights", fix="leave `weights` out")
         _refuse_other_names(inputs.weights, bundle)
         placed[_WEIGHTS] = Placed(inputs.weights, "weights")
     if inputs.io is not None:

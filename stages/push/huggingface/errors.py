@@ -10,7 +10,7 @@ from typing import Any
 from deploy_runner.sdk import ConflictError, StageError, first_line
 
 _QUOTA = re.compile(r"quota|storage limit|payment required|exceeded", re.IGNORECASE)
-TOKEN_FIX = "export HF_TOKEN=… with write access"
+TOKEN_FIX = "`hf auth login`, or export HF_TOKEN=…, with write access"
 
 
 @contextmanager

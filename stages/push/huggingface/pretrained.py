@@ -26,6 +26,8 @@ _TAKEN = re.compile(
 _TOKENIZER = "tokenizer_config.json"
 _NEW_CLASS, _OLD_CLASS = "TokenizersBackend", "PreTrainedTokenizerFast"
 """The same class, whose first name only transformers 5 knows, and whose second every release knows."""
+_PLACES = ("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file")
+"""Where releases before transformers 5 write down the folder on the machine that trained."""
 
 
 class Kind(NamedTuple):
@@ -60,8 +62,8 @@ def kind_of(config: Mapping[str, Any]) -> Kind | None:
 def config(folder: Path) -> dict[str, Any]:
     """Return the folder's config.json. Raises StageError where there is none."""
     try:
-        return dict(json.loads((folder / "config.json").read_text("utf-8")))
-    except (OSError, ValueError, TypeError):
+        return _public(json.loads((folder / "config.json").read_text("utf-8")))
+    except (OSError, ValueError, AttributeError):
         raise StageError("the folder has no config.json", fix="use a folder of save_pretrained") from None
 
 
@@ -77,15 +79,22 @@ def files(folder: Path, workdir: Path) -> dict[str, Placed]:
 
 
 def _readable(path: Path, workdir: Path) -> Path:
-    """Return a tokenizer_config.json that releases before transformers 5 read, too."""
-    text = path.read_text("utf-8")
+    """Return a tokenizer_config.json that every release reads, and that names no folder of a machine."""
     try:
-        settings = json.loads(text)
-    except ValueError:
+        given = json.loads(path.read_text("utf-8"))
+        settings = _public(given)
+    except (ValueError, AttributeError):
         return path
-    if not isinstance(settings, dict) or settings.get("tokenizer_class") != _NEW_CLASS:
+    if settings.get("tokenizer_class") == _NEW_CLASS:
+        settings["tokenizer_class"] = _OLD_CLASS
+    if settings == given:
         return path
-    settings["tokenizer_class"] = _OLD_CLASS
-    renamed = workdir / _TOKENIZER
-    renamed.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    return renamed
+    changed = workdir / _TOKENIZER
+    changed.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    return changed
+
+
+def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without absolute paths; the name of a repository stays."""
+    private = {name for name in _PLACES if str(settings.get(name, "")).startswith(("/", "~", "."))}
+    return {name: value for name, value in settings.items() if name not in private}
