@@ -257,6 +257,7 @@ def test_no_stage_type_is_left_out_of_that(tmp_path: Path) -> None:
         "openvino.convert",
         "openvino.quantize",
         "package.container",
+        "package.kserve",
         "package.sign",
         "package.triton",
         "torch.aot",

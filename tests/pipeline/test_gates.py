@@ -103,6 +103,7 @@ NOTHING_TO_COMPARE = {
     "openvino.convert": "it does compare, where OpenVINO is: tests/pipeline/test_openvino.py",
     "openvino.quantize": "it does compare, where OpenVINO is: tests/pipeline/test_openvino.py",
     "package.sign": "it changes no byte of what it signs: tests/security/test_signing.py",
+    "package.kserve": "what was pushed is compared by digest: tests/serve/test_kserve.py",
     "push.hub": "what is uploaded is compared by digest",
     "push.oci": "what is uploaded is compared by digest: tests/pipeline/test_push_oci.py",
     "push.s3": "what is uploaded is compared by digest",
