@@ -47,6 +47,9 @@ def open_model(
     if (path / ir.FILE_NAME).is_file():
         _require_cpu(path, device)
         return ir.runner(path, threads=ctx.threads, outputs=reference.output_names if reference else None)
+    if (path / "Manifest.json").is_file():
+        raise StageError("a Core ML package can't be run here: Core ML runs on macOS alone",
+                         fix="compare it on a Mac, with the output `proof` of coreml.convert")  # fmt: skip
     path = protos.program_file(path)
     if path.is_dir() or path.suffix == ".onnx":
         return protos.runner(path, threads=ctx.threads, device=device)

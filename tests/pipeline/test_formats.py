@@ -249,6 +249,7 @@ def test_no_stage_type_is_left_out_of_that(tmp_path: Path) -> None:
     every = {kind.cls.uses for kind in Registry(ROOT / "tests").all() if not kind.cls.network}
     others = {
         "checkpoint.inspect",
+        "coreml.convert",
         "model.io",
         "model.onnx",
         "model.program",

@@ -91,6 +91,8 @@ REFUSED = {
 NOTHING_TO_COMPARE = {
     "checkpoint.state_dict": "it copies tensors: tests/pipeline/test_checkpoints.py compares the bits",
     "checkpoint.create": "it copies tensors: tests/pipeline/test_stages_formats.py compares the bits",
+    "coreml.convert": "Core ML runs on macOS alone: its record says that it is not proven, and how to: "
+    "tests/pipeline/test_coreml.py",
     "checkpoint.inspect": "it makes no model, and looks at what is there",
     "checkpoint.resume_check": "its gate is the loss: tests/pipeline/test_stages_formats.py",
     "model.io": "it declares; with golden it is compared with the training code: tests/serve/test_io.py",
