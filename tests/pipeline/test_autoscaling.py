@@ -14,6 +14,8 @@ from deploy_runner.errors import ConflictError, GateError
 from tests.aws import calls, deploy, local_aws
 from tests.pipeline.endpoints import client, drifted, rolled_back, served
 
+pytestmark = pytest.mark.slow
+
 SCALED: dict[str, Any] = {"autoscaling": {"min": 1, "max": 4, "target": 600}}
 RESOURCE: dict[str, Any] = {
     "ServiceNamespace": "sagemaker", "ResourceId": "endpoint/e/variant/main",
@@ -64,7 +66,6 @@ def test_a_target_is_registered_kept_and_mended(tmp_path: Path) -> None:
     assert limits() == (1, 4)
 
 
-@pytest.mark.slow
 def test_the_target_follows_what_is_served_and_an_update_keeps_the_instances(tmp_path: Path) -> None:
     deploy(tmp_path, 2, **SCALED)
     capacity = {"VariantName": "main", "DesiredInstanceCount": 3}
@@ -89,7 +90,6 @@ def test_the_target_follows_what_is_served_and_an_update_keeps_the_instances(tmp
     assert drifted(tmp_path, 3, instance_type="ml.c5.large")["autoscaling"] == ("none", TEXT)
 
 
-@pytest.mark.slow
 def test_what_somebody_else_scales_is_left_alone(tmp_path: Path) -> None:
     deploy(tmp_path, 2)
     scaling = client("application-autoscaling")
@@ -107,7 +107,6 @@ def test_what_somebody_else_scales_is_left_alone(tmp_path: Path) -> None:
     assert (limits(), list(policies())) == ((1, 2), ["ours"])
 
 
-@pytest.mark.slow
 def test_an_asynchronous_endpoint_scales_to_zero_and_is_woken(tmp_path: Path) -> None:
     given: dict[str, Any] = {"asynchronous": {}, "autoscaling": {"min": 0, "max": 2, "target": 5}}
     deploy(tmp_path, 2, tested=2, **given)
@@ -126,7 +125,6 @@ def test_an_asynchronous_endpoint_scales_to_zero_and_is_woken(tmp_path: Path) ->
     assert limits() is None
 
 
-@pytest.mark.slow
 def test_the_local_aws_refuses_what_aws_refuses_of_scaled_endpoints(tmp_path: Path) -> None:
     deploy(tmp_path, 2, **SCALED)
     scaling, sagemaker = client("application-autoscaling"), boto3.client("sagemaker", region_name="us-east-1")

@@ -16,7 +16,7 @@ import yaml
 from botocore.session import get_session
 from pydantic import ValidationError
 
-from deploy_runner.errors import GateError, StageError
+from deploy_runner.errors import ConflictError, GateError, StageError
 from tests.aws import TARGET, answer, calls, deploy, local_aws, package
 from tests.bundles import stage
 from tests.conftest import ROOT
@@ -167,6 +167,17 @@ def test_the_settings_in_the_documentation_are_valid() -> None:
     for each in given:
         kind.Params.model_validate(each.get("endpoint", each)["with"])
     assert len(given) == 3
+
+
+def test_what_aws_adds_reorders_or_rounds_is_no_drift() -> None:
+    from deploy_runner.stages.push.aws import drift
+
+    wanted = {"Shadow": [{"Weight": 0.33, "Cores": 1.0}], "Ids": ["b", "a"]}
+    found = {"Shadow": [{"Weight": 0.33000001311302185, "Cores": 1, "Own": 7}], "Ids": ["a", "b"]}
+    assert not drift.differs(wanted, found)
+    assert drift.differs(wanted, found | {"Ids": ["a"]})
+    with pytest.raises(ConflictError, match=r'e already exists with Ids \["a"\], not \["a", "b"\]'):
+        drift.require_same("e", wanted, found | {"Ids": ["a"]})
 
 
 def test_the_ranges_are_those_of_awss_own_model() -> None:

@@ -144,7 +144,7 @@ class Autoscaling:
             return _NONE
         said = policy["TargetTrackingScalingPolicyConfiguration"]
         return str(Scaling(
-            min=target["MinCapacity"], max=target["MaxCapacity"], target=said["TargetValue"],
+            min=target["MinCapacity"], max=target["MaxCapacity"], target=float(said["TargetValue"]),
             metric=_metric_in(said),
             scale_in_cooldown_s=said["ScaleInCooldown"], scale_out_cooldown_s=said["ScaleOutCooldown"],
         ))  # fmt: skip

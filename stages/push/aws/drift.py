@@ -1,7 +1,7 @@
 """Settings as they are wanted beside what AWS has.
 
-AWS adds members of its own to what it was given, and promises no order of a list: only what is wanted is
-compared, in any order.
+AWS adds members of its own to what it was given, promises no order of a list, and has floats of 32 bits:
+only what is wanted is compared, in any order, to six digits.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ def _ordered(value: Any) -> Any:
         return {name: _ordered(member) for name, member in value.items()}
     if isinstance(value, list):
         return sorted((_ordered(member) for member in value), key=repr)
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else float(f"{value:.6g}")
     return value
 
 
