@@ -15,6 +15,8 @@ Goal = Literal["onnx", "sagemaker", "docker", "hub", "mobile"]
 Stages = dict[str, dict[str, Any]]
 
 MODEL = "${{ stages.model.outputs.model }}"
+_LONGEST_REPO = 96
+"""Of a name on the Hub."""
 WEIGHTS = "${{ stages.weights.outputs.weights }}"
 
 
@@ -141,13 +143,14 @@ def _docker(found: Found, onnx: str, name: str) -> Stages:
 
 
 def _hub(found: Found, onnx: str, name: str) -> Stages:
-    weights = {"weights": WEIGHTS} if found.kind == "weights" else {}
+    own = {"weights": {"weights": WEIGHTS}, "transformers": {"folder": found.path}}.get(found.kind, {})
+    plain = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._]+", "-", name))[:_LONGEST_REPO]
     return {
         "hub": {
             "uses": "push.hub",
             "needs": ["checked", "parity"],
-            "inputs": {**weights, "models": {"fp32": onnx}, "reference": MODEL},
-            "with": {"repo": re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")},
+            "inputs": {**own, "models": {"fp32": onnx}, "reference": MODEL},
+            "with": {"repo": plain.strip("-._").removesuffix(".git") or "model"},
         }
     }
 

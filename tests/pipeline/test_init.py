@@ -108,10 +108,22 @@ def test_an_onnx_file_of_somebody_else(here: Project) -> None:
 
 
 @pytest.mark.slow
+def test_a_repository_has_a_name_that_the_hub_takes(tmp_path: Path) -> None:
+    project = Project(tmp_path / "my--model..v2.git")
+    shutil.copy(ROOT / "examples/detector/detector.onnx", project.folder)
+    project.cli("init", "detector.onnx", "--goal", "hub")
+    project.cli("validate")
+    assert written(project)["hub"]["with"]["repo"] == "my-model.v2"
+
+
+@pytest.mark.slow
 def test_a_folder_of_a_sentence_classifier(here: Project) -> None:
     hub.saved("bert", here.folder / "classifier")
     pushed(here, "classifier")
     assert written(here)["model"] == {"uses": "model.transformers", "inputs": {"folder": "classifier"}}
+    assert written(here)["hub"]["inputs"]["folder"] == "classifier"
+    files = json.loads(here.output("hub.transcript"))["files"]
+    assert {"model.safetensors", "config.json", "onnx/model.onnx"} <= set(files)
 
 
 @pytest.mark.slow
