@@ -198,7 +198,6 @@ def waves(folder: Path) -> Path:
             helper.make_node("GlobalAveragePool", ["frames"], ["mean"]),
             helper.make_node("Flatten", ["mean"], ["y"]),
         ],
-        "corner",
         "waves",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1, "samples"])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 1])],
