@@ -88,6 +88,8 @@ class Handlers:
                 result = _call(write, found, accept)
         if isinstance(result, tuple):
             result, accept = result
+        if not isinstance(result, str | bytes | bytearray):
+            result = json.dumps(result)  # As the model server does with what is neither text nor bytes.
         return (result.encode() if isinstance(result, str) else bytes(result)), accept
 
     def answer(self, body: bytes, content_type: str | None, accept: str | None) -> tuple[int, bytes, str]:

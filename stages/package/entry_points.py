@@ -7,11 +7,15 @@ import symtable
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deploy_runner.sdk import StageError
 
 from ...server import handlers
 from . import raw
+
+if TYPE_CHECKING:
+    from . import ray_deployment  # noqa: F401 - so that the key holds the source of what is packed
 
 __all__ = ["members", "requirements"]
 
@@ -54,12 +58,8 @@ def members(staged: Path, script: Path | None, lines: Sequence[str], wheels: Pat
     (staged / "requirements.txt").write_text("".join(f"{line}\n" for line in lines), "utf-8")
     (staged / "config.yaml").write_text(_RAY, "utf-8")
     shutil.copyfile(Path(__file__).with_name("ray_deployment.py"), staged / "deployment.py")
-    own = {
-        "code/requirements.txt": "requirements.txt",
-        "config.yaml": "config.yaml",
-        "deployment.py": "deployment.py",
-    }
-    return found | {name: staged / path for name, path in own.items()}
+    found["code/requirements.txt"] = staged / "requirements.txt"
+    return found | {name: staged / name for name in ("config.yaml", "deployment.py")}
 
 
 def requirements(format_: str, io: Path | None) -> list[str]:
@@ -103,15 +103,17 @@ def _defined(script: Path) -> set[str] | None:
 
 def _check_pins(lines: Sequence[str], wheels: Sequence[Path]) -> None:
     """Raise StageError unless each `name==version` has its wheel. What it needs in turn isn't looked at."""
-    there = {(_normal(name), found) for name, found, *_ in (path.name.split("-") for path in wheels)}
+    there = set()
+    for name, found, *_ in (path.name.split("-") for path in wheels):
+        there |= {(_normal(name), found), (_normal(name), found.partition("+")[0])}
     for line in lines:
         name, pinned, wanted = (part.strip() for part in line.partition(";")[0].partition("=="))
-        if pinned and (_normal(name), wanted) not in there:
+        if pinned and "*" not in wanted and (_normal(name), wanted) not in there:
             raise StageError(
                 f"wheels has none of {name} {wanted}, which requirements.txt asks for",
-                fix=f"pip download --only-binary=:all: --python-version 3.13 -d WHEELS {name}=={wanted}",
+                fix=f"pip download --only-binary=:all: --python-version 3.13 -d WHEELS '{name}=={wanted}'",
             )
 
 
 def _normal(name: str) -> str:
-    return name.lower().replace("_", "-").replace(".", "-")
+    return name.partition("[")[0].strip().lower().replace("_", "-").replace(".", "-")
