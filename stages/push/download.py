@@ -22,7 +22,7 @@ def from_s3(address: str, target: Path) -> Path:
 
     bucket, _, prefix = address.partition("/")
     prefix = prefix.rstrip("/")
-    s3 = boto3.client("s3")
+    s3 = boto3.client("s3", region_name=os.environ.get("AWS_REGION"))
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
     keys = [row["Key"] for page in pages for row in page.get("Contents", ())]
     found = {

@@ -29,11 +29,21 @@ __all__ = ["Fault", "FaultProxy", "Kind", "Request"]
 Kind = (
     int
     | Literal[
-        "reset", "partial", "commit_then_reset", "truncated", "slow", "stall", "hang", "throttled", "lie"
+        "reset",
+        "partial",
+        "commit_then_reset",
+        "duplicate",
+        "truncated",
+        "slow",
+        "stall",
+        "hang",
+        "throttled",
+        "lie",
     ]
 )
 """A status is answered by the proxy alone. `reset` comes before upstream has seen anything, `partial`
-when it has half of the body; `commit_then_reset` when it has answered; `truncated` in the middle of its
+when it has half of the body; `commit_then_reset` when it has answered; a `duplicate` reaches upstream twice,
+and the second answer is passed on; `truncated` in the middle of its
 answer's body; `slow` delays the answer. `stall` never answers, `hang` stops in the middle of the answer's
 body, both with the connection open; `throttled` passes bodies on at a pace; `lie` alters the answer."""
 
@@ -214,16 +224,39 @@ class _Exchange:
             return self._cut()
         if fault is not None and isinstance(fault.kind, int):
             return self._refuse(fault.kind, fault)
+        if request.fault == "duplicate":
+            return self._twice(line, rows)
         upstream = self._proxy.connect()
         try:
             return self._pass(upstream, line, rows, fault)
         finally:
             upstream.sock.close()
 
+    def _twice(self, line: str, rows: Rows) -> bool:
+        """Send a request upstream again once it is answered; pass the second answer on."""
+        body = b"".join(self._body())
+        for last in (False, True):
+            upstream = self._proxy.connect()
+            try:
+                upstream.sock.sendall(encode(line, _for_one_request(rows)) + body)
+                if last:
+                    return self._pump_answer(upstream, None)
+                self._read_answer(upstream)
+            finally:
+                upstream.sock.close()
+        raise AssertionError
+
+    def _read_answer(self, upstream: Wire) -> None:
+        line, rows = head_of(upstream.until(b"\r\n\r\n"))
+        while line.split(" ")[1].startswith("1"):
+            line, rows = head_of(upstream.until(b"\r\n\r\n"))
+        empty = self._request.method == "HEAD" or line.split(" ")[1] in ("204", "304")
+        for _ in upstream.body(0 if empty else framing_of(named(rows), default="close")):
+            pass
+
     def _pass(self, upstream: Wire, line: str, rows: Rows, fault: Fault | None) -> bool:
         # A connection upstream is for one request: nothing is left over for the next one.
-        sent = [row for row in rows if row[0].lower() not in ("connection", "expect")]
-        upstream.sock.sendall(encode(line, [*sent, ("Connection", "close")]))
+        upstream.sock.sendall(encode(line, _for_one_request(rows)))
         try:
             if not self._pump_request(upstream, fault):
                 return self._cut()
@@ -328,3 +361,8 @@ class _Exchange:
     def _cut(self) -> bool:
         reset(self._client.sock)
         return False
+
+
+def _for_one_request(rows: Rows) -> Rows:
+    sent = [row for row in rows if row[0].lower() not in ("connection", "expect")]
+    return [*sent, ("Connection", "close")]

@@ -156,6 +156,12 @@ def test_a_status_is_answered_without_upstream(echo: str) -> None:
         assert ask(proxy)[0] == 200  # The others have counted the first request as theirs.
 
 
+def test_a_duplicate_reaches_upstream_twice_and_is_answered_once(echo: str) -> None:
+    with FaultProxy(echo, [Fault("duplicate")]) as proxy:
+        assert ask(proxy, body=b"abc")[:2] == (200, ask(proxy, body=b"abc")[1])
+        assert Echo.seen == ["/x", "/x", "/x"]
+
+
 def test_an_answer_is_cut_in_its_middle(echo: str) -> None:
     with (
         FaultProxy(echo, [Fault("truncated")]) as proxy,

@@ -142,6 +142,21 @@ def test_an_update_of_somebody_else_that_is_under_way_is_a_conflict(
     assert answer(10.0) == then
 
 
+def test_an_endpoint_of_somebody_else_that_has_failed_stays(aws: str, tmp_path: Path) -> None:
+    with suppress(GateError):
+        deploy(tmp_path, "two", endpoint="other")
+    sagemaker = client(aws)
+    (config,) = sagemaker.list_endpoint_configs(NameContains="other-")["EndpointConfigs"]
+    sagemaker.create_endpoint(EndpointName="e", EndpointConfigName=config["EndpointConfigName"])
+    with pytest.raises(ConflictError, match="endpoint e already exists and was not created by deploy-runner"):
+        deploy(tmp_path, 2)
+    with pytest.raises(StageError, match="no endpoint e is in service"):
+        rolled_back(tmp_path)
+    assert sagemaker.describe_endpoint(EndpointName="e")["EndpointStatus"] == "Failed"
+    deploy(tmp_path, 2, adopt=True)
+    assert answer(10.0) == 20.0
+
+
 def test_a_rollback_is_tested_with_what_the_package_was_tested_with(aws: str, tmp_path: Path) -> None:
     first = deploy(tmp_path, 2, tested=2)
     deploy(tmp_path, 3, tested=3)

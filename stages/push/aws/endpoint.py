@@ -166,13 +166,14 @@ class Deployment:
     def _settled(self, config: str) -> str | None:
         """Return the config that the endpoint serves, once nothing is under way; None without one.
 
-        An endpoint that failed to start can't be updated: it is removed and recreated. Raises
-        ConflictError where an update to something else than `config` is under way.
+        An endpoint that failed to start can't be updated: ours is removed and recreated. Raises
+        ConflictError where it is somebody else's, or an update to something else than `config` is under way.
         """
         found = self._wait(config)
         if found is None:
             return None
         if found.endpoint_status == "Failed":
+            self._require_own()
             self._ctx.log(f"the endpoint {self.endpoint} had failed: {found.failure_reason}; it is recreated")
             self._delete()
             return None
@@ -314,9 +315,10 @@ class Deployment:
         in S3 that it serves, or None where there is none. Where it fails, the endpoint is taken back and
         GateError raised.
         """
-        before = self._settled("")
-        if before is None:
+        found = self._wait("")
+        if found is None or found.endpoint_status != "InService":
             raise StageError(f"no endpoint {self.endpoint} is in service")
+        before = str(found.endpoint_config_name)
         earlier = (name for name in self._tags.earlier() if name != before)
         config = self._configs.find(to, before) if to else next(earlier, None)
         if config is None:
