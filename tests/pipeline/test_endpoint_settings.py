@@ -106,6 +106,10 @@ def digest_name(*parts: Any) -> str:
 @pytest.mark.usefixtures("aws")
 def test_a_serverless_endpoint_is_kept_warm_and_stays_serverless(tmp_path: Path) -> None:
     size = {"memory_mb": 1024, "max_concurrency": 3, "provisioned_concurrency": 2}
+    deploy(tmp_path, 2)
+    with pytest.raises(ConflictError, match="the endpoint e has instances, which no update changes"):
+        deploy(tmp_path, 2, serverless=size)
+    client("sagemaker").delete_endpoint(EndpointName="e")
     deploy(tmp_path, 2, tested=2, serverless=size)
     assert served()["ProductionVariants"][0]["ServerlessConfig"]["ProvisionedConcurrency"] == 2
 

@@ -143,11 +143,20 @@ class Deployment:
             )
 
     def _require_kind(self, before: str) -> None:
+        """Raise ConflictError where no update leads from one kind of endpoint to the other.
+
+        https://docs.aws.amazon.com/sagemaker/latest/dg/serverless-endpoints.html
+        """
         found = or_none(lambda: self._configs.describe(before))
-        if found and ("ModelName" in found["ProductionVariants"][0]) != bool(self._served):
+        variant = found["ProductionVariants"][0] if found else {}
+        if "InstanceType" in variant and "ServerlessConfig" in self._variant:
+            kind = "has instances"
+        elif found and ("ModelName" in variant) != bool(self._served):
             kind = "hosts components" if self._served else "serves a model of its own"
-            raise ConflictError(f"the endpoint {self.endpoint} {kind}, which no update changes",
-                                fix="choose another name, or delete it first")  # fmt: skip
+        else:
+            return
+        raise ConflictError(f"the endpoint {self.endpoint} {kind}, which no update changes",
+                            fix="choose another name, or delete it first")  # fmt: skip
 
     def _require_serves(self, config: str) -> None:
         """Raise ConflictError where the endpoint has another config than this process gave it."""
