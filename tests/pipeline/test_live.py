@@ -188,7 +188,8 @@ NO_KEYS, NO_TOKEN = "no AWS credentials were found", "no Hub token was found"
         pytest.param("hub", "", {"HUGGING_FACE_HUB_TOKEN": "hf_x"}, "", id="token by its old name"),
         pytest.param("hub", ".cache/huggingface/token", {}, "", id="token at its place"),
         pytest.param("hub", "hf/token", {"HF_HOME": "~/hf"}, "", id="token below HF_HOME"),
-        pytest.param("hub", ".cache/huggingface/token", {"HF_HOME": "{home}/hf"}, NO_TOKEN, id="token of another home"),
+        pytest.param("hub", ".cache/huggingface/token", {"HF_HOME": "{home}/hf"}, NO_TOKEN, id="token of another home",
+                     marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_doctor_finds_the_credentials_that_a_push_finds(
