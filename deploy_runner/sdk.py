@@ -204,7 +204,7 @@ class Stage:
 
     A subclass defines `uses`, the nested models `Params`, `Inputs` and `Outputs`, and `run`. A push also
     defines `status`, and may define `rollback` and `promote`, which the commands of the same names call
-    with a live target, and `credentials`, which `doctor` calls.
+    with a live target, `credentials`, which `doctor` calls, and `advice`, which `plan` and `doctor` print.
     """
 
     uses: ClassVar[str]
@@ -254,6 +254,13 @@ class Stage:
         Raises StageError where it lacks that. Nothing is said by a stage that needs none.
         """
         return ""
+
+    def advice(self, params: Any, target: Mapping[str, Json]) -> list[str]:
+        """Return what is to be known of a choice before a run, in a sentence each; ask nothing of the remote.
+
+        `plan` and `doctor` print it for every push.
+        """
+        return []
 
     def rollback(self, ctx: Context, params: Any, to: str) -> str:
         """Restore the previous deployment, or the one whose digest begins with `to`; describe the result."""

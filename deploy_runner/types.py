@@ -36,7 +36,10 @@ SCHEMA_VERSION = 1
 """Part of every action key: raised when the engine's meaning of a stage changes."""
 
 SILENCE: Mapping[str, str] = {
+    "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "NNCF_CI": "1",
     "ORT_DISABLE_TELEMETRY": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }

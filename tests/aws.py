@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from deploy_runner.local.servers import dry_run
+from deploy_runner.sdk import Context, sha256_file
 from deploy_runner.testing import StageRun, run_stage
 from tests.bundles import stage
 
@@ -25,6 +26,7 @@ TARGET: dict[str, Any] = {
 }  # fmt: skip
 
 INFERENCE = """
+import io
 import json
 import numpy as np
 
@@ -32,12 +34,17 @@ def model_fn(model_dir):
     return float(open(model_dir + "/factor.txt").read())
 
 def input_fn(body, content_type):
+    if content_type == "application/x-npy":
+        return np.load(io.BytesIO(body))
     return np.asarray(json.loads(body)["inputs"]["x"])
 
 def predict_fn(x, factor):
     return x * factor
 
 def output_fn(result, accept):
+    if accept == "application/x-npy":
+        np.save(answer := io.BytesIO(), result)
+        return answer.getvalue(), accept
     return json.dumps({"outputs": {"y": result.tolist()}})
 """
 
@@ -89,6 +96,23 @@ def deploy(
     return run_stage(
         stage("push.sagemaker"), run, inputs=given, params={"endpoint": "e", **params}, target=TARGET
     )
+
+
+def rolled_back(folder: Path, endpoint: str = "e", to: str = "") -> str:
+    """Roll an endpoint back, and return what is said."""
+    kind = stage("push.sagemaker")
+    ctx = Context(stage="push", workdir=folder, target=TARGET)
+    return str(kind().rollback(ctx, kind.Params.model_validate({"endpoint": endpoint}), to))
+
+
+def differing(folder: Path, factor: float) -> dict[str, str]:
+    """Return what `status` finds to differ from a push of this factor with its smoke test."""
+    kind = stage("push.sagemaker")
+    given = package(folder, factor)
+    ctx = Context(stage="push", workdir=folder, target=TARGET, digests={"package": sha256_file(given)})
+    inputs = kind.Inputs.model_validate({"package": given, "smoke": smoke(folder, factor)})
+    found = kind().status(ctx, kind.Params.model_validate({"endpoint": "e"}), inputs)
+    return {row.what: row.found for row in found if not row.in_sync}
 
 
 def answer(x: float) -> float:

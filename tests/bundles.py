@@ -9,12 +9,13 @@ import torch
 
 from deploy_runner.registry import Registry
 from deploy_runner.sdk import Stage
+from deploy_runner.stages.model.npz import read_arrays, write_arrays
 from deploy_runner.testing import StageRun, run_stage
 from tests.conftest import ROOT
 from tests.models.make import EXAMPLES
 from tests.models.make import weights as trained
 
-__all__ = ["CASES", "MODELS", "bundle", "line_of", "stage"]
+__all__ = ["CASES", "MODELS", "bundle", "line_of", "stage", "turn_one_sample"]
 
 MODELS = (ROOT / "tests/models/models.py").read_text()
 
@@ -47,3 +48,12 @@ def bundle(tmp_path: Path, name: str, **params: Any) -> StageRun:
         stage("model.prepare"), tmp_path / f"b-{name}", inputs={"weights": extracted["weights"]},
         params={"factory": f"models.py:{name}", **(params or EXAMPLES[name])}, project=project,
     )  # fmt: skip
+
+
+def turn_one_sample(source: Path, target: Path) -> None:
+    """Copy reference cases, the first answer of each with its sign turned."""
+    arrays = read_arrays(source)
+    for name, array in arrays.items():
+        if "/out/" in name:
+            array[0] *= -1
+    write_arrays(target, arrays)

@@ -121,8 +121,9 @@ def clean_environment() -> dict[str, str]:
 class Project:
     """A project in a folder, run through the real command line in a real process."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, python: str = sys.executable) -> None:
         self.folder = folder
+        self.python = python
         folder.mkdir(parents=True, exist_ok=True)
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(("DEPLOY_RUNNER", "GITHUB_"))}
 
@@ -144,7 +145,7 @@ class Project:
     def start(self, *args: str, **env: str) -> subprocess.Popen[str]:
         """Start the command line."""
         return subprocess.Popen(
-            [sys.executable, "-m", "deploy_runner", *args],
+            [self.python, "-m", "deploy_runner", *args],
             cwd=self.folder,
             env={**self.env, **env},
             stdout=subprocess.PIPE,
@@ -188,6 +189,24 @@ class Project:
         data = place.read_bytes()
         place.unlink()
         return data
+
+
+@pytest.fixture(scope="session")
+def openvino_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment with the extra `openvino`: 190 MB, which no other test needs."""
+    from tests.overlay import overlay
+
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return overlay(shared / "overlays", "openvino")
+
+
+@pytest.fixture
+def openvino(openvino_python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO in this process."""
+    from tests.overlay import packages_of
+
+    monkeypatch.syspath_prepend(packages_of(openvino_python.parent.parent))
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from ..errors import DeployRunnerError
 from ..types import Graph, Json, StageNode
 from ..usercode.advice import how_to_install
 from . import live
+from .advice import advice
 from .options import JsonSwitch, Selection
 
 if TYPE_CHECKING:
@@ -30,16 +31,18 @@ _FREE_BYTES = 2 * 1024**3
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """The result of one check; `fix` says what to do if `ok` is False."""
+    """The result of one check; `fix` says what to do if `ok` is False, `note` that it is advice."""
 
     name: str
     ok: bool
     detail: str
     fix: str = ""
+    note: bool = False
 
     def __str__(self) -> str:
         fix = f" ({self.fix})" if self.fix and not self.ok else ""
-        return f"{'ok  ' if self.ok else 'FAIL'} {self.name}: {self.detail}{fix}"
+        state = "note" if self.note else "ok  " if self.ok else "FAIL"
+        return f"{state} {self.name}: {self.detail}{fix}"
 
     def as_dict(self) -> dict[str, Json]:
         """Return the check as JSON."""
@@ -76,6 +79,7 @@ def _examine(pipeline: Pipeline) -> list[Check]:
         *_secrets(graph, pipeline.environ),
         *_shared_cache(pipeline),
         *_credentials(pipeline),
+        *_advice(graph),
     ]
 
 
@@ -245,3 +249,9 @@ def _credentials(pipeline: Pipeline) -> Iterator[Check]:
             yield Check(f"credentials of {uses}", False, error.message, error.fix)
         else:
             yield Check(f"credentials of {uses}", True, found or "none needed")
+
+
+def _advice(graph: Graph) -> Iterator[Check]:
+    for stage, sentences in advice(graph).items():
+        for said in sentences:
+            yield Check(stage, True, said, note=True)

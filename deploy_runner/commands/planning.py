@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from ..errors import DeployRunnerError, UsageError
 from ..types import Json
+from .advice import advice
 from .options import JsonSwitch, Option, Selection
 
 if TYPE_CHECKING:
@@ -37,10 +38,12 @@ class Plan(NamedTuple):
         actions = api.plan(pipeline, self.selection.names).actions
         pushes = [a.stage for a in actions if a.state == "converge"]
         drift = {stage: _drift(pipeline, stage) for stage in pushes}
+        said = advice(pipeline.graph)
         if self.json:
             rows = [
                 {"stage": a.stage, "state": a.state, "key": a.key, "reason": a.reason}
                 | ({"remote": drift[a.stage]} if a.stage in drift else {})
+                | ({"advice": said[a.stage]} if a.stage in said else {})
                 for a in actions
             ]
             print(json.dumps({"target": pipeline.graph.target.get("name"), "actions": rows}))
@@ -48,7 +51,8 @@ class Plan(NamedTuple):
         width = max((len(a.stage) for a in actions), default=0)
         for action in actions:
             print(f"{action.stage:<{width}}  {action.state:<8} {action.reason}".rstrip())
-            for line in drift.get(action.stage, ()):
+            notes = [f"note: {line}" for line in said.get(action.stage, ())]
+            for line in (*drift.get(action.stage, ()), *notes):
                 print(f"{'':<{width}}    {line}")
         pending = sum(a.state != "hit" for a in actions)
         print(f"{len(actions)} stages: {pending} to run, {len(actions) - pending} up to date")

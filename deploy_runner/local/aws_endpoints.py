@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .aws_autoscaling import forget_target, is_scaled
+from .aws_capture import Exchange, capture, is_sampled
 from .aws_fleets import (
     Container,
     Fleet,
@@ -208,10 +209,16 @@ def _answer_invocations(runtime: Any) -> None:
         fleet, refusal = _in_service(self, name)
         if fleet is None:
             return refusal
-        status, kind, answer = fleet.pick().invoke(body, kind, accept)
+        status, answer_type, answer = fleet.pick().invoke(body, kind, accept)
         if status != 200:
             return _model_error(status, answer)
-        return 200, {"Content-Type": kind, "x-Amzn-Invoked-Production-Variant": _variant(fleet)}, answer
+        exchange = Exchange(_variant(fleet), body, kind, answer, answer_type)
+        _keep(self.current_account, name, fleet, exchange, accept)
+        return (
+            200,
+            {"Content-Type": answer_type, "x-Amzn-Invoked-Production-Variant": _variant(fleet)},
+            answer,
+        )
 
     def invoke_endpoint_async(self: Any) -> Any:
         name = self.path.split("/")[2]
@@ -230,8 +237,24 @@ def _answer_invocations(runtime: Any) -> None:
                    "X-Amzn-SageMaker-FailureLocation": f"{target}/{number}-error.out"}  # fmt: skip
         return _answer(202, headers, json.dumps({"InferenceId": number}))
 
+    runtime.use_raw_body = True  # Else moto reads bodies as text, which NPY and pictures are not.
     runtime.invoke_endpoint = invoke_endpoint
     runtime.invoke_endpoint_async = invoke_endpoint_async
+
+
+def _keep(account: str, endpoint: str, fleet: Fleet, exchange: Exchange, accept: str) -> None:
+    """Send a request to the shadow as well, and capture what was said."""
+    number, exchanges = next(fleet.answered), [exchange]
+    shadow = fleet.container.shadow
+    if shadow is not None and is_sampled(number, fleet.container.shadow_percent):
+        status, kind, answer = shadow.invoke(exchange.body, exchange.content_type, accept)
+        variant = fleet.config.shadow_production_variants[0]["VariantName"]
+        if status == 200:
+            exchanges.append(exchange._replace(variant=variant, answer=answer, answer_type=kind))
+    config = fleet.config.data_capture_config
+    if config and is_sampled(number, config["InitialSamplingPercentage"]):
+        for each in exchanges:
+            capture(account, endpoint, config, each)
 
 
 def _in_service(response: Any, name: str) -> tuple[Fleet | None, Any]:

@@ -47,7 +47,13 @@ def resource_arn(backend: Any, kind: str, name: str) -> str:
 
 
 class Container:
-    """A process that serves one model; `said` is why it can't, once it has ended."""
+    """A process that serves one model; `said` is why it can't, once it has ended.
+
+    `shadow` is a container that is to be ready as well, and is sent `shadow_percent` of the requests.
+    """
+
+    shadow: Container | None = None
+    shadow_percent = 0.0
 
     def __init__(self, backend: Any, model: Any) -> None:
         described = model.primary_container
@@ -79,6 +85,8 @@ class Container:
         """Return "starting", "ready" or "failed"."""
         if not self._started.is_set():
             return "starting"
+        if self._url and self.shadow is not None:
+            return self.shadow.state
         return "ready" if self._url else "failed"
 
     def invoke(self, body: bytes, content_type: str, accept: str) -> tuple[int, str, bytes]:
@@ -97,6 +105,8 @@ class Container:
         self._process.kill()
         self._process.communicate()
         self._folder.cleanup()
+        if self.shadow is not None:
+            self.shadow.stop()
 
 
 @dataclass(slots=True)
@@ -104,7 +114,8 @@ class Fleet:
     """What serves one endpoint, and what is to serve it next.
 
     `steps` yields the share of traffic, in percent, that the new containers get; `alarms` are the
-    names whose state rolls the update back; `retained` the instances that an update is to keep.
+    names whose state rolls the update back; `retained` the instances that an update is to keep;
+    `answered` counts the requests that were answered.
     """
 
     container: Container
@@ -116,6 +127,7 @@ class Fleet:
     shifted: int = 0
     retained: int = 0
     count: Iterator[int] = field(default_factory=itertools.count)
+    answered: Iterator[int] = field(default_factory=itertools.count)
 
     def pick(self) -> Container:
         """Return the container that gets the next request."""
@@ -145,5 +157,10 @@ def store_object(account: str, uri: str, data: bytes) -> None:
 
 
 def container_of(backend: Any, config: Any) -> Container:
-    """Start the container of an endpoint config's first variant."""
-    return Container(backend, backend._models[config.production_variants[0]["ModelName"]])
+    """Start the container of an endpoint config's first variant, and that of its shadow."""
+    (variant, *_), shadows = config.production_variants, getattr(config, "shadow_production_variants", [])
+    container = Container(backend, backend._models[variant["ModelName"]])
+    for shadow in shadows:
+        container.shadow = Container(backend, backend._models[shadow["ModelName"]])
+        container.shadow_percent = 100 * shadow["InitialVariantWeight"] / variant["InitialVariantWeight"]
+    return container

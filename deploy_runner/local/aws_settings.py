@@ -11,6 +11,7 @@ from typing import Any
 
 __all__ = ["hold_settings"]
 
+_INF1 = "ml.inf1."
 _HELD = {
     "create_model": ("ModelName", "_models", ("EnableNetworkIsolation",)),
     "create_endpoint_config": (
@@ -81,6 +82,7 @@ def _exclusions(backend: Any, given: Callable[[str], Any]) -> list[tuple[str, st
         others = {
             "serverless": serverless, "asynchronous inference": there["asynchronous inference"],
             "several variants": len(variants) > 1 or len(shadows) > 1,
+            "Inf1 instances": any(v.get("InstanceType", "").startswith(_INF1) for v in variants + shadows),
         }  # fmt: skip
         found += [("shadow variants", name) for name, is_there in others.items() if is_there]
     return found

@@ -30,7 +30,7 @@ from typing import Any
 from urllib.parse import parse_qs, quote
 
 from .hub_http import Account, route
-from .hub_rules import metadata_errors
+from .hub_rules import eval_results, metadata_errors
 from .hub_state import Commit, Entry, HubError, HubState
 from .hub_uploads import UploadHandler
 
@@ -209,6 +209,9 @@ class _Handler(UploadHandler):
     def _info(self, kind: str, repo: str, revision: str = "main") -> None:
         found = self._repo(kind, repo)
         commit = self.hub.state.resolve(found, revision)
+        if "evalResults" in self._query.get("expand", []):
+            self._json({"id": repo, "evalResults": self._eval_results(commit)})
+            return
         siblings = []
         for name, entry in sorted(commit.files.items()):
             row: dict[str, Any] = {"rfilename": name}
@@ -225,6 +228,14 @@ class _Handler(UploadHandler):
             "lastModified": commit.date, "createdAt": commit.date, "downloads": 0, "likes": 0,
             "tags": [], "siblings": siblings,
         })  # fmt: skip
+
+    def _eval_results(self, commit: Commit) -> list[dict[str, Any]]:
+        contents = {
+            path: self.hub.state.content_path(entry).read_text("utf-8")
+            for path, entry in sorted(commit.files.items())
+            if re.fullmatch(r"\.eval_results/[^/]+\.ya?ml", path)
+        }
+        return [row for path, text in contents.items() for row in eval_results(path, text)]
 
     @route(
         "GET",

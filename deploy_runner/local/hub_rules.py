@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-__all__ = ["metadata_errors", "wants_lfs"]
+__all__ = ["eval_results", "metadata_errors", "wants_lfs"]
 
 _LFS_SUFFIXES = (".safetensors", ".onnx", ".data", ".bin", ".pt", ".pth", ".ptl", ".pte", ".gz",
                  ".tar", ".zip", ".npz", ".npy", ".h5", ".tflite", ".pkl", ".parquet")  # fmt: skip
@@ -83,6 +83,24 @@ def _index_errors(value: dict[str, Any]) -> list[str]:
             if any({"type", "value"} - set(metric) for metric in result.get("metrics", [{}])):
                 errors.append(f'"model-index[0].results[{i}].metrics[0].value" is required')
     return errors
+
+
+def eval_results(path: str, text: str) -> list[dict[str, Any]]:
+    """Return the results in a file of `.eval_results/` as `expand=evalResults` has them, or its error.
+
+    Source: https://github.com/huggingface/hub-docs/blob/main/eval_results.yaml
+    """
+    import yaml
+
+    try:
+        rows = yaml.safe_load(text)
+        for row in rows:
+            str(row["dataset"]["id"]).index("/")
+            row["dataset"]["task_id"], row["value"]
+            row.get("source", {"url": ""})["url"]
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        return [{"filename": path, "error": f"{type(error).__name__}: {error}"}]
+    return [{"filename": path, "data": row} for row in rows]
 
 
 def wants_lfs(path: str, size: int) -> bool:

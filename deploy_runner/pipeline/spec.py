@@ -225,6 +225,9 @@ def _sentence(
     if detail["type"] == "missing":
         meaning = getattr(known.get(loc[0]), "description", None) if len(loc) == 1 else None
         return f"{what} needs {name!r}" + (f": {meaning}" if meaning else ""), ""
+    if detail["type"] == "value_error" and isinstance(detail["input"], dict):
+        said = detail["msg"].removeprefix("Value error, ")
+        return f"{what}: {name!r}: {said}" if name else f"{what}: {said}", ""
     got = _shown(detail["input"])
     return f"{what}: {name!r} {_expected(detail)}, not {got}", ""
 

@@ -13,9 +13,12 @@ from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as FastRequest
 
-from . import routes
+from . import arriving, routes
 from .batching import Entry
+from .connections import OVERDUE
 from .openapi import openapi
 from .problems import Refused
 from .protocol import HEADER_LENGTH
@@ -27,7 +30,10 @@ __all__ = ["App"]
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-_READ = {name.encode(): name for name in ("content-type", "content-length", "accept", HEADER_LENGTH)}
+_READ = {
+    name.encode(): name
+    for name in ("content-type", "content-length", "content-encoding", "accept", HEADER_LENGTH)
+}
 _CLIENT_GONE = 499
 _DRAINED = 2
 """Of a body without a length so many times its limit is read, so that the client can read the refusal."""
@@ -53,7 +59,7 @@ class App:
             if scope["method"] == "POST":
                 status = await self._post(*found, scope, receive, send)
             else:
-                status = await self._send(Reply(405, headers={"allow": "POST"}), send, close=False)
+                status = await self._send(routes.no_route(405, scope["path"], "POST"), send, close=False)
         else:
             status = await self._other(scope, receive, send)
         if self._access_log:
@@ -80,9 +86,13 @@ class App:
             body = await self._body(headers, receive)
         except Refused as refused:
             self._service.metrics.request(route, refused.status, 0.0)
-            return await self._send(routes.refusal(refused), send, close=True)
+            refusal = routes.refusal(refused, protocol_v2=post is routes.INFER)
+            return await self._send(refusal, send, close=True)
         if body is None:
-            return _CLIENT_GONE
+            late = scope.get(OVERDUE)
+            status: int = _CLIENT_GONE if late is None else late.status
+            self._service.metrics.request(route, status, 0.0)
+            return status
         watcher = _Watcher(receive)
         try:
             reply = await routes.answer(route, post, self._service, Request(body, headers, watcher.take))
@@ -99,7 +109,7 @@ class App:
         """Return the body, or None where the client has gone. Raises Refused where it is too large."""
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self._max_body:
-            raise routes.too_large(self._max_body)
+            raise arriving.too_large(self._max_body)
         message = await receive()
         if message["type"] == "http.request" and not message.get("more_body"):
             body: bytes = message["body"]
@@ -115,10 +125,10 @@ class App:
             else:
                 return None
             if size > self._max_body:
-                raise routes.too_large(self._max_body)
+                raise arriving.too_large(self._max_body)
             body = b"".join(parts)
         if len(body) > self._max_body:
-            raise routes.too_large(self._max_body)
+            raise arriving.too_large(self._max_body)
         return body
 
     async def _send(self, reply: Reply, send: _Send, *, close: bool) -> int:
@@ -191,7 +201,13 @@ def _fastapi(service: Service) -> FastAPI:
     @app.get("/v2/models/{name}/ready", include_in_schema=False)
     @app.get("/v2/models/{name}/versions/{version}/ready", include_in_schema=False)
     async def model_ready(name: str, version: str = "") -> Response:
-        return _response(routes.unknown_model(service, name, version) or routes.ready(service))
+        return _response(routes.unknown_model(service, name, version) or routes.model_ready(service))
+
+    @app.exception_handler(HTTPException)
+    async def no_route(request: FastRequest, error: HTTPException) -> Response:
+        allow = (error.headers or {}).get("Allow", "")
+        methods = ", ".join(sorted(allow.replace(",", " ").split()))
+        return _response(routes.no_route(error.status_code, request.url.path, methods))
 
     return app
 

@@ -39,6 +39,8 @@ __all__ = [
 
 JSON, CSV, NPY, NPZ = "application/json", "text/csv", "application/x-npy", "application/x-npz"
 TYPES = (JSON, CSV, NPY, NPZ)
+_DEEPEST = 3
+"""So many objects within objects hold values: {"inputs": {NAME: values}}."""
 
 
 def kind_of(content_type: str) -> str:
@@ -87,15 +89,25 @@ def parse_json(body: bytes) -> Any:
 
 
 def refuse_mixed(body: bytes, value: Any) -> None:
-    """Raise Invalid for a list with numbers and truth values, which numpy takes for numbers."""
-    waiting = [value] if b"true" in body or b"false" in body else []
+    """Raise Invalid for lists with numbers and truth values, which numpy takes for numbers.
+
+    Lists within lists are one, and so is what samples have by the same name.
+    """
+    if b"true" not in body and b"false" not in body:
+        return
+    kinds: dict[tuple[str, ...], set[type]] = {}
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), value)]
     while waiting:
-        one = waiting.pop()
+        place, one = waiting.pop()
         if isinstance(one, list):
-            kinds = set(map(type, one))
-            if bool in kinds and kinds & {int, float}:
-                raise Invalid(Problem(("body",), "a list has numbers, and true or false among them"))
-        waiting += one if isinstance(one, list) else one.values() if isinstance(one, dict) else ()
+            kinds.setdefault(place, set()).update(map(type, one))
+            waiting += [(place, inner) for inner in one if isinstance(inner, (list, dict))]
+        elif isinstance(one, dict) and len(place) < _DEEPEST:
+            waiting += [((*place, name), inner) for name, inner in one.items()]
+        else:
+            kinds.setdefault(place, set()).add(type(one))
+    if any(bool in found and found & {int, float} for found in kinds.values()):
+        raise Invalid(Problem(("body",), "a list has numbers, and true or false among them"))
 
 
 def _from_json(value: Any, ports: Ports) -> Arrays:

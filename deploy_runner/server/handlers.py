@@ -196,9 +196,7 @@ def _read(data: bytes, kind: str) -> Any:
     if kind == CSV:
         # ASCII alone: numpy's reader may end the process on other characters.
         text = data.decode("utf-8-sig").encode("ascii").decode()
-        if not text.strip():
-            raise Refused(400, "the request is empty")
-        return _floats(np.loadtxt(io.StringIO(text), delimiter=","))
+        return _floats(np.loadtxt(io.StringIO(text), delimiter=",")) if text.strip() else _floats([])
     loaded = np.load(io.BytesIO(data), allow_pickle=False)
     if isinstance(loaded, np.ndarray):
         return _tensor(loaded)
@@ -216,6 +214,8 @@ def _floats(values: Any) -> Any:
     import numpy as np
 
     array = np.asarray(values)
+    if not array.size:
+        raise Refused(400, "the request has no values")
     if array.dtype.kind not in "iuf":
         raise Refused(400, "the request's values are not numbers alone")
     return _tensor(array.astype(np.float32))

@@ -36,13 +36,18 @@ _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"typ
 _REFUSALS = {
     "400": "The body can't be read",
     "406": "No accepted response type can be written",
+    "408": "The request didn't arrive within the timeout",
     "413": "The body is too large",
-    "415": "The content type isn't read",
+    "415": "The content type, or its encoding, isn't read",
     "422": "The model can't take these inputs",
     "429": "The queue is full; Retry-After says when to retry",
-    "503": "The request waited too long",
+    "431": "The headers are too large, or too many",
+    "500": "The model failed",
+    "503": "The request waited too long, or the server is shutting down",
     "504": "The model took too long",
 }
+_OF_PROTOCOL = [status for status in _REFUSALS if status not in ("406", "422")]
+_OF_READING = ("408", "431")
 
 
 def openapi(service: Service) -> dict[str, Any]:
@@ -63,7 +68,11 @@ def openapi(service: Service) -> dict[str, Any]:
         ("/v2/health/ready", "Is the server ready?"), (model, "The model's metadata"),
         (f"{model}/ready", "Is the model ready?"),
     ):  # fmt: skip
-        paths[path] = {"get": {"summary": summary, "responses": {"200": {"description": "Yes"}}}}
+        responses = {"200": {"description": "Yes"}}
+        responses |= {status: {"description": _REFUSALS[status]} for status in _OF_READING}
+        if path == "/ping" or path.endswith("/ready"):
+            responses["503"] = {"description": "Not yet, or not any more"}
+        paths[path] = {"get": {"summary": summary, "responses": responses}}
     return {
         "openapi": "3.1.0",
         "info": {"title": service.name, "version": live.version, "x-digest": live.model.artifact.digest},
@@ -114,7 +123,7 @@ def _infer(inputs: Ports, outputs: Ports, io: RawIo | None) -> dict[str, Any]:
     responses: dict[str, Any] = {
         "200": {"description": "The outputs", "content": {JSON: {"schema": response}}}
     }
-    for status in ("400", "413", "429", "503", "504"):
+    for status in _OF_PROTOCOL:
         responses[status] = {"description": _REFUSALS[status], "content": {JSON: {"schema": _ERROR}}}
     return {
         "operationId": "infer",

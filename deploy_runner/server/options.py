@@ -91,7 +91,7 @@ OPTIONS = (
     Option("max_queue", 4096, "most samples that may wait; beyond that, requests get 429", _positive, "N"),
     Option("max_samples", 1024, "most samples in a request; a larger request gets 422", _positive, "N"),
     Option("max_body", 16 << 20, "largest size of a request; a larger one gets 413", _bytes, "SIZE"),
-    Option("timeout_s", 30.0, "timeout of a request, in seconds", _number, "S"),
+    Option("timeout_s", 30.0, "timeout of a request's arrival, and of its answer, in seconds", _number, "S"),
     Option("drain_s", 30.0, "how long SIGTERM waits for running requests, in seconds", _number, "S"),
     Option("lame_duck_s", 0.0, "how long requests are still accepted after SIGTERM, while /v2/health/ready "
            "already returns 503, in seconds", _number, "S"),

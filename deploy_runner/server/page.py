@@ -33,7 +33,7 @@ _PAGE = """<!doctype html>
 <main>
 <h1>{name}</h1>
 <p>Version <code>{version}</code>. Routes: <code>POST /predict</code>, <code>/v2</code>,
-<a href="openapi.json">openapi.json</a>, <a href="metrics">metrics</a>.</p>
+<a href="docs">docs</a>, <a href="openapi.json">openapi.json</a>, <a href="metrics">metrics</a>.</p>
 {raw}<form id="form">
 {inputs}
 <button type="submit">Run</button>

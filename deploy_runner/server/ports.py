@@ -198,7 +198,7 @@ def as_array(
     Numbers are taken where nothing of them is lost but floats' precision. Rows that are flat, and a
     sample without its batch axis, get the input's shape. In what is `listed` the samples come first,
     wherever the input has them. `finite` refuses NaN and infinities, which text formats have no number
-    for. Raises Invalid.
+    for; what becomes one of them in the input's dtype is always refused. Raises Invalid.
     """
     try:
         found = np.asarray(value)
@@ -217,8 +217,10 @@ def as_array(
         return _shaped(found.astype(want, order="C"), port, listed)
     with np.errstate(over="ignore"):
         array = found.astype(want, order="C")
-    if finite and want.kind == "f" and not np.isfinite(array).all():
-        raise _invalid(loc, port, "a number is not finite, or too large for it")
+    if want.kind == "f" and (finite or found.dtype != want):
+        kept = np.isfinite(array)
+        if not kept.all() and (finite or (np.isfinite(found) & ~kept).any()):
+            raise _invalid(loc, port, "a number is not finite, or too large for it")
     return _shaped(array, port, listed)
 
 
@@ -238,13 +240,18 @@ def _shaped(array: np.ndarray[Any, Any], port: Port, listed: bool) -> np.ndarray
         return array[:1].reshape(array.shape[1:])  # Each sample came with what all of them share.
     if array.ndim == len(port.shape):
         return np.ascontiguousarray(np.moveaxis(array, 0, port.batch)) if listed and port.batch else array
-    if not port.shape or min(port.sample, default=0) < 0:
+    if not port.shape:
         return array
-    flat = array.ndim == 2 and array.shape[1] == math.prod(port.sample) and (listed or not port.batch)
-    if flat or array.shape == port.sample:
-        rows = array.reshape(-1, *port.sample)
-        return np.ascontiguousarray(np.moveaxis(rows, 0, port.batch)) if port.batch else rows
-    return array
+    sample = port.sample
+    alone = array.ndim == len(sample) and all(
+        w in (-1, got) for got, w in zip(array.shape, sample, strict=True)
+    )
+    fixed = min(sample, default=0) >= 0
+    flat = fixed and array.ndim == 2 and array.shape[1] == math.prod(sample) and (listed or not port.batch)
+    if not (alone or flat):
+        return array
+    rows = array[None] if alone else array.reshape(-1, *sample)
+    return np.ascontiguousarray(np.moveaxis(rows, 0, port.batch)) if port.batch else rows
 
 
 def _invalid(loc: tuple[str | int, ...], port: Port, got: str) -> Invalid:

@@ -2,11 +2,14 @@
 
 Refused             status, problems, headers
 ├── BadRequest 400  no JSON, no array
+├── Late       408  it didn't arrive in time
 ├── TooLarge   413  more bytes than are taken
 ├── Unknown    415  a content type that isn't read
+│   └── UnknownEncoding  a content encoding that isn't
 ├── Unreadable 406  no response type of those that are accepted can be written
 ├── Invalid    422  it can be read, but the model can't take it
 ├── QueueFull  429  too much is waiting
+├── HeadTooLarge 431  more header fields, or bytes of them, than are taken
 ├── Overdue    503  it waited too long
 ├── TimedOut   504  the model took too long
 └── ModelError 500  the model failed
@@ -21,7 +24,9 @@ from typing import NamedTuple
 
 __all__ = [
     "BadRequest",
+    "HeadTooLarge",
     "Invalid",
+    "Late",
     "ModelError",
     "Overdue",
     "Problem",
@@ -31,6 +36,7 @@ __all__ = [
     "TooLarge",
     "UnfitArtifact",
     "Unknown",
+    "UnknownEncoding",
     "Unreadable",
 ]
 
@@ -65,6 +71,12 @@ class Unreadable(Refused):
     status = 406
 
 
+class Late(Refused):
+    """The request didn't arrive in time."""
+
+    status = 408
+
+
 class TooLarge(Refused):
     """The body has more bytes than are taken."""
 
@@ -75,6 +87,10 @@ class Unknown(Refused):
     """The content type isn't read."""
 
     status = 415
+
+
+class UnknownEncoding(Unknown):
+    """The content encoding isn't read."""
 
 
 class Invalid(Refused):
@@ -88,6 +104,12 @@ class QueueFull(Refused):
 
     status = 429
     retry_after_s = 1
+
+
+class HeadTooLarge(Refused):
+    """There are more header fields, or bytes of them, than are taken."""
+
+    status = 431
 
 
 class Overdue(Refused):

@@ -39,7 +39,8 @@ def split(body: bytes, header_length: str) -> tuple[dict[str, Any], memoryview]:
     request = parse_json(body[:length])
     if not isinstance(request, dict) or not isinstance(request.get("inputs"), list):
         raise BadRequest(Problem(("body", "inputs"), "a list of tensors is required"))
-    refuse_mixed(body[:length], request)
+    for tensor in request["inputs"]:
+        refuse_mixed(body[:length], tensor)
     return request, memoryview(body)[length:]
 
 

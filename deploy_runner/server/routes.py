@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import html
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from . import answered, codecs, page, protocol, protocol_raw
+from . import answered, codecs, encodings, page, protocol, protocol_raw, swagger
 from .batching import Entry
 from .codecs import JSON, to_json
 from .metrics import CONTENT_TYPE
 from .ports import Arrays, Port, samples_first
-from .problems import Invalid, Problem, Refused, TooLarge
+from .problems import Invalid, Refused, UnknownEncoding
 from .raw.rawio import RawIo
 from .raw.requests import Given
 from .service import Live, Service
@@ -20,6 +22,7 @@ from .service import Live, Service
 __all__ = ["GETS", "INFER", "POSTS", "Reply", "Request", "answer"]
 
 _HTML = "text/html; charset=utf-8"
+_PLAIN_HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
 
 
 class Reply(NamedTuple):
@@ -47,6 +50,11 @@ async def answer(route: str, post: _Post, service: Service, request: Request) ->
     started_s = time.perf_counter()
     live = service.live
     try:
+        if encoding := request.headers.get("content-encoding"):
+            # In a thread: what is unpacked may be large, however small it is packed.
+            most = service.settings.max_body
+            body = await asyncio.to_thread(encodings.decoded, request.body, encoding, most)
+            request = request._replace(body=body)
         reply = await post(service, live, request)
     except Refused as refused:
         reply = refusal(refused, protocol_v2=post is infer)
@@ -62,6 +70,8 @@ def refusal(refused: Refused, *, protocol_v2: bool = False) -> Reply:
     problems = [{"loc": list(p.loc), "msg": p.msg} for p in refused.problems]
     body: dict[str, Any] = {"error": str(refused)} if protocol_v2 else {"detail": problems}
     headers = {"retry-after": str(refused.retry_after_s)} if refused.retry_after_s else {}
+    if isinstance(refused, UnknownEncoding):
+        headers["accept-encoding"] = "gzip, deflate, zstd"
     return Reply(status, to_json(body), JSON, headers)
 
 
@@ -125,6 +135,15 @@ async def _infer_raw(
     return Reply(200, *protocol_raw.encode_answers(found, body, service.name, live.version))
 
 
+def no_route(status: int, path: str, allow: str = "") -> Reply:
+    """Return the refusal of an unknown path, or of a method that the path doesn't take."""
+    said = f"{path} takes {allow}" if status == 405 else f"there is no {path}"
+    body: dict[str, Any] = {"detail": [{"loc": ["path"], "msg": said}]}
+    if path == "/v2" or path.startswith("/v2/"):
+        body = {"error": said}
+    return Reply(status, to_json(body), JSON, {"allow": allow} if allow else {})
+
+
 def unknown_model(service: Service, name: str, version: str) -> Reply | None:
     """Return the 404 for a model or version that isn't served, or None."""
     if name != service.name:
@@ -174,6 +193,13 @@ def ready(service: Service) -> Reply:
     return Reply(200, to_json({"ready": True}))
 
 
+def model_ready(service: Service) -> Reply:
+    """Answer GET /v2/models/M/ready, as /v2/health/ready with the model's name."""
+    server = ready(service)
+    value = {"name": service.name, "ready": server.status == 200}
+    return Reply(server.status, to_json(value), JSON, server.headers)
+
+
 def metrics(service: Service) -> Reply:
     """Answer GET /metrics."""
     return Reply(200, service.metrics.text(), CONTENT_TYPE)
@@ -181,8 +207,7 @@ def metrics(service: Service) -> Reply:
 
 def index(service: Service) -> Reply:
     """Answer GET /: a page to try the model."""
-    headers = {"content-security-policy": page.CONTENT_SECURITY_POLICY, "x-content-type-options": "nosniff",
-               "referrer-policy": "no-referrer"}  # fmt: skip
+    headers = {**_PLAIN_HEADERS, "content-security-policy": page.CONTENT_SECURITY_POLICY}
     return Reply(200, page.page(service).encode(), _HTML, headers)
 
 
@@ -196,10 +221,37 @@ def style(service: Service) -> Reply:
     return Reply(200, page.STYLE.encode(), "text/css; charset=utf-8")
 
 
+def docs(service: Service) -> Reply:
+    """Answer GET /docs: Swagger UI."""
+    headers = {**_PLAIN_HEADERS, "content-security-policy": swagger.CONTENT_SECURITY_POLICY}
+    if swagger.source() is None:
+        said = "Swagger UI is not installed: pip install fastapi-swagger; /openapi.json describes the routes"
+        return Reply(404, to_json({"detail": [{"loc": ["path"], "msg": said}]}))
+    return Reply(200, swagger.PAGE.format(name=html.escape(service.name)).encode(), _HTML, headers)
+
+
+def _swagger_file(name: str, kind: str) -> Callable[[Service], Reply]:
+    def file(service: Service) -> Reply:
+        folder = swagger.source()
+        if folder is None:
+            return no_route(404, f"/docs/{name}")
+        return Reply(200, (folder / name).read_bytes(), kind, _PLAIN_HEADERS)
+
+    return file
+
+
+def swagger_start(service: Service) -> Reply:
+    """Answer GET /docs/start.js."""
+    return Reply(200, swagger.START.encode(), "text/javascript; charset=utf-8", _PLAIN_HEADERS)
+
+
 GETS: Mapping[str, Callable[[Service], Reply]] = {
     "/": index,
     "/page.js": script,
     "/page.css": style,
+    "/docs": docs,
+    "/docs/start.js": swagger_start,
+    **{f"/docs/{name}": _swagger_file(name, kind) for name, kind in swagger.FILES.items()},
     "/ping": ready,
     "/metrics": metrics,
     "/v2": server_metadata,
@@ -208,8 +260,3 @@ GETS: Mapping[str, Callable[[Service], Reply]] = {
 }
 POSTS: Mapping[str, _Post] = {"/predict": predict, "/invocations": predict}
 INFER = infer
-
-
-def too_large(max_body: int) -> Refused:
-    """Return the refusal of a body that has more bytes than are taken."""
-    return TooLarge(Problem(("body",), f"the body is larger than {max_body} bytes"))

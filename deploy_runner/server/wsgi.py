@@ -1,7 +1,6 @@
 """The Flask app, served by waitress: the same routes and answers, one thread for each running request.
 
-What WSGI can't do: a client that goes away is not noticed before its answer is ready, and a body that is
-too large is refused by waitress itself, in plain text.
+What WSGI can't do: a client that goes away is not noticed before its answer is ready.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 import uvloop
-import waitress.server
 from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException
 
 from . import routes
 from .codecs import to_json
@@ -25,10 +24,10 @@ from .openapi import openapi
 from .problems import Problem, Refused
 from .routes import Reply, Request
 from .service import Service
+from .waitress_server import Server
 
 __all__ = ["flask_app", "serve"]
 
-_THREADS = 64
 _LOOK_S = 0.02
 
 
@@ -40,10 +39,12 @@ class _Draining(Refused):
 def flask_app(service: Service, loop: asyncio.AbstractEventLoop) -> Flask:
     """Return the app; inferences go through the service's own event loop, in another thread."""
     app = Flask("serve", static_folder=None)
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
 
     def post(route: str, function: Any) -> Response:
         if service.draining and not service.lame:
-            return _response(routes.refusal(_Draining(Problem(("server",), "the server is shutting down"))))
+            ending = _Draining(Problem(("server",), "the server is shutting down"))
+            return _response(routes.refusal(ending, protocol_v2=function is routes.INFER))
         headers = {name.lower(): value for name, value in request.headers.items()}
         given = Request(request.get_data(), headers, lambda entry: None)
         return _response(
@@ -58,8 +59,13 @@ def flask_app(service: Service, loop: asyncio.AbstractEventLoop) -> Flask:
         return _response(routes.unknown_model(service, name, version) or routes.model_metadata(service))
 
     def ready(name: str, version: str = "") -> Response:
-        return _response(routes.unknown_model(service, name, version) or routes.ready(service))
+        return _response(routes.unknown_model(service, name, version) or routes.model_ready(service))
 
+    def no_route(error: HTTPException) -> Response:
+        allow = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
+        return _response(routes.no_route(error.code or 500, request.path, allow))
+
+    app.register_error_handler(HTTPException, no_route)
     for path, get in routes.GETS.items():
         app.add_url_rule(path, f"get {path}", lambda get=get: _response(get(service)))
     for path, function in routes.POSTS.items():
@@ -86,10 +92,11 @@ def serve(service: Service, model: Model, listener: socket.socket, ready: Callab
 async def _serve(service: Service, model: Model, listener: socket.socket, ready: Callable[[], None]) -> int:
     loop = asyncio.get_running_loop()
     await service.start(model)
-    server = waitress.server.create_server(
-        flask_app(service, loop), sockets=[listener], threads=_THREADS, ident="",
-        max_request_body_size=service.settings.max_body, clear_untrusted_proxy_headers=True,
-    )  # fmt: skip
+
+    def count(status: int) -> None:
+        loop.call_soon_threadsafe(service.metrics.request, "other", status, 0.0)
+
+    server = Server(flask_app(service, loop), listener, service.settings, count)
     threading.Thread(target=server.run, daemon=True).start()
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -36,6 +36,8 @@ _TYPES = {
 
 _ALIGNMENT = 8
 _CHUNK_BYTES = 16 << 20
+_MOST_HEADER = 100_000_000
+"""MAX_HEADER_SIZE of the library."""
 _MADV_PAGEOUT = 21
 """linux/mman.h, since Linux 5.4: take pages out of memory; what they hold comes back when it is read."""
 
@@ -84,6 +86,16 @@ def _described(weights: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, st
     if isinstance(weights, StateDict):
         said |= {"versions": weights.versions, "stripped": weights.stripped}
     return tensors, {"format": "pt"} | {name: json.dumps(part) for name, part in said.items() if part}
+
+
+def names(path: Path) -> set[str]:
+    """Return the names of a file's tensors. Raises StageError where it isn't one of safetensors."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            return set(json.loads(file.read(min(length, _MOST_HEADER)))) - {"__metadata__"}
+    except (struct.error, ValueError, TypeError):
+        raise StageError(f"{path.name} is not a safetensors file") from None
 
 
 def read(path: Path) -> StateDict:

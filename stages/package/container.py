@@ -52,6 +52,7 @@ class PackageContainer(Stage):
         "onnxruntime", "torch", "numpy", "fastapi", "uvicorn", "uvloop", "httptools", "orjson",
         "prometheus-client", "flask", "waitress", "packaging", "starlette", "pydantic", "anyio", "protobuf",
         "flatbuffers", "werkzeug", "jinja2", "python-multipart", "pillow", "tokenizers", "soundfile", "soxr",
+        "backports.zstd", "fastapi-swagger",
     )  # fmt: skip
     preload = ("onnxruntime", "torch", "safetensors.torch")
     facets = ("arch", "isa")
@@ -139,11 +140,13 @@ def _copy(files: Mapping[str, Path], folder: Path) -> None:
 
 
 def _copy_app(folder: Path) -> None:
-    from ... import server
+    from ...server import swagger
 
-    source = Path(server.__file__).parent
+    source = Path(swagger.__file__).parent
     for part in (".", "raw"):
         _copy({path.name: path for path in sorted((source / part).glob("*.py"))}, folder / part)
+    if (documents := swagger.source()) is not None:
+        _copy({name: documents / name for name in swagger.FILES}, folder / swagger.FOLDER)
 
 
 def _write(path: Path, text: str) -> None:

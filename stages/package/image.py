@@ -22,7 +22,9 @@ _SERVERS = {
     "fastapi": ("fastapi", "uvicorn", "httptools"),
     "flask": ("flask", "waitress"),
 }
-_ALWAYS = ("uvloop", "orjson", "prometheus-client", "numpy")
+_ALWAYS = (
+    "uvloop", "orjson", "prometheus-client", "numpy", "backports.zstd; python_version < '3.14'"
+)  # fmt: skip
 _RUNTIMES = {"onnx": "onnxruntime", "torchscript": "torch", "aot": "torch"}
 
 _DOCKERFILE = """\
@@ -103,6 +105,7 @@ def requirements(roots: Iterable[str]) -> list[str]:
 
     found: dict[str, str] = {}
     pending = [Requirement(root) for root in roots]
+    pending = [root for root in pending if root.marker is None or root.marker.evaluate()]
     while pending:
         needed = pending.pop()
         name = canonicalize_name(needed.name)

@@ -97,12 +97,12 @@ def input_fn(body: str | bytes, content_type: str) -> dict[Any, Any]:
         return _tensors(body, content_type) if given is None else given
     except Refused:
         raise
-    except (ValueError, EOFError) as error:
-        raise Refused(400, f"the request can't be read: {error}") from None
+    except Exception as error:  # Whatever a reader raises, it is the request that it can't read.
+        raise Refused(400, f"the request can't be read: {_said(error)}") from None
 
 
 def _tensors(body: str | bytes, content_type: str) -> dict[Any, Any]:
-    kind = content_type.split(";")[0].strip()
+    kind = content_type.split(";")[0].strip().lower()
     if kind == "application/json":
         value = json.loads(body)
         if isinstance(value, dict) and isinstance(value.get("inputs"), dict):
@@ -186,36 +186,55 @@ def _run(model: dict[str, Any], feed: dict[str, Any]) -> list[Any]:
         try:
             return list(model["session"].run(names, feed))
         except InvalidArgument as error:
-            raise Refused(400, f"the model doesn't take it: {error}") from None
+            raise Refused(400, f"the model doesn't take it: {_said(error)}") from None
     import torch
 
-    with torch.no_grad():
-        result = model["program"](*(torch.from_numpy(array) for array in feed.values()))
+    try:
+        with torch.no_grad():
+            result = model["program"](*(torch.from_numpy(array) for array in feed.values()))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise Refused(400, f"the model doesn't take it: {_said(error)}") from None
     return [leaf.numpy() for leaf in torch.utils._pytree.tree_leaves(result)]
+
+
+def _said(error: Exception) -> str:
+    """Return the line of an error that says why: TorchScript's is the last."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1] if "TorchScript interpreter" in lines[0] else lines[0]
 
 
 def _samples(listed: Any, port: dict[str, Any]) -> Any:
     """Return samples, which come first where they are listed, along the axis where the input has them."""
-    array, axis = np.asarray(listed), port.get("batch") or 0
+    axis = port.get("batch") or 0
     sample = port["shape"][:axis] + port["shape"][axis + 1 :]
-    if array.ndim != len(port["shape"]):
-        try:
+    try:
+        array = np.asarray(listed)
+        if array.ndim != len(port["shape"]):
             array = array.reshape([-1, *sample])
-        except ValueError:
-            raise Refused(400, f"a sample has the shape {sample}, {list(array.shape)} was given") from None
+    except ValueError:
+        raise Refused(400, f"a sample has the shape {sample}, which the request's don't have") from None
+    if not len(array):
+        raise Refused(400, "the request has no samples")
     return np.moveaxis(array, 0, axis)
 
 
 def _shaped(arrays: dict[Any, Any], port: dict[str, Any]) -> Any:
-    if port["name"] not in arrays:
-        raise Refused(400, f"the input {port['name']!r} is missing, the request has {list(arrays)}")
+    name, shape = port["name"], port["shape"]
+    if name not in arrays:
+        raise Refused(400, f"the input {name!r} is missing, the request has {list(arrays)}")
     try:
-        array = np.array(arrays[port["name"]], dtype=port["dtype"], order="C")
+        array = np.array(arrays[name], dtype=port["dtype"], order="C")
+        if array.ndim != len(shape):
+            array = array.reshape([-1, *shape[1:]])
     except (ValueError, TypeError, OverflowError) as error:
-        raise Refused(400, f"the input {port['name']!r} is no array of {port['dtype']}: {error}") from None
-    shape = port["shape"]
-    if array.ndim != len(shape):
-        array = array.reshape([-1, *shape[1:]])
+        raise Refused(400, f"the input {name!r} is no array of {port['dtype']} {shape}: {error}") from None
+    free = port.get("dynamic", {})
+    fixed = {axis: size for axis, size in enumerate(shape)
+             if size >= 0 and axis != port.get("batch") and str(axis) not in free}  # fmt: skip
+    if any(array.shape[axis] != size for axis, size in fixed.items()):
+        raise Refused(400, f"the input {name!r} has the shape {shape}, {list(array.shape)} was given")
     return array
 
 
@@ -228,7 +247,7 @@ def _listed(array: Any) -> Any:
 
 def output_fn(prediction: dict[str, Any], accept: str) -> str | bytes:
     """Return the response in the accepted type."""
-    kind = accept.split(";")[0].strip()
+    kind = accept.split(";")[0].strip().lower()
     if isinstance(prediction, Ready):
         return json.dumps(prediction)
     if kind in ("application/json", "*/*", ""):

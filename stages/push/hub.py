@@ -28,6 +28,7 @@ from .huggingface.client import Hub, hub_client, require_token
 from .huggingface.commit import Commit, ensure_branch, ensure_repo, ensure_tag
 from .huggingface.content import MANIFEST
 from .huggingface.errors import one_sentence
+from .huggingface.metadata import Benchmark
 from .transcript import Transcript
 
 _Repository = Annotated[str, AfterValidator(names.repository)]
@@ -62,6 +63,13 @@ class PushHub(Push):
         language: _Language | None = Field(None, description="the language by its code of ISO 639, e.g. en")
         tags: list[str] = Field(default=[], description="additional tags of the card")
         pipeline_tag: str | None = Field(None, description="the task, e.g. image-classification")
+        examples: list[str] = Field(
+            default=[], description="examples for the page's widget: texts, or the paths of pictures or of "
+            "sounds among the files",
+        )  # fmt: skip
+        benchmark: Benchmark | None = Field(
+            None, description="the benchmark of the Hub on whose leaderboard the accuracy is to appear"
+        )
         dataset: str = Field("held-out samples", description="the data on which the accuracy was measured")
         message: str = Field(
             "Publish with deploy-runner", description="the title of the commit or pull request"
@@ -83,6 +91,10 @@ class PushHub(Push):
         )
         reports: dict[str, File] | None = Field(None, description="verify reports, for the card")
         reference: Folder | None = Field(None, description="the bundle, for config.json and usage")
+        folder: Folder | None = Field(
+            None, description="the folder that model.transformers has read, for its config, tokenizer, "
+            "preprocessor and weights",
+        )  # fmt: skip
         io: Folder | None = Field(
             None,
             description="the output of model.io: below io/, its labels in config.json, its task in the card",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +19,9 @@ from deploy_runner.sdk import (
 )
 
 from ..package import smoke
-from .aws import invoking, objects
+from .aws import invoking, objects, smoke_samples
 from .aws.client import Aws, AwsPush
-from .aws.endpoint import Deployment
+from .aws.endpoint import Deployment, SmokeTest
 from .aws.model_registry import Registration
 from .aws.packed_model import PackedModel, package_upload, put_package
 from .aws.settings import EndpointParams
@@ -87,7 +88,7 @@ class PushSagemaker(AwsPush):
     class Params(EndpointParams):
         """What to deploy; what is left out comes from the target's `aws:`."""
 
-        endpoint: str = Field(pattern=r"^[A-Za-z0-9](-?[A-Za-z0-9])*$", max_length=40, description="its name")
+        endpoint: str = Field(pattern=r"^[A-Za-z0-9](-*[A-Za-z0-9])*$", max_length=63, description="its name")
         update: Update = Field(default=Update(), description="how an update shifts the traffic")
         registry: Registry | None = Field(None, description="also register the package as a version")
         adopt: bool = Field(False, description="take over an endpoint that was made by something else")
@@ -104,6 +105,7 @@ class PushSagemaker(AwsPush):
         smoke: File | None = Field(
             None, description="the smoke.npz of package.sagemaker, which tests the endpoint"
         )
+        shadow: File | None = Field(None, description="another package, which `with: {shadow: …}` tries")
         reports: dict[str, File] | None = Field(None, description="verify reports, for the registry")
 
     def converge(self, aws: Aws, params: Params, inputs: Inputs, outputs: Any) -> dict[str, Any]:
@@ -121,12 +123,18 @@ class PushSagemaker(AwsPush):
         there = objects.is_there(release.upload)
         found = [Finding("object", release.upload.uri, release.upload.uri if there else "missing")]
         found += release.registration.findings() if release.registration else []
-        return found + release.deployment.findings()
+        return found + release.deployment.findings(tested=inputs.smoke is not None)
 
     def restore(self, aws: Aws, params: Params, to: str) -> str:
         """Serve what was served before, or the newest package whose digest begins with `to`."""
         unnamed = PackedModel(aws, params, owner=params.endpoint, url="", digest="")
-        return _deployment(aws, params, unnamed).roll_back(to)
+
+        def stored_test(config: Mapping[str, Any], package: str) -> SmokeTest | None:
+            output = (config.get("AsyncInferenceConfig") or {"OutputConfig": {}})["OutputConfig"]
+            samples = smoke_samples.stored(aws, package)
+            return _smoke_test(aws, params, samples, output.get("S3OutputPath")) if samples else None
+
+        return _deployment(aws, params, unnamed).roll_back(to, stored_test)
 
     def promote(self, ctx: Context, params: Params, inputs: Inputs, status: str) -> str:
         """Set the approval status of the package's version in the registry."""
@@ -144,10 +152,22 @@ class _Release:
         self._aws, self._params, self._smoke = aws, params, inputs.smoke
         self.upload = package_upload(aws, params, inputs.package, owner=params.endpoint)
         self.registration = self._registration(inputs.reports or {})
-        self.model = PackedModel(
-            aws, params, owner=params.endpoint, url=self.upload.uri, digest=self.upload.digest
-        )
-        self.deployment = _deployment(aws, params, self.model)
+        self.model = _model(aws, params, self.upload)
+        self._shadow = self._tried(inputs.shadow)
+        tried = _model(aws, params, self._shadow) if self._shadow else None
+        self._models = [self.model, tried] if tried else [self.model]
+        self.deployment = _deployment(aws, params, self.model, tried)
+
+    def _tried(self, package: Path | None) -> objects.Upload | None:
+        """Return the upload of the package that is tried on real requests."""
+        if (package is None) != (self._params.shadow is None):
+            raise StageError(
+                "a shadow needs both a package and its share of the requests",
+                fix="set `inputs: {shadow: …}` and `with: {shadow: {percent: …}}`, or neither",
+            )
+        if package is None:
+            return None
+        return package_upload(self._aws, self._params, package, owner=self._params.endpoint, name="shadow")
 
     def _registration(self, reports: dict[str, Path]) -> Registration | None:
         if self._params.registry is None:
@@ -159,13 +179,17 @@ class _Release:
 
     def converge(self) -> dict[str, str]:
         """Make what is missing, move the endpoint, wait, test; return the names."""
-        put_package(self._aws, self.upload)
+        for upload in filter(None, (self.upload, self._shadow)):
+            put_package(self._aws, upload)
         names = {}
         if self.registration is not None:
             names["model_package"] = self.registration.register()
-        self.model.make()
+        for model in self._models:
+            model.make()
         self.deployment.make_config()
         self.deployment.move(self._test if self._smoke else None)
+        if self._smoke:
+            smoke_samples.store(self._aws, self.upload, self._smoke)
         deployed = self.deployment
         return names | {
             "model": self.model.name, "endpoint_config": deployed.config_name, "endpoint": deployed.endpoint
@@ -173,21 +197,39 @@ class _Release:
 
     def _test(self) -> None:
         assert self._smoke is not None
-        params, name, session = self._params, self._params.endpoint, self._aws.session
-        if params.asynchronous:
-            inbox = f"{params.async_output(_folder(self._aws, params))}/smoke"
-            invoke = invoking.by_file(session, name, inbox=inbox, wait_s=_WAIT_S)
-        else:
-            invoke = invoking.by_request(session, name)
-        samples = smoke.smoke_test(invoke, self._smoke, atol=params.atol, rtol=params.rtol)
-        self._aws.ctx.figure("smoke_samples", samples)
+        output = None
+        if self._params.asynchronous:
+            output = self._params.async_output(_folder(self._aws, self._params))
+        _smoke_test(self._aws, self._params, self._smoke, output)()
 
 
-def _deployment(aws: Aws, params: PushSagemaker.Params, model: PackedModel) -> Deployment:
+def _smoke_test(aws: Aws, params: PushSagemaker.Params, path: Path, output: str | None) -> SmokeTest:
+    """Return the test of the endpoint; `output` is where an asynchronous one puts its answers."""
+
+    def test() -> None:
+        name, session = params.endpoint, aws.session
+        invoke = (
+            invoking.by_file(session, name, inbox=f"{output}/smoke", wait_s=_WAIT_S)
+            if output
+            else invoking.by_request(session, name)
+        )
+        samples = smoke.smoke_test(invoke, path, atol=params.atol, rtol=params.rtol)
+        aws.ctx.figure("smoke_samples", samples)
+
+    return test
+
+
+def _model(aws: Aws, params: PushSagemaker.Params, upload: objects.Upload) -> PackedModel:
+    return PackedModel(aws, params, owner=params.endpoint, url=upload.uri, digest=upload.digest)
+
+
+def _deployment(
+    aws: Aws, params: PushSagemaker.Params, model: PackedModel, shadow: PackedModel | None = None
+) -> Deployment:
+    config = params.config(_folder(aws, params), shadow.name if shadow else None)
     return Deployment(
-        aws, model, endpoint=params.endpoint, variant=params.variant(),
-        config=params.config(_folder(aws, params)), scaling=params.scaling(),
-        update=params.update.arguments(), adopt=params.adopt, wait_s=_WAIT_S,
+        aws, model, endpoint=params.endpoint, variant=params.variant(), config=config,
+        scaling=params.scaling(), update=params.update.arguments(), adopt=params.adopt, wait_s=_WAIT_S,
     )  # fmt: skip
 
 

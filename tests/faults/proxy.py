@@ -44,7 +44,8 @@ _TIMEOUT_S = 120.0
 class Fault:
     """What goes wrong with the `nth` request (from 1) that matches, and the `times - 1` after it.
 
-    `method` matches the whole method, `path` any part of the path with its query, both as patterns.
+    `method` matches the whole method, `path` any part of the path with its query, `target` the end of
+    X-Amz-Target, which names the operation of AWS's JSON services: all as patterns.
     `headers` and `body` are those of a status; `delay_s` is that of `slow`, `bytes_per_s` of `throttled`.
     `after_bytes` of an answer's body pass before it is `truncated` or `hang`s.
     A `lie` is what `alter` makes of the answer's body, with `headers` in the place of its own.
@@ -53,6 +54,7 @@ class Fault:
     kind: Kind
     method: str = ".*"
     path: str = ""
+    target: str = ""
     nth: int = 1
     times: int = 1
     headers: tuple[tuple[str, str], ...] = ()
@@ -64,7 +66,12 @@ class Fault:
 
     def matches(self, request: Request) -> bool:
         """Say whether a request is one of those that this fault counts."""
-        return bool(re.fullmatch(self.method, request.method) and re.search(self.path, request.path))
+        operation = request.headers.get("x-amz-target", "")
+        return bool(
+            re.fullmatch(self.method, request.method)
+            and re.search(self.path, request.path)
+            and re.search(f"{self.target}$", operation)
+        )
 
 
 @dataclass(slots=True)

@@ -92,20 +92,3 @@ def test_a_failed_smoke_test_takes_back_only_what_this_push_has_set(
     with pytest.raises(ConflictError, match=f"endpoint e has the config {config}, not e-"):
         _push_while(aws, monkeypatch, tmp_path, "/invocations", move, tested=3)
     assert answer(10.0) == 40.0
-
-
-def test_an_update_that_somebody_elses_overtakes_is_a_conflict(
-    aws: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sagemaker = _client(aws)
-    deploy(tmp_path, 4)
-    config = sagemaker.describe_endpoint(EndpointName="e")["EndpointConfigName"]
-    deploy(tmp_path, 2)
-
-    def update() -> None:
-        sagemaker.update_endpoint(EndpointName="e", EndpointConfigName=config)
-
-    with pytest.raises(ConflictError, match=f"somebody else has moved the endpoint e to {config} meanwhile"):
-        _push_while(aws, monkeypatch, tmp_path, "UpdateEndpoint/", update)
-    _settled(sagemaker)
-    assert answer(10.0) == 40.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ import pytest
 from botocore.session import get_session
 from pydantic import ValidationError
 
-from tests.aws import TARGET, answer, calls, deploy, local_aws
+from deploy_runner.errors import GateError, StageError
+from tests.aws import TARGET, answer, calls, deploy, local_aws, package
 from tests.bundles import stage
 from tests.pipeline.endpoints import client, drifted, rolled_back, served
 
@@ -108,12 +110,49 @@ def test_a_serverless_endpoint_is_kept_warm_and_stays_serverless(tmp_path: Path)
 @pytest.mark.usefixtures("aws")
 def test_an_asynchronous_endpoint_tells_topics(tmp_path: Path) -> None:
     topic = "arn:aws:sns:us-east-1:123456789012:done"
-    given = {"asynchronous": {"success_topic": topic}, "kms_key": KEY}
+    given: dict[str, Any] = {"asynchronous": {"success_topic": topic}, "kms_key": KEY}
     deploy(tmp_path, 2, tested=2, **given)
     assert served()["AsyncInferenceConfig"]["OutputConfig"] == {
         "S3OutputPath": f"{FOLDER}/async", "KmsKeyId": KEY, "NotificationConfig": {"SuccessTopic": topic}
     }  # fmt: skip
     assert drifted(tmp_path, 2, **given) == {}
+
+
+def captured() -> dict[str, list[float]]:
+    """Return the first value of each captured response, by variant."""
+    s3 = client("s3")
+    rows = s3.list_objects_v2(Bucket="dry-run-models", Prefix="models/e/capture/")["Contents"]
+    found: dict[str, list[float]] = {}
+    for key in (row["Key"] for row in rows):
+        line = json.loads(s3.get_object(Bucket="dry-run-models", Key=key)["Body"].read())
+        said = json.loads(base64.b64decode(line["captureData"]["endpointOutput"]["data"]))
+        found.setdefault(key.split("/")[4], []).append(said["outputs"]["y"][0])
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("aws")
+def test_a_shadow_is_sent_its_share_of_the_requests_and_answers_nobody(tmp_path: Path) -> None:
+    (tmp_path / "tried").mkdir()
+    inputs = {"shadow": package(tmp_path / "tried", 7)}
+    given: dict[str, Any] = {"inputs": inputs, "shadow": {"percent": 25}, "capture": {}}
+    made = deploy(tmp_path, 2, **given)
+    assert calls(made).count("sagemaker:CreateModel") == 2
+    assert [answer(10.0) for _ in range(8)] == [20.0] * 8
+    assert captured() == {"main": [20.0] * 8, "shadow": [70.0] * 2}
+    (variant,) = served()["ShadowProductionVariants"]
+    assert (variant["InitialVariantWeight"], variant["InstanceType"]) == (0.25, "ml.m5.large")
+    assert calls(deploy(tmp_path, 2, **given)) == []
+    wanted, found = drifted(tmp_path, 2, capture={})["ShadowProductionVariants"]
+    assert (wanted, variant["ModelName"] in found) == ("none", True)
+    with pytest.raises(StageError, match="a shadow needs both a package and its share"):
+        deploy(tmp_path, 2, inputs=inputs)
+    deploy(tmp_path, 2)
+    assert "ShadowProductionVariants" not in served()
+    broken = {"shadow": package(tmp_path / "tried", "seven")}
+    with pytest.raises(GateError, match="AWS rolled back the update of e"):
+        deploy(tmp_path, 3, inputs=broken, shadow={})
+    assert answer(10.0) == 20.0
 
 
 def test_the_ranges_are_those_of_awss_own_model() -> None:
@@ -147,6 +186,8 @@ def test_the_ranges_are_those_of_awss_own_model() -> None:
         ({"serverless": {}, "volume_gb": 5}, "has no `volume_gb`"),
         ({"serverless": {}, "instance_type": "ml.g5.xlarge"}, "has no GPU"),
         ({"serverless": {}, "autoscaling": {"min": 1, "max": 2, "target": 1}}, "has no `autoscaling`"),
+        ({"asynchronous": {}, "shadow": {}}, "a `shadow` endpoint has no `asynchronous`"),
+        ({"instance_type": "ml.inf1.xlarge", "shadow": {}}, "can't be tried on ml.inf1.xlarge"),
         ({"asynchronous": {"error_topic": "done"}}, "should match pattern"),
         ({"autoscaling": {"min": 3, "max": 2, "target": 1}}, "`min` 3 is above `max` 2"),
         ({"autoscaling": {"min": 0, "max": 2, "target": 1}}, "needs `asynchronous`"),

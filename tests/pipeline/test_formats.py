@@ -254,6 +254,8 @@ def test_no_stage_type_is_left_out_of_that(tmp_path: Path) -> None:
         "model.program",
         "model.transformers",
         "onnx.embed_io",
+        "openvino.convert",
+        "openvino.quantize",
         "package.container",
         "package.sign",
         "package.triton",

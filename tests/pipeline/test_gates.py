@@ -18,9 +18,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from deploy_runner.pipeline.schema import describe_stage_types
-from deploy_runner.stages.model.npz import read_arrays, write_arrays
 from deploy_runner.stages.package import sagemaker_inference
 from tests.aws import TARGET
+from tests.bundles import turn_one_sample
 from tests.conftest import DIGITS, Project
 
 RIGHT = """
@@ -100,6 +100,8 @@ NOTHING_TO_COMPARE = {
     "onnx.embed_io": "its gate needs a model.io: tests/serve/test_embed_io.py",
     "onnx.check": "it makes no model, and looks at what is there",
     "onnx.sensitivity": "it makes no model: its gate is min_sqnr_db",
+    "openvino.convert": "it does compare, where OpenVINO is: tests/pipeline/test_openvino.py",
+    "openvino.quantize": "it does compare, where OpenVINO is: tests/pipeline/test_openvino.py",
     "package.sign": "it changes no byte of what it signs: tests/security/test_signing.py",
     "push.hub": "what is uploaded is compared by digest",
     "push.s3": "what is uploaded is compared by digest",
@@ -134,15 +136,6 @@ _right = predict_fn
 def predict_fn(*given):
     return {name: -array for name, array in _right(*given).items()}
 """
-
-
-def turn_one_sample(source: Path, target: Path) -> None:
-    """Copy reference cases, the first answer of each with its sign turned."""
-    arrays = read_arrays(source)
-    for name, array in arrays.items():
-        if "/out/" in name:
-            array[0] *= -1
-    write_arrays(target, arrays)
 
 
 @pytest.fixture(scope="module")

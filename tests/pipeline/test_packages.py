@@ -47,7 +47,9 @@ def test_a_package_that_the_container_would_reject_fails(tmp_path: Path, int8: P
     code = tmp_path / "inference.py"
     code.write_text("def model_fn(model_dir):\n    return None\n")
     inputs = {"model": int8, "reference": bundle, "code": code}
-    with pytest.raises(StageError, match=r"fails when it answers a request: AttributeError: 'NoneType' object"):
+    with pytest.raises(
+        StageError, match=r"fails when it answers a request: AttributeError: 'NoneType' object"
+    ):
         run_stage(stage("package.sagemaker"), tmp_path / "p", inputs=inputs)
 
 

@@ -35,6 +35,7 @@ def _check(pusher: Pusher, io: Path) -> None:
     assert f"hf download {REPO} --revision v2 --local-dir model\n" in card
     assert "deploy-runner serve model/onnx/model.onnx --io model/io\n" in card
     assert "-H 'Content-Type: text/plain' -d 'a text'" in card
+    assert "library_name" not in card
     (io / "io.json").unlink()
     with pytest.raises(StageError, match="`io` is no output of model.io"):
         pusher.push(inputs={"models": {"fp32": model}, "io": io})

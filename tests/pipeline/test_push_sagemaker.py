@@ -13,9 +13,8 @@ import pytest
 from pydantic import ValidationError
 
 from deploy_runner.errors import ConflictError, GateError, StageError
-from deploy_runner.sdk import Context
 from deploy_runner.testing import run_stage
-from tests.aws import TARGET, answer, calls, deploy, local_aws, package, smoke
+from tests.aws import TARGET, answer, calls, deploy, local_aws, package, rolled_back, smoke
 from tests.bundles import stage
 from tests.conftest import ROOT
 
@@ -38,7 +37,7 @@ def test_a_push_converges_and_an_update_moves_the_endpoint_last(tmp_path: Path) 
     first = deploy(tmp_path, 2, tested=2)
     assert calls(first) == [
         "s3:CreateBucket", "s3:PutObject", "sagemaker:CreateModel", "sagemaker:CreateEndpointConfig",
-        "sagemaker:CreateEndpoint",
+        "sagemaker:CreateEndpoint", "s3:PutObject",
     ]  # fmt: skip
     assert answer(10.0) == 20.0
     assert first.figures["smoke_samples"] == 2
@@ -48,6 +47,7 @@ def test_a_push_converges_and_an_update_moves_the_endpoint_last(tmp_path: Path) 
     update = deploy(tmp_path, 3, tested=3)
     assert calls(update) == [
         "s3:PutObject", "sagemaker:CreateModel", "sagemaker:CreateEndpointConfig", "sagemaker:UpdateEndpoint",
+        "s3:PutObject",
     ]  # fmt: skip
     assert answer(10.0) == 30.0
     assert calls(deploy(tmp_path, 2, tested=2)) == ["sagemaker:UpdateEndpoint"]
@@ -91,12 +91,6 @@ def odd_smoke(folder: Path) -> Path:
     (case,) = bundles.read_cases(smoke(folder, 2))
     bundles.write_cases(folder / "odd.npz", [bundles.Case("odd", {"z": case.inputs["x"]}, case.outputs)])
     return folder / "odd.npz"
-
-
-def rolled_back(tmp_path: Path) -> str:
-    kind = stage("push.sagemaker")
-    ctx = Context(stage="push", workdir=tmp_path, target=TARGET)
-    return str(kind().rollback(ctx, kind.Params.model_validate({"endpoint": "e"}), ""))
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from tests.conftest import ROOT
 from tests.serve import models
 
 WATCH = Path(__file__).with_name("watch.c")
+MAKERS = {"Microsoft", "intel"}
 LONG_S = 25
 """onnxruntime 1.32 reports first after 20 s."""
 
@@ -26,7 +27,9 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def _seen(watched: Path, folder: Path, code: str, *arguments: object, **more: str) -> tuple[str, list[str]]:
+def _seen(
+    watched: Path, folder: Path, code: str, *arguments: object, python: str = sys.executable, **more: str
+) -> tuple[str, list[str]]:
     """Run code for a while; return what it looked up or connected to, and what it wrote in HOME."""
     home = folder / "home"
     home.mkdir(parents=True)
@@ -35,10 +38,12 @@ def _seen(watched: Path, folder: Path, code: str, *arguments: object, **more: st
         "PATH": os.environ["PATH"], "HOME": str(home), "LD_PRELOAD": str(watched), "WATCH_LOG": str(log), **more,
     }  # fmt: skip
     subprocess.run(
-        [sys.executable, "-c", f"{code}\nimport time; time.sleep({LONG_S})", *map(str, arguments)],
+        [python, "-c", f"{code}\nimport time; time.sleep({LONG_S})", *map(str, arguments)],
         env=environment, cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
-    written = [str(path.relative_to(home)) for path in home.rglob("*") if "icrosoft" in str(path)]
+    written = [
+        str(path.relative_to(home)) for path in home.rglob("*") if MAKERS & {*path.relative_to(home).parts}
+    ]
     return log.read_text() if log.exists() else "", written
 
 
@@ -84,11 +89,32 @@ def test_stages_are_told_to_be_silent(tmp_path: Path) -> None:
     from tests.conftest import Project
 
     project = Project(tmp_path)
-    command = "env | grep -E 'TELEMETRY|USAGE_STATS' | sort > $OUTPUT_FOUND"
+    command = "env | grep -E 'TELEMETRY|USAGE_STATS|TRACK|NNCF' | sort > $OUTPUT_FOUND"
     project.pipeline(
         f'a: {{uses: run.command, with: {{command: "{command}"}}, outputs: {{found: found.txt}}}}'
     )
     project.run()
     assert project.output("a") == (
-        b"HF_HUB_DISABLE_TELEMETRY=1\nORT_DISABLE_TELEMETRY=1\nRAY_USAGE_STATS_ENABLED=0\n"
+        b"DO_NOT_TRACK=1\nHF_HUB_DISABLE_TELEMETRY=1\nMLFLOW_DISABLE_TELEMETRY=true\nNNCF_CI=1\n"
+        b"ORT_DISABLE_TELEMETRY=1\nRAY_USAGE_STATS_ENABLED=0\n"
     )
+
+
+OPENVINO = """
+openvino.convert_model(sys.argv[1] + "/model.onnx")
+import numpy, nncf
+data = nncf.Dataset([{"ids": numpy.ones((1, 2), "i8"), "weights": numpy.ones((1, 2), "f4")}])
+nncf.quantize(openvino.convert_model(sys.argv[1] + "/model.onnx"), data)
+"""
+AS_STAGES_DO = "import sys\nfrom deploy_runner.stages.openvino import ir\nopenvino = ir.library()"
+
+
+@pytest.mark.slow
+def test_openvino_reports_nothing_to_its_maker(watched: Path, tmp_path: Path, openvino_python: Path) -> None:
+    """Bare, importing it is reported."""
+    model, python = models.scorer(tmp_path / "model"), str(openvino_python)
+    silent = _seen(watched, tmp_path / "silent", AS_STAGES_DO + OPENVINO, model, python=python)
+    assert silent == ("", [])
+    seen, written = _seen(watched, tmp_path / "bare", "import sys, openvino" + OPENVINO, model, python=python)
+    assert "lookup" in seen
+    assert "intel/openvino_ga_cid" in written

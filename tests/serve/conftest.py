@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.serve import models
+from tests.serve.ray_serve import interpreter
 from tests.serve.server import Server, serving
 
 
@@ -21,6 +22,12 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> models.Digits:
 def other(digits: models.Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The digits' ONNX model with another bias."""
     return models.other_weights(digits.onnx, tmp_path_factory.mktemp("other") / "model")
+
+
+@pytest.fixture(scope="session")
+def ray_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python with Ray Serve, which slow tests start."""
+    return interpreter(tmp_path_factory.mktemp("ray-python") / "venv")
 
 
 def _behind(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy_runner.server import codecs
-from deploy_runner.server.ports import Port, Ports
+from deploy_runner.server.ports import Port, Ports, check
 from deploy_runner.server.problems import Refused
 from deploy_runner.stages.package import sagemaker_inference
 from tests.serve import models
@@ -46,16 +47,18 @@ def test_a_csv_may_begin_with_a_byte_order_mark() -> None:
     assert found["x"].tolist() == [[1, 2], [3, 4]]
 
 
-def _npy() -> bytes:
+def npy(array: np.ndarray[Any, Any]) -> bytes:
     file = io.BytesIO()
-    np.save(file, np.ones((2, 2), np.float32))
+    np.save(file, array)
     return file.getvalue()
+
+
+WHOLE = npy(np.ones((2, 2), np.float32))
 
 
 @given(st.integers(0, 127), st.binary(min_size=1, max_size=6))
 def test_a_damaged_header_is_a_refusal(place: int, damage: bytes) -> None:
-    whole = _npy()
-    body = whole[:place] + damage + whole[place + len(damage) :]
+    body = WHOLE[:place] + damage + WHOLE[place + len(damage) :]
     try:
         found = codecs.decode(body, NPY, ONE, 1000)
     except Refused:
@@ -65,7 +68,65 @@ def test_a_damaged_header_is_a_refusal(place: int, damage: bytes) -> None:
 
 def test_an_unbalanced_bracket_is_a_refusal() -> None:
     with pytest.raises(Refused, match="not an .npy array"):
-        codecs.decode(_npy().replace(b"(2, 2)", b"((2, 2"), NPY, ONE, 1000)
+        codecs.decode(WHOLE.replace(b"(2, 2)", b"((2, 2"), NPY, ONE, 1000)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in dot:RuntimeWarning")
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [("float32", [[1e300, 1.0]]), ("float32", [[-1e39, np.nan]]), ("float16", [[70_000, 1]])],
+)
+def test_a_number_that_the_type_cannot_hold_is_refused_in_npy_as_in_json(
+    dtype: str, values: list[list[float]]
+) -> None:
+    with pytest.raises(Refused, match="too large for it"):
+        codecs.decode(npy(np.array(values)), NPY, Ports([Port("x", dtype, (-1, 2))]), 1000)
+
+
+def test_an_npy_may_hold_what_is_not_finite() -> None:
+    found = codecs.decode(npy(np.array([[np.inf, np.nan]])), NPY, ONE, 1000)
+    np.testing.assert_array_equal(found["x"], [[np.inf, np.nan]])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[[true, 1.0]]",
+        b"[[true, false], [1, 0]]",
+        b'{"inputs": {"x": [[true, false], [1.0, 0.0]]}}',
+        b'{"instances": [{"x": [true, false]}, {"x": [1, 0]}]}',
+        b"[[true, false]]",
+    ],
+)
+def test_truth_values_are_no_numbers(body: bytes) -> None:
+    with pytest.raises(Refused, match="true or false among them|booleans were given"):
+        codecs.decode(body, JSON, ONE, 1000)
+
+
+def test_an_input_of_truth_values_is_taken_beside_one_of_numbers() -> None:
+    both = Ports([Port("mask", "bool", (-1, 2)), Port("x", "float32", (-1, 2))])
+    body = b'{"instances": [{"mask": [true, false], "x": [1, 2]}]}'
+    found = codecs.decode(body, JSON, both, 1000)
+    assert (found["mask"].tolist(), found["x"].tolist()) == ([[True, False]], [[1, 2]])
+
+
+@pytest.mark.parametrize(
+    ("port", "sample"),
+    [
+        pytest.param(Port("x", "float32", (-1,), batch=0), 5, id="a number"),
+        pytest.param(Port("x", "float32", (-1, -1), batch=0), [1, 2, 3], id="any length"),
+        pytest.param(Port("x", "float32", (-1, 3, -1, -1), batch=0), np.ones((3, 4, 5)).tolist(), id="a picture of any size"),
+        pytest.param(Port("x", "float32", (-1, -1, 2), batch=1), [[1, 2], [3, 4], [5, 6]], id="time first"),
+        pytest.param(Port("x", "float32", (1, 3)), [1, 2, 3], id="a batch of one"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("form", ["inputs", "named", "npy"])
+def test_one_sample_needs_no_batch_axis_whatever_its_shape(port: Port, sample: Any, form: str) -> None:
+    inputs = {"inputs": {"inputs": sample}, "named": {"inputs": {"x": sample}}}
+    body = npy(np.array(sample, np.float32)) if form == "npy" else json.dumps(inputs[form]).encode()
+    found = codecs.decode(body, NPY if form == "npy" else JSON, Ports([port]), 10_000)
+    assert check(found, Ports([port]), 10) == (0 if port.batch is None else 1)
+    assert found["x"].ravel().tolist() == np.array(sample, np.float32).ravel().tolist()
 
 
 @pytest.mark.parametrize("framework", ["fastapi", "flask"])

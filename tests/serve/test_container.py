@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.resources
 import json
 import os
 import re
@@ -90,7 +91,7 @@ def test_the_app_is_the_servers_own_source_and_imports_nothing_of_the_engine(
 ) -> None:
     app = contexts[KINDS[0]]["context"] / "app"
     source = ROOT / "deploy_runner/server"
-    files = [file for file in app.rglob("*") if file.is_file()]
+    files = [file for file in app.rglob("*") if file.is_file() and file.parent.name != "swagger"]
     assert {f.relative_to(app): f.read_bytes() for f in files} == {
         f.relative_to(source): f.read_bytes() for f in source.rglob("*.py")
     }
@@ -108,6 +109,13 @@ def test_the_app_is_the_servers_own_source_and_imports_nothing_of_the_engine(
     assert kind is not None
     packed = {f"server/{name}" for name in sources if name.startswith("raw/")}
     assert packed <= {f.name for f in kind.implementation}, "the action key holds what reads raw input"
+
+
+def test_the_app_has_swagger_uis_own_files(contexts: Mapping[str, StageRun]) -> None:
+    brought = importlib.resources.files("fastapi_swagger") / "resources"
+    app = contexts[KINDS[0]]["context"] / "app/swagger"
+    names = {"swagger-ui-bundle.js", "swagger-ui.css"}
+    assert {f.name: f.read_bytes() for f in app.iterdir()} == {n: (brought / n).read_bytes() for n in names}
 
 
 def test_equal_inputs_give_equal_bytes(digits: Digits, tmp_path: Path) -> None:
@@ -153,6 +161,7 @@ def run_as_the_container(context: Path, folder: Path, python: str = sys.executab
         port = server.url.rpartition(":")[2]
         assert healthy(context, port, python)
         assert server.ask("GET", "/ping").status == 200
+        assert server.ask("GET", "/docs").status == 200
         answer = server.ask("POST", "/invocations", np.full((1, 64), 0.5).tolist())
         assert (answer.status, len(answer.json["outputs"]["output"][0])) == (200, 10)
         server.signal(signal.SIGTERM)

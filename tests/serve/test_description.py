@@ -46,6 +46,20 @@ def test_the_description_has_the_models_real_shapes(description: Any, server: Se
     jsonschema.Draft202012Validator(refusal).validate(server.predict(wrong[-1]).json)
 
 
+def test_the_description_names_every_status(description: Any, server: Server) -> None:
+    predict = description["paths"]["/predict"]["post"]["responses"]
+    infer = description["paths"]["/v2/models/digits/infer"]["post"]["responses"]
+    assert set(predict) == {
+        "200", "400", "406", "408", "413", "415", "422", "429", "431", "500", "503", "504"
+    }  # fmt: skip
+    assert set(infer) == set(predict) - {"406", "422"}
+    for path in ("/ping", "/v2/health/ready", "/v2/models/digits/ready"):
+        assert set(description["paths"][path]["get"]["responses"]) == {"200", "408", "431", "503"}
+    refused = infer["400"]["content"]["application/json"]["schema"]
+    answer = server.ask("POST", "/v2/models/digits/infer", raw=b"{")
+    jsonschema.Draft202012Validator(refused).validate(answer.json)
+
+
 def test_a_description_of_two_inputs_is_valid_and_strict(scorer: Server) -> None:
     description = scorer.ask("GET", "/openapi.json").json
     OpenAPIV31SpecValidator(description).validate()

@@ -146,8 +146,10 @@ def test_sigterm_answers_what_runs_and_ends_with_0(slow: Path, tmp_path: Path, k
             server.signal(signal.SIGTERM)
             server.wait_for("draining")
             ready = server.ask("GET", "/v2/health/ready")
+            model = server.ask("GET", f"/v2/models/{server.name}/ready")
             taken = server.predict([[1, 2]])
         assert (ready.status, ready.headers["retry-after"]) == (503, "1")
+        assert (model.status, model.json) == (503, {"name": server.name, "ready": False})
         assert taken.json == {"outputs": {"sum": [3.0]}}
         assert answer.result().json == {"outputs": {"sum": [LONG[0][0]]}}
         assert server.process.wait(60) == 0

@@ -108,6 +108,37 @@ def test_another_model_or_version_is_a_404(server: Server, model: str, method_pa
     assert answer.json["error"].startswith("unknown ")
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "raw", "status", "said"),
+    [
+        pytest.param("POST", INFER, b" " * 65_537, 413, "the body is larger than 65536 bytes", id="too large"),
+        pytest.param("GET", INFER, None, 405, f"{INFER} takes POST", id="another method"),
+        pytest.param("POST", INFER, b"{", 400, "the body is not JSON: ", id="no JSON"),
+        pytest.param("GET", "/v2/nothing", None, 404, "there is no /v2/nothing", id="another path"),
+        pytest.param("DELETE", "/v2/models/digits", None, 405, "/v2/models/digits takes ", id="another method there"),
+    ],
+)  # fmt: skip
+def test_every_refusal_of_the_protocol_is_an_error(
+    server: Server, method: str, path: str, raw: Any, status: int, said: str
+) -> None:
+    answer = server.ask(method, path, raw=raw)
+    assert (answer.status, list(answer.json)) == (status, ["error"])
+    assert answer.json["error"].startswith(said)
+    assert ("allow" in answer.headers) == (status == 405)
+
+
+def test_other_paths_and_methods_are_refused_in_the_words_of_predict(server: Server) -> None:
+    assert server.ask("GET", "/nothing").problems == ["there is no /nothing"]
+    assert server.ask("GET", "/predict").problems[0].startswith("/predict takes ")
+    assert server.ask("POST", "/predict", raw=b" " * 65_537).problems == [
+        "the body is larger than 65536 bytes"
+    ]
+
+
+def test_a_model_says_by_its_name_that_it_is_ready(server: Server) -> None:
+    assert server.ask("GET", "/v2/models/digits/ready").json == {"name": "digits", "ready": True}
+
+
 def test_openapi_is_valid_and_has_the_models_shapes(server: Server) -> None:
     described = server.ask("GET", "/openapi.json").json
     validate(described)

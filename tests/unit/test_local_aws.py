@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import numpy as np
 import pytest
 from botocore.exceptions import ClientError
 
@@ -106,6 +108,15 @@ def ask(client: Any, body: str = '{"inputs": {"x": [10]}}', kind: str = "applica
     return json.loads(given["Body"].read())
 
 
+def ask_npy(client: Any, array: Any) -> Any:
+    np.save(body := io.BytesIO(), array)
+    kind = "application/x-npy"
+    given = client("sagemaker-runtime").invoke_endpoint(
+        EndpointName="e", Body=body.getvalue(), ContentType=kind, Accept=kind
+    )
+    return np.load(io.BytesIO(given["Body"].read()))
+
+
 @pytest.fixture
 def endpoint(client: Any, tmp_path: Path) -> Iterator[Any]:
     """The endpoint `e` with the config `old`, whose model doubles."""
@@ -125,6 +136,7 @@ def test_an_endpoint_answers_by_its_package_and_keeps_the_old_one_until_the_new_
     client: Any, endpoint: Any, tmp_path: Path
 ) -> None:
     assert ask(client) == {"outputs": {"y": [20.0]}}
+    assert ask_npy(client, np.asarray([-1e30, 0.5])).tolist() == [-2e30, 1.0]
     serving(client, tmp_path, 3, "new")
     endpoint.update_endpoint(EndpointName="e", EndpointConfigName="new")
     described = endpoint.describe_endpoint(EndpointName="e")

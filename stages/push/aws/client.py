@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, ClassVar
 
 from deploy_runner.sdk import ConflictError, Context, StageError, StageParams, first_line
@@ -12,6 +13,7 @@ from deploy_runner.sdk import ConflictError, Context, StageError, StageParams, f
 from ..backoff import Backoff
 from ..converging import Push, Service
 from ..transcript import Transcript
+from . import images
 
 _NO_CREDENTIALS = "no AWS credentials were found"
 _CREDENTIALS_FIX = "export AWS_PROFILE=…, or use OIDC in CI"
@@ -46,14 +48,20 @@ class AwsPush(Push):
     @contextmanager
     def service(self, ctx: Context, params: Any, backoff: Backoff) -> Iterator[Aws]:
         """Yield AWS."""
-        with _plainly():
+        with plainly():
             session = _session(ctx)
             backoff.follow(session)
             yield Aws(ctx=ctx, backoff=backoff, transcript=Transcript(), session=session)
 
+    def advice(self, params: Any, target: Mapping[str, Any]) -> list[str]:
+        """Say whether the image that is chosen still gets patches."""
+        aws = target.get("aws")
+        uri = getattr(params, "image_uri", None) or (aws.get("image_uri") if isinstance(aws, dict) else None)
+        return images.advice(str(uri), date.today()) if uri else []
+
     def credentials(self, ctx: Context, params: Any) -> str:
         """Return where boto3 found credentials, and for which region."""
-        with _plainly():
+        with plainly():
             session = _session(ctx)
             return f"found for AWS ({session.get_credentials().method}), region {session.region_name}"
 
@@ -76,7 +84,8 @@ def _session(ctx: Context) -> Any:
 
 
 @contextmanager
-def _plainly() -> Iterator[None]:
+def plainly() -> Iterator[None]:
+    """Turn whatever AWS's clients raise into a StageError of one sentence."""
     try:
         yield
     except (ConflictError, StageError):
@@ -86,7 +95,12 @@ def _plainly() -> Iterator[None]:
 
 
 def _plain_error(error: Exception) -> StageError:
-    from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
+    from botocore.exceptions import (
+        ClientError,
+        EndpointConnectionError,
+        NoCredentialsError,
+        ParamValidationError,
+    )
 
     if isinstance(error, NoCredentialsError):
         return StageError(_NO_CREDENTIALS, fix=_CREDENTIALS_FIX)
@@ -96,4 +110,7 @@ def _plain_error(error: Exception) -> StageError:
         said = error.response.get("Error", {})
         what = f"{error.operation_name}: {said.get('Code', '')}: {said.get('Message', '')}"
         return StageError(f"AWS rejected {what}")
+    if isinstance(error, ParamValidationError):
+        reasons = str(error.kwargs["report"]).splitlines()
+        return StageError(f"AWS doesn't take these parameters: {'; '.join(reasons)}")
     return StageError(f"AWS can't be used: {type(error).__name__}: {first_line(error)}")

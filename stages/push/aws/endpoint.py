@@ -12,16 +12,23 @@ from deploy_runner.sdk import ConflictError, Finding, GateError, StageError
 
 from . import drift, objects
 from .autoscaling import Autoscaling, Scaling
-from .client import Aws
+from .client import Aws, plainly
+from .endpoint_configs import EndpointConfigs
+from .endpoint_tags import EndpointTags
 from .packed_model import GONE, TAG, PackedModel, named, or_none
+from .settings import WEIGHT
 from .waiting import show, waiting
+
+SmokeTest = Callable[[], None]
+"""Raises GateError for a wrong answer, and any other error where there is none."""
 
 _VARIANT = "main"
 _SCALING_TAG = f"{TAG}:autoscaling"
 _SETTINGS = (
     "InstanceType", "InitialInstanceCount", "ServerlessConfig", "ContainerStartupHealthCheckTimeoutInSeconds",
     "ModelDataDownloadTimeoutInSeconds", "VolumeSizeInGB", "InferenceAmiVersion", "KmsKeyId",
-    "AsyncInferenceConfig", "DataCaptureConfig", "VpcConfig", "EnableNetworkIsolation",
+    "AsyncInferenceConfig", "DataCaptureConfig", "ShadowProductionVariants", "VpcConfig",
+    "EnableNetworkIsolation",
 )  # fmt: skip
 _UNSETTLED = ("Creating", "Updating", "SystemUpdating", "RollingBack")
 
@@ -57,6 +64,8 @@ class Deployment:
         self._update = dict(update)
         self._adopt = adopt
         self._wait_s = wait_s
+        self._tags = EndpointTags(self._client, endpoint)
+        self._configs = EndpointConfigs(self._client, endpoint)
         self.endpoint = endpoint
         scaled = [str(scaling)] if scaling else []
         self.config_name = named(endpoint, "config", model.name, self._variant, self._config, *scaled)
@@ -70,7 +79,7 @@ class Deployment:
         variant = {
             "VariantName": _VARIANT,
             "ModelName": self._model.name,
-            "InitialVariantWeight": 1.0,
+            "InitialVariantWeight": WEIGHT,
             **self._variant,
         }
 
@@ -95,48 +104,45 @@ class Deployment:
         scaled = [{"Key": _SCALING_TAG, "Value": str(self._scaling)}] if self._scaling else []
         return self._model.aws_tags + scaled
 
-    def move(self, smoke_test: Callable[[], None] | None) -> None:
+    def move(self, smoke_test: SmokeTest | None) -> None:
         """Point the endpoint at the config, wait, and test it.
 
-        Where the test fails, or AWS takes the update back, the endpoint serves what it served before
-        and GateError is raised; an endpoint that is new is removed. Raises ConflictError where somebody
-        else has made or moved the endpoint meanwhile: it stays as it is.
+        Where the test fails or can't be done, or AWS takes the update back, the endpoint serves what it
+        served before and GateError is raised; an endpoint that is new is removed. Raises ConflictError
+        where somebody else has made or moved the endpoint meanwhile: it stays as it is.
         """
-        before = self._settled()
-        earlier = self._previous() if before is not None else None
+        before = self._settled(self.config_name)
         if self._scaling is not None:
             self._autoscaling.require_own()
         if before is None:
             self._create()
         elif before != self.config_name:
             self._require_own()
-            self._update_to(self.config_name, before, earlier=earlier)
+            self._note_served(before, self.config_name)
+            self._update_to(self.config_name, before)
         if smoke_test is not None:
-            try:
-                smoke_test()
-            except (GateError, StageError) as error:
-                self._require_ours()
-                raise GateError(
-                    f"{error.message}; {self._take_back(before, earlier)}", fix=error.fix
-                ) from error
+            refusal = _refusal(smoke_test)
+            if refusal is not None:
+                done = self._undone(self.config_name, before)
+                raise GateError(f"{refusal.message}; {done}", fix=refusal.fix) from refusal
             self._ctx.log("the smoke test has passed")
-        self._require_ours()
+        self._require_serves(self.config_name)
         self._scale_as(self.config_name)
-        self._tag_endpoint()
+        self._tags.note(self._model.tags, tested=self.config_name if smoke_test else "")
 
     def _require_own(self) -> None:
-        if not self._adopt and f"{TAG}:digest" not in self._endpoint_tags():
+        if not self._adopt and not self._tags.own():
             raise ConflictError(
                 f"the endpoint {self.endpoint} already exists and was not created by deploy-runner",
                 fix="set `with: {adopt: true}` to take it over, or choose another name",
             )
 
-    def _require_ours(self) -> None:
-        """Raise ConflictError where the endpoint has another config than this push gave it."""
+    def _require_serves(self, config: str) -> None:
+        """Raise ConflictError where the endpoint has another config than this process gave it."""
         found = self._describe()
-        if found is None or found.endpoint_config_name != self.config_name:
+        if found is None or found.endpoint_config_name != config:
             said = "is gone" if found is None else f"has the config {found.endpoint_config_name}"
-            raise ConflictError(f"the endpoint {self.endpoint} {said}, not {self.config_name}: somebody else "
+            raise ConflictError(f"the endpoint {self.endpoint} {said}, not {config}: somebody else "
                                 f"has changed it meanwhile, and it stays as it is",
                                 fix="let one push at a time write to an endpoint")  # fmt: skip
 
@@ -145,12 +151,13 @@ class Deployment:
 
         return or_none(lambda: Endpoint.get(endpoint_name=self.endpoint, **self._aws.where))
 
-    def _settled(self) -> str | None:
+    def _settled(self, config: str) -> str | None:
         """Return the config that the endpoint serves, once nothing is under way; None without one.
 
-        An endpoint that failed to start can't be updated: it is removed and recreated.
+        An endpoint that failed to start can't be updated: it is removed and recreated. Raises
+        ConflictError where an update to something else than `config` is under way.
         """
-        found = self._wait()
+        found = self._wait(config)
         if found is None:
             return None
         if found.endpoint_status == "Failed":
@@ -161,52 +168,54 @@ class Deployment:
             raise StageError(f"the endpoint {self.endpoint} is {found.endpoint_status}")
         return str(found.endpoint_config_name)
 
-    def _wait(self) -> Any:
+    def _wait(self, config: str) -> Any:
         """Wait until the endpoint has settled, with progress; return it, or None if there is none."""
         for took in waiting(self._wait_s):
             found = self._describe()
             if found is None or found.endpoint_status not in _UNSETTLED:
                 return found
+            if _pending(found) not in ("", config):
+                raise self._overtaken(_pending(found))
             show(self._ctx, self.endpoint, found.endpoint_status, took)
         raise StageError(
             f"the endpoint {self.endpoint} is still {found.endpoint_status} after {self._wait_s:.0f} s",
             fix="run again: the next run resumes waiting",
         )
 
+    def _overtaken(self, config: str) -> ConflictError:
+        return ConflictError(f"somebody else is moving the endpoint {self.endpoint} to {config}",
+                             fix="run again once that update has ended")  # fmt: skip
+
     def _create(self) -> None:
         named = {"EndpointName": self.endpoint, "EndpointConfigName": self.config_name}
         objects.unless(
             lambda: self._client.create_endpoint(**named, Tags=self._model.aws_tags), "already exist"
         )
-        self._require_ours()
+        self._require_serves(self.config_name)
         self._transcript.add("sagemaker:CreateEndpoint", name=self.endpoint, config=self.config_name)
-        found = self._wait()
+        found = self._wait(self.config_name)
         if found is not None and found.endpoint_status == "InService":
             return
         reason = "" if found is None else found.failure_reason
         self._delete()
         raise GateError(f"the endpoint {self.endpoint} failed to start and was removed: {reason}")
 
-    def _update_to(self, config: str, before: str, *, earlier: str | None, at_once: bool = False) -> None:
-        """Update, and wait. Raises GateError where AWS has rolled it back.
-
-        `earlier` is what a later rollback goes back to where this one ends with the endpoint as it was.
-        """
+    def _update_to(self, config: str, before: str, *, at_once: bool = False) -> None:
+        """Update, and wait. Raises GateError where AWS has rolled it back, ConflictError as _settled does."""
         self._ctx.log(f"{self.endpoint}: {before} → {config}")
-        self._remember(before)
         arguments: dict[str, Any] = {"EndpointName": self.endpoint, "EndpointConfigName": config}
         if self._update and not at_once:
             arguments["DeploymentConfig"] = self._update
         if self._keeps_scaling(before, config):
             arguments["RetainAllVariantProperties"] = True
-        objects.unless(lambda: self._client.update_endpoint(**arguments), "in-progress", "already uses")
+        if objects.unless(lambda: self._client.update_endpoint(**arguments), "in-progress", "already uses"):
+            self._require_moving_to(config)
         self._transcript.add("sagemaker:UpdateEndpoint", name=self.endpoint, config=config)
-        after = self._settled()
+        after = self._settled(config)
         if after not in (config, before):
             raise ConflictError(f"somebody else has moved the endpoint {self.endpoint} to {after} meanwhile",
                                 fix="let one push at a time write to an endpoint")  # fmt: skip
         if after != config:
-            self._remember(earlier)
             self._scale_as(before)
             raise GateError(f"AWS rolled back the update of {self.endpoint}: its new containers did not "
                             f"start, or an alarm fired; it serves {before}",
@@ -233,26 +242,51 @@ class Deployment:
     def _scaling_of(self, config: str) -> Scaling | None:
         if config == self.config_name:
             return self._scaling
-        found = or_none(lambda: self._client.describe_endpoint_config(EndpointConfigName=config))
-        text = self._tags_of(found["EndpointConfigArn"]).get(_SCALING_TAG) if found else None
+        found = or_none(lambda: self._configs.describe(config))
+        text = self._configs.tags_of(found["EndpointConfigArn"]).get(_SCALING_TAG) if found else None
         return Scaling.read(text) if text else None
 
     def _instance_type(self, config: str) -> Any:
-        found = self._client.describe_endpoint_config(EndpointConfigName=config)
+        found = self._configs.describe(config)
         return found["ProductionVariants"][0].get("InstanceType")
 
-    def _take_back(self, before: str | None, earlier: str | None) -> str:
-        """Undo the move; return what was done. What was refused is never what a rollback goes back to."""
-        previous = before if before != self.config_name else self._previous()
-        if previous is None or previous == self.config_name:
-            if before is None:
-                self._delete()
-                return f"the new endpoint {self.endpoint} was removed"
+    def _note_served(self, before: str, config: str) -> None:
+        """Note what is served before an update to `config`.
+
+        Where that comes to nothing, a rollback passes over what is still served to what was before it.
+        """
+        earlier = self._tags.earlier()
+        self._tags.remember([before, *(name for name in earlier if name not in (before, config))])
+
+    def _require_moving_to(self, config: str) -> None:
+        """Raise ConflictError where an update that was refused isn't the echo of our own first try."""
+        found = self._describe()
+        if found is None or config not in (found.endpoint_config_name, _pending(found)):
+            raise self._overtaken("another config" if found is None else _pending(found) or "another config")
+
+    def _undone(self, refused: str, before: str | None) -> str:
+        """Take the endpoint back from a config that was refused; say what was done, or why it can't be."""
+        try:
+            with plainly():
+                self._require_serves(refused)
+                return self._take_back(refused, before)
+        except StageError as error:
+            return f"and {self.endpoint} still serves it, since it can't be taken back: {error.message}"
+
+    def _take_back(self, refused: str, before: str | None) -> str:
+        """Undo the move; what was refused is never what a rollback goes back to."""
+        if before is None:
+            self._delete()
+            return f"the new endpoint {self.endpoint} was removed"
+        good = [name for name in self._tags.earlier() if name != refused]
+        if not good:
+            self._tags.forget_test()
             return f"the endpoint {self.endpoint} has no earlier version to serve"
-        self._update_to(previous, self.config_name, earlier=earlier, at_once=True)
-        self._remember(earlier if before != self.config_name else None)
-        self._scale_as(previous)
-        return f"rolled back: {self.endpoint} serves {previous} again"
+        self._tags.remember(good)
+        to = before if before != refused else good[0]
+        self._update_to(to, refused, at_once=True)
+        self._scale_as(to)
+        return f"rolled back: {self.endpoint} serves {to} again"
 
     def _delete(self) -> None:
         objects.unless(lambda: self._client.delete_endpoint(EndpointName=self.endpoint), GONE)
@@ -262,86 +296,79 @@ class Deployment:
                 return
         raise StageError(f"the endpoint {self.endpoint} can't be removed")
 
-    def _arn(self) -> str:
-        return str(self._client.describe_endpoint(EndpointName=self.endpoint)["EndpointArn"])
-
-    def _endpoint_tags(self) -> dict[str, str]:
-        return self._tags_of(self._arn())
-
-    def _tags_of(self, arn: str) -> dict[str, str]:
-        pages = self._client.get_paginator("list_tags").paginate(ResourceArn=arn)
-        return {tag["Key"]: tag["Value"] for page in pages for tag in page["Tags"]}
-
-    def _set_tags(self, tags: Mapping[str, str]) -> None:
-        rows = [{"Key": key, "Value": value} for key, value in tags.items()]
-        self._client.add_tags(ResourceArn=self._arn(), Tags=rows)
-
-    def _remember(self, config: str | None) -> None:
-        """Note the config that a rollback goes back to, or that there is none."""
-        key = f"{TAG}:previous"
-        if config is not None:
-            self._set_tags({key: config})
-        else:
-            self._client.delete_tags(ResourceArn=self._arn(), TagKeys=[key])
-
-    def _tag_endpoint(self) -> None:
-        known = self._endpoint_tags()
-        if known.get(f"{TAG}:digest") != self._model.digest:
-            self._set_tags(self._model.tags)
-
-    def _previous(self) -> str | None:
-        return self._endpoint_tags().get(f"{TAG}:previous")
-
-    def findings(self) -> list[Finding]:
-        """Return what is deployed beside what the pipeline says."""
+    def findings(self, *, tested: bool) -> list[Finding]:
+        """Return what is deployed beside what the pipeline says; `tested` where it has a smoke test."""
         found = self._describe()
         if found is None:
             return [Finding(f"endpoint {self.endpoint}", "InService", "missing")]
         rows = [Finding(f"endpoint {self.endpoint}", "InService", str(found.endpoint_status))]
         config = self._client.describe_endpoint_config(EndpointConfigName=found.endpoint_config_name)
         variant = config["ProductionVariants"][0]
-        model = self._client.describe_model(ModelName=variant["ModelName"])
-        container = model["PrimaryContainer"]
-        rows.append(Finding("package", self._model.url, container["ModelDataUrl"]))
-        rows.append(Finding("image", self._model.image, container["Image"]))
+        model = self._configs.model_of(config)
+        container = model.get("PrimaryContainer") or {}
+        rows.append(Finding("package", self._model.url, container.get("ModelDataUrl", "none")))
+        rows.append(Finding("image", self._model.image, container.get("Image", "none")))
         wanted = self._variant | self._config | self._model.network
         others = _SETTINGS if found.endpoint_config_name != self.config_name else ()
         rows += drift.rows(dict.fromkeys([*wanted, *others]), wanted, config | model | variant)
         rows += self._scaling_findings(str(found.endpoint_config_name))
         rows.append(Finding("endpoint config", self.config_name, str(found.endpoint_config_name)))
+        if tested:
+            passed = self._tags.tested(str(found.endpoint_config_name))
+            rows.append(Finding("smoke test", "passed", "passed" if passed else "not passed"))
         return rows
 
     def _scaling_findings(self, config: str) -> list[Finding]:
         scaled = self._scaling or self._scaling_of(config)
         return [self._autoscaling.finding(self._scaling)] if scaled else []
 
-    def roll_back(self, to: str) -> str:
-        """Serve the config before, or the newest whose digest begins with `to`; return its name."""
-        before = self._settled()
+    def roll_back(self, to: str, stored_test: Callable[[Mapping[str, Any], str], SmokeTest | None]) -> str:
+        """Serve the config before, or the newest whose digest begins with `to`; return what was done.
+
+        `stored_test` returns the smoke test of an endpoint config, as AWS describes it, and the package
+        in S3 that it serves, or None where there is none. Where it fails, the endpoint is taken back and
+        GateError raised.
+        """
+        before = self._settled("")
         if before is None:
             raise StageError(f"no endpoint {self.endpoint} is in service")
-        config = self._config_of(to, before) if to else self._previous()
-        if config is None or config == before:
+        earlier = (name for name in self._tags.earlier() if name != before)
+        config = self._configs.find(to, before) if to else next(earlier, None)
+        if config is None:
             raise StageError(f"nothing was deployed to {self.endpoint} before {before}",
                              fix="specify a digest: --to DIGEST")  # fmt: skip
-        self._update_to(config, before, earlier=self._previous(), at_once=True)
+        described = self._configs.describe(config)
+        container = self._configs.model_of(described).get("PrimaryContainer") or {}
+        smoke_test = stored_test(described, container.get("ModelDataUrl", ""))
+        self._note_served(before, config)
+        self._update_to(config, before, at_once=True)
+        refusal = _refusal(smoke_test) if smoke_test is not None else None
+        if refusal is not None:
+            done = self._undone(config, before)
+            raise GateError(f"{config}: {refusal.message}; {done}", fix=refusal.fix) from refusal
         self._scale_as(config)
-        described = self._client.describe_endpoint_config(EndpointConfigName=config)
-        digest = self._tags_of(described["EndpointConfigArn"]).get(f"{TAG}:digest", "")
-        self._set_tags({f"{TAG}:digest": digest})
-        return f"{self.endpoint} serves {config} (package {digest[:12]}) instead of {before}"
+        digest = self._configs.tags_of(described["EndpointConfigArn"]).get(f"{TAG}:digest", "")
+        self._tags.note({f"{TAG}:digest": digest}, tested=config if smoke_test else "")
+        said = (
+            "smoke-tested" if smoke_test else "not smoke-tested: no smoke.npz can be read beside its package"
+        )
+        return f"{self.endpoint} serves {config} (package {digest[:12]}) instead of {before}; {said}"
 
-    def _config_of(self, to: str, before: str) -> str:
-        known: dict[str, None] = {}
-        pages = self._client.get_paginator("list_endpoint_configs").paginate(
-            NameContains=f"{self.endpoint}-", SortBy="CreationTime", SortOrder="Descending"
-        )
-        for row in (row for page in pages for row in page["EndpointConfigs"]):
-            digest = self._tags_of(row["EndpointConfigArn"]).get(f"{TAG}:digest", "")
-            if digest.startswith(to) and row["EndpointConfigName"] != before:
-                return str(row["EndpointConfigName"])
-            known[digest[:12]] = None
-        shown = ", ".join(digest for digest in known if digest) or "none"
-        raise StageError(
-            f"no package {to} was deployed to {self.endpoint}", fix=f"deployed packages: {shown}"
-        )
+
+def _refusal(smoke_test: SmokeTest) -> StageError | None:
+    """Return why a smoke test doesn't pass, or can't be done; None where it passes."""
+    try:
+        with plainly():
+            smoke_test()
+    except GateError as error:
+        return error
+    except StageError as error:
+        return StageError(f"the smoke test can't be done: {error.message}", fix=error.fix)
+    return None
+
+
+def _pending(endpoint: Any) -> str:
+    """Return the config that an update, or the way back from one, is about."""
+    if endpoint.endpoint_status not in ("Updating", "RollingBack"):
+        return ""
+    return str(getattr(endpoint.pending_deployment_summary, "endpoint_config_name", ""))

@@ -44,9 +44,9 @@ def by_file(session: Any, endpoint: str, *, inbox: str, wait_s: float) -> Invoke
             EndpointName=endpoint, InputLocation=source, ContentType=JSON_TYPE, Accept=JSON_TYPE
         )
         for _ in waiting(wait_s):
-            if (answer := _read(s3, given["OutputLocation"])) is not None:
+            if (answer := read(s3, given["OutputLocation"])) is not None:
                 return answer
-            if (failure := _read(s3, given.get("FailureLocation", ""))) is not None:
+            if (failure := read(s3, given.get("FailureLocation", ""))) is not None:
                 said = failure[:200].decode("utf-8", "replace")
                 raise GateError(f"the container failed: {said}")
         raise GateError(
@@ -54,6 +54,15 @@ def by_file(session: Any, endpoint: str, *, inbox: str, wait_s: float) -> Invoke
         )
 
     return invoke
+
+
+def read(s3: Any, uri: str) -> bytes | None:
+    """Return the object at `s3://…`, or None where there is none."""
+    if not uri:
+        return None
+    return objects.unless_missing(
+        lambda: objects.again(lambda: bytes(s3.get_object(**_place(uri))["Body"].read()))
+    )
 
 
 def _refused(error: Any) -> GateError:
@@ -65,11 +74,3 @@ def _refused(error: Any) -> GateError:
 def _place(uri: str) -> dict[str, str]:
     parts = urlsplit(uri)
     return {"Bucket": parts.netloc, "Key": parts.path.lstrip("/")}
-
-
-def _read(s3: Any, uri: str) -> bytes | None:
-    if not uri:
-        return None
-    return objects.unless_missing(
-        lambda: objects.again(lambda: bytes(s3.get_object(**_place(uri))["Body"].read()))
-    )

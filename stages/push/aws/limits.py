@@ -50,6 +50,7 @@ EXCLUDED = (
         ("asynchronous", "vpc", "network_isolation", "capture", "autoscaling"),
         f"{_GUIDE}/serverless-endpoints.html#serverless-endpoints-how-it-works-exclusions",
     ),
+    Excluded("shadow", ("serverless", "asynchronous"), f"{_GUIDE}/shadow-tests-exclusions.html"),
     Excluded(  # These are about the instances, which it has none of.
         "serverless",
         ("volume_gb", "startup_timeout_s", "download_timeout_s", "inference_ami", "kms_key"),

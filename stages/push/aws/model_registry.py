@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -58,7 +59,7 @@ class Registration:
             },
             ModelApprovalStatus=self._approval,
             CustomerMetadataProperties=self._properties(),
-            ClientToken=self._upload.digest[:36],
+            ClientToken=hashlib.sha256(f"{self._group} {self._upload.digest}".encode()).hexdigest()[:36],
             **({"ModelMetrics": {"ModelQuality": {"Statistics": metrics}}} if metrics else {}),
         )
         self._transcript.add("sagemaker:CreateModelPackage", group=self._group, approval=self._approval)

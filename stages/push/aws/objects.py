@@ -293,8 +293,11 @@ def read_back(upload: Upload) -> None:
         raise StageError(f"{upload.uri} has a different digest when read back")
 
 
-def unless(call: Callable[[], Any], *harmless: str) -> None:
-    """Make a call whose refusal with one of these words means that it had its effect before."""
+def unless(call: Callable[[], Any], *harmless: str) -> bool:
+    """Make a call whose refusal with one of these words may mean that it had its effect before.
+
+    Return whether it was refused so.
+    """
     from botocore.exceptions import ClientError
 
     try:
@@ -302,3 +305,5 @@ def unless(call: Callable[[], Any], *harmless: str) -> None:
     except ClientError as error:
         if not any(words in str(error) for words in harmless):
             raise
+        return True
+    return False

@@ -16,6 +16,8 @@ from .limits import RANGES
 
 TAG = "deploy-runner"
 GONE = "Could not find"
+_OWNER = 63 - 17
+"""How long an owner's name may be in one that AWS takes: beside it go a hyphen and 16 digits."""
 
 
 _ID = r"^[-0-9a-zA-Z]{1,32}$"
@@ -116,7 +118,15 @@ class PackedModel:
 def named(owner: str, *parts: Any) -> str:
     """Return a name that begins with its owner's and ends in the digest of its parts."""
     text = json.dumps(parts, sort_keys=True)
-    return f"{owner}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return f"{name_part(owner)}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def name_part(owner: str) -> str:
+    """Return an owner's name, or where it is too long its beginning and its digest."""
+    if len(owner) <= _OWNER:
+        return owner
+    digest = hashlib.sha256(owner.encode()).hexdigest()[:8]
+    return f"{owner[: _OWNER - 9].rstrip('-')}-{digest}"
 
 
 def or_none(get: Callable[[], Any]) -> Any:
@@ -131,9 +141,11 @@ def or_none(get: Callable[[], Any]) -> Any:
         return None
 
 
-def package_upload(aws: Aws, params: ModelParams, package: Path, *, owner: str) -> objects.Upload:
-    """Return the upload of a package, by a key that holds its digest."""
-    digest = aws.ctx.digests["package"]
+def package_upload(
+    aws: Aws, params: ModelParams, package: Path, *, owner: str, name: str = "package"
+) -> objects.Upload:
+    """Return the upload of the input `name`, a package, by a key that holds its digest."""
+    digest = aws.ctx.digests[name]
     key = f"{params.prefix}/{owner}/{digest}/model.tar.gz"
     bucket, s3 = aws.setting(params, "bucket"), aws.session.client("s3")
     return objects.Upload(s3, bucket, key, package, digest, progress=aws.ctx.progress)

@@ -17,8 +17,10 @@ from .autoscaling import Scaling
 from .limits import EXCLUDED, RANGES, limited
 from .packed_model import ModelParams
 
-__all__ = ["Asynchronous", "Autoscaling", "Capture", "EndpointParams", "Serverless"]
+__all__ = ["Asynchronous", "Autoscaling", "Capture", "EndpointParams", "Serverless", "Shadow"]
 
+WEIGHT = 1.0
+"""The production variant's weight; a shadow's share of the requests is its weight divided by this."""
 _S3_FOLDER = r"^s3://[^/]+/.+[^/]$"
 _TOPIC = r"^arn:aws[a-z\-]*:sns:[a-z0-9\-]*:[0-9]{12}:[a-zA-Z0-9_.-]+$"
 _AMIS = Literal[
@@ -101,6 +103,12 @@ class Capture(StageParams):
         }
 
 
+class Shadow(StageParams):
+    """A second package that is sent a share of the requests; its responses reach nobody but `capture`."""
+
+    percent: int = Field(100, ge=1, le=100, description="the share of requests that it is sent as well")
+
+
 class Autoscaling(StageParams):
     """How many instances there are, by what each of them has to do."""
 
@@ -144,6 +152,7 @@ class EndpointParams(ModelParams):
         description="the KMS key of the instances' volumes, and of what is captured or answered in S3",
     )
     capture: Capture | None = Field(None, description="keep requests and responses in S3")
+    shadow: Shadow | None = Field(None, description="try the package of the input `shadow` on real requests")
 
     @model_validator(mode="after")
     def _goes_together(self) -> EndpointParams:
@@ -156,6 +165,8 @@ class EndpointParams(ModelParams):
             self._fits(self.inference_ami)
         if self.autoscaling is not None:
             self._scales(self.autoscaling)
+        if self.shadow and self.instance_type.startswith("ml.inf1."):
+            raise ValueError(f"a `shadow` can't be tried on {self.instance_type}")
         return self
 
     def _exclude(self) -> None:
@@ -190,8 +201,11 @@ class EndpointParams(ModelParams):
         }
         return instances | {name: value for name, value in more.items() if value is not None}
 
-    def config(self, folder: str) -> dict[str, Any]:
-        """Return the further arguments of the endpoint config; `folder` is the endpoint's in the bucket."""
+    def config(self, folder: str, shadow: str | None) -> dict[str, Any]:
+        """Return the further arguments of the endpoint config.
+
+        `folder` is the endpoint's in the bucket, `shadow` the name of the shadow's model.
+        """
         kms = {"KmsKeyId": self.kms_key} if self.kms_key else {}
         config: dict[str, Any] = dict(kms)
         if self.asynchronous is not None:
@@ -199,6 +213,10 @@ class EndpointParams(ModelParams):
         if self.capture is not None:
             destination = self.capture.destination or f"{folder}/capture"
             config["DataCaptureConfig"] = self.capture.arguments(destination, kms)
+        if self.shadow is not None and shadow is not None:
+            variant = {"VariantName": "shadow", "ModelName": shadow, **self.variant()}
+            share = {"InitialVariantWeight": WEIGHT * self.shadow.percent / 100}
+            config["ShadowProductionVariants"] = [variant | share]
         return config
 
     def scaling(self) -> Scaling | None:

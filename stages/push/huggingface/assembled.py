@@ -8,9 +8,9 @@ from typing import Any
 
 from deploy_runner.sdk import Context, StageError
 
-from ...model import bundles
+from ...model import bundles, tensor_files
 from ...model.opened_io import read_spec
-from . import layout, raw_io
+from . import configured, layout, metadata, pretrained, raw_io
 from .card import Card, read_reports
 from .content import MANIFEST, Wanted, describe, manifest
 from .placed import Placed, makers
@@ -18,41 +18,75 @@ from .placed import Placed, makers
 __all__ = ["CARD", "assemble"]
 
 CARD = "README.md"
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 
 
 def assemble(ctx: Context, params: Any, inputs: Any, repo: str) -> dict[str, Wanted]:
     """Return what the repository is to hold, by path. Raises StageError where that is nothing."""
     bundle = bundles.load_bundle(inputs.reference) if inputs.reference else None
-    placed = layout.onnx_files(inputs.models or {}, ctx.workdir)
-    if inputs.weights is not None:
-        placed["model.safetensors"] = Placed(inputs.weights, "weights")
     io = read_spec(inputs.io) if inputs.io else None
-    if bundle is not None or io is not None:
-        placed["config.json"] = Placed(layout.config(bundle, raw_io.labels(io), ctx.workdir))
-    if inputs.io is not None:
-        placed |= raw_io.files(inputs.io)
+    reports = read_reports(inputs.reports or {})
+    placed = _placed(ctx, inputs, bundle)
+    own = pretrained.config(inputs.folder) if inputs.folder else configured.own(bundle)
+    config = configured.composed(own, bundle, io, placed)
+    if config:
+        placed[_CONFIG] = Placed(configured.write(config, ctx.workdir))
+    if params.benchmark is not None:
+        path, text = metadata.eval_results(params.benchmark, reports)
+        placed[path] = Placed(_write(ctx, "eval_results.yaml", text))
     placed |= layout.further_files(inputs.files or {})
     if not placed:
         raise StageError("there is nothing to publish", fix="set weights, models or files")
-    known = {
-        file.path: ctx.digests.get(file.given, "") for file in placed.values() if _is_whole(file, inputs)
-    }
-    files = describe({path: file.path for path, file in placed.items()}, known)
+    files = describe({path: file.path for path, file in placed.items()}, _known(ctx, inputs, placed))
     if CARD not in files:
+        if _CONFIG in (inputs.files or {}):
+            config = configured.read(placed[_CONFIG].path)
         card = Card(
-            repo, files, read_reports(inputs.reports or {}), _makers(ctx, placed), bundle, ctx.lineage,
-            params.license, params.language, params.tags, params.pipeline_tag or raw_io.task(io),
-            params.dataset, _loaded(params), io,
+            repo, files, reports, _makers(ctx, placed), bundle, ctx.lineage, params.license, params.language,
+            params.tags, params.pipeline_tag, params.dataset, _loaded(params), io, config, params.examples,
         )  # fmt: skip
-        files |= _written(ctx, CARD, card.text().encode())
-    return files | _written(ctx, MANIFEST, manifest(files))
+        files |= describe({CARD: _write(ctx, CARD, card.text().encode())}, {})
+    return files | describe({MANIFEST: _write(ctx, MANIFEST, manifest(files))}, {})
 
 
-def _is_whole(file: Placed, inputs: Any) -> bool:
-    """Say whether a file is an input itself, whose digest is known, not one of an input's folder."""
-    group, _, name = file.given.partition("/")
-    given = getattr(inputs, group) if group else None
-    return file.path == (given.get(name) if isinstance(given, Mapping) else given)
+def _placed(ctx: Context, inputs: Any, bundle: bundles.Bundle | None) -> dict[str, Placed]:
+    """Return the files of the inputs that have their own names in a repository."""
+    placed = layout.onnx_files(inputs.models or {}, ctx.workdir)
+    if inputs.folder is not None:
+        placed |= pretrained.files(inputs.folder, ctx.workdir)
+    if inputs.weights is not None:
+        if _WEIGHTS in placed:
+            raise StageError(f"`weights` and `folder` both have {_WEIGHTS}", fix="leave `weights` out")
+        _refuse_other_names(inputs.weights, bundle)
+        placed[_WEIGHTS] = Placed(inputs.weights, "weights")
+    if inputs.io is not None:
+        placed |= {path: file for path, file in raw_io.files(inputs.io).items() if path not in placed}
+    return placed
+
+
+def _refuse_other_names(weights: Path, bundle: bundles.Bundle | None) -> None:
+    """Raise StageError for weights that a mixin's from_pretrained would leave out in silence."""
+    if bundle is None or bundle.hub_config is None:
+        return
+    given, own = (tensor_files.names(path) for path in (weights, bundle.folder / "weights.safetensors"))
+    if given != own:
+        name = min(given ^ own)
+        raise StageError(
+            f"`weights` and the model of `reference` don't have the same names, e.g. {name}: the class's "
+            "from_pretrained() would leave layers untrained, and say nothing",
+            fix="set `strip_prefix` on checkpoint.state_dict, so that the names are the model's own",
+        )
+
+
+def _known(ctx: Context, inputs: Any, placed: Mapping[str, Placed]) -> dict[Path, str]:
+    """Return the digests of what is an input itself, which the runner has computed already."""
+    found = {}
+    for file in placed.values():
+        group, _, name = file.given.partition("/")
+        given = getattr(inputs, group) if group else None
+        if file.path == (given.get(name) if isinstance(given, Mapping) else given):
+            found[file.path] = ctx.digests.get(file.given, "")
+    return found
 
 
 def _makers(ctx: Context, placed: Mapping[str, Placed]) -> dict[str, str]:
@@ -64,7 +98,7 @@ def _loaded(params: Any) -> str | None:
     return params.tag or (params.revision if params.revision != "main" else None)
 
 
-def _written(ctx: Context, name: str, data: bytes) -> dict[str, Wanted]:
+def _write(ctx: Context, name: str, data: bytes) -> Path:
     path: Path = ctx.workdir / name
     path.write_bytes(data)
-    return describe({name: path}, {})
+    return path

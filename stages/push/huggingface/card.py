@@ -18,6 +18,7 @@ from deploy_runner.sdk import StageError
 
 from ....server import aot
 from ...model.bundles import Bundle
+from . import metadata, pretrained, raw_io
 from .card_usage import usage
 from .content import Wanted
 
@@ -33,7 +34,8 @@ _PRECISIONS = ("fp16", "int8", "uint8", "quantized", "q4f16", "q4", "bnb4")
 class Card:
     """What a card is made of. `revision` is what its snippets load, `lineage` what the run made before.
 
-    `makers` names the stage that made each file, `io` is the io.json of what takes raw input.
+    `makers` names the stage that made each file, `io` is the io.json of what takes raw input, `config` the
+    config.json.
     """
 
     repo: str
@@ -49,6 +51,8 @@ class Card:
     dataset: str = "held-out samples"
     revision: str | None = None
     io: Mapping[str, Any] | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    examples: Sequence[str] = ()
 
     def text(self) -> str:
         """Return README.md."""
@@ -59,26 +63,36 @@ class Card:
             f"# {name}\n",
             "Converted from a PyTorch checkpoint, each format compared with the original.\n",
             *_accuracy_table(self.reports), *_parity_table(self.reports), *self._files_table(),
-            *usage(self.repo, self.files, self.bundle, self.revision, self.io), *self._provenance(),
+            *usage(self), *self._provenance(),
         ]  # fmt: skip
         return "\n".join(parts)
 
     def _metadata(self, name: str) -> dict[str, Any]:
-        has_onnx = any(path.endswith(".onnx") for path in self.files)
-        metadata: dict[str, Any] = {"license": self.license}
+        found: dict[str, Any] = {"license": self.license}
         if self.language:
-            metadata["language"] = self.language
-        metadata["library_name"] = "onnx" if has_onnx else "pytorch"
-        if self.pipeline_tag:
-            metadata["pipeline_tag"] = self.pipeline_tag
-        metadata["tags"] = sorted({"deploy-runner", *({"onnx"} if has_onnx else ()), *self.tags})
-        if results := _eval_results(self.reports):
-            place = {
-                "task": {"type": self.pipeline_tag or "other"},
-                "dataset": {"name": self.dataset, "type": "other"},
-            }
-            metadata["model-index"] = [{"name": name, "results": [{**place, "metrics": results}]}]
-        return metadata
+            found["language"] = self.language
+        if library := metadata.library(self.config, self.files):
+            found["library_name"] = library
+        task = self.task
+        if task:
+            found["pipeline_tag"] = task
+        found["tags"] = sorted({*metadata.tags(self.config, self.files, mixin=self._mixin), *self.tags})
+        if self.examples:
+            found["widget"] = metadata.widget(self.examples, task, self.files)
+        if results := metadata.model_index(self.reports):
+            place = {"task": {"type": task or "other"}, "dataset": {"name": self.dataset, "type": "other"}}
+            found["model-index"] = [{"name": name, "results": [{**place, "metrics": results}]}]
+        return found
+
+    @property
+    def task(self) -> str | None:
+        """Return the Hub's task: what was said, else that of the raw input, else of the architecture."""
+        kind = pretrained.kind_of(self.config)
+        return self.pipeline_tag or raw_io.task(self.io) or (kind.task if kind else "") or None
+
+    @property
+    def _mixin(self) -> bool:
+        return self.bundle is not None and self.bundle.hub_config is not None
 
     def _files_table(self) -> list[str]:
         lines = ["## Files\n", "| format | file | bytes | made by | SHA-256 |", "|---|---|---:|---|---|"]
@@ -124,19 +138,6 @@ def read_reports(paths: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
             raise StageError(f"the report {name!r} is not a JSON object",
                              fix="use the output `report` of a verify stage") from None  # fmt: skip
     return reports
-
-
-def _eval_results(reports: Reports) -> list[dict[str, Any]]:
-    results = []
-    for name, report in sorted(reports.items()):
-        if "accuracy" in report:
-            value = round(report["accuracy"] / 100, 6)
-            results.append({"type": "accuracy", "name": f"accuracy ({name})", "value": value})
-        if "argmax_agreement" in report:
-            value = round(report["argmax_agreement"], 6)
-            results.append({"type": "argmax_agreement", "name": f"agreement with the original ({name})",
-                            "value": value})  # fmt: skip
-    return results
 
 
 def _accuracy_table(reports: Reports) -> list[str]:

@@ -8,16 +8,13 @@ https://github.com/huggingface/transformers.js/blob/main/packages/transformers/s
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from deploy_runner.sdk import StageError
 
 from ...model import protos
-from ...model.bundles import Bundle
 from .placed import Placed
 
 _SUFFIXES = {
@@ -49,6 +46,13 @@ def onnx_path(name: str) -> str:
     return f"onnx/model{_SUFFIXES.get(stem.lower(), f'_{stem}')}.onnx"
 
 
+def dtypes() -> list[tuple[str, str]]:
+    """Return transformers.js' names of precisions with their paths, the most exact first."""
+    return [
+        (name, onnx_path(name)) for name in ("fp32", "fp16", "q8", "int8", "uint8", "q4", "q4f16", "bnb4")
+    ]
+
+
 def _one_model(path: str, model: Path, workdir: Path) -> dict[str, Path]:
     file = protos.onnx_file(model)
     data = file.with_name(protos.DATA_NAME)
@@ -70,17 +74,6 @@ def _point_to(file: Path, data_name: str, target: Path) -> None:
             if entry.key == "location":
                 entry.value = data_name
     target.write_bytes(proto.SerializeToString(deterministic=True))
-
-
-def config(bundle: Bundle | None, labels: Mapping[str, Any], workdir: Path) -> Path:
-    """Write `config.json`: the model's inputs and outputs, and its labels as transformers names them."""
-    ports = dict(labels)
-    if bundle is not None:
-        ports["inputs"] = [port.as_dict() for port in bundle.inputs]
-        ports["outputs"] = [port.as_dict() for port in bundle.outputs]
-    path = workdir / "config.json"
-    path.write_text(json.dumps(ports, indent=2, sort_keys=True) + "\n", "utf-8")
-    return path
 
 
 def further_files(files: Mapping[str, Path]) -> dict[str, Placed]:

@@ -36,13 +36,9 @@ def files(folder: Path) -> dict[str, Placed]:
     return {path: Placed(file, "io") for path, file in found.items()}
 
 
-def labels(io: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return id2label and label2id, nothing where the answer has no labels."""
-    names = io["answer"].get("labels") if io else None
-    if not names:
-        return {}
-    return {"id2label": {str(place): str(name) for place, name in enumerate(names)},
-            "label2id": {str(name): place for place, name in enumerate(names)}}  # fmt: skip
+def labels(io: Mapping[str, Any] | None) -> list[str]:
+    """Return the labels of the answer in order, nothing where it has none."""
+    return [str(name) for name in (io["answer"].get("labels") if io else None) or []]
 
 
 def task(io: Mapping[str, Any] | None) -> str | None:

@@ -1,0 +1,98 @@
+"""uvicorn's connections, with limits: on a request's head, and on how long it may take to arrive.
+
+uvicorn itself waits for as long as a client likes, and takes a head of any size. What a request costs here
+is a comparison or two; how long it takes to arrive is looked at from time to time, for all connections.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from . import arriving
+from .problems import Refused
+
+__all__ = ["OVERDUE", "Connection"]
+
+OVERDUE = "deploy-runner.overdue"
+"""In the scope of a request whose body was late."""
+_UNFINISHED = 4
+"""A head that isn't all there may have so many times HEAD_BYTES: its first bytes came with others."""
+
+
+class Connection(HttpToolsProtocol):
+    """One connection; `end_if_late` is called from time to time."""
+
+    _head_bytes = 0
+    _arrives: Any = None
+    _since_s = 0.0
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes, and refuse a head that is too large."""
+        super().data_received(data)
+        if self.scope is None or self.transport.is_closing():
+            return
+        self._head_bytes += len(data)
+        large = self._head_bytes > arriving.HEAD_BYTES and self._is_large()
+        if large or len(self.headers) > arriving.HEAD_FIELDS:
+            self._refuse(arriving.head_too_large())
+        elif self._has_head():
+            self._head_bytes = 0
+
+    def _has_head(self) -> bool:
+        return self.cycle is not None and self.cycle.scope is self.scope
+
+    def _is_large(self) -> bool:
+        if not self._has_head():
+            return self._head_bytes > _UNFINISHED * arriving.HEAD_BYTES
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        return size > arriving.HEAD_BYTES
+
+    def end_if_late(self, now_s: float, timeout_s: float) -> None:
+        """End the connection where the same request has been arriving for `timeout_s`, or none for long."""
+        arrives = self._arriving()
+        if arrives is not self._arrives:
+            self._arrives, self._since_s = arrives, now_s
+        elif arrives is self and now_s - self._since_s >= arriving.IDLE_S:
+            self.transport.close()
+        elif arrives not in (None, self) and now_s - self._since_s >= timeout_s:
+            self._refuse(arriving.late(timeout_s))
+
+    def _arriving(self) -> object:
+        """Return what stands for the request that isn't all there; itself before the first; else None.
+
+        While reading is paused, since another request is being answered, its time doesn't run.
+        """
+        if self.scope is None:
+            return self
+        if self.flow.read_paused:
+            return None
+        if not self._has_head():
+            return self.scope
+        return self.cycle if self.cycle.more_body else None
+
+    def _refuse(self, why: Refused) -> None:
+        """Answer, unless an earlier answer is on its way, and close."""
+        cycle = self.cycle
+        answering = cycle is not None and not cycle.response_complete
+        ours = self._has_head()
+        if (ours and answering and not cycle.response_started) or not (ours or answering):
+            path = self.scope.get("path", "") or self.url.decode("latin-1")
+            self.transport.write(_message(why, path))
+        if ours:
+            scope: Any = cycle.scope
+            scope[OVERDUE] = why
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self.transport.close()
+
+
+def _message(why: Refused, path: str) -> bytes:
+    reply = arriving.refused(why, path)
+    head = (
+        f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}\r\ncontent-type: {reply.content_type}\r\n"
+        f"content-length: {len(reply.body)}\r\nconnection: close\r\n\r\n"
+    )
+    return head.encode("latin-1") + reply.body
