@@ -161,7 +161,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, np
         hubs.use(hub, patch)
         url = stack.enter_context(local_aws(folder / "aws", patch))
         keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
-        project.env |= {"AWS_ENDPOINT_URL": url, **keys, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_dry_run"}
+        project.env |= {"AWS_ENDPOINT_URL": url, **keys, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_dry_run", "HF_HUB_DISABLE_XET": "1"}
         project.cli("run", "container", "flask", "package", "triton", *LIVE)
         yield project, expected
 
@@ -172,7 +172,7 @@ def taken(project: Project, output: str) -> Path:
     return place
 
 
-def servers(project: Project, folder: Path, expected: np.ndarray[Any, Any]) -> Iterator[Row]:
+def servers(project: Project, folder: Path, python: Path, expected: np.ndarray[Any, Any]) -> Iterator[Row]:
     """Start everything that answers requests, and ask it."""
     reference = ("--reference", "model.model")
     for kind in ("fastapi", "flask"):
@@ -192,9 +192,8 @@ def servers(project: Project, folder: Path, expected: np.ndarray[Any, Any]) -> I
     package = taken(project, "package.package")
     with toolkit.toolkit(package, folder / "toolkit") as loaded:
         yield asked("`package.sagemaker`, SageMaker's PyTorch toolkit", loaded.ask, expected)
-    python = ray_serve.interpreter(folder / "ray-venv")
     (folder / "ray").mkdir()
-    with ray_serve.ray_serve(python, package, folder / "ray") as ray:
+    with ray_serve.ray_serve(python, {"/": package}, folder / "ray") as ray:
         ray.wait()
 
         def ask_ray(body: bytes, kind: str) -> tuple[int, Any]:
@@ -227,8 +226,8 @@ def of_file(path: Path) -> Any:
 
 def in_bucket(folder: Path) -> Any:
     s3 = boto3.client("s3", region_name="us-east-1")
-    manifest = json.loads(s3.get_object(Bucket="models", Key="nets/latest.json")["Body"].read())
-    s3.download_file("models", manifest["key"], str(folder / "model.tar.gz"))
+    pointer = json.loads(s3.get_object(Bucket="models", Key="nets/latest.json")["Body"].read())
+    s3.download_file("models", f"nets/{pointer['digest']}/model.tar.gz", str(folder / "model.tar.gz"))
     with tarfile.open(folder / "model.tar.gz") as archive:
         archive.extractall(folder / "bucket", filter="data")
     return of_file(folder / "bucket/model.onnx")
@@ -281,10 +280,16 @@ def pushed(project: Project, folder: Path, first: np.ndarray[Any, Any]) -> Itera
 
 @pytest.mark.slow
 def test_the_page_has_what_a_run_finds(
-    made: tuple[Project, np.ndarray[Any, Any]], tmp_path: Path, request: pytest.FixtureRequest
+    made: tuple[Project, np.ndarray[Any, Any]],
+    ray_python: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     project, expected = made
-    rows = [*servers(project, tmp_path, expected), by_triton(project, tmp_path / "triton", expected)]
+    rows = [
+        *servers(project, tmp_path, ray_python, expected),
+        by_triton(project, tmp_path / "triton", expected),
+    ]
     rows += pushed(project, tmp_path, expected)
     text = HEAD + "".join(f"{row}\n" for row in rows)
     if request.config.getoption("--write-targets"):
