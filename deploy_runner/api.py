@@ -21,6 +21,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from .engine.runs import Recorder, RunRecord
+from .engine.targets import require_target
 from .errors import DeployRunnerError
 from .pipeline.compiled import compile_pipeline
 from .pipeline.identity import Files, identity
@@ -132,7 +133,11 @@ def load(
 
 
 def plan(pipeline: Pipeline, stages: Sequence[str] = ()) -> Plan:
-    """Return what a run would do now, in order, without doing it."""
+    """Return what a run would do now, in order, without doing it.
+
+    Raises SpecError with everything that a live target lacks for the pushes among `stages`.
+    """
+    require_target(pipeline.graph, stages, pipeline.environ)
     return pipeline.planner().plan(list(stages) or None)
 
 
@@ -153,11 +158,12 @@ def run(
 
     Without `stages` the whole pipeline is run. A stage's failure is recorded, not raised: see
     `record.exit_code`. `on_event` receives every event in order; `early` is a fork server that was started
-    in advance. Raises UsageError for an unknown stage or, with `require_sandbox`, on a machine that can't
-    confine a stage fully, and StoreError if the store can't be written.
+    in advance. Raises SpecError as `plan` does, UsageError for an unknown stage or, with `require_sandbox`,
+    on a machine that can't confine a stage fully, and StoreError if the store can't be written.
     """
     from .engine.execute.loop import execute
 
+    require_target(pipeline.graph, stages, pipeline.environ)
     started_s = time.time()
     with pipeline.store.hold():
         recorder = Recorder(pipeline.home, pipeline.graph, pipeline.files, now_s=started_s)

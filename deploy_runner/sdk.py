@@ -204,7 +204,8 @@ class Stage:
 
     A subclass defines `uses`, the nested models `Params`, `Inputs` and `Outputs`, and `run`. A push also
     defines `status`, and may define `rollback` and `promote`, which the commands of the same names call
-    with a live target, `credentials`, which `doctor` calls, and `advice`, which `plan` and `doctor` print.
+    with a live target, `credentials`, which `doctor` calls, `check_target`, and `advice`, which `plan` and
+    `doctor` print.
     """
 
     uses: ClassVar[str]
@@ -225,7 +226,7 @@ class Stage:
     network: ClassVar[bool] = False
     """True gives the worker network access, the target, and with a live target the credentials."""
     services: ClassVar[tuple[str, ...]] = ()
-    """The local servers that a dry run starts for the stage: "aws", "hub"."""
+    """The local servers that a dry run starts for the stage: "aws", "hub", "oci"."""
     converges: ClassVar[bool] = False
     """True marks a push: with a live target it runs every time and is never a cache hit."""
     lineage: ClassVar[bool] = False
@@ -243,6 +244,17 @@ class Stage:
     def run(self, ctx: Context, params: Any, inputs: Any, outputs: Any) -> None:
         """Write the outputs; raise StageError if that is impossible, GateError if a check fails."""
         raise StageError(f"stage type {self.uses!r} defines no run()")
+
+    def check_target(
+        self, params: Mapping[str, Any], target: Mapping[str, Any], environ: Mapping[str, str]
+    ) -> Mapping[str, str]:
+        """Return what is wrong with a live target, by the setting's place in it, e.g. `aws.bucket`.
+
+        The value is a sentence, or empty where the setting is missing. `params` are the stage's, as JSON.
+        `validate`, `plan`, `doctor` and `run` call it before anything is run: nothing may be asked of the
+        remote, and nothing heavy imported.
+        """
+        return {}
 
     def status(self, ctx: Context, params: Any, inputs: Any) -> list[Finding]:
         """Return the remote's state, each fact with the value the pipeline wants; change nothing."""

@@ -78,6 +78,7 @@ def _examine(pipeline: Pipeline) -> list[Check]:
         *_compiler(graph),
         *_secrets(graph, pipeline.environ),
         *_shared_cache(pipeline),
+        *_target(pipeline),
         *_credentials(pipeline),
         *_advice(graph),
     ]
@@ -234,6 +235,13 @@ def _shared_cache(pipeline: Pipeline) -> Iterator[Check]:
 
 def _tried_out(name: str, error: DeployRunnerError | None, detail: str) -> Check:
     return Check(name, True, detail) if error is None else Check(name, False, error.message, error.fix)
+
+
+def _target(pipeline: Pipeline) -> Iterator[Check]:
+    from ..engine.targets import target_problems
+
+    for problem in target_problems(pipeline.graph, (), pipeline.environ):
+        yield Check("target", False, problem.message, problem.fix or problem.where)
 
 
 def _credentials(pipeline: Pipeline) -> Iterator[Check]:

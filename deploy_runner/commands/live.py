@@ -100,7 +100,7 @@ def status(
 
     Raises UsageError for a dry run, which leaves no remote, and StageError where a push can't tell.
     """
-    _require_live(pipeline.graph)
+    _require_live(pipeline, stages)
     found: dict[str, list[Finding]] = {}
     planner = pipeline.planner()
     wanted = [node.id for node in _pushes(pipeline.graph, stages)]
@@ -128,7 +128,7 @@ def credentials(pipeline: Pipeline, stage: str) -> str:
 
 def rollback(pipeline: Pipeline, stage: str, to: str = "", *, log: Log = _silent) -> str:
     """Restore what `stage` deployed before, or the digest that begins with `to`; describe the result."""
-    _require_live(pipeline.graph)
+    _require_live(pipeline, [stage])
     (node,) = _pushes(pipeline.graph, [stage])
     with pipeline.store.hold():
         return str(_ask(pipeline, node, None, {"verb": "rollback", "to": to}, log))
@@ -142,7 +142,7 @@ def promote(
     log: Log = _silent,
 ) -> str:
     """Set the approval status of what `stage` has registered; say of what."""
-    _require_live(pipeline.graph)
+    _require_live(pipeline, [stage])
     (node,) = _pushes(pipeline.graph, [stage])
     with pipeline.store.hold():
         decisions = list(pipeline.planner().decisions([stage]))
@@ -156,12 +156,17 @@ def promote(
         return str(_ask(pipeline, node, decision, {"verb": "promote", "status": status}, log))
 
 
-def _require_live(graph: Graph) -> None:
+def _require_live(pipeline: Pipeline, stages: Sequence[str]) -> None:
+    """Raise UsageError for a dry run, SpecError where the target lacks what these pushes need."""
+    from ..engine.targets import require_target
+
+    graph = pipeline.graph
     if not graph.live:
         raise UsageError(
             f"the target {graph.target.get('name', 'dry-run')} is a dry run, which has no remote state",
             fix="use a live target, e.g. --config configs/production.yaml",
         )
+    require_target(graph, [node.id for node in _pushes(graph, stages)], pipeline.environ)
 
 
 def _pushes(graph: Graph, stages: Sequence[str]) -> list[StageNode]:

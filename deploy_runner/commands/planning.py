@@ -105,8 +105,12 @@ class Validate(NamedTuple):
     json: JsonSwitch = False
 
     def __call__(self) -> int:
-        """Say that the pipeline is valid; where it isn't, loading it has raised SpecError."""
-        graph = self.selection.load().graph
+        """Say that the pipeline and its target are valid. Raises SpecError where they aren't."""
+        from ..engine.targets import require_target
+
+        pipeline = self.selection.load()
+        graph = pipeline.graph
+        require_target(graph, self.selection.names, pipeline.environ)
         if self.json:
             print(
                 json.dumps(

@@ -17,12 +17,14 @@ import base64
 import hashlib
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from .aws_autoscaling import check_targets
+from .aws_components import extend_components
 from .aws_endpoints import extend_endpoints
 from .aws_fleets import refuse, resource_arn
 from .aws_requests import check_requests
@@ -30,6 +32,8 @@ from .aws_settings import hold_settings
 
 __all__ = ["extend_moto", "main"]
 
+_BUCKET = re.compile(r"(?!xn--|sthree-|amzn-s3-demo-|\d+(\.\d+){3}$|.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+"""https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html, read on 2026-11-30"""
 _LEFT_OUT: tuple[Any, ...] = (None, {}, [], [None])
 _WITH_EMPTY = (
     "describe_model", "describe_endpoint", "describe_endpoint_config", "describe_model_package"
@@ -39,6 +43,7 @@ _WITH_EMPTY = (
 def extend_moto() -> None:
     """Patch moto's S3 and SageMaker in this process; to be called before its server starts."""
     from moto.applicationautoscaling.models import ApplicationAutoscalingBackend
+    from moto.s3.models import S3Backend
     from moto.s3.responses import S3Response
     from moto.sagemaker.models import SageMakerModelBackend
     from moto.sagemaker.responses import SageMakerResponse
@@ -53,7 +58,9 @@ def extend_moto() -> None:
     _keep_used_configs(SageMakerModelBackend)
     _keep_versions(SageMakerModelBackend)
     _check_bodies(S3Response)
+    _check_buckets(S3Backend)
     hold_settings(SageMakerModelBackend, SageMakerResponse, refuse)
+    extend_components(SageMakerModelBackend, SageMakerResponse)
     check_targets(ApplicationAutoscalingBackend)
     check_requests(SageMakerResponse, "sagemaker", refuse)
     for name in _WITH_EMPTY:
@@ -89,8 +96,8 @@ def _require_models(backend: Any) -> None:
     def create_endpoint_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         variants = kwargs.get("production_variants") or []
         for variant in variants:
-            name = variant.get("ModelName", "")
-            if name not in self._models:
+            name = variant.get("ModelName")
+            if name is not None and name not in self._models:
                 raise refuse(f'Could not find model "{resource_arn(self, "model", name)}".')
         return original(self, *args, **kwargs)
 
@@ -130,6 +137,20 @@ def _keep_versions(backend: Any) -> None:
 
     backend.create_model_package = create_model_package
     backend.update_model_package = update_model_package
+
+
+def _check_buckets(backend: Any) -> None:
+    """Moto takes any name from 3 to 63 characters."""
+    original = backend.create_bucket
+
+    def create_bucket(self: Any, bucket_name: str, *args: Any, **kwargs: Any) -> Any:
+        from moto.s3.exceptions import InvalidBucketName
+
+        if not _BUCKET.fullmatch(bucket_name):
+            raise InvalidBucketName
+        return original(self, bucket_name, *args, **kwargs)
+
+    backend.create_bucket = create_bucket
 
 
 def _check_bodies(response: Any) -> None:

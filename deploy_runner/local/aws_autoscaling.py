@@ -1,6 +1,6 @@
 """Autoscaling of endpoints: what a scalable target needs, and what an update does to it.
 
-moto registers a target for an endpoint that isn't there, keeps its policies when it goes, and knows
+moto registers a target for an endpoint that does not exist, keeps its policies when it goes, and knows
 nothing of it when the endpoint is updated or deleted.
 """
 
@@ -8,16 +8,30 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["INSTANCES", "check_targets", "forget_target", "is_scaled"]
+__all__ = ["COPIES", "INSTANCES", "check_targets", "forget_targets", "is_scaled"]
 
+COPIES = "sagemaker:inference-component:DesiredCopyCount"
 INSTANCES = "sagemaker:variant:DesiredInstanceCount"
 _SERVICE = "sagemaker"
 
 
 def check_targets(backend: Any) -> None:
     """Patch moto's backend of Application Auto Scaling."""
+    _know_copies()
     _check_register(backend)
     _forget_policies(backend)
+
+
+def _know_copies() -> None:
+    """moto's list of what scales lacks the copies of components."""
+    from enum import Enum
+
+    from moto.applicationautoscaling import models, responses
+
+    known = {dimension.name: dimension.value for dimension in models.ScalableDimensionValueSet}
+    more = Enum("ScalableDimensionValueSet", known | {"COPIES": COPIES})  # type: ignore[misc]
+    for module in (models, responses):
+        setattr(module, "ScalableDimensionValueSet", more)  # noqa: B010
 
 
 def _check_register(backend: Any) -> None:
@@ -75,18 +89,17 @@ def _forget_policies(backend: Any) -> None:
 
 def is_scaled(backend: Any, endpoint: str) -> bool:
     """Say whether a variant of an endpoint of this SageMaker backend is a scalable target."""
-    return bool(_targets(backend, endpoint))
+    return bool(_targets(backend, f"endpoint/{endpoint}/", INSTANCES))
 
 
-def forget_target(backend: Any, endpoint: str) -> None:
-    """Deregister an endpoint's variants, as AWS does when the endpoint is deleted."""
-    for resource in _targets(backend, endpoint):
-        _scaling(backend).deregister_scalable_target(_SERVICE, resource, INSTANCES)
+def forget_targets(backend: Any, prefix: str, dimension: str) -> None:
+    """Deregister the targets of what was deleted, as AWS does."""
+    for resource in _targets(backend, prefix, dimension):
+        _scaling(backend).deregister_scalable_target(_SERVICE, resource, dimension)
 
 
-def _targets(backend: Any, endpoint: str) -> list[str]:
-    known = _scaling(backend).targets.get(INSTANCES, {})
-    return [name for name in known if name.startswith(f"endpoint/{endpoint}/")]
+def _targets(backend: Any, prefix: str, dimension: str) -> list[str]:
+    return [name for name in _scaling(backend).targets.get(dimension, {}) if name.startswith(prefix)]
 
 
 def _scaling(backend: Any) -> Any:

@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from .aws_autoscaling import forget_target, is_scaled
+from .aws_autoscaling import INSTANCES, forget_targets, is_scaled
 from .aws_capture import Exchange, capture, is_sampled
+from .aws_components import component_of, components_on
 from .aws_fleets import (
     Container,
     Fleet,
@@ -69,11 +70,13 @@ def _serve_endpoints(backend: Any) -> None:
 
     def delete_endpoint(self: Any, endpoint_name: str) -> None:
         fleet = _known(self, endpoint_name).fleet
+        if hosted := components_on(self, endpoint_name):
+            raise refuse(f"Cannot delete an endpoint with inference components: {', '.join(hosted)}.")
         for container in (fleet.container, fleet.next_container):
             if container is not None:
                 container.stop()
         delete(self, endpoint_name)
-        forget_target(self, endpoint_name)
+        forget_targets(self, f"endpoint/{endpoint_name}/", INSTANCES)
 
     backend.create_endpoint = create_endpoint
     backend.describe_endpoint = describe_endpoint
@@ -209,7 +212,10 @@ def _answer_invocations(runtime: Any) -> None:
         fleet, refusal = _in_service(self, name)
         if fleet is None:
             return refusal
-        status, answer_type, answer = fleet.pick().invoke(body, kind, accept)
+        container, refusal = _asked(self, fleet)
+        if container is None:
+            return refusal
+        status, answer_type, answer = container.invoke(body, kind, accept)
         if status != 200:
             return _model_error(status, answer)
         exchange = Exchange(_variant(fleet), body, kind, answer, answer_type)
@@ -240,6 +246,25 @@ def _answer_invocations(runtime: Any) -> None:
     runtime.use_raw_body = True  # Else moto reads bodies as text, which NPY and pictures are not.
     runtime.invoke_endpoint = invoke_endpoint
     runtime.invoke_endpoint_async = invoke_endpoint_async
+
+
+def _asked(response: Any, fleet: Fleet) -> tuple[Container | None, Any]:
+    """Return the container that is to answer, or AWS's refusal."""
+    from moto.sagemaker.models import sagemaker_backends
+
+    name = response.headers.get("X-Amzn-SageMaker-Inference-Component")
+    if name is None and "ModelName" in fleet.config.production_variants[0]:
+        return fleet.pick(), None
+    if name is None:
+        message = "Inference Component Name header is required for endpoints to which you plan to deploy " \
+                  "inference components."  # fmt: skip
+    else:
+        backend = sagemaker_backends[response.current_account][response.region]
+        if (found := component_of(backend, name)) is not None:
+            return found.container, None
+        message = f"Inference Component {name} has no capacity to process this request."
+    headers = {"x-amzn-ErrorType": "ValidationError"}
+    return None, _answer(400, headers, json.dumps({"Message": message}))
 
 
 def _keep(account: str, endpoint: str, fleet: Fleet, exchange: Exchange, accept: str) -> None:

@@ -109,6 +109,21 @@ class Container:
             self.shadow.stop()
 
 
+class Instances(Container):
+    """Instances that run no container of their own, but those of inference components."""
+
+    def __init__(self) -> None:
+        self.said = ""
+
+    @property
+    def state(self) -> str:
+        """Return "ready"."""
+        return "ready"
+
+    def stop(self) -> None:
+        """Do nothing: there is no process."""
+
+
 @dataclass(slots=True)
 class Fleet:
     """What serves one endpoint, and what is to serve it next.
@@ -158,6 +173,8 @@ def store_object(account: str, uri: str, data: bytes) -> None:
 
 def container_of(backend: Any, config: Any) -> Container:
     """Start the container of an endpoint config's first variant, and that of its shadow."""
+    if "ModelName" not in config.production_variants[0]:
+        return Instances()
     (variant, *_), shadows = config.production_variants, getattr(config, "shadow_production_variants", [])
     container = Container(backend, backend._models[variant["ModelName"]])
     for shadow in shadows:

@@ -30,6 +30,7 @@ def hold_settings(backend: Any, response: Any, refuse: Callable[[str], Exception
     setattr(FakeEndpointConfig, "validate_instance_type", lambda self, instance_type: None)  # noqa: B010
     for action in _HELD:
         _hold(response, action)
+    backend.validate_production_variants = lambda self, production_variants: None
     _exclude(backend, response, refuse)
     _summarize_capture(response)
 

@@ -75,7 +75,9 @@ class PullHandler(HubHandler):
 
     @route("POST", f"{_DISCUSSION}/status")
     def _status(self, kind: str, repo: str, number: str) -> None:
-        status, found = self._json_body().get("status", ""), self._writable(kind, repo)
+        status, found = self._json_body().get("status", ""), self._repo(kind, repo)
+        if self.hub.state.pull(found, int(number)).author != self._require_token().user:
+            self._writable(kind, repo)
         if status not in ("open", "closed"):
             raise HubError(400, "Invalid status")
         pull = self.hub.state.set_pull_status(found, int(number), status)

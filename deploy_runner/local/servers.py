@@ -21,7 +21,7 @@ _START_S = 60.0
 def dry_run(
     folder: Path, *, services: Sequence[str], log: Callable[[str], None]
 ) -> Iterator[Mapping[str, str]]:
-    """Start "aws" and/or "hub" on free ports of loopback; yield the environment that leads there.
+    """Start "aws", "hub" and/or "oci" on free ports of loopback; yield the environment that leads there.
 
     Their state is below `folder`, and they end with the block, or with this process in whatever
     way it ends. Raises StageError where one can't start.
@@ -30,9 +30,10 @@ def dry_run(
     commands = {
         "aws": ["deploy_runner.local.aws"],
         "hub": ["deploy_runner.local.hub", "--root", str(folder / "hub")],
+        "oci": ["deploy_runner.local.oci", "--root", str(folder / "oci")],
     }
     if unknown := [name for name in services if name not in commands]:
-        raise StageError(f"services: there is no local server {unknown[0]!r}, only {' and '.join(commands)}")
+        raise StageError(f"services: there is no local server {unknown[0]!r}, only {', '.join(commands)}")
     with ExitStack() as stack:
         processes = {
             name: stack.enter_context(_process(commands[name], folder / f"{name}.log")) for name in services
@@ -86,6 +87,8 @@ def _address(name: str, process: subprocess.Popen[str], log: Path) -> str:
 
 
 def _environment(name: str, url: str) -> dict[str, str]:
+    if name == "oci":
+        return {"OCI_REGISTRY": url.removeprefix("http://")}
     if name == "hub":
         return {
             "HF_ENDPOINT": url,

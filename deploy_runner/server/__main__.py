@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from .options import add_options, read_settings
@@ -15,6 +16,7 @@ __all__ = ["main"]
 _SERVE = "serve"
 """What SageMaker runs an image with:
 https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html"""
+_MODELS = ("model.json", "model.onnx")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,12 +24,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="app", description="Serve a model.")
     parser.add_argument(
         "artifact", nargs="?", default=_SERVE,
-        help="the model (default, and for the `serve` of SageMaker: model/ beside app/)",
+        help="the model (default, and for SageMaker's `serve`: /opt/ml/model, else model/ beside app/)",
     )  # fmt: skip
     add_options(parser)
     given = vars(parser.parse_args(argv))
     if given["artifact"] == _SERVE and not Path(_SERVE).exists():
-        given["artifact"] = str(Path(__file__).parent.parent / "model")
+        given["artifact"] = str(_own_model(os.environ))
     try:
         settings = read_settings(given, os.environ)
     except argparse.ArgumentTypeError as error:
@@ -43,6 +45,14 @@ def main(argv: list[str] | None = None) -> int:
         said = os.strerror(error.errno) if error.errno else str(error)
         print(f"error: {settings.host}:{settings.port}: {said}", file=sys.stderr)  # noqa: T201
         return 2
+
+
+def _own_model(environ: Mapping[str, str]) -> Path:
+    """Return the model that SageMaker has placed, else that of the image."""
+    placed = Path(environ.get("SAGEMAKER_BASE_DIR", "/opt/ml"), "model")
+    if any((placed / name).is_file() for name in _MODELS):
+        return placed
+    return Path(__file__).parent.parent / "model"
 
 
 if __name__ == "__main__":

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from .problems import HeadTooLarge, Late, Problem, Refused, TooLarge
+from .problems import BadRequest, HeadTooLarge, Late, Problem, Refused, TooLarge
 from .routes import Reply, refusal
 
-__all__ = ["HEAD_BYTES", "HEAD_FIELDS", "IDLE_S", "head_too_large", "late", "refused", "too_large"]
+__all__ = [
+    "HEAD_BYTES",
+    "HEAD_FIELDS",
+    "IDLE_S",
+    "head_too_large",
+    "late",
+    "refused",
+    "too_large",
+    "unreadable",
+]
 
 HEAD_BYTES = 64 << 10
 HEAD_FIELDS = 100
@@ -23,6 +32,11 @@ def head_too_large() -> Refused:
     """Return the refusal of a head with more fields or bytes than are taken."""
     said = f"the headers have more than {HEAD_FIELDS} fields or {HEAD_BYTES} bytes"
     return HeadTooLarge(Problem(("header",), said))
+
+
+def unreadable(why: str) -> Refused:
+    """Return the refusal of what isn't HTTP."""
+    return BadRequest(Problem(("request",), why))
 
 
 def too_large(max_body: int) -> Refused:

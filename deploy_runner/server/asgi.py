@@ -207,7 +207,7 @@ def _fastapi(service: Service) -> FastAPI:
     async def no_route(request: FastRequest, error: HTTPException) -> Response:
         allow = (error.headers or {}).get("Allow", "")
         methods = ", ".join(sorted(allow.replace(",", " ").split()))
-        return _response(routes.no_route(error.status_code, request.url.path, methods))
+        return _response(routes.no_route(error.status_code, request.url.path, methods, error.detail))
 
     return app
 

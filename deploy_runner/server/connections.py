@@ -41,8 +41,12 @@ class Connection(HttpToolsProtocol):
         elif self._has_head():
             self._head_bytes = 0
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what isn't HTTP as everything else is refused."""
+        self._refuse(arriving.unreadable(msg))
+
     def _has_head(self) -> bool:
-        return self.cycle is not None and self.cycle.scope is self.scope
+        return self.scope is not None and self.cycle is not None and self.cycle.scope is self.scope
 
     def _is_large(self) -> bool:
         if not self._has_head():
@@ -79,8 +83,8 @@ class Connection(HttpToolsProtocol):
         answering = cycle is not None and not cycle.response_complete
         ours = self._has_head()
         if (ours and answering and not cycle.response_started) or not (ours or answering):
-            path = self.scope.get("path", "") or self.url.decode("latin-1")
-            self.transport.write(_message(why, path))
+            known = "" if self.scope is None else self.scope.get("path", "") or self.url.decode("latin-1")
+            self.transport.write(_message(why, known))
         if ours:
             scope: Any = cycle.scope
             scope[OVERDUE] = why

@@ -27,6 +27,7 @@ __all__ = ["HOOKS", "STEPS", "Handlers", "Refused", "input_fn", "model_fn", "out
 
 STEPS = ("input_fn", "predict_fn", "output_fn")
 HOOKS = ("pre_model_fn", "model_warmup_fn")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # Else onnxruntime reports to its maker.
 JSON, CSV, NPY, NPZ = "application/json", "text/csv", "application/x-npy", "application/x-npz"
 
 try:  # Where the container is SageMaker's own, a refusal has a status.

@@ -135,9 +135,9 @@ async def _infer_raw(
     return Reply(200, *protocol_raw.encode_answers(found, body, service.name, live.version))
 
 
-def no_route(status: int, path: str, allow: str = "") -> Reply:
-    """Return the refusal of an unknown path, or of a method that the path doesn't take."""
-    said = f"{path} takes {allow}" if status == 405 else f"there is no {path}"
+def no_route(status: int, path: str, allow: str = "", said: str = "") -> Reply:
+    """Return the refusal of an unknown path, of a method that the path doesn't take, or what is said."""
+    said = f"{path} takes {allow}" if status == 405 else f"there is no {path}" if status == 404 else said
     body: dict[str, Any] = {"detail": [{"loc": ["path"], "msg": said}]}
     if path == "/v2" or path.startswith("/v2/"):
         body = {"error": said}

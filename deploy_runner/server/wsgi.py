@@ -63,7 +63,8 @@ def flask_app(service: Service, loop: asyncio.AbstractEventLoop) -> Flask:
 
     def no_route(error: HTTPException) -> Response:
         allow = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
-        return _response(routes.no_route(error.code or 500, request.path, allow))
+        said = error.description or error.name
+        return _response(routes.no_route(error.code or 500, request.path, allow, said))
 
     app.register_error_handler(HTTPException, no_route)
     for path, get in routes.GETS.items():

@@ -32,10 +32,10 @@ from ..model import bundles
 from ..model.answers import answering
 from ..model.compare import compare, gate
 from ..verify import runtime
-from . import image, packed, raw
+from . import image, locked, packed, raw
 
 if TYPE_CHECKING:
-    from ...server import __main__, health, trial  # noqa: F401 - so that the key holds the server's source
+    from ...server import __main__, handlers, health, trial  # noqa: F401 - so that the key holds the server's source
 
 _QUANTIZED = (b"QuantizeLinear", b"QLinear", b"Integer", b"quantized")
 
@@ -99,6 +99,11 @@ class PackageContainer(Stage):
         io: Folder | None = Field(
             None, description="the output of model.io: the container takes raw input and answers with labels"
         )
+        lock: File | None = Field(
+            None,
+            description="a requirements.txt with a hash for each line, as `uv pip compile --generate-hashes` "
+            "makes it of the context's: the image installs nothing else",
+        )
 
     class Outputs(StageOutputs):
         """The context."""
@@ -127,7 +132,7 @@ class PackageContainer(Stage):
             bundles.write_cases(folder / "model" / "cases.npz", _telling(cases))
         _write(folder / "model" / "model.json", json.dumps(described, indent=2, sort_keys=True) + "\n")
         _copy_app(folder / "app")
-        _write_texts(folder, params, described, options, inputs.io)
+        _write_texts(folder, params, described, options, inputs)
         _try(ctx, params, folder, options, cases)
         ctx.figure("bytes", sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()))
         ctx.figure("server", params.server)
@@ -155,16 +160,20 @@ def _write(path: Path, text: str) -> None:
 
 def _write_texts(
     folder: Path, params: PackageContainer.Params, described: dict[str, Any], options: Mapping[str, str],
-    io: Path | None,
+    inputs: PackageContainer.Inputs,
 ) -> None:  # fmt: skip
     lines = params.requirements
     if lines is None:
         roots = image.roots(params.server, described["format"], params.device)
-        lines = image.requirements([*roots, *raw.libraries(io)])
-        lines += raw.own_requirements(io)
+        lines = image.requirements([*roots, *raw.libraries(inputs.io)])
+        lines += raw.own_requirements(inputs.io)
+    text = "".join(f"{line}\n" for line in lines)
     digest = sha256_file(folder / "model" / described["file"])
-    _write(folder / "requirements.txt", "".join(f"{line}\n" for line in lines))
-    dockerfile = image.dockerfile(params.name, params.base_image, params.user, params.server, options)
+    _write(folder / "requirements.txt", text if inputs.lock is None else locked.read(inputs.lock, lines))
+    hashes = "" if inputs.lock is None else locked.HASHES
+    dockerfile = image.dockerfile(
+        params.name, params.base_image, params.user, params.server, options, hashes=hashes
+    )
     _write(folder / "Dockerfile", dockerfile)
     _write(folder / ".dockerignore", image.IGNORED)
     readme = image.readme(

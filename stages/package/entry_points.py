@@ -108,7 +108,7 @@ def _check_pins(lines: Sequence[str], wheels: Sequence[Path]) -> None:
         name, pinned, wanted = (part.strip() for part in line.partition(";")[0].partition("=="))
         if pinned and (_normal(name), wanted) not in there:
             raise StageError(
-                f"wheels holds no wheel of {name} {wanted}, which requirements.txt asks for",
+                f"wheels has none of {name} {wanted}, which requirements.txt asks for",
                 fix=f"pip download --only-binary=:all: --python-version 3.13 -d WHEELS {name}=={wanted}",
             )
 

@@ -33,7 +33,7 @@ FROM {base} AS build
 ARG PIP_EXTRA_INDEX_URL=""
 COPY requirements.txt /tmp/requirements.txt
 RUN python -m venv /opt/venv \\
-    && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check -r /tmp/requirements.txt
+    && /opt/venv/bin/pip install --no-cache-dir --disable-pip-version-check {hashes}-r /tmp/requirements.txt
 
 FROM {base}
 ENV PATH="/opt/venv/bin:$PATH" PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
@@ -73,7 +73,8 @@ variables, e.g. `-e SERVE_MAX_BATCH=32`; `docker run {name} --help` lists them. 
 which the health check reads too.
 
 The image serves in SageMaker as it is: it takes the argument `serve`, listens on port {port} or on that of
-`SAGEMAKER_BIND_TO_PORT`, and the model is in the image. {root}
+`SAGEMAKER_BIND_TO_PORT`, and serves what SageMaker unpacks into /opt/ml/model, or its own model where that is
+empty. {root}
 
 `docker stop` sends SIGTERM: running requests are answered first. `docker kill --signal HUP` makes the server
 load what is at `/srv/model` then (a mounted folder), beside the old model, and swap without a failed request.
@@ -158,10 +159,16 @@ class _Parser(argparse.ArgumentParser):
         raise StageError(f"the container would fail to serve the model: {message}")
 
 
-def dockerfile(name: str, base: str, user: int, server: str, options: Mapping[str, str]) -> str:
-    """Return the Dockerfile: two stages, a health check, an entry point in its exec form, no shell."""
+def dockerfile(
+    name: str, base: str, user: int, server: str, options: Mapping[str, str], *, hashes: str = ""
+) -> str:
+    """Return the Dockerfile: two stages, a health check, an entry point in its exec form, no shell.
+
+    `hashes` is pip's option that requires them.
+    """
     return _DOCKERFILE.format(
-        name=name, base=base, user=f"USER {user}:{user}\n" if user else "", port=options["SERVE_PORT"],
+        name=name, base=base, hashes=hashes, port=options["SERVE_PORT"],
+        user=f"USER {user}:{user}\n" if user else "",
         options=" \\\n    ".join(f"{variable}={_quoted(value)}" for variable, value in options.items()),
         server="uvicorn" if server == "fastapi" else "waitress",
     )  # fmt: skip

@@ -129,12 +129,12 @@ def _run_as_container(
         unpack(outputs.package, folder)
     except BadArchive as error:
         raise StageError(str(error)) from None
-    with _own_modules(folder):
+    with own_modules(folder):
         _try(ctx, params, inputs, outputs, folder)
 
 
 @contextmanager
-def _own_modules(folder: Path) -> Iterator[None]:
+def own_modules(folder: Path) -> Iterator[None]:
     """Let the package's code import what is beside it, and forget that afterwards."""
     places, known = list(sys.path), set(sys.modules)
     try:

@@ -45,7 +45,7 @@ class PushHub(Push):
     """
 
     uses = "push.hub"
-    packages = ("huggingface_hub",)
+    packages = ("huggingface_hub", "onnxruntime")
     extra = "hub"
     services = ("hub",)
     lineage = True
@@ -69,6 +69,9 @@ class PushHub(Push):
         )  # fmt: skip
         benchmark: Benchmark | None = Field(
             None, description="the benchmark of the Hub on whose leaderboard the accuracy is to appear"
+        )
+        handler: str | None = Field(
+            None, description="the one of `models` that an Inference Endpoint is to run: adds handler.py"
         )
         dataset: str = Field("held-out samples", description="the data on which the accuracy was measured")
         message: str = Field(

@@ -20,7 +20,7 @@ from deploy_runner.sdk import (
 )
 
 from ..package.smoke import JSON_TYPE
-from .aws import objects
+from .aws import names, objects
 from .aws.client import Aws, AwsPush
 
 _MOVES = 3
@@ -38,12 +38,13 @@ class PushS3(AwsPush):
 
     uses = "push.s3"
     packages = ("boto3", "moto")
+    settings = ("bucket",)
 
     class Params(StageParams):
         """Where to; the bucket that is left out comes from the target's `aws:`."""
 
-        prefix: str = Field(pattern=r"^[^/](.*[^/])?$", description="prefix of every key, e.g. models/digits")
-        bucket: str | None = Field(None, description="S3 bucket")
+        prefix: names.Prefix = Field(description="prefix of every key, e.g. models/digits")
+        bucket: names.Bucket | None = Field(None, description="S3 bucket")
         name: str | None = Field(
             None, pattern=r"^[^/]+$", description="the name of a single file (default: artifact.…)"
         )
@@ -109,8 +110,7 @@ class _Release:
         objects.ensure_bucket(self._aws, self.manifest)
         for name, path in self._paths.items():
             upload = self._object(name, path, self.files[name], "application/octet-stream")
-            if objects.put_once(upload, self._aws.transcript):
-                objects.read_back(upload)
+            objects.put_once(upload, self._aws.transcript)
         objects.put_once(self.manifest, self._aws.transcript)
 
     def point(self) -> None:
@@ -163,10 +163,17 @@ class _Pointer:
             if now.get("digest") == digest:
                 return False
             if self._write({"digest": digest, "previous": now.get("digest", "")}, etag):
+                self._read_back(digest)
                 return True
         raise ConflictError(
             f"s3://{self.bucket}/{self.key} is repeatedly changed by another client", fix="run again"
         )
+
+    def _read_back(self, digest: str) -> None:
+        """Raise StageError where the pointer doesn't say what was written, nor what came after it."""
+        found = self.read()[0]
+        if digest not in (found.get("digest"), found.get("previous")):
+            raise StageError(f"s3://{self.bucket}/{self.key} differs when read back", fix="run again")
 
     def _write(self, value: dict[str, str], etag: str) -> bool:
         """Write it where it is as it was read. A refusal may be the echo of our own first try."""

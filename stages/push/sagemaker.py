@@ -21,6 +21,7 @@ from deploy_runner.sdk import (
 from ..package import smoke
 from .aws import invoking, objects, smoke_samples
 from .aws.client import Aws, AwsPush
+from .aws.component import ComponentDeployment, carried
 from .aws.endpoint import Deployment, SmokeTest
 from .aws.model_registry import Registration
 from .aws.packed_model import PackedModel, package_upload, put_package
@@ -211,7 +212,7 @@ def _smoke_test(aws: Aws, params: PushSagemaker.Params, path: Path, output: str 
         invoke = (
             invoking.by_file(session, name, inbox=f"{output}/smoke", wait_s=_WAIT_S)
             if output
-            else invoking.by_request(session, name)
+            else invoking.by_request(session, name, name if params.component else None)
         )
         samples = smoke.smoke_test(invoke, path, atol=params.atol, rtol=params.rtol)
         aws.ctx.figure("smoke_samples", samples)
@@ -220,16 +221,26 @@ def _smoke_test(aws: Aws, params: PushSagemaker.Params, path: Path, output: str 
 
 
 def _model(aws: Aws, params: PushSagemaker.Params, upload: objects.Upload) -> PackedModel:
-    return PackedModel(aws, params, owner=params.endpoint, url=upload.uri, digest=upload.digest)
+    return PackedModel(
+        aws, params, owner=params.endpoint, url=upload.uri, digest=upload.digest, carries=carried(params)
+    )
 
 
 def _deployment(
     aws: Aws, params: PushSagemaker.Params, model: PackedModel, shadow: PackedModel | None = None
 ) -> Deployment:
-    config = params.config(_folder(aws, params), shadow.name if shadow else None)
-    return Deployment(
-        aws, model, endpoint=params.endpoint, variant=params.variant(), config=config,
-        scaling=params.scaling(), update=params.update.arguments(), adopt=params.adopt, wait_s=_WAIT_S,
+    size, scaling = params.component, params.scaling()
+    endpoint = Deployment(
+        aws, model, endpoint=params.endpoint, variant=params.variant(),
+        config=params.config(_folder(aws, params), model.role, shadow.name if shadow else None),
+        scaling=None if size else scaling, update=params.update.arguments(), adopt=params.adopt,
+        wait_s=_WAIT_S, hosts=size is not None,
+    )  # fmt: skip
+    if size is None:
+        return endpoint
+    return ComponentDeployment(
+        aws, model, endpoint, copies=size.copies, component=carried(params)["component"], scaling=scaling,
+        adopt=params.adopt, wait_s=_WAIT_S,
     )  # fmt: skip
 
 

@@ -313,3 +313,28 @@ def test_a_killed_push_is_continued_and_published_once(tmp_path: Path, aws: str)
 def test_a_push_killed_at_every_moment_is_continued_and_published_once(tmp_path: Path, aws: str) -> None:
     """The proxy sees 91 to 94 moments; after the last of them some runs have ended before they are killed."""
     assert kills(Project(tmp_path / "project"), aws, None) >= 80
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", [r"weights\.bin", r"manifest\.json", r"latest\.json"])
+def test_an_answer_that_is_not_of_s3_is_not_believed(
+    tmp_path: Path, aws: str, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """A login page of the network answers 200 to whatever it is asked."""
+    from deploy_runner.errors import StageError
+
+    remote = Remote(aws, "portal")
+    artifact = tmp_path / "weights.bin"
+    artifact.write_bytes(b"weights")
+    given: dict[str, Any] = {
+        "inputs": {"artifact": artifact}, "params": {"prefix": "p", "name": "weights.bin"},
+        "target": remote.target(),
+    }  # fmt: skip
+    page = Fault(200, "PUT", part, body=b"<html>Log in</html>", headers=(("Content-Type", "text/html"),))
+    with FaultProxy(aws, [page]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        with pytest.raises(StageError, match=rf"s3://portal/p/.*{part} (is missing|differs) when read back"):
+            run_stage(stage("push.s3"), tmp_path / "a", **given)
+        run_stage(stage("push.s3"), tmp_path / "b", **given)
+    keys = [row["Key"].rpartition("/")[2] for row in remote.s3.list_objects_v2(Bucket="portal")["Contents"]]
+    assert sorted(keys) == ["latest.json", "manifest.json", "weights.bin"]

@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,53 @@ def test_a_pull_request_whose_answer_is_lost_is_opened_once(
     assert_published_once(pusher, {"model.safetensors": b"one"}, "refs/pr/1")
 
 
+def opened(pusher: Pusher) -> dict[int, str]:
+    """Return the status of every pull request by its number."""
+    return {found.num: found.status for found in pusher.api.get_repo_discussions(REPO)}
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["answered", "answer lost"])
+def test_a_pull_request_that_a_quicker_push_has_opened_is_used(
+    pusher: Pusher, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    pusher.api.create_repo(REPO)
+    done: list[str] = []
+
+    def quicker(moment: Moment, request: Request) -> None:
+        if moment == "received" and "/commit/" in request.path and not done:
+            done.append(request.path)
+            address = f"{pusher.hub.url}/api/models/{REPO}/commit/main?create_pr=1"
+            commit_directly(
+                address, "theirs.txt", b"theirs", title="Publish with deploy-runner", token="hf_dry_run"
+            )
+
+    faults = [Fault("commit_then_reset", "POST", "/commit/")] if lost else []
+    with FaultProxy(pusher.hub.url, faults, observe=quicker) as proxy:
+        through(proxy, monkeypatch)
+        run = pusher.push(pull_request=True)
+        assert pusher.push(pull_request=True).context.converged
+    assert run.figures["revision"] == "refs/pr/1"
+    assert opened(pusher) == {1: "open", 2: "closed"}
+    assert pusher.content("model.safetensors", "refs/pr/1") == b"one"
+
+
+@pytest.mark.slow
+def test_three_pushes_at_once_end_in_one_pull_request(pusher: Pusher, tmp_path: Path) -> None:
+    pusher.api.create_repo(REPO)
+    for name, size in FILES.items():
+        (tmp_path / name).write_bytes(bytes(size))
+    together = threading.Barrier(3)
+
+    def wait(moment: Moment, request: Request) -> None:
+        if moment == "received" and "create_pr=1" in request.path and "/commit/" in request.path:
+            together.wait(timeout=120)
+
+    with FaultProxy(pusher.hub.url, observe=wait) as proxy:
+        pushes = [push_process(tmp_path, proxy.url, f"run{n}", '"pull_request": True') for n in range(3)]
+        assert [push.wait() for push in pushes] == [0, 0, 0]
+    assert opened(pusher) == {1: "open", 2: "closed", 3: "closed"}
+
+
 def in_between(pusher: Pusher, path: str, data: bytes) -> Any:
     """Return an observer that commits a file just before our commit arrives, once."""
     done: list[str] = []
@@ -162,12 +210,14 @@ def in_between(pusher: Pusher, path: str, data: bytes) -> Any:
     return observe
 
 
-def commit_directly(address: str, path: str, data: bytes) -> None:
+def commit_directly(
+    address: str, path: str, data: bytes, *, title: str = "theirs", token: str = "hf_other"
+) -> None:
     import base64
     import urllib.request
 
     lines = [
-        {"key": "header", "value": {"summary": "theirs"}},
+        {"key": "header", "value": {"summary": title}},
         {
             "key": "file",
             "value": {"path": path, "content": base64.b64encode(data).decode(), "encoding": "base64"},
@@ -175,7 +225,7 @@ def commit_directly(address: str, path: str, data: bytes) -> None:
     ]
     body = "\n".join(map(json.dumps, lines)).encode()
     urllib.request.urlopen(
-        urllib.request.Request(address, body, {"Authorization": "Bearer hf_other"})
+        urllib.request.Request(address, body, {"Authorization": f"Bearer {token}"})
     ).close()
 
 
@@ -228,8 +278,8 @@ from pathlib import Path
 from deploy_runner.testing import run_stage
 from tests.pipeline.hub import TARGET, push_hub
 folder = Path(sys.argv[1])
-run_stage(push_hub(), folder / "run", inputs={"files": {n: folder / n for n in sys.argv[2:]}},
-          params={"repo": "digits", "tag": "v1"}, target=TARGET)
+run_stage(push_hub(), folder / RUN, inputs={"files": {n: folder / n for n in sys.argv[2:]}},
+          params={"repo": "digits", PARAM}, target=TARGET)
 """
 FILES = {"a.safetensors": PARTS_BYTES + 9_000, "b.onnx": 20_000, "c.txt": 1_000}
 
@@ -248,11 +298,14 @@ class Killer:
             self.process.wait()
 
 
-def push_process(folder: Path, url: str) -> subprocess.Popen[bytes]:
+def push_process(
+    folder: Path, url: str, run: str = "run", param: str = '"tag": "v1"'
+) -> subprocess.Popen[bytes]:
     env = {**os.environ, "HF_ENDPOINT": url, "HF_TOKEN": "hf_dry_run", "HF_HUB_DISABLE_XET": "1"}
     root = Path(__file__).parents[2]
+    script = PUSH.replace("RUN", repr(run)).replace("PARAM", param)
     return subprocess.Popen(
-        [sys.executable, "-c", PUSH, str(folder), *FILES], env=env, cwd=root, stdout=subprocess.DEVNULL
+        [sys.executable, "-c", script, str(folder), *FILES], env=env, cwd=root, stdout=subprocess.DEVNULL
     )
 
 

@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from deploy_runner.testing import run_stage
+from tests import registry
 from tests.bundles import stage
 from tests.conftest import CALIBRATION, DIGITS, HELD, ROOT
 from tests.faults.proxy import FaultProxy
@@ -62,3 +63,9 @@ def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Share]:
 def share(tmp_path: Path) -> Share:
     """An empty folder that several machines mount."""
     return Share(tmp_path / "share")
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference registry."""
+    return registry.unpack(tmp_path_factory.mktemp("registry") / "package")

@@ -35,8 +35,8 @@ def drifted(folder: Path, factor: float, **params: Any) -> dict[str, tuple[str, 
     return {row.what: (row.wanted, row.found) for row in found if not row.in_sync}
 
 
-def rolled_back(folder: Path, **params: Any) -> str:
+def rolled_back(folder: Path, to: str = "", **params: Any) -> str:
     """Roll the endpoint back; return what was said."""
     kind = stage("push.sagemaker")
     ctx = Context(stage="push", workdir=folder, target=TARGET)
-    return str(kind().rollback(ctx, kind.Params.model_validate({"endpoint": "e", **params}), ""))
+    return str(kind().rollback(ctx, kind.Params.model_validate({"endpoint": "e", **params}), to))

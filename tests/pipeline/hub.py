@@ -64,10 +64,10 @@ class Pusher:
         self._runs += 1
         report = self.write("accuracy.json", b'{"accuracy": 98.5, "drop": 0.25, "samples": 540}')
         given = {"weights": self.write("weights.safetensors", weights), "reports": {"int8": report}}
-        lineage = params.pop("lineage", {})
+        known = {name: params.pop(name) for name in ("lineage", "digests") if name in params}
         return run_stage(
             push_hub(), self.folder / f"run{self._runs}", inputs=given if inputs is None else inputs,
-            params={"repo": "digits", "license": "apache-2.0", **params}, target=TARGET, lineage=lineage,
+            params={"repo": "digits", "license": "apache-2.0", **params}, target=TARGET, **known,
         )  # fmt: skip
 
     def commits(self, revision: str = "main") -> int:

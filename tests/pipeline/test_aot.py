@@ -20,8 +20,9 @@ from deploy_runner.errors import GateError, StageError
 from deploy_runner.server import aot
 from deploy_runner.server.problems import UnfitArtifact
 from deploy_runner.stages.model import npz
-from deploy_runner.stages.push.huggingface.card import Card
+from deploy_runner.stages.push.huggingface import card
 from deploy_runner.stages.push.huggingface.content import Wanted
+from deploy_runner.stages.push.huggingface.facts import Facts
 from deploy_runner.testing import run_stage
 from tests.bundles import bundle as bundle_of
 from tests.bundles import stage
@@ -267,7 +268,7 @@ def test_a_length_that_it_limits_by_itself_is_said(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_hub_s_card_says_what_it_is_and_how_it_is_loaded(digits_aot: Path) -> None:
     files = {"model.pt2": Wanted(digits_aot, digits_aot.stat().st_size, "0" * 64)}
-    text = Card("me/digits", files, {}).text()
+    text = card.text(Facts("me/digits", files, {}))
     assert "| AOTInductor | `model.pt2` |" in text
     snippet = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
     here = snippet.replace('hf_hub_download("me/digits", "model.pt2")', repr(str(digits_aot)))

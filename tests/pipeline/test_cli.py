@@ -162,14 +162,18 @@ def test_doctor_says_what_is_missing_before_anything_runs(project: Project) -> N
 def test_a_live_target_needs_credentials(project: Project) -> None:
     project.write("package.tar.gz", b"x")
     project.pipeline(
-        "push: {uses: push.sagemaker, inputs: {package: package.tar.gz}, with: {endpoint: e, bucket: b, "
-        "role_arn: r, image_uri: i}}",
+        "push: {uses: push.sagemaker, inputs: {package: package.tar.gz}, with: {endpoint: e, bucket: models, "
+        "role_arn: 'arn:aws:iam::123456789012:role/r', image_uri: 'registry/pytorch-inference:2.5.1-cpu-py311'}}",
         head="target: {name: production, live: true, aws: {region: eu-central-1}}\n",
     )
     nowhere = {"HOME": "/nonexistent", "AWS_EC2_METADATA_DISABLED": "true"}
     error = project.run(exits=1, **nowhere)["stages"]["push"]["error"]
     assert error == "no AWS credentials were found (export AWS_PROFILE=…, or use OIDC in CI)"
-    assert f"FAIL credentials of push.sagemaker: {error}" in project.cli("doctor", exits=2, **nowhere).stdout
+    checked = project.cli("doctor", exits=2, **nowhere).stdout
+    assert f"FAIL credentials of push.sagemaker: {error}" in checked
+    advice = "the image pytorch-inference:2.5.1-cpu-py311 has had no security patches since 2025-10-29"
+    assert f"note push: {advice}" in checked
+    assert f"note: {advice}" in project.cli("plan", "--set", "target.live=false").stdout
 
 
 def test_json_errors_and_progress_stay_apart(chain: Project) -> None:

@@ -104,6 +104,7 @@ NOTHING_TO_COMPARE = {
     "openvino.quantize": "it does compare, where OpenVINO is: tests/pipeline/test_openvino.py",
     "package.sign": "it changes no byte of what it signs: tests/security/test_signing.py",
     "push.hub": "what is uploaded is compared by digest",
+    "push.oci": "what is uploaded is compared by digest: tests/pipeline/test_push_oci.py",
     "push.s3": "what is uploaded is compared by digest",
     "push.transform": "its package was tried when it was packed",
     "verify.answers": "its gate needs a model.io: tests/serve/test_raw_data.py",

@@ -197,7 +197,7 @@ def test_doctor_finds_the_credentials_that_a_push_finds(
     project, home = Project(tmp_path / "project"), tmp_path / "home"
     project.write("a.txt", "x")
     stage = {
-        "s3": "{uses: push.s3, inputs: {artifact: a.txt}, with: {prefix: p, bucket: b}}",
+        "s3": "{uses: push.s3, inputs: {artifact: a.txt}, with: {prefix: p, bucket: bbb}}",
         "hub": "{uses: push.hub, inputs: {files: {a.txt: a.txt}}, with: {repo: o/n}}",
     }[uses]
     project.pipeline(

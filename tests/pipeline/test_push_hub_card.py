@@ -205,3 +205,37 @@ def test_an_accuracy_is_on_a_leaderboard_where_a_benchmark_is_named(pusher: Push
         pusher.push(inputs={"weights": weights, "reports": reports}, benchmark=benchmark)
     with pytest.raises(StageError, match="names the report 'q4'"):
         pusher.push(inputs={"weights": weights, "reports": reports}, benchmark={**benchmark, "report": "q4"})
+
+
+def test_every_file_is_its_first_makers_also_of_a_folder_that_was_handed_on(pusher: Pusher) -> None:
+    export = {
+        "uses": "onnx.export",
+        "inputs": {"model": ["b", "folder"]},
+        "made": {"model": ["f", "folder", 1]},
+    }
+    int8 = {
+        "uses": "onnx.quantize_static",
+        "inputs": {"model": ["f", "folder"]},
+        "made": {"model": ["q", "folder", 1]},
+    }
+    best = {
+        "uses": "select",
+        "inputs": {"candidates/int8": ["q", "folder"]},
+        "made": {"model": ["q", "folder", 1]},
+    }
+    lineage = {
+        id_: {**made, "sources": {}} for id_, made in (("best", best), ("fp32", export), ("int8", int8))
+    }
+    models = {name: pusher.write(f"{name}/model.onnx", name.encode()).parent for name in ("fp32", "best")}
+    files = {"notes.txt": pusher.write("notes.txt", b"x")}
+    pusher.push(
+        inputs={"models": {"fp32": models["fp32"]}, "files": files, "reference": bundle(pusher)}, lineage=lineage,
+        digests={"models/fp32": "f", "files/notes.txt": "0" * 64},
+    )  # fmt: skip
+    card = pusher.content("README.md").decode()
+    rows = [row.split(" | ") for row in card.splitlines() if "` | " in row and row.count(" | ") == 4]
+    assert {row[1]: row[3] for row in rows} == {
+        "`config.json`": "push.hub (`push.hub`)", "`notes.txt`": "the project", "`onnx/model.onnx`": "fp32 (`onnx.export`)",
+    }  # fmt: skip
+    pusher.push(inputs={"models": {"best": models["best"]}}, lineage=lineage, digests={"models/best": "q"})
+    assert "| int8 (`onnx.quantize_static`) |" in pusher.content("README.md").decode()

@@ -238,7 +238,7 @@ def test_what_is_not_set_and_what_is_refused_is_one_sentence(tmp_path: Path) -> 
                   target={"aws": {**TARGET["aws"], "create_bucket": False}})  # fmt: skip
     with pytest.raises(StageError, match="role_arn is not set"):
         run_stage(stage("push.sagemaker"), tmp_path / "b", inputs={"package": ROOT / "README.md"},
-                  params={"endpoint": "e", "bucket": "b"}, target={"aws": {"region": "us-east-1"}})  # fmt: skip
+                  params={"endpoint": "e", "bucket": "bbb"}, target={"aws": {"region": "us-east-1"}})  # fmt: skip
 
 
 def test_without_credentials_it_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

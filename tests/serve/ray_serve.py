@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -19,10 +18,10 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -31,7 +30,12 @@ from tests.waiting import wait_until
 __all__ = ["RayServe", "interpreter", "ray_serve"]
 
 _STARTED_S = 300
-_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "PYTHONDONTWRITEBYTECODE": "1"}
+_TRIES = 4
+"""Ray gives a node 30 s, which isn't to be changed, and on a loaded machine it may need more."""
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "PYTHONDONTWRITEBYTECODE": "1",
+    "RAY_prestart_worker_first_driver": "0", "RAY_agent_register_timeout_ms": "300000",
+}  # fmt: skip
 
 
 class RayServe:
@@ -81,7 +85,7 @@ def interpreter(folder: Path) -> Path:
     python = folder / "bin/python"
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "these.pth").write_text(sysconfig.get_path("purelib"))
-    install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    install = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     subprocess.run([*install, f"ray[serve]=={version('ray')}"], check=True, capture_output=True)
     return python
 
@@ -109,45 +113,49 @@ def _unpacked(packages: Mapping[str, Path], folder: Path) -> Path:
 def ray_serve(python: Path, packages: Mapping[str, Path], folder: Path) -> Iterator[RayServe]:
     """Start what the image starts: a node, Serve, and a package's config.yaml, that of / first."""
     config = _unpacked(packages, folder)
-    model = config.parent
-    ports = [_free(), _free()]
-    sockets = tempfile.mkdtemp(prefix="ray")  # Their paths have to be short.
-    settings = {
-        **os.environ, **_SETTINGS, "PYTHONPATH": f"{model}:{model}/code",
-        "RAY_ADDRESS": f"127.0.0.1:{ports[0]}",
-    }  # fmt: skip
-    ray, serve = ([python, "-m", name] for name in ("ray.scripts.scripts", "ray.serve.scripts"))
-    log = folder / "serve.log"
-    with log.open("wb") as out:
+    model, log = config.parent, folder / "serve.log"
+    serve = [str(python), "-m", "ray.serve.scripts"]
+    with ExitStack() as stack:
+        out = stack.enter_context(log.open("wb"))
+        env = {**os.environ, **_SETTINGS, "PYTHONPATH": f"{model}:{model}/code"}
+        port = _node(stack, str(python), env, out, log)
+        env["RAY_ADDRESS"], place = f"127.0.0.1:{port}", _free()
+        started = [*serve, "start", "--http-host=127.0.0.1", f"--http-port={place}"]
+        subprocess.run(started, cwd=folder, env=env, stdout=out, stderr=out, check=True, timeout=_STARTED_S)
+        run = stack.enter_context(_process([*serve, "run", str(config)], env, out))
+        yield RayServe(f"http://127.0.0.1:{place}", run, log)
 
-        def start(*command: object, address: bool = True) -> subprocess.Popen[bytes]:
-            used = settings if address else {k: v for k, v in settings.items() if k != "RAY_ADDRESS"}
-            return subprocess.Popen(
-                list(map(str, command)),
-                cwd=folder,
-                env=used,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-            )
 
-        node = start(
-            *ray, "start", "--head", "--block", f"--port={ports[0]}", "--node-ip-address=127.0.0.1", "--num-cpus=8",
-            "--include-dashboard=False", f"--temp-dir={sockets}", address=False,
-        )  # fmt: skip
-        run = None
-        try:
-            wait_until(lambda: b"ray stop" in log.read_bytes() or node.poll() is not None, limit_s=_STARTED_S)
-            assert node.poll() is None, log.read_text()
-            served = start(*serve, "start", "--http-host=127.0.0.1", f"--http-port={ports[1]}")
-            assert served.wait(_STARTED_S) == 0, log.read_text()
-            run = start(*serve, "run", config)
-            yield RayServe(f"http://127.0.0.1:{ports[1]}", run, log)
-        finally:
-            for process in filter(None, (run, node)):
-                process.send_signal(signal.SIGTERM)
-                process.wait(_STARTED_S)
-            shutil.rmtree(sockets, ignore_errors=True)
+def _node(stack: ExitStack, python: str, env: Mapping[str, str], out: IO[bytes], log: Path) -> int:
+    """Start a node, which ends with the stack; return its port."""
+    for left in reversed(range(_TRIES)):
+        # The paths of its sockets have to be short.
+        sockets, port, before = tempfile.mkdtemp(prefix="ray"), _free(), log.stat().st_size
+        stack.callback(shutil.rmtree, sockets, ignore_errors=True)
+        command = [
+            python, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}",
+            "--node-ip-address=127.0.0.1", "--num-cpus=8", "--include-dashboard=False", f"--temp-dir={sockets}",
+        ]  # fmt: skip
+        node = stack.enter_context(_process(command, env, out))
+
+        def started(before: int = before) -> bool:
+            return b"ray stop" in log.read_bytes()[before:]
+
+        wait_until(lambda: started() or node.poll() is not None, limit_s=_STARTED_S)  # noqa: B023
+        if started() and node.poll() is None:
+            return port
+        assert left, log.read_text()
+    raise AssertionError
+
+
+@contextmanager
+def _process(command: list[str], env: Mapping[str, str], out: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(_STARTED_S)
 
 
 def _free() -> int:

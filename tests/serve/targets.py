@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -16,6 +17,7 @@ import yaml
 from deploy_runner import api
 from tests.conftest import ROOT, module_of
 from tests.serve.containers import started
+from tests.serve.ray_serve import ray_serve
 from tests.serve.server import serving
 from tests.serve.toolkit import toolkit
 
@@ -84,8 +86,8 @@ def fetched(folder: Path, output: str) -> Path:
 
 
 @contextmanager
-def _targets(folder: Path) -> Iterator[dict[str, Ask]]:
-    """Run the pipeline, start what it made, and give a way to ask each."""
+def _targets(folder: Path, ray_python: Path | None) -> Iterator[dict[str, Ask]]:
+    """Run the pipeline, start what it made, in Ray Serve too where there is one, and give a way to ask each."""
     pipeline = api.load(folder / "pipeline.yaml")
     record = api.run(pipeline)
     assert record.exit_code == 0, [s.get("error") for s in record.stages.values()]
@@ -106,13 +108,24 @@ def _targets(folder: Path) -> Iterator[dict[str, Ask]]:
 
             return ask
 
-        yield {"serve": over_http(served), "container": over_http(contained), "sagemaker": packed.ask}
+        asked = {"serve": over_http(served), "container": over_http(contained), "sagemaker": packed.ask}
+        if ray_python is not None:
+            (folder / "r").mkdir()
+            serve = stack.enter_context(ray_serve(ray_python, {"/": package}, folder / "r"))
+            serve.wait()
+            asked["ray"] = lambda body, kind: _parsed(*serve.ask(body, kind))
+        yield asked
+
+
+def _parsed(status: int, body: bytes, _: str) -> tuple[int, Any]:
+    return status, json.loads(body) if status == 200 else body.decode()
 
 
 def check_targets(
-    folder: Path, files: Files, expected: list[Any], *, bad: Files, keys: tuple[str, ...] = ("score",)
-) -> None:
-    with _targets(folder) as found:
+    folder: Path, files: Files, expected: list[Any], *, bad: Files, keys: tuple[str, ...] = ("score",),
+    ray_python: Path | None = None,
+) -> None:  # fmt: skip
+    with _targets(folder, ray_python) as found:
         for (body, kind), wanted in zip(files, expected, strict=True):
             answers = {name: ask(body, kind) for name, ask in found.items()}
             status, answer = answers["serve"]

@@ -122,6 +122,28 @@ def test_a_head_that_never_ends_is_a_431(server: Server) -> None:
         assert b" 431 " in to_the_end(connection, b"x-more: 1\r\n" * 1000)
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(b"GARBAGE\r\n\r\n", id="no HTTP"),
+        pytest.param(b"POST /v2/models/digits/infer HTTP/1.1\r\nContent-Length: x\r\n\r\n", id="no length"),
+    ],
+)
+def test_what_is_not_http_is_a_400_as_any_other(server: Server, sent: bytes) -> None:
+    with closing(opened(server)) as connection:
+        connection.sendall(sent)
+        head, _, body = to_the_end(connection).partition(b"\r\n\r\n")
+    assert head.split()[1] == b"400"
+    assert list(json.loads(body)) == ["error" if b"/v2/" in sent else "detail"]
+
+
+def test_several_requests_at_once_are_all_answered(server: Server) -> None:
+    whole = HEAD.replace(b"1000", b"%d" % len(ROW)) + b"\r\n" + ROW
+    with closing(opened(server)) as connection:
+        connection.sendall(whole * 2 + whole.replace(b"Host", b"Connection: close\r\nHost"))
+        assert to_the_end(connection).count(b" 200 OK\r\n") == 3
+
+
 def test_a_head_within_the_limits_is_taken(server: Server) -> None:
     fields = {f"x-{i}": "a" * 600 for i in range(90)}
     assert server.predict(json.loads(ROW), headers=fields).status == 200

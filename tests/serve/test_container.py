@@ -16,9 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from packaging.utils import canonicalize_name
 
 from deploy_runner.errors import GateError, StageError
 from deploy_runner.registry import Registry
+from deploy_runner.server.archives import unpack
+from deploy_runner.stages.package import locked as locks
+from deploy_runner.stages.package.smoke import smoke_test
 from deploy_runner.testing import StageRun, run_stage
 from tests.bundles import stage
 from tests.conftest import ROOT
@@ -40,7 +44,10 @@ def contexts(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Mappin
     folder = tmp_path_factory.mktemp("contexts")
     kinds = {
         "onnx behind FastAPI": (digits.onnx, {}),
-        "int8 behind Flask": (digits.int8, {"server": "flask", "options": ["--max-batch", "32"]}),
+        "int8 behind Flask": (
+            digits.int8,
+            {"server": "flask", "options": ["--max-batch", "32", "--port", "9000"]},
+        ),
         "TorchScript behind FastAPI": (digits.torchscript, {}),
     }
     return {name: build(folder / name, model, digits.bundle, **p) for name, (model, p) in kinds.items()}
@@ -84,6 +91,41 @@ def test_every_requirement_is_pinned_and_only_what_the_kind_needs(
     assert ("fastapi" in names, "flask" in names) == ("FastAPI" in kind, "Flask" in kind)
     assert ("torch" in names, "onnxruntime" in names) == ("Torch" in kind, "Torch" not in kind)
     assert "onnx" not in names
+
+
+def locked(pins: str, digest: str = "0" * 64) -> str:
+    """Lock the versions of a requirements.txt, as pip-compile writes it."""
+    lines = [f"{pin} \\\n    --hash=sha256:{digest}\n    # via -r requirements.txt" for pin in pins.split()]
+    return "--index-url https://packages.example/simple\n\n" + "\n".join(lines)
+
+
+def test_hashes_are_required_where_they_are_given(
+    contexts: Mapping[str, StageRun], digits: Digits, tmp_path: Path
+) -> None:
+    pins = (contexts[KINDS[0]]["context"] / "requirements.txt").read_text()
+    lock = tmp_path / "locked.txt"
+    lock.write_text(locked(pins))
+    made = run_stage(stage("package.container"), tmp_path / "c", inputs={"model": digits.onnx, "lock": lock})
+    assert (made["context"] / "requirements.txt").read_text() == locked(pins) + "\n"
+    assert "--require-hashes -r" in instructions(made["context"], "RUN")[0]
+    assert subprocess.run([HADOLINT, made["context"] / "Dockerfile"], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("lock", "said"),
+    [
+        (locked("numpy==1.2.3"), "has numpy 1.2.3, but 2.4.6 is what was tested here"),
+        (locked("zipp==1"), "locked.txt has no numpy, which the server needs"),
+        (f"{locked('numpy==2.4.6')}\nzipp==1", "'zipp==1' has no version, or no hash"),
+        (locked("numpy>=2"), "'numpy>=2' has no version, or no hash"),
+        (locked("-e."), "has no numpy"),
+        (locked("numpy=2.4.6"), "'numpy=2.4.6' is no requirement"),
+    ],
+)
+def test_a_lock_that_is_not_whole_is_refused(lock: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "locked.txt").write_text(lock)
+    with pytest.raises(StageError, match=re.escape(said)):
+        locks.read(tmp_path / "locked.txt", ["numpy==2.4.6"])
 
 
 def test_the_app_is_the_servers_own_source_and_imports_nothing_of_the_engine(
@@ -174,14 +216,38 @@ def test_the_image_serves(contexts: Mapping[str, StageRun], kind: str, tmp_path:
     run_as_the_container(contexts[kind]["context"], tmp_path)
 
 
-def test_the_port_is_one_everywhere(digits: Digits, tmp_path: Path) -> None:
-    for options, port in (([], "8080"), (["--port", "9000"], "9000")):
-        context = build(tmp_path / port, digits.onnx, None, options=options)["context"]
-        assert instructions(context, "EXPOSE") == [port]
-        assert environment(context)["SERVE_PORT"] == port
-        readme = (context / "README.md").read_text()
-        assert f"-p {port}:{port} " in readme
-        assert f"listens on port {port} " in readme
+@pytest.mark.slow
+def test_the_image_serves_the_package_that_sagemaker_has_unpacked(
+    contexts: Mapping[str, StageRun], digits: Digits, other: Path, tmp_path: Path
+) -> None:
+    """What push.sagemaker deploys is what answers, and its smoke test is passed."""
+    given = {"model": other, "reference": digits.bundle}
+    packed = run_stage(stage("package.sagemaker"), tmp_path / "p", inputs=given, params={"atol": 10.0})
+    base = tmp_path / "base"
+    unpack(packed["package"], base / "model")
+    context = contexts["onnx behind FastAPI"]["context"]
+    env = {"SAGEMAKER_BASE_DIR": str(base)}
+    with started(context, tmp_path / "placed", "serve", env=env) as server:
+
+        def invoke(body: bytes) -> bytes:
+            return server.ask("POST", "/invocations", raw=body).body
+
+        assert smoke_test(invoke, packed["smoke"], atol=None, rtol=None) > 0
+    with (
+        started(context, tmp_path / "own", "serve", env={"SAGEMAKER_BASE_DIR": str(tmp_path)}) as server,
+        pytest.raises(GateError, match="the smoke test failed: the answers differ"),
+    ):
+        smoke_test(invoke, packed["smoke"], atol=None, rtol=None)
+
+
+@pytest.mark.parametrize(("kind", "port"), [(KINDS[0], "8080"), (KINDS[1], "9000")])
+def test_the_port_is_one_everywhere(contexts: Mapping[str, StageRun], kind: str, port: str) -> None:
+    context = contexts[kind]["context"]
+    assert instructions(context, "EXPOSE") == [port]
+    assert environment(context)["SERVE_PORT"] == port
+    readme = (context / "README.md").read_text()
+    assert f"-p {port}:{port} " in readme
+    assert f"listens on port {port} " in readme
 
 
 def test_every_option_of_the_image_is_a_variable(
@@ -189,7 +255,7 @@ def test_every_option_of_the_image_is_a_variable(
 ) -> None:
     context = contexts["int8 behind Flask"]["context"]
     assert environment(context) == {
-        "SERVE_HOST": "0.0.0.0", "SERVE_PORT": "8080", "SERVE_NAME": "digits", "SERVE_SERVER": "flask",
+        "SERVE_HOST": "0.0.0.0", "SERVE_PORT": "9000", "SERVE_NAME": "digits", "SERVE_SERVER": "flask",
         "SERVE_MAX_BATCH": "32",
     }  # fmt: skip
     variables = {"SERVE_NAME": "other", "SERVE_HOST": "127.0.0.1"}
@@ -228,7 +294,17 @@ def test_the_start_command_serves_in_a_fresh_environment_of_its_requirements(
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv/bin/python"
     install: list[Any] = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    subprocess.run([*install, "-r", context / "requirements.txt"], check=True)
+    asked: list[Any] = ["--dry-run", "--ignore-installed", "--report", tmp_path / "report.json"]
+    subprocess.run([*install, *asked, "-r", context / "requirements.txt"], check=True)
+    hashes: dict[str, str] = {
+        canonicalize_name(one["metadata"]["name"]): one["download_info"]["archive_info"]["hashes"]["sha256"]
+        for one in json.loads((tmp_path / "report.json").read_text())["install"]
+    }
+    pins = (context / "requirements.txt").read_text().split()
+    (tmp_path / "lock.txt").write_text(
+        "\n".join(f"{pin} --hash=sha256:{hashes[pin.partition('==')[0]]}" for pin in pins)
+    )
+    subprocess.run([*install, "--require-hashes", "-r", tmp_path / "lock.txt"], check=True)
     subprocess.run([python, "-m", "pip", "check"], check=True)
     listed = subprocess.run([python, "-m", "pip", "list"], capture_output=True, text=True, check=True).stdout
     pinned = (context / "requirements.txt").read_text().count("==")

@@ -38,7 +38,7 @@ DIGITS = """
 
 
 @pytest.mark.slow
-def test_digits_from_png_files(tmp_path: Path) -> None:
+def test_digits_from_png_files(ray_python: Path, tmp_path: Path) -> None:
     import torch
     from PIL import Image
     from sklearn.datasets import load_digits
@@ -71,9 +71,8 @@ def test_digits_from_png_files(tmp_path: Path) -> None:
         expected.append((names[int(scores.argmax())], float(scores.max())))
     assert sum(e[0] == names[t] for e, t in zip(expected, data.target[1500:1510], strict=True)) >= 9
     cut = files[0][0][:40]
-    check_targets(
-        tmp_path, files, expected, bad=[(cut, "image/png"), (b"x", "audio/wav"), (b"{", "application/json")]
-    )
+    bad = [(cut, "image/png"), (b"x", "audio/wav"), (b"{", "application/json")]
+    check_targets(tmp_path, files, expected, bad=bad, ray_python=ray_python)
     transformed = fetched(tmp_path, "transform.answers")
     for place, wanted in zip(range(1500, 1510), expected, strict=True):
         answer = json.loads((transformed / f"{place}.png.out").read_text())

@@ -238,6 +238,12 @@ def test_a_head_says_of_how_many_parts_a_checksum_is(client: Any) -> None:
     assert found == f"{base64.b64encode(one).decode()}-1"
 
 
+@pytest.mark.parametrize("name", ["Models", "a..b", "-ab", "192.168.1.1", "under_score", "xn--b"])
+def test_a_bucket_of_a_name_that_s3_refuses_is_refused(client: Any, name: str) -> None:
+    with pytest.raises(ClientError, match="InvalidBucketName"):
+        client("s3").create_bucket(Bucket=name)
+
+
 def test_a_conditional_write_happens_once(client: Any) -> None:
     s3 = client("s3")
     s3.create_bucket(Bucket="conditional-writes")

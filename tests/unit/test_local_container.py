@@ -133,6 +133,35 @@ def test_transform_fn_stands_for_the_three(tmp_path: Path) -> None:
         assert post(said["url"], b"1", "application/x-npy")[2] == b"3 bytes application/x-npy"
 
 
+MODEL_ALONE = """
+import torch
+
+def model_fn(model_dir):
+    return torch.nn.Linear(3, 2)
+"""
+
+
+def test_what_the_defaults_read_is_refused_with_4xx(tmp_path: Path) -> None:
+    """Where a script has model_fn alone: never 500, never a traceback."""
+    wrong = [
+        (b"\xff[[1, 2, 3]]", "application/json", 400), (b"[[1, 2, 3", "application/json", 400),
+        (b"[[1, 2]]", "application/json", 400), (b'{"text": "a"}', "application/json", 400),
+        (b'{"inputs": {}}', "application/json", 400), (b"[[1, null, 3]]", "application/json", 400),
+        (b"1;2;3", "text/csv", 400), (b"1,2,3", "text/plain", 415), (b"PK\x03\x04", "application/x-npz", 400),
+        (b"\x93NUMPY\x01\x00\x0a\x00{'descr': (", "application/x-npy", 400),
+    ]  # fmt: skip
+    with container(archive(tmp_path, MODEL_ALONE)) as said:
+        for body, kind, status in wrong:
+            found, _, text = post(said["url"], body, kind)
+            assert (body, found) == (body, status)
+            assert text
+            assert b"Traceback" not in text
+        assert post(said["url"], b"[[1, 2, 3]]", "application/json", "image/png")[0] == 406
+        accept = "image/png, text/csv;q=0.5"
+        status, kind, text = post(said["url"], b'{"inputs": {"x": [[1, 2, 3]]}}', "application/json", accept)
+        assert (status, kind, text.count(b",")) == (200, "text/csv", 1)
+
+
 def test_a_body_that_is_too_large_is_refused(tmp_path: Path) -> None:
     with container(package(tmp_path, 2)) as said:
         connection = http.client.HTTPConnection(said["url"].removeprefix("http://"))

@@ -19,7 +19,7 @@ _CHANGES = {"os.chmod": 1, "os.link": 2, "os.mkdir": 1, "os.remove": 1, "os.rena
 """Audit events of changes, with how many paths they begin with."""
 _DEVICES = ("/dev/", "/proc/self/")
 _MOST_MISSED = 1000
-_CONFIGURATION = (".cache", ".config", ".netrc", ".aws", ".gitconfig", ".local")
+_CONFIGURATION = (".cache", ".config", ".netrc", ".aws", ".docker", ".gitconfig", ".local")
 
 
 class ReadGuard:

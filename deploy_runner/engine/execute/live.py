@@ -9,11 +9,14 @@ from urllib.parse import unquote, urlsplit
 
 __all__ = ["credentials_of", "live_environment"]
 
-_CLOUD = re.compile(r"(AWS|HF|HUGGING_FACE|HUGGINGFACE)_|(HTTPS?|NO|ALL)_PROXY\Z", re.IGNORECASE)
+_CLOUD = re.compile(
+    r"(AWS|HF|HUGGING_FACE|HUGGINGFACE)_|REGISTRY_AUTH_FILE\Z|(HTTPS?|NO|ALL)_PROXY\Z", re.IGNORECASE
+)
 _CREDENTIAL = re.compile(r"(ACCESS_KEY|TOKEN|SECRET|PASSWORD)(?!_PATH|_FILE|_ID)")
 _CREDENTIAL_FILES = {
     "AWS_SHARED_CREDENTIALS_FILE": ".aws/credentials",
     "AWS_CONFIG_FILE": ".aws/config",
+    "REGISTRY_AUTH_FILE": ".docker/config.json",
 }
 _VARIABLE = re.compile(r"\$\{?(\w+)\}?")
 _MOST_TOKEN = 4096

@@ -1,4 +1,4 @@
-"""Autoscaling of an endpoint's variant: a scalable target, and the policies that move it.
+"""Autoscaling of an endpoint's variant, or of a component: a scalable target, and the policies that move it.
 
 A target is no part of an endpoint config, so a config carries what it is to be as a tag, and the target
 follows whichever config is in force: after an update, a refused one, and a rollback. Only what
@@ -10,26 +10,44 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from deploy_runner.sdk import ConflictError, Finding
 
 from . import drift, objects
 from .client import Aws
+from .packed_model import TAG
 
-__all__ = ["Autoscaling", "Scaling"]
+__all__ = ["SCALING_TAG", "Autoscaling", "Configs", "Scaled", "Scaling"]
 
+SCALING_TAG = f"{TAG}:autoscaling"
+"""The tag of a config that says how it scales."""
 _NAMESPACE = "sagemaker"
-_DIMENSION = "sagemaker:variant:DesiredInstanceCount"
 _POLICY = "deploy-runner"
 _WAKE = "deploy-runner-wake"
 _NONE = "none"
 _GONE = "found for service namespace"
+_SERVED = {
+    "invocations": "SageMakerVariantInvocationsPerInstance",
+    "copies": "SageMakerInferenceComponentInvocationsPerCopy",
+}
+_WAKES = {
+    "backlog": ("HasBacklogWithoutCapacity", "Average", 2, 300),
+    "copies": ("NoCapacityInvocationFailures", "Maximum", 1, 60),
+}
+"""What wakes a target at zero: a metric, its statistic, for how many minutes, and a cooldown in seconds.
+
+https://docs.aws.amazon.com/sagemaker/latest/dg/async-inference-autoscale.html and
+https://docs.aws.amazon.com/sagemaker/latest/dg/endpoint-auto-scaling-zero-instances.html
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scaling:
-    """How far and by what a variant scales; `metric` is "invocations" or, if asynchronous, "backlog".
+    """How far and by what something scales.
+
+    `metric` is "invocations" of a variant's instances, their "backlog" if asynchronous, or "copies": the
+    invocations of a component's copies.
 
     Its text is a tag's value: letters, digits and `=.` alone.
     """
@@ -55,16 +73,19 @@ class Scaling:
 
 
 class Autoscaling:
-    """The scalable target of an endpoint's variant."""
+    """The scalable target of an endpoint's variant, or of the component of this name where none is named."""
 
-    def __init__(self, aws: Aws, *, endpoint: str, variant: str) -> None:
+    def __init__(self, aws: Aws, *, name: str, variant: str | None) -> None:
         self._session = aws.session
         self._transcript = aws.transcript
-        self._endpoint = endpoint
+        self._name = name
+        self._metric_of = "InferenceComponentName" if variant is None else "EndpointName"
         self._resource = {
             "ServiceNamespace": _NAMESPACE,
-            "ResourceId": f"endpoint/{endpoint}/variant/{variant}",
-            "ScalableDimension": _DIMENSION,
+            "ResourceId": f"endpoint/{name}/variant/{variant}" if variant else f"inference-component/{name}",
+            "ScalableDimension": "sagemaker:variant:DesiredInstanceCount"
+            if variant
+            else "sagemaker:inference-component:DesiredCopyCount",
         }
 
     @cached_property
@@ -79,7 +100,7 @@ class Autoscaling:
         """Raise ConflictError where somebody else's policies move the target."""
         if others := self._others():
             raise ConflictError(
-                f"the endpoint {self._endpoint} has the scaling policy {', '.join(others)}, "
+                f"the endpoint {self._name} has the scaling policy {', '.join(others)}, "
                 "which was not made by deploy-runner",
                 fix="delete it, or leave out `autoscaling`",
             )
@@ -100,7 +121,7 @@ class Autoscaling:
             self._client.put_scaling_policy(PolicyName=_POLICY, **self._resource, **tracking)
             self._note("PutScalingPolicy", policy=_POLICY, target=wanted.target)
         if wanted.min == 0:
-            self._wake(there.get(_WAKE, {}))
+            self._wake(wanted.metric, there.get(_WAKE, {}))
         elif _WAKE in there:
             self._stay_awake()
 
@@ -124,7 +145,7 @@ class Autoscaling:
         said = policy["TargetTrackingScalingPolicyConfiguration"]
         return str(Scaling(
             min=target["MinCapacity"], max=target["MaxCapacity"], target=said["TargetValue"],
-            metric="invocations" if "PredefinedMetricSpecification" in said else "backlog",
+            metric=_metric_in(said),
             scale_in_cooldown_s=said["ScaleInCooldown"], scale_out_cooldown_s=said["ScaleOutCooldown"],
         ))  # fmt: skip
 
@@ -132,7 +153,7 @@ class Autoscaling:
         found = self._client.describe_scalable_targets(
             ServiceNamespace=_NAMESPACE,
             ResourceIds=[self._resource["ResourceId"]],
-            ScalableDimension=_DIMENSION,
+            ScalableDimension=self._resource["ScalableDimension"],
         )["ScalableTargets"]
         return found[0] if found else None
 
@@ -141,9 +162,8 @@ class Autoscaling:
         return {policy["PolicyName"]: policy for policy in found}
 
     def _tracking(self, wanted: Scaling) -> dict[str, Any]:
-        if wanted.metric == "invocations":
-            metric = {"PredefinedMetricSpecification": {
-                "PredefinedMetricType": "SageMakerVariantInvocationsPerInstance"}}  # fmt: skip
+        if wanted.metric in _SERVED:
+            metric = {"PredefinedMetricSpecification": {"PredefinedMetricType": _SERVED[wanted.metric]}}
         else:
             metric = {"CustomizedMetricSpecification": self._metric("ApproximateBacklogSizePerInstance")
                       | {"Statistic": "Average"}}  # fmt: skip
@@ -156,19 +176,18 @@ class Autoscaling:
         }  # fmt: skip
 
     def _metric(self, name: str) -> dict[str, Any]:
-        dimensions = [{"Name": "EndpointName", "Value": self._endpoint}]
+        dimensions = [{"Name": self._metric_of, "Value": self._name}]
         return {"MetricName": name, "Namespace": "AWS/SageMaker", "Dimensions": dimensions}
 
     @property
     def _alarm(self) -> str:
-        return f"deploy-runner-{self._endpoint}-wake"
+        return f"deploy-runner-{self._name}-wake"
 
-    def _wake(self, there: Mapping[str, Any]) -> None:
-        """Add an instance where requests wait for none: a target alone would wait for a longer queue.
-
-        As in https://docs.aws.amazon.com/sagemaker/latest/dg/async-inference-autoscale.html
-        """
-        step = {"AdjustmentType": "ChangeInCapacity", "MetricAggregationType": "Average", "Cooldown": 300,
+    def _wake(self, scaled_by: str, there: Mapping[str, Any]) -> None:
+        """Add one where requests find none: the target alone waits for more of them, or for ever."""
+        name, statistic, minutes, cooldown = _WAKES[scaled_by]
+        step = {"AdjustmentType": "ChangeInCapacity", "MetricAggregationType": statistic,
+                "Cooldown": cooldown,
                 "StepAdjustments": [{"MetricIntervalLowerBound": 0.0, "ScalingAdjustment": 1}]}  # fmt: skip
         policy = {"PolicyType": "StepScaling", "StepScalingPolicyConfiguration": step}
         arn = there.get("PolicyARN")
@@ -177,8 +196,8 @@ class Autoscaling:
             arn = put["PolicyARN"]
             self._note("PutScalingPolicy", policy=_WAKE)
         alarm = {
-            **self._metric("HasBacklogWithoutCapacity"), "Statistic": "Average", "Period": 60,
-            "EvaluationPeriods": 2, "DatapointsToAlarm": 2, "Threshold": 1.0,
+            **self._metric(name), "Statistic": statistic, "Period": 60,
+            "EvaluationPeriods": minutes, "DatapointsToAlarm": minutes, "Threshold": 1.0,
             "ComparisonOperator": "GreaterThanOrEqualToThreshold", "TreatMissingData": "missing",
             "AlarmActions": [arn],
         }  # fmt: skip
@@ -195,4 +214,61 @@ class Autoscaling:
         self._note("DeleteScalingPolicy", policy=_WAKE)
 
     def _note(self, call: str, **said: Any) -> None:
-        self._transcript.add(f"application-autoscaling:{call}", endpoint=self._endpoint, **said)
+        self._transcript.add(f"application-autoscaling:{call}", name=self._name, **said)
+
+
+class Configs(Protocol):
+    """What may be in force: endpoint configs, or a component's models."""
+
+    def tags(self, name: str) -> dict[str, str]:
+        """Return the tags of the one of this name; none where it is gone."""
+
+    def instance_type(self, name: str) -> str | None:
+        """Return what it scales, where that is of one type."""
+
+
+class Scaled:
+    """A scalable target that follows what is in force; `known` says how some of `configs` scale."""
+
+    def __init__(self, target: Autoscaling, configs: Configs, known: Mapping[str, Scaling | None]) -> None:
+        self._target = target
+        self._configs = configs
+        self._known = known
+
+    def require_own(self) -> None:
+        """Raise ConflictError where somebody else's policies move the target."""
+        self._target.require_own()
+
+    def keeps(self, before: str, after: str) -> bool:
+        """Say whether an update keeps what there is, and make the target ready for it.
+
+        AWS refuses to change the type of instances that are scaled:
+        https://docs.aws.amazon.com/sagemaker/latest/dg/endpoint-scaling-update.html
+        """
+        if self._of(before) is None:
+            return False
+        wanted, type_of = self._of(after), self._configs.instance_type
+        if wanted is None or type_of(before) != type_of(after):
+            self._target.release()
+        return wanted is not None
+
+    def follow(self, config: str) -> None:
+        """Let the target follow what is in force."""
+        if (scaling := self._of(config)) is not None:
+            self._target.apply(scaling)
+
+    def findings(self, config: str, wanted: Scaling | None) -> list[Finding]:
+        """Return how it scales beside how it is to scale, if it does or is to."""
+        return [self._target.finding(wanted)] if wanted or self._of(config) else []
+
+    def _of(self, config: str) -> Scaling | None:
+        if config in self._known:
+            return self._known[config]
+        text = self._configs.tags(config).get(SCALING_TAG)
+        return Scaling.read(text) if text else None
+
+
+def _metric_in(policy: Mapping[str, Any]) -> str:
+    """Return what a target tracking policy counts."""
+    kind = policy.get("PredefinedMetricSpecification", {}).get("PredefinedMetricType")
+    return next((name for name, predefined in _SERVED.items() if predefined == kind), "backlog")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from ..backoff import Backoff
 from ..converging import Push, Service
 from ..transcript import Transcript
 from . import images
+from .target import check, region_of, settings_of
 
 _NO_CREDENTIALS = "no AWS credentials were found"
 _CREDENTIALS_FIX = "export AWS_PROFILE=…, or use OIDC in CI"
@@ -44,6 +46,14 @@ class AwsPush(Push):
     packages: ClassVar[tuple[str, ...]] = ("boto3", "sagemaker-core", "moto")
     extra = "sagemaker"
     services = ("aws",)
+    settings: ClassVar[tuple[str, ...]] = ("bucket", "role_arn", "image_uri")
+    """The parameters that come from the target's `aws:` where they are left out."""
+
+    def check_target(
+        self, params: Mapping[str, Any], target: Mapping[str, Any], environ: Mapping[str, str]
+    ) -> Mapping[str, str]:
+        """Return what is missing of the region and the settings, and what AWS would refuse of them."""
+        return check(self.settings, params, target, environ)
 
     @contextmanager
     def service(self, ctx: Context, params: Any, backoff: Backoff) -> Iterator[Aws]:
@@ -68,16 +78,15 @@ class AwsPush(Push):
 
 def target(ctx: Context) -> dict[str, Any]:
     """Return the target's `aws:`."""
-    found = ctx.target.get("aws")
-    return dict(found) if isinstance(found, dict) else {}
+    return settings_of(ctx.target)
 
 
 def _session(ctx: Context) -> Any:
     import boto3
 
-    session = boto3.Session(region_name=target(ctx).get("region"))
+    session = boto3.Session(region_name=region_of(ctx.target, os.environ) or None)
     if session.region_name is None:
-        raise StageError("no AWS region is set", fix="set target.aws.region, or export AWS_REGION")
+        raise StageError("no AWS region is set", fix="set target.aws.region, or export AWS_REGION=…")
     if session.get_credentials() is None:
         raise StageError(_NO_CREDENTIALS, fix=_CREDENTIALS_FIX)
     return session

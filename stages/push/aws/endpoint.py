@@ -11,7 +11,7 @@ from typing import Any
 from deploy_runner.sdk import ConflictError, Finding, GateError, StageError
 
 from . import drift, objects
-from .autoscaling import Autoscaling, Scaling
+from .autoscaling import SCALING_TAG, Autoscaling, Scaled, Scaling
 from .client import Aws, plainly
 from .endpoint_configs import EndpointConfigs
 from .endpoint_tags import EndpointTags
@@ -22,13 +22,12 @@ from .waiting import show, waiting
 SmokeTest = Callable[[], None]
 """Raises GateError for a wrong answer, and any other error where there is none."""
 
-_VARIANT = "main"
-_SCALING_TAG = f"{TAG}:autoscaling"
+VARIANT = "main"
 _SETTINGS = (
     "InstanceType", "InitialInstanceCount", "ServerlessConfig", "ContainerStartupHealthCheckTimeoutInSeconds",
     "ModelDataDownloadTimeoutInSeconds", "VolumeSizeInGB", "InferenceAmiVersion", "KmsKeyId",
     "AsyncInferenceConfig", "DataCaptureConfig", "ShadowProductionVariants", "VpcConfig",
-    "EnableNetworkIsolation",
+    "EnableNetworkIsolation", "ManagedInstanceScaling",
 )  # fmt: skip
 _UNSETTLED = ("Creating", "Updating", "SystemUpdating", "RollingBack")
 
@@ -38,7 +37,8 @@ class Deployment:
 
     `variant` holds the instances or the serverless size, `config` further arguments of the endpoint
     config, `update` the deployment config of an update: all in AWS's words. `scaling` is how many instances
-    there are to be later on. `adopt` allows to move an endpoint that something else has made.
+    there are to be later on. `adopt` allows to move an endpoint that something else has made. One that
+    `hosts` components serves no model of its own.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Deployment:
         update: Mapping[str, Any],
         adopt: bool,
         wait_s: float,
+        hosts: bool = False,
     ) -> None:
         self._aws, self._ctx, self._transcript = aws, aws.ctx, aws.transcript
         self._client = aws.session.client("sagemaker")
@@ -60,7 +61,6 @@ class Deployment:
         self._variant = dict(variant)
         self._config = dict(config)
         self._scaling = scaling
-        self._autoscaling = Autoscaling(aws, endpoint=endpoint, variant=_VARIANT)
         self._update = dict(update)
         self._adopt = adopt
         self._wait_s = wait_s
@@ -68,7 +68,11 @@ class Deployment:
         self._configs = EndpointConfigs(self._client, endpoint)
         self.endpoint = endpoint
         scaled = [str(scaling)] if scaling else []
-        self.config_name = named(endpoint, "config", model.name, self._variant, self._config, *scaled)
+        self._served = {} if hosts else {"ModelName": model.name}
+        served = self._served.get("ModelName")
+        self.config_name = named(endpoint, "config", served, self._variant, self._config, *scaled)
+        self._scaled = Scaled(Autoscaling(aws, name=endpoint, variant=VARIANT), self._configs,
+                              {self.config_name: scaling})  # fmt: skip
 
     def make_config(self) -> None:
         """Make the endpoint config unless it is there. Raises ConflictError where it differs.
@@ -77,9 +81,9 @@ class Deployment:
         no parameter of AWS.
         """
         variant = {
-            "VariantName": _VARIANT,
-            "ModelName": self._model.name,
+            "VariantName": VARIANT,
             "InitialVariantWeight": WEIGHT,
+            **self._served,
             **self._variant,
         }
 
@@ -93,7 +97,7 @@ class Deployment:
                 Tags=self._config_tags()), "already exist")  # fmt: skip
             self._transcript.add("sagemaker:CreateEndpointConfig", name=self.config_name)
             found = describe()
-        if [v["ModelName"] for v in found["ProductionVariants"]] != [self._model.name]:
+        if [v.get("ModelName") for v in found["ProductionVariants"]] != [self._served.get("ModelName")]:
             raise ConflictError(
                 f"the endpoint config {self.config_name} already exists and refers to another model"
             )
@@ -101,7 +105,7 @@ class Deployment:
         drift.require_same(what, self._variant | self._config, found["ProductionVariants"][0] | found)
 
     def _config_tags(self) -> list[dict[str, str]]:
-        scaled = [{"Key": _SCALING_TAG, "Value": str(self._scaling)}] if self._scaling else []
+        scaled = [{"Key": SCALING_TAG, "Value": str(self._scaling)}] if self._scaling else []
         return self._model.aws_tags + scaled
 
     def move(self, smoke_test: SmokeTest | None) -> None:
@@ -113,11 +117,12 @@ class Deployment:
         """
         before = self._settled(self.config_name)
         if self._scaling is not None:
-            self._autoscaling.require_own()
+            self._scaled.require_own()
         if before is None:
             self._create()
         elif before != self.config_name:
             self._require_own()
+            self._require_kind(before)
             self._note_served(before, self.config_name)
             self._update_to(self.config_name, before)
         if smoke_test is not None:
@@ -127,7 +132,7 @@ class Deployment:
                 raise GateError(f"{refusal.message}; {done}", fix=refusal.fix) from refusal
             self._ctx.log("the smoke test has passed")
         self._require_serves(self.config_name)
-        self._scale_as(self.config_name)
+        self._scaled.follow(self.config_name)
         self._tags.note(self._model.tags, tested=self.config_name if smoke_test else "")
 
     def _require_own(self) -> None:
@@ -136,6 +141,13 @@ class Deployment:
                 f"the endpoint {self.endpoint} already exists and was not created by deploy-runner",
                 fix="set `with: {adopt: true}` to take it over, or choose another name",
             )
+
+    def _require_kind(self, before: str) -> None:
+        found = or_none(lambda: self._configs.describe(before))
+        if found and ("ModelName" in found["ProductionVariants"][0]) != bool(self._served):
+            kind = "hosts components" if self._served else "serves a model of its own"
+            raise ConflictError(f"the endpoint {self.endpoint} {kind}, which no update changes",
+                                fix="choose another name, or delete it first")  # fmt: skip
 
     def _require_serves(self, config: str) -> None:
         """Raise ConflictError where the endpoint has another config than this process gave it."""
@@ -206,7 +218,7 @@ class Deployment:
         arguments: dict[str, Any] = {"EndpointName": self.endpoint, "EndpointConfigName": config}
         if self._update and not at_once:
             arguments["DeploymentConfig"] = self._update
-        if self._keeps_scaling(before, config):
+        if self._scaled.keeps(before, config):
             arguments["RetainAllVariantProperties"] = True
         if objects.unless(lambda: self._client.update_endpoint(**arguments), "in-progress", "already uses"):
             self._require_moving_to(config)
@@ -216,39 +228,10 @@ class Deployment:
             raise ConflictError(f"somebody else has moved the endpoint {self.endpoint} to {after} meanwhile",
                                 fix="let one push at a time write to an endpoint")  # fmt: skip
         if after != config:
-            self._scale_as(before)
+            self._scaled.follow(before)
             raise GateError(f"AWS rolled back the update of {self.endpoint}: its new containers did not "
                             f"start, or an alarm fired; it serves {before}",
                             fix="see the endpoint's CloudWatch logs")  # fmt: skip
-
-    def _keeps_scaling(self, before: str, after: str) -> bool:
-        """Say whether an update keeps the instances that there are, and make the target ready for it.
-
-        AWS refuses to change the type of instances that are scaled:
-        https://docs.aws.amazon.com/sagemaker/latest/dg/endpoint-scaling-update.html
-        """
-        if self._scaling_of(before) is None:
-            return False
-        wanted = self._scaling_of(after)
-        if wanted is None or self._instance_type(before) != self._instance_type(after):
-            self._autoscaling.release()
-        return wanted is not None
-
-    def _scale_as(self, config: str) -> None:
-        """Let the scalable target follow the config that is in force."""
-        if (scaling := self._scaling_of(config)) is not None:
-            self._autoscaling.apply(scaling)
-
-    def _scaling_of(self, config: str) -> Scaling | None:
-        if config == self.config_name:
-            return self._scaling
-        found = or_none(lambda: self._configs.describe(config))
-        text = self._configs.tags_of(found["EndpointConfigArn"]).get(_SCALING_TAG) if found else None
-        return Scaling.read(text) if text else None
-
-    def _instance_type(self, config: str) -> Any:
-        found = self._configs.describe(config)
-        return found["ProductionVariants"][0].get("InstanceType")
 
     def _note_served(self, before: str, config: str) -> None:
         """Note what is served before an update to `config`.
@@ -285,7 +268,7 @@ class Deployment:
         self._tags.remember(good)
         to = before if before != refused else good[0]
         self._update_to(to, refused, at_once=True)
-        self._scale_as(to)
+        self._scaled.follow(to)
         return f"rolled back: {self.endpoint} serves {to} again"
 
     def _delete(self) -> None:
@@ -305,22 +288,24 @@ class Deployment:
         config = self._client.describe_endpoint_config(EndpointConfigName=found.endpoint_config_name)
         variant = config["ProductionVariants"][0]
         model = self._configs.model_of(config)
-        container = model.get("PrimaryContainer") or {}
-        rows.append(Finding("package", self._model.url, container.get("ModelDataUrl", "none")))
-        rows.append(Finding("image", self._model.image, container.get("Image", "none")))
+        if self._served:
+            rows += self._package_findings(model)
         wanted = self._variant | self._config | self._model.network
         others = _SETTINGS if found.endpoint_config_name != self.config_name else ()
         rows += drift.rows(dict.fromkeys([*wanted, *others]), wanted, config | model | variant)
-        rows += self._scaling_findings(str(found.endpoint_config_name))
+        rows += self._scaled.findings(str(found.endpoint_config_name), self._scaling)
         rows.append(Finding("endpoint config", self.config_name, str(found.endpoint_config_name)))
         if tested:
             passed = self._tags.tested(str(found.endpoint_config_name))
             rows.append(Finding("smoke test", "passed", "passed" if passed else "not passed"))
         return rows
 
-    def _scaling_findings(self, config: str) -> list[Finding]:
-        scaled = self._scaling or self._scaling_of(config)
-        return [self._autoscaling.finding(self._scaling)] if scaled else []
+    def _package_findings(self, model: Mapping[str, Any]) -> list[Finding]:
+        container = model.get("PrimaryContainer") or {}
+        return [
+            Finding("package", self._model.url, container.get("ModelDataUrl", "none")),
+            Finding("image", self._model.image, container.get("Image", "none")),
+        ]
 
     def roll_back(self, to: str, stored_test: Callable[[Mapping[str, Any], str], SmokeTest | None]) -> str:
         """Serve the config before, or the newest whose digest begins with `to`; return what was done.
@@ -346,8 +331,8 @@ class Deployment:
         if refusal is not None:
             done = self._undone(config, before)
             raise GateError(f"{config}: {refusal.message}; {done}", fix=refusal.fix) from refusal
-        self._scale_as(config)
-        digest = self._configs.tags_of(described["EndpointConfigArn"]).get(f"{TAG}:digest", "")
+        self._scaled.follow(config)
+        digest = self._configs.tags(config).get(f"{TAG}:digest", "")
         self._tags.note({f"{TAG}:digest": digest}, tested=config if smoke_test else "")
         said = (
             "smoke-tested" if smoke_test else "not smoke-tested: no smoke.npz can be read beside its package"

@@ -8,7 +8,7 @@ from typing import Any
 from deploy_runner.sdk import StageError
 
 from .endpoint_tags import tags_of
-from .packed_model import TAG, name_part
+from .packed_model import TAG, name_part, or_none
 
 
 class EndpointConfigs:
@@ -27,9 +27,15 @@ class EndpointConfigs:
         name = config["ProductionVariants"][0].get("ModelName")
         return dict(self._client.describe_model(ModelName=name)) if name else {}
 
-    def tags_of(self, arn: str) -> dict[str, str]:
-        """Return a config's tags."""
-        return tags_of(self._client, arn)
+    def tags(self, name: str) -> dict[str, str]:
+        """Return a config's tags; none where it is gone."""
+        found = or_none(lambda: self.describe(name))
+        return tags_of(self._client, found["EndpointConfigArn"]) if found else {}
+
+    def instance_type(self, name: str) -> str | None:
+        """Return the type of a config's instances; None for a serverless one."""
+        found: str | None = self.describe(name)["ProductionVariants"][0].get("InstanceType")
+        return found
 
     def find(self, to: str, before: str) -> str:
         """Return the newest config, but `before`, whose package's digest begins with `to`."""
@@ -42,7 +48,7 @@ class EndpointConfigs:
             name = str(row["EndpointConfigName"])
             if name.rpartition("-")[0] != own:
                 continue  # Another endpoint's, whose name contains this one's.
-            digest = self.tags_of(row["EndpointConfigArn"]).get(f"{TAG}:digest", "")
+            digest = tags_of(self._client, row["EndpointConfigArn"]).get(f"{TAG}:digest", "")
             if digest.startswith(to) and name != before:
                 return name
             known[digest[:12]] = None

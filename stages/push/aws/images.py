@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
 
-__all__ = ["IMAGES", "SUCCESSOR", "Image", "advice"]
+__all__ = ["IMAGES", "SUCCESSOR", "Image", "advice", "environment"]
 
 SUCCESSOR = "ray:serve-ml-sagemaker-cpu-v1"
 _PYTORCH = {
@@ -30,12 +30,14 @@ class Image:
     starts: str
     """What it starts of a model.tar.gz."""
     ends: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What keeps it from reporting to its makers."""
 
 
 IMAGES: Mapping[str, Image] = {
     "pytorch-inference": Image("code/inference.py", _PYTORCH),
     "pytorch-inference-arm64": Image("code/inference.py", {"2.6": "2026-06-30"}),
-    "ray": Image("config.yaml and deployment.py"),
+    "ray": Image("config.yaml and deployment.py", environment={"RAY_USAGE_STATS_ENABLED": "0"}),
     "huggingface-pytorch-inference": Image("code/inference.py"),
     "tensorflow-inference": Image("a SavedModel", _TENSORFLOW),
     "sagemaker-tritonserver": Image("a model repository"),
@@ -45,16 +47,25 @@ IMAGES: Mapping[str, Image] = {
 
 def advice(uri: str, today: date) -> list[str]:
     """Return a sentence if this image gets no patches any more; none if the table doesn't know it."""
-    name, _, tag = uri.rpartition("/")[2].partition("@")[0].partition(":")
+    name, tag = _name_and_tag(uri)
     ends = IMAGES[name].ends if name in IMAGES else {}
+    patched = next((version for version, end in ends.items() if date.fromisoformat(end) >= today), None)
     for version, end in ends.items():
         if tag.startswith((f"{version}.", f"{version}-")) and date.fromisoformat(end) < today:
-            newest = next(iter(ends))
-            instead = (
-                "it is the last of its kind" if version == newest else f"{name}:{newest} is the last one"
-            )
+            instead = f"version {patched} still gets them" if patched else "no version of it gets any"
             return [
                 f"the image {name}:{tag} has had no security patches since {end}, and {instead}; "
                 f"a package of package.sagemaker starts in AWS's {SUCCESSOR} too"
             ]
     return []
+
+
+def environment(uri: str) -> dict[str, str]:
+    """Return the variables that a container of this image gets unless the user sets them."""
+    name, _ = _name_and_tag(uri)
+    return dict(IMAGES[name].environment) if name in IMAGES else {}
+
+
+def _name_and_tag(uri: str) -> tuple[str, str]:
+    name, _, tag = uri.rpartition("/")[2].partition("@")[0].partition(":")
+    return name, tag

@@ -12,14 +12,13 @@ from . import objects
 from .waiting import waiting
 
 
-def by_request(session: Any, endpoint: str) -> Invoke:
-    """Return what invokes an endpoint and waits for the answer."""
+def by_request(session: Any, endpoint: str, component: str | None = None) -> Invoke:
+    """Return what invokes an endpoint, or a component on it, and waits for the answer."""
     client = session.client("sagemaker-runtime")
+    to = {"EndpointName": endpoint} | ({"InferenceComponentName": component} if component else {})
 
     def once(body: bytes) -> bytes:
-        given = client.invoke_endpoint(
-            EndpointName=endpoint, Body=body, ContentType=JSON_TYPE, Accept=JSON_TYPE
-        )
+        given = client.invoke_endpoint(**to, Body=body, ContentType=JSON_TYPE, Accept=JSON_TYPE)
         return bytes(given["Body"].read())
 
     def invoke(body: bytes) -> bytes:

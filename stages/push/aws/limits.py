@@ -50,6 +50,11 @@ EXCLUDED = (
         ("asynchronous", "vpc", "network_isolation", "capture", "autoscaling"),
         f"{_GUIDE}/serverless-endpoints.html#serverless-endpoints-how-it-works-exclusions",
     ),
+    Excluded(
+        "component",
+        ("serverless", "asynchronous", "shadow", "capture"),
+        f"{_GUIDE}/realtime-endpoints-deploy-models.html",
+    ),
     Excluded("shadow", ("serverless", "asynchronous"), f"{_GUIDE}/shadow-tests-exclusions.html"),
     Excluded(  # These are about the instances, which it has none of.
         "serverless",

@@ -79,9 +79,10 @@ class Upload:
 
 
 def put_once(upload: Upload, transcript: Transcript) -> bool:
-    """Upload a file unless it exists; say whether it was uploaded.
+    """Upload a file unless it exists, and read it back; say whether it was uploaded.
 
-    Raises ConflictError if the key has different content.
+    Raises ConflictError if the key has different content. An answer alone proves nothing: what stands
+    between may have given it.
     """
     if is_there(upload):
         _abort_all(upload)
@@ -91,6 +92,7 @@ def put_once(upload: Upload, transcript: Transcript) -> bool:
     _abort_all(upload)
     transcript.add("s3:PutObject", bucket=upload.bucket, key=upload.key,
                    sha256=upload.digest, bytes=upload.size)  # fmt: skip
+    _read_back(upload)
     return True
 
 
@@ -280,8 +282,8 @@ def again(call: Callable[[], _T]) -> _T:
     raise AssertionError
 
 
-def read_back(upload: Upload) -> None:
-    """Download the object and compare its digest. Raises StageError where it differs."""
+def _read_back(upload: Upload) -> None:
+    """Download the object and compare its digest. Raises StageError where it differs or is missing."""
 
     def digest() -> str:
         found = hashlib.sha256()
@@ -289,8 +291,10 @@ def read_back(upload: Upload) -> None:
             found.update(chunk)
         return found.hexdigest()
 
-    if again(digest) != upload.digest:
-        raise StageError(f"{upload.uri} has a different digest when read back")
+    found = unless_missing(lambda: again(digest))
+    if found != upload.digest:
+        what = "has a different digest" if found else "is missing"
+        raise StageError(f"{upload.uri} {what} when read back", fix="run again")
 
 
 def unless(call: Callable[[], Any], *harmless: str) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from deploy_runner.sdk import ConflictError, Field, StageParams
 
-from . import drift, objects
+from . import drift, images, names, objects
 from .client import Aws
 from .limits import RANGES
 
@@ -19,6 +19,8 @@ GONE = "Could not find"
 _OWNER = 63 - 17
 """How long an owner's name may be in one that AWS takes: beside it go a hyphen and 16 digits."""
 
+_VARIABLES = 100 - 2
+"""AWS takes 100: https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_ContainerDefinition.html"""
 
 _ID = r"^[-0-9a-zA-Z]{1,32}$"
 
@@ -41,11 +43,13 @@ class Vpc(StageParams):
 class ModelParams(StageParams):
     """What a model is made of; what is left out comes from the target's `aws:`."""
 
-    bucket: str | None = Field(None, description="S3 bucket")
-    prefix: str = Field("models", description="prefix of the object's key")
-    role_arn: str | None = Field(None, description="the role that SageMaker assumes")
-    image_uri: str | None = Field(None, description="the inference container")
-    environment: dict[str, str] = Field(default={}, description="environment variables of the container")
+    bucket: names.Bucket | None = Field(None, description="S3 bucket")
+    prefix: names.Prefix = Field("models", description="prefix of the object's key")
+    role_arn: names.Role | None = Field(None, description="the role that SageMaker assumes")
+    image_uri: names.Image | None = Field(None, description="the inference container")
+    environment: dict[names.Variable, names.Value] = Field(
+        default={}, max_length=_VARIABLES, description="environment variables of the container"
+    )
     vpc: Vpc | None = Field(None, description="connect the containers to a private network")
     network_isolation: bool = Field(False, description="let the containers reach no network at all")
 
@@ -56,23 +60,37 @@ class ModelParams(StageParams):
 
 
 class PackedModel:
-    """The model whose package is at `url` (an `s3://` address) and has the SHA-256 `digest`."""
+    """The model whose package is at `url` (an `s3://` address) and has the SHA-256 `digest`.
 
-    def __init__(self, aws: Aws, params: ModelParams, *, owner: str, url: str, digest: str) -> None:
+    `carries` is what its name and its tags say besides.
+    """
+
+    def __init__(
+        self,
+        aws: Aws,
+        params: ModelParams,
+        *,
+        owner: str,
+        url: str,
+        digest: str,
+        carries: Mapping[str, str] | None = None,
+    ) -> None:
         self._aws = aws
         self.url = url
         self.digest = digest
-        self._role = aws.setting(params, "role_arn")
+        self.role = aws.setting(params, "role_arn")
         self.image = aws.setting(params, "image_uri")
         self._environment = {
-            "SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_SUBMIT_DIRECTORY": url, **params.environment
+            "SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_SUBMIT_DIRECTORY": url,
+            **images.environment(self.image), **params.environment,
         }  # fmt: skip
         self.network = params.network()
-        made_of = (url, self.image, self._role, self._environment)
-        self.name = named(owner, "model", *made_of, *filter(None, [self.network]))
+        made_of = (url, self.image, self.role, self._environment)
+        self.name = named(owner, "model", *made_of, *filter(None, [self.network, carries]))
         ctx = aws.ctx
         origin = {"digest": digest, "stage": ctx.stage, "run": ctx.run, "commit": ctx.commit}
         self.tags = {f"{TAG}:{name}": value for name, value in origin.items() if value}
+        self._carries = {f"{TAG}:{name}": value for name, value in (carries or {}).items()}
 
     @property
     def aws_tags(self) -> list[dict[str, str]]:
@@ -92,7 +110,7 @@ class PackedModel:
             container = ContainerDefinition(
                 image=self.image, model_data_url=self.url, environment=self._environment
             )
-            tags = [Tag(key=key, value=value) for key, value in self.tags.items()]
+            tags = [Tag(key=key, value=value) for key, value in (self.tags | self._carries).items()]
             network: dict[str, Any] = {}
             if vpc := self.network.get("VpcConfig"):
                 ids, subnets = vpc["SecurityGroupIds"], vpc["Subnets"]
@@ -100,7 +118,7 @@ class PackedModel:
             if self.network.get("EnableNetworkIsolation"):
                 network["enable_network_isolation"] = True
             objects.unless(lambda: Model.create(
-                model_name=self.name, primary_container=container, execution_role_arn=self._role,
+                model_name=self.name, primary_container=container, execution_role_arn=self.role,
                 tags=tags, **network, **self._aws.where), "already exist")  # fmt: skip
             self._aws.transcript.add("sagemaker:CreateModel", name=self.name)
             found = self.describe()
@@ -152,7 +170,6 @@ def package_upload(
 
 
 def put_package(aws: Aws, upload: objects.Upload) -> None:
-    """Upload the package, once, and read it back where it is new."""
+    """Upload the package, once."""
     objects.ensure_bucket(aws, upload)
-    if objects.put_once(upload, aws.transcript):
-        objects.read_back(upload)
+    objects.put_once(upload, aws.transcript)

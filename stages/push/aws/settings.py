@@ -17,7 +17,7 @@ from .autoscaling import Scaling
 from .limits import EXCLUDED, RANGES, limited
 from .packed_model import ModelParams
 
-__all__ = ["Asynchronous", "Autoscaling", "Capture", "EndpointParams", "Serverless", "Shadow"]
+__all__ = ["Asynchronous", "Autoscaling", "Capture", "Component", "EndpointParams", "Serverless", "Shadow"]
 
 WEIGHT = 1.0
 """The production variant's weight; a shadow's share of the requests is its weight divided by this."""
@@ -109,18 +109,48 @@ class Shadow(StageParams):
     percent: int = Field(100, ge=1, le=100, description="the share of requests that it is sent as well")
 
 
-class Autoscaling(StageParams):
-    """How many instances there are, by what each of them has to do."""
+class Component(StageParams):
+    """The package as an inference component: its copies share instances, which AWS adds and removes.
 
-    min: int = Field(ge=0, description="the fewest instances; 0 only if `asynchronous`")
-    max: int = Field(ge=1, description="the most instances")
+    It has the endpoint's name.
+    """
+
+    memory_mb: int = Field(ge=128, description="the memory of each copy in MB")
+    cpus: float | None = Field(None, ge=0.25, description="the processor cores of each copy")
+    accelerators: int | None = Field(None, ge=1, description="the accelerators of each copy")
+    copies: int = Field(1, ge=1, description="how many copies, at first")
+    min_instances: int = Field(1, ge=0, description="the fewest instances; 0 if no copy needs one")
+    max_instances: int = Field(ge=1, description="the most instances")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Component:
+        if self.min_instances > self.max_instances:
+            raise ValueError(
+                f"`min_instances` {self.min_instances} is above `max_instances` {self.max_instances}"
+            )
+        return self
+
+    def hosting(self) -> dict[str, Any]:
+        """Return what the variant has instead of a model."""
+        instances = {"MinInstanceCount": self.min_instances, "MaxInstanceCount": self.max_instances}
+        return {
+            "ManagedInstanceScaling": {"Status": "ENABLED", **instances},
+            "RoutingConfig": {"RoutingStrategy": "LEAST_OUTSTANDING_REQUESTS"},
+        }
+
+
+class Autoscaling(StageParams):
+    """How many instances there are, or copies of a `component`, by what each of them has to do."""
+
+    min: int = Field(ge=0, description="the fewest; 0 only if `asynchronous`, or of a `component`")
+    max: int = Field(ge=1, description="the most")
     target: float = Field(
         gt=0,
-        description="what each instance is to have: invocations a minute, or requests in the queue if "
+        description="what each of them is to have: invocations a minute, or requests in the queue if "
         "`asynchronous`",
     )
-    scale_in_cooldown_s: int = Field(300, ge=0, description="seconds between two removals of instances")
-    scale_out_cooldown_s: int = Field(300, ge=0, description="seconds between two additions of instances")
+    scale_in_cooldown_s: int = Field(300, ge=0, description="seconds between two removals")
+    scale_out_cooldown_s: int = Field(300, ge=0, description="seconds between two additions")
 
     @model_validator(mode="after")
     def _ordered(self) -> Autoscaling:
@@ -137,6 +167,7 @@ class EndpointParams(ModelParams):
     )
     instance_count: int = Field(1, ge=1, description="how many instances, at first if `autoscaling`")
     autoscaling: Autoscaling | None = Field(None, description="add and remove instances by the load")
+    component: Component | None = Field(None, description="an inference component on the instances")
     serverless: Serverless | None = Field(None, description="a serverless endpoint instead of instances")
     asynchronous: Asynchronous | None = Field(
         None, description="an asynchronous endpoint, with requests and responses in S3"
@@ -182,32 +213,44 @@ class EndpointParams(ModelParams):
             raise ValueError(f"`inference_ami: {ami}` is for instances with {kind}, not {self.instance_type}")
 
     def _scales(self, scaling: Autoscaling) -> None:
-        if scaling.min == 0 and not self.asynchronous:
-            raise ValueError("`autoscaling.min: 0` needs `asynchronous`: else a request to no instance fails")
-        if not scaling.min <= self.instance_count <= scaling.max:
-            raise ValueError(f"`instance_count: {self.instance_count}` is not within `autoscaling`, "
-                             f"{scaling.min} to {scaling.max}")  # fmt: skip
+        if scaling.min == 0 and not (self.asynchronous or self.component):
+            raise ValueError(
+                "`autoscaling.min: 0` needs `asynchronous` or `component`: nothing else is woken"
+            )
+        what, first = "instance_count", self.instance_count
+        if self.component is not None:
+            what, first = "component.copies", self.component.copies
+        if not scaling.min <= first <= scaling.max:
+            raise ValueError(f"`{what}: {first}` is not within `autoscaling`, {scaling.min} to {scaling.max}")
+
+    @property
+    def startup(self) -> dict[str, int]:
+        """Return the time limits of a container's start."""
+        limits = {
+            "ContainerStartupHealthCheckTimeoutInSeconds": self.startup_timeout_s,
+            "ModelDataDownloadTimeoutInSeconds": self.download_timeout_s,
+        }
+        return {name: value for name, value in limits.items() if value is not None}
 
     def variant(self) -> dict[str, Any]:
         """Return the capacity and the settings of the endpoint's one variant."""
         if self.serverless is not None:
             return {"ServerlessConfig": self.serverless.arguments()}
         instances = {"InstanceType": self.instance_type, "InitialInstanceCount": self.instance_count}
-        more = {
-            "ContainerStartupHealthCheckTimeoutInSeconds": self.startup_timeout_s,
-            "ModelDataDownloadTimeoutInSeconds": self.download_timeout_s,
-            "VolumeSizeInGB": self.volume_gb,
-            "InferenceAmiVersion": self.inference_ami,
-        }
-        return instances | {name: value for name, value in more.items() if value is not None}
+        more = {"VolumeSizeInGB": self.volume_gb, "InferenceAmiVersion": self.inference_ami}
+        served = self.component.hosting() if self.component else self.startup
+        return instances | served | {name: value for name, value in more.items() if value is not None}
 
-    def config(self, folder: str, shadow: str | None) -> dict[str, Any]:
+    def config(self, folder: str, role: str, shadow: str | None) -> dict[str, Any]:
         """Return the further arguments of the endpoint config.
 
-        `folder` is the endpoint's in the bucket, `shadow` the name of the shadow's model.
+        `folder` is the endpoint's in the bucket, `role` what it assumes, `shadow` the name of the shadow's
+        model.
         """
         kms = {"KmsKeyId": self.kms_key} if self.kms_key else {}
         config: dict[str, Any] = dict(kms)
+        if self.component is not None:
+            config |= {"ExecutionRoleArn": role, **self.network()}
         if self.asynchronous is not None:
             config["AsyncInferenceConfig"] = self.asynchronous.arguments(self.async_output(folder), kms)
         if self.capture is not None:
@@ -223,7 +266,7 @@ class EndpointParams(ModelParams):
         """Return how the variant scales."""
         if self.autoscaling is None:
             return None
-        metric = "backlog" if self.asynchronous else "invocations"
+        metric = "backlog" if self.asynchronous else "copies" if self.component else "invocations"
         return Scaling(metric=metric, **self.autoscaling.model_dump())
 
     def async_output(self, folder: str) -> str:

@@ -10,9 +10,10 @@ from deploy_runner.sdk import Context, StageError
 
 from ...model import bundles, tensor_files
 from ...model.opened_io import read_spec
-from . import configured, layout, metadata, pretrained, raw_io
-from .card import Card, read_reports
+from . import card, configured, endpoint, layout, metadata, preprocessors, pretrained, raw_io
+from .card import read_reports
 from .content import MANIFEST, Wanted, describe, manifest
+from .facts import Facts
 from .placed import Placed, makers
 
 __all__ = ["CARD", "assemble"]
@@ -26,11 +27,17 @@ def assemble(ctx: Context, params: Any, inputs: Any, repo: str) -> dict[str, Wan
     bundle = bundles.load_bundle(inputs.reference) if inputs.reference else None
     io = read_spec(inputs.io) if inputs.io else None
     reports = read_reports(inputs.reports or {})
-    placed = _placed(ctx, inputs, bundle)
+    placed = _placed(ctx, inputs, bundle) | _read_by(ctx, io)
+    if inputs.folder is not None:
+        placed |= pretrained.files(inputs.folder, ctx.workdir)
     own = pretrained.config(inputs.folder) if inputs.folder else configured.own(bundle)
     config = configured.composed(own, bundle, io, placed)
     if config:
-        placed[_CONFIG] = Placed(configured.write(config, ctx.workdir))
+        placed[_CONFIG] = Placed(_write(ctx, _CONFIG, configured.text(config).encode()))
+    if params.handler is not None:
+        placed |= endpoint.files(
+            params.handler, inputs.models or {}, inputs.reference, inputs.io, ctx.workdir
+        )
     if params.benchmark is not None:
         path, text = metadata.eval_results(params.benchmark, reports)
         placed[path] = Placed(_write(ctx, "eval_results.yaml", text))
@@ -41,27 +48,31 @@ def assemble(ctx: Context, params: Any, inputs: Any, repo: str) -> dict[str, Wan
     if CARD not in files:
         if _CONFIG in (inputs.files or {}):
             config = configured.read(placed[_CONFIG].path)
-        card = Card(
+        facts = Facts(
             repo, files, reports, _makers(ctx, placed), bundle, ctx.lineage, params.license, params.language,
             params.tags, params.pipeline_tag, params.dataset, _loaded(params), io, config, params.examples,
         )  # fmt: skip
-        files |= describe({CARD: _write(ctx, CARD, card.text().encode())}, {})
+        files |= describe({CARD: _write(ctx, CARD, card.text(facts).encode())}, {})
     return files | describe({MANIFEST: _write(ctx, MANIFEST, manifest(files))}, {})
 
 
 def _placed(ctx: Context, inputs: Any, bundle: bundles.Bundle | None) -> dict[str, Placed]:
     """Return the files of the inputs that have their own names in a repository."""
     placed = layout.onnx_files(inputs.models or {}, ctx.workdir)
-    if inputs.folder is not None:
-        placed |= pretrained.files(inputs.folder, ctx.workdir)
     if inputs.weights is not None:
-        if _WEIGHTS in placed:
+        if inputs.folder is not None and (inputs.folder / _WEIGHTS).is_file():
             raise StageError(f"`weights` and `folder` both have {_WEIGHTS}", fix="leave `weights` out")
         _refuse_other_names(inputs.weights, bundle)
         placed[_WEIGHTS] = Placed(inputs.weights, "weights")
     if inputs.io is not None:
-        placed |= {path: file for path, file in raw_io.files(inputs.io).items() if path not in placed}
+        placed |= raw_io.files(inputs.io)
     return placed
+
+
+def _read_by(ctx: Context, io: Mapping[str, Any] | None) -> dict[str, Placed]:
+    """Return what clients read texts and pictures by, where an io declares how."""
+    found = preprocessors.written(io) if io is not None else {}
+    return {path: Placed(_write(ctx, path, configured.text(said).encode())) for path, said in found.items()}
 
 
 def _refuse_other_names(weights: Path, bundle: bundles.Bundle | None) -> None:

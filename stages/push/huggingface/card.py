@@ -7,8 +7,7 @@ same card, and there is nothing to commit. Format: https://huggingface.co/docs/h
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ import yaml
 from deploy_runner.sdk import StageError
 
 from ....server import aot
-from ...model.bundles import Bundle
-from . import metadata, pretrained, raw_io
+from . import metadata
 from .card_usage import usage
 from .content import Wanted
+from .facts import Facts
 
 Reports = Mapping[str, Mapping[str, Any]]
 Lineage = Mapping[str, Mapping[str, Any]]
@@ -30,87 +29,56 @@ _FORMATS = {".safetensors": "safetensors", ".onnx": "ONNX", ".pt": "TorchScript"
 _PRECISIONS = ("fp16", "int8", "uint8", "quantized", "q4f16", "q4", "bnb4")
 
 
-@dataclass(frozen=True, slots=True)
-class Card:
-    """What a card is made of. `revision` is what its snippets load, `lineage` what the run made before.
+def text(facts: Facts) -> str:
+    """Return README.md."""
+    name = facts.repo.rpartition("/")[2]
+    head = yaml.safe_dump(_metadata(facts, name), sort_keys=False, allow_unicode=True)
+    parts = [
+        f"---\n{head}---\n",
+        f"# {name}\n",
+        "Converted from a PyTorch checkpoint, each format compared with the original.\n",
+        *_accuracy_table(facts.reports), *_parity_table(facts.reports), *_files_table(facts),
+        *usage(facts), *_provenance(facts),
+    ]  # fmt: skip
+    return "\n".join(parts)
 
-    `makers` names the stage that made each file, `io` is the io.json of what takes raw input, `config` the
-    config.json.
-    """
 
-    repo: str
-    files: Mapping[str, Wanted]
-    reports: Reports
-    makers: Mapping[str, str] = field(default_factory=dict)
-    bundle: Bundle | None = None
-    lineage: Lineage = field(default_factory=dict)
-    license: str = "other"
-    language: str | None = None
-    tags: Sequence[str] = ()
-    pipeline_tag: str | None = None
-    dataset: str = "held-out samples"
-    revision: str | None = None
-    io: Mapping[str, Any] | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
-    examples: Sequence[str] = ()
+def _metadata(facts: Facts, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = {"license": facts.license}
+    if facts.language:
+        found["language"] = facts.language
+    if library := metadata.library(facts.config, facts.files):
+        found["library_name"] = library
+    task = facts.task
+    if task:
+        found["pipeline_tag"] = task
+    found["tags"] = sorted({*metadata.tags(facts.config, facts.files, mixin=facts.mixin), *facts.tags})
+    if facts.examples:
+        found["widget"] = metadata.widget(facts.examples, task, facts.files)
+    if results := metadata.model_index(facts.reports):
+        place = {"task": {"type": task or "other"}, "dataset": {"name": facts.dataset, "type": "other"}}
+        found["model-index"] = [{"name": name, "results": [{**place, "metrics": results}]}]
+    return found
 
-    def text(self) -> str:
-        """Return README.md."""
-        name = self.repo.rpartition("/")[2]
-        head = yaml.safe_dump(self._metadata(name), sort_keys=False, allow_unicode=True)
-        parts = [
-            f"---\n{head}---\n",
-            f"# {name}\n",
-            "Converted from a PyTorch checkpoint, each format compared with the original.\n",
-            *_accuracy_table(self.reports), *_parity_table(self.reports), *self._files_table(),
-            *usage(self), *self._provenance(),
-        ]  # fmt: skip
-        return "\n".join(parts)
 
-    def _metadata(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = {"license": self.license}
-        if self.language:
-            found["language"] = self.language
-        if library := metadata.library(self.config, self.files):
-            found["library_name"] = library
-        task = self.task
-        if task:
-            found["pipeline_tag"] = task
-        found["tags"] = sorted({*metadata.tags(self.config, self.files, mixin=self._mixin), *self.tags})
-        if self.examples:
-            found["widget"] = metadata.widget(self.examples, task, self.files)
-        if results := metadata.model_index(self.reports):
-            place = {"task": {"type": task or "other"}, "dataset": {"name": self.dataset, "type": "other"}}
-            found["model-index"] = [{"name": name, "results": [{**place, "metrics": results}]}]
-        return found
+def _files_table(facts: Facts) -> list[str]:
+    lines = ["## Files\n", "| format | file | bytes | made by | SHA-256 |", "|---|---|---:|---|---|"]
+    lines += [
+        f"| {_format_of(path, file)} | `{path}` | {file.size} | {facts.makers.get(path, '')} "
+        f"| `{file.sha256}` |"
+        for path, file in sorted(facts.files.items())
+    ]
+    return ["\n".join(lines) + "\n"]
 
-    @property
-    def task(self) -> str | None:
-        """Return the Hub's task: what was said, else that of the raw input, else of the architecture."""
-        kind = pretrained.kind_of(self.config)
-        return self.pipeline_tag or raw_io.task(self.io) or (kind.task if kind else "") or None
 
-    @property
-    def _mixin(self) -> bool:
-        return self.bundle is not None and self.bundle.hub_config is not None
-
-    def _files_table(self) -> list[str]:
-        lines = ["## Files\n", "| format | file | bytes | made by | SHA-256 |", "|---|---|---:|---|---|"]
-        lines += [
-            f"| {_format_of(path, file)} | `{path}` | {file.size} | {self.makers.get(path, '')} "
-            f"| `{file.sha256}` |"
-            for path, file in sorted(self.files.items())
-        ]
-        return ["\n".join(lines) + "\n"]
-
-    def _provenance(self) -> list[str]:
-        sources = _sources(self.lineage)
-        if not sources:
-            return []
-        lines = ["## Made from\n", "| file | read by | SHA-256 |", "|---|---|---|"]
-        lines += [f"| `{path}` | {stage} | `{digest}` |" for (path, digest), stage in sorted(sources.items())]
-        said = "The commit message contains the id of the run and the commit of the source code."
-        return ["\n".join(lines) + "\n", f"{said}\n"]
+def _provenance(facts: Facts) -> list[str]:
+    sources = _sources(facts.lineage)
+    if not sources:
+        return []
+    lines = ["## Made from\n", "| file | read by | SHA-256 |", "|---|---|---|"]
+    lines += [f"| `{path}` | {stage} | `{digest}` |" for (path, digest), stage in sorted(sources.items())]
+    said = "The commit message contains the id of the run and the commit of the source code."
+    return ["\n".join(lines) + "\n", f"{said}\n"]
 
 
 def _format_of(path: str, file: Wanted) -> str:

@@ -41,6 +41,7 @@ class Commit:
     as_pull: bool = False
     overwrite: bool = False
     _first: dict[str, dict[str, str]] = field(default_factory=dict)
+    _opens: bool = False
 
     def converge(self) -> Place:
         """Commit what differs, and return where all of it now is.
@@ -68,7 +69,8 @@ class Commit:
                 self._again(tried, error)
             else:
                 self._note(decision, made)
-                return self._checked(made)
+                if not place.opens_pull or self._is_first(made):
+                    return self._checked(made)
         raise AssertionError
 
     def _place(self) -> Place:
@@ -76,11 +78,27 @@ class Commit:
         if not self.as_pull or decide(Revision(self.hub.api, self.hub.repo, head.sha), self.files).empty:
             return head
         pulls = own_pulls(self.hub.api, self.hub.repo, self.title)
+        if not pulls:
+            self._opens = True
+            return head._replace(opens_pull=True)
+        if self._opens:
+            self._close_ours(pulls[1:])
+        return pulls[0]
+
+    def _is_first(self, made: Place) -> bool:
+        """Say whether no push at the same moment was quicker to open a pull request: that one is used."""
+        pulls = own_pulls(self.hub.api, self.hub.repo, self.title)
+        return not pulls or pulls[0].revision == made.revision
+
+    def _close_ours(self, pulls: Sequence[Place]) -> None:
+        """Close what this push has opened beside the first pull request; by its content, as its
+        number isn't known where the answer was lost."""
         for pull in pulls:
-            there = Revision(self.hub.api, self.hub.repo, pull.sha)
-            if decide(there, self.files).empty:
-                return pull
-        return pulls[-1] if pulls else head._replace(opens_pull=True)
+            if not decide(Revision(self.hub.api, self.hub.repo, pull.sha), self.files).empty:
+                continue
+            number = int(pull.revision.rpartition("/")[2])
+            self.hub.api.change_discussion_status(self.hub.repo, number, "closed")
+            self.hub.transcript.add("hub:close_pull_request", repo=self.hub.repo, revision=pull.revision)
 
     def _refuse_foreign(self, place: Place, there: Revision, decision: Decision) -> None:
         """Stop if a commit would replace what someone else has added."""

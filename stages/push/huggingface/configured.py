@@ -17,7 +17,7 @@ from deploy_runner.sdk import StageError
 from ...model.bundles import Bundle, Port
 from . import raw_io
 
-__all__ = ["composed", "own", "read", "write"]
+__all__ = ["composed", "own", "read", "text"]
 
 _CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification", "ForImageClassification",
                 "ForAudioClassification")  # fmt: skip
@@ -62,11 +62,9 @@ def read(path: Path) -> dict[str, Any]:
         raise StageError("config.json is not a JSON object", fix="correct the file in `files`") from None
 
 
-def write(config: Mapping[str, Any], workdir: Path) -> Path:
-    """Write config.json."""
-    path = workdir / "config.json"
-    path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
-    return path
+def text(config: Mapping[str, Any]) -> str:
+    """Return the text of a file of settings."""
+    return json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def _port(port: Port) -> dict[str, Any]:

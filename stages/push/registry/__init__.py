@@ -1,0 +1,1 @@
+"""How `push.oci` talks to a registry, and what it puts there."""
