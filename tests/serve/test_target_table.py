@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +14,13 @@ import boto3
 import numpy as np
 import onnxruntime
 import pytest
+import requests
 import timm
 import torch
 from botocore.exceptions import ClientError
 
 from deploy_runner.local.hub import LocalHub
+from deploy_runner.local.oci import LocalRegistry
 from tests.aws import local_aws
 from tests.conftest import ROOT, Project
 from tests.pipeline import hub as hubs
@@ -43,6 +46,14 @@ Triton, the container's entry point.
 |---|---|---|---|---|---|
 """
 LIVE = ("--config", "live.yaml")
+TARGET = """\
+target:
+  name: live
+  live: true
+  aws: {{region: us-east-1, bucket: models, create_bucket: true, image_uri: "image:1",
+        role_arn: "arn:aws:iam::123456789012:role/r"}}
+  oci: {{registry: "{host}"}}
+"""
 SIZE = (2, 3, 32, 32)
 JSON = "application/json"
 WRONG = [
@@ -80,12 +91,17 @@ STAGES = {
         "uses": "push.hub", "with": {"repo": "local/net", "license": "apache-2.0"},
         "inputs": {"models": {"fp32": ONNX}, "reference": MODEL},
     },
+    "registry": {
+        "uses": "push.oci", "with": {"repository": "nets/net"}, "inputs": {"artifact": ONNX},
+    },
     "transform": {
         "uses": "push.transform", "with": {"job": "j"},
         "inputs": {"package": PACKAGE % "package", "data": "requests/"},
     },
 }  # fmt: skip
-PUSHES = ("endpoint", "bucket", "hub", "transform")
+POINTERS = ("endpoint", "bucket", "hub", "registry")
+"""The pushes whose remote names a release, which a rollback moves back."""
+PUSHES = (*POINTERS, "transform")
 Ask = Callable[[bytes, str], tuple[int, Any]]
 
 
@@ -143,32 +159,32 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, np
     folder = tmp_path_factory.mktemp("targets")
     project = Project(folder / "project")
     project.write("pipeline.yaml", json.dumps({"version": 1, "name": "net", "stages": STAGES}))
-    project.write(
-        "live.yaml",
-        """
-        target:
-          name: live
-          live: true
-          aws: {region: us-east-1, bucket: models, create_bucket: true, role_arn: "arn:aws:iam::123456789012:role/r",
-                image_uri: "image:1"}
-        """,
-    )
     project.write("requests/two.json", json.dumps({"inputs": pictures().tolist()}))
     expected = trained(project, 1)
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         hub = stack.enter_context(LocalHub(folder / "hub"))
+        registry = stack.enter_context(LocalRegistry(folder / "registry"))
+        host = registry.url.removeprefix("http://")
+        patch.setenv("OCI_REGISTRY", host)
+        project.write("live.yaml", TARGET.format(host=host))
         hubs.use(hub, patch)
         url = stack.enter_context(local_aws(folder / "aws", patch))
         keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
-        project.env |= {"AWS_ENDPOINT_URL": url, **keys, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_dry_run", "HF_HUB_DISABLE_XET": "1"}
+        project.env |= {
+            "AWS_ENDPOINT_URL": url,
+            **keys,
+            "HF_ENDPOINT": hub.url,
+            "HF_TOKEN": "hf_dry_run",
+            "HF_HUB_DISABLE_XET": "1",
+        }
         project.cli("run", "container", "flask", "package", "triton", *LIVE)
         yield project, expected
 
 
 def taken(project: Project, output: str) -> Path:
     place = project.folder / "taken" / output
-    project.cli("get", output, "--to", str(place))
+    project.cli("get", output, "--to", str(place), *LIVE)
     return place
 
 
@@ -236,7 +252,33 @@ def in_bucket(folder: Path) -> Any:
 def on_hub(folder: Path) -> Any:
     from huggingface_hub import hf_hub_download
 
-    return of_file(Path(hf_hub_download("local/net", "onnx/model.onnx", cache_dir=folder / "cache")))
+    return of_file(
+        Path(
+            hf_hub_download(
+                "local/net", "onnx/model.onnx", cache_dir=folder / "hub", endpoint=os.environ["HF_ENDPOINT"]
+            )
+        )
+    )
+
+
+def in_registry(folder: Path) -> Any:
+    place = f"http://{os.environ['OCI_REGISTRY']}/v2/nets/net"
+    kind = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
+    manifest = requests.get(f"{place}/manifests/latest", headers=kind, timeout=30).json()
+    names = {layer["annotations"]["org.cncf.model.filepath"]: layer["digest"] for layer in manifest["layers"]}
+    (folder / "registry.onnx").write_bytes(
+        requests.get(f"{place}/blobs/{names['model.onnx']}", timeout=30).content
+    )
+    return of_file(folder / "registry.onnx")
+
+
+READ = {"bucket": in_bucket, "hub": on_hub, "registry": in_registry}
+
+
+def serving_is(folder: Path, expected: np.ndarray[Any, Any]) -> dict[str, bool]:
+    """Say of each pointer whether what it names answers so."""
+    found = {name: near(read(folder), expected) for name, read in READ.items()}
+    return {"endpoint": asked("", at_endpoint, expected).answers, **found}
 
 
 def transformed(project: Project) -> Any:
@@ -254,28 +296,16 @@ def pushed(project: Project, folder: Path, first: np.ndarray[Any, Any]) -> Itera
         all(f"{name}" in before for name in PUSHES) and "wanted" in before and "the remote matches" in after
     )
     refuses = asked("", at_endpoint, first).refuses
-    started = {
-        "endpoint": asked("", at_endpoint, first).answers, "bucket": near(in_bucket(folder), first),
-        "hub": near(on_hub(folder), first), "transform": near(transformed(project), first),
-    }  # fmt: skip
+    started = {**serving_is(folder, first), "transform": near(transformed(project), first)}
     second = trained(project, 2)
     project.cli("run", *LIVE)
-    moved = (
-        asked("", at_endpoint, second).answers
-        and near(in_bucket(folder), second)
-        and near(on_hub(folder), second)
-    )
-    for name in ("endpoint", "bucket", "hub"):
+    moved = serving_is(folder, second)
+    for name in POINTERS:
         project.cli("rollback", name, *LIVE)
-    back: Mapping[str, bool | None] = {
-        "endpoint": moved and asked("", at_endpoint, first).answers,
-        "bucket": moved and near(in_bucket(folder), first), "hub": moved and near(on_hub(folder), first),
-        "transform": None,
-    }  # fmt: skip
+    back = {name: moved[name] and right for name, right in serving_is(folder, first).items()}
     for name in PUSHES:
-        uses = STAGES[name]["uses"]
         refused = refuses if name == "endpoint" else None
-        yield Row(f"`{uses}`", started[name], started[name], refused, back[name], planned)
+        yield Row(f"`{STAGES[name]['uses']}`", started[name], started[name], refused, back.get(name), planned)
 
 
 @pytest.mark.slow
