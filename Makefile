@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 BROWSER = $$({ command -v chromium && command -v chromedriver; } >/dev/null || { echo --ignore=tests/browser; \
 	echo "tests/browser is left out: apt-get install chromium chromium-driver" >&2; })
 
-.PHONY: run test test-all test-faults mutation coverage check docs formats bench bench-serving bench-raw bench-scale bench-zoo soak clean
+.PHONY: run test test-all test-faults mutation coverage check docs formats targets bench bench-serving bench-raw bench-scale bench-zoo soak clean
 
 run: $(VENV)/.run
 	$(BIN)/python -m deploy_runner run pipeline.yaml
@@ -41,6 +41,9 @@ docs: $(VENV)/.dev
 
 formats: $(VENV)/.dev
 	$(BIN)/python -m pytest -q tests/pipeline/test_formats.py --write-formats
+
+targets: $(VENV)/.dev
+	$(BIN)/python -m pytest -q tests/serve/test_target_table.py --write-targets
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks

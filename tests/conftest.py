@@ -291,3 +291,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--write-formats", action="store_true", help="write docs/formats.md from what the models do"
     )
+    parser.addoption(
+        "--write-targets", action="store_true", help="write docs/targets.md from what the targets do"
+    )
