@@ -51,6 +51,7 @@ endpoint.endpoint_config_name = "theirs"
 endpoint.update()
 endpoint.wait_for_status("InService")
 found["updated"] = [Endpoint.get(endpoint_name="e").endpoint_config_name, ask(endpoint)]
+print()  # The SDK ends its own lines without.
 print(json.dumps(found))
 """
 

@@ -48,6 +48,8 @@ services.get_node = patient
 main()
 """
 """`ray start`, which gives a node 30 s by itself: too little on a loaded machine."""
+_AGENTS = ("dashboard-agent-grpc", "dashboard-agent-listen", "metrics-export", "runtime-env-agent")
+"""A port that Ray doesn't choose itself is one whose agent it doesn't wait for, 15 s at most."""
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "PYTHONDONTWRITEBYTECODE": "1",
     "RAY_prestart_worker_first_driver": "0", "RAY_agent_register_timeout_ms": "300000",
@@ -145,11 +147,12 @@ def ray_serve(python: Path, packages: Mapping[str, Path], folder: Path) -> Itera
 def _node(stack: ExitStack, python: str, env: Mapping[str, str], out: IO[bytes], log: Path) -> int:
     """Start a node, which ends with the stack; return its port."""
     # The paths of its sockets have to be short.
-    sockets, port = tempfile.mkdtemp(prefix="ray"), _free()
+    sockets, (port, *agents) = tempfile.mkdtemp(prefix="ray"), [_free() for _ in range(1 + len(_AGENTS))]
     stack.callback(shutil.rmtree, sockets, ignore_errors=True)
     command = [
         python, "-c", _NODE, "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1",
         "--num-cpus=8", "--include-dashboard=False", f"--temp-dir={sockets}",
+        *(f"--{name}-port={agent}" for name, agent in zip(_AGENTS, agents, strict=True)),
     ]  # fmt: skip
     node = stack.enter_context(_process(command, env, out))
     wait_until(lambda: b"ray stop" in log.read_bytes() or node.poll() is not None, limit_s=2 * _STARTED_S)
