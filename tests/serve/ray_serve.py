@@ -19,6 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -30,26 +31,16 @@ from tests.waiting import wait_until
 __all__ = ["RayServe", "interpreter", "ray_serve"]
 
 _STARTED_S = 300
-_NODE = f"""
-import time
-from ray._private import services
+_TRIES = 3
+_NODE = """
+from ray._private import utils
 from ray.scripts.scripts import main
 
-def patient(*args, get=services.get_node, deadline=time.monotonic() + {_STARTED_S}, **kwargs):
-    while True:
-        try:
-            return get(*args, **kwargs)
-        except RuntimeError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)
-
-services.get_node = patient
+utils.get_dashboard_dependency_error = lambda: "not wanted"
 main()
 """
-"""`ray start`, which gives a node 30 s by itself: too little on a loaded machine."""
-_AGENTS = ("dashboard-agent-grpc", "dashboard-agent-listen", "metrics-export", "runtime-env-agent")
-"""A port that Ray doesn't choose itself is one whose agent it doesn't wait for, 15 s at most."""
+"""`ray start` with the small kind of agents: Ray waits 15 s for them, and 30 s for the node, which isn't to be
+changed, and which the large ones need on a loaded machine."""
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "PYTHONDONTWRITEBYTECODE": "1",
     "RAY_prestart_worker_first_driver": "0", "RAY_agent_register_timeout_ms": "300000",
@@ -146,18 +137,25 @@ def ray_serve(python: Path, packages: Mapping[str, Path], folder: Path) -> Itera
 
 def _node(stack: ExitStack, python: str, env: Mapping[str, str], out: IO[bytes], log: Path) -> int:
     """Start a node, which ends with the stack; return its port."""
-    # The paths of its sockets have to be short.
-    sockets, (port, *agents) = tempfile.mkdtemp(prefix="ray"), [_free() for _ in range(1 + len(_AGENTS))]
-    stack.callback(shutil.rmtree, sockets, ignore_errors=True)
-    command = [
-        python, "-c", _NODE, "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1",
-        "--num-cpus=8", "--include-dashboard=False", f"--temp-dir={sockets}",
-        *(f"--{name}-port={agent}" for name, agent in zip(_AGENTS, agents, strict=True)),
-    ]  # fmt: skip
-    node = stack.enter_context(_process(command, env, out))
-    wait_until(lambda: b"ray stop" in log.read_bytes() or node.poll() is not None, limit_s=2 * _STARTED_S)
-    assert node.poll() is None, log.read_text()
-    return port
+    for left in reversed(range(_TRIES)):
+        # The paths of its sockets have to be short.
+        sockets, port, before = tempfile.mkdtemp(prefix="ray"), _free(), log.stat().st_size
+        stack.callback(shutil.rmtree, sockets, ignore_errors=True)
+        command = [
+            python, "-c", _NODE, "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1",
+            "--num-cpus=8", "--include-dashboard=False", f"--temp-dir={sockets}",
+        ]  # fmt: skip
+        node = stack.enter_context(_process(command, env, out))
+        is_up = partial(_says, log, before)
+        wait_until(lambda: is_up() or node.poll() is not None, limit_s=_STARTED_S)  # noqa: B023
+        if node.poll() is None:
+            return port
+        assert left, log.read_text()
+    raise AssertionError
+
+
+def _says(log: Path, before: int) -> bool:
+    return b"ray stop" in log.read_bytes()[before:]
 
 
 @contextmanager
