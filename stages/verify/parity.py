@@ -64,7 +64,7 @@ class VerifyParity(Stage):
         """Run every reference case, report, refuse."""
         bundle = bundles.load_bundle(inputs.reference)
         run = runtime.open_model(ctx, inputs.candidate, bundle, device=params.device)
-        limits = params.model_dump(exclude_none=True)
+        limits = params.model_dump(exclude_none=True, exclude={"device"})
         exact = {"atol": params.atol or 0.0, "rtol": params.rtol or 0.0} if limits else {}
         parity = compare(bundle.cases, run, **exact)
         for name, value in parity.figures().items():
