@@ -58,7 +58,7 @@ def image(uri: str) -> str:
 
 
 def image_region(uri: str) -> str:
-    """Return the region of an image in Amazon's registry; nothing where it isn't there."""
+    """Return the region of an image in Amazon's registry; nothing for one of another."""
     found = _ECR.match(uri)
     return found.group(1) if found else ""
 
