@@ -32,12 +32,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from .errors import ConflictError, GateError, StageError, closest
 from .server.reasons import first_line
 from .store.stat import sha256_file
-from .types import Finding, Json, Kind, Scalar
+from .types import SECRET_MARK, Finding, Json, Kind, Scalar
 from .usercode.loading import load as load_code
 from .usercode.module_names import module_path
 
@@ -58,6 +58,7 @@ __all__ = [
     "StageParams",
     "closest",
     "first_line",
+    "judged",
     "load_code",
     "module_path",
     "sha256_file",
@@ -98,6 +99,15 @@ class StageParams(BaseModel):
     def gpus_needed(self) -> int:
         """Return how many GPUs the stage needs with these parameters; `resources.gpu` may give it more."""
         return 0
+
+
+def judged(rule: Callable[[str], str]) -> AfterValidator:
+    """Return the validator of a text parameter: `Annotated[str, judged(rule)]`.
+
+    `rule` returns the text, or raises ValueError with what is wrong with it. A secret is judged in the run,
+    which knows its value.
+    """
+    return AfterValidator(lambda text: text if text.startswith(SECRET_MARK) else rule(text))
 
 
 class StageInputs(BaseModel):

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 __all__ = [
     "SCHEMA_VERSION",
+    "SECRET_MARK",
     "SILENCE",
     "VERSION",
     "Artifact",
@@ -48,6 +49,10 @@ SILENCE: Mapping[str, str] = {
 Scalar = str | int | float | bool | None
 Json = Scalar | list["Json"] | dict[str, "Json"]
 Kind = Literal["file", "folder"]
+
+
+SECRET_MARK = "\x01secret:"
+"""Begins what stands in a secret's place until the run knows its value."""
 
 
 class Mark(NamedTuple):

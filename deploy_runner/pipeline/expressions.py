@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import Problem, closest
-from ..types import Json, Mark
+from ..types import SECRET_MARK, Json, Mark
 from .credentials import is_credential
 from .loader import Node, plain
 
@@ -18,7 +18,7 @@ _REFERENCE = re.compile(r"\$\{\{\s*((?:(?!\}\}).)*?)\s*\}\}", re.DOTALL)
 _OUTPUT = re.compile(
     r"stages\.(?P<stage>[A-Za-z_][\w-]*)(?P<instance>\[[^\]]*\])?\.outputs\.(?P<output>[\w-]+)\Z"
 )
-_SECRET = re.compile("\x01secret:(\\w+)\x01\\Z")
+_SECRET = re.compile(f"{SECRET_MARK}(\\w+)\x01\\Z")
 _ROOTS = ("stages", "vars", "env", "secrets", "matrix", "pipeline")
 
 
@@ -156,7 +156,7 @@ def _secret(name: str, scope: Scope, *, whole: bool) -> str:
             "make it the whole value of a parameter",
         )
     scope.secrets.add(name)
-    return f"\x01secret:{name}\x01"
+    return f"{SECRET_MARK}{name}\x01"
 
 
 class Variables:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, model_validator
+from pydantic import model_validator
 
 from deploy_runner.sdk import (
     Context,
@@ -18,6 +18,7 @@ from deploy_runner.sdk import (
     Output,
     StageInputs,
     StageParams,
+    judged,
 )
 
 from .backoff import Backoff
@@ -31,10 +32,10 @@ from .huggingface.errors import one_sentence
 from .huggingface.metadata import Benchmark
 from .transcript import Transcript
 
-_Repository = Annotated[str, AfterValidator(names.repository)]
-_Branch = Annotated[str, AfterValidator(names.branch)]
-_Tag = Annotated[str, AfterValidator(names.tag)]
-_Language = Annotated[str, AfterValidator(names.language)]
+_Repository = Annotated[str, judged(names.repository)]
+_Branch = Annotated[str, judged(names.branch)]
+_Tag = Annotated[str, judged(names.tag)]
+_Language = Annotated[str, judged(names.language)]
 
 
 class PushHub(Push):

@@ -149,3 +149,19 @@ def test_a_parameter_that_aws_refuses_is_refused(params: dict[str, Any], said: s
     for uses, own in (("push.sagemaker", "endpoint"), ("push.transform", "job")):
         with pytest.raises(ValidationError, match=said):
             stage(uses).Params.model_validate({own: "e", **params})
+
+
+@pytest.mark.slow
+def test_a_parameter_that_is_a_secret_is_judged_once_its_value_is_known(project: Project) -> None:
+    project.pipeline(
+        """
+        endpoint: {uses: push.sagemaker, inputs: {package: in.txt},
+                   with: {endpoint: e, bucket: "${{ secrets.BUCKET }}", environment: {A: "${{ secrets.BUCKET }}"}}}
+        """,
+        head=f"target: {{live: true, aws: {{region: eu-west-1, image_uri: i, role_arn: '{ROLE}'}}}}\n",
+    )
+    project.cli("validate")
+    failed = project.run(exits=1, BUCKET="Not-A-Bucket")["stages"]["endpoint"]["error"]
+    assert "`with` is invalid: bucket: Value error, " in failed
+    assert "is not a valid name of an S3 bucket" in failed
+    assert "Not-A-Bucket" not in failed

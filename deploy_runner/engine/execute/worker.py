@@ -18,7 +18,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...errors import DeployRunnerError
+from pydantic import ValidationError
+
+from ...errors import DeployRunnerError, StageError
 from ...registry import load_class
 from ...sdk import Context, Stage
 from ...server.reasons import reason
@@ -182,7 +184,7 @@ def _context(request: dict[str, Any]) -> Context:
 
 
 def _models(cls: type[Stage], request: dict[str, Any], placed: Mapping[str, Path]) -> tuple[Any, Any, Any]:
-    params = cls.Params.model_validate_json(json.dumps(_with_secrets(request["params"], request["secrets"])))
+    params = _params(cls, _with_secrets(request["params"], request["secrets"]))
     inputs: dict[str, Any] = {}
     for name, path in placed.items():
         field, _, member = name.partition("/")
@@ -201,6 +203,15 @@ def _models(cls: type[Stage], request: dict[str, Any], placed: Mapping[str, Path
     made = Path(request["work"]) / "outputs"
     outputs = {name: made / path for name, (path, _, _) in request["outputs"].items()}
     return params, cls.Inputs(**inputs), cls.Outputs(**outputs)
+
+
+def _params(cls: type[Stage], given: Any) -> Any:
+    """Return the parameters, which are judged again now that the values of secrets are known."""
+    try:
+        return cls.Params.model_validate_json(json.dumps(given))
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, row['loc']))}: {row['msg']}" for row in error.errors()]
+        raise StageError(f"`with` is invalid: {'; '.join(wrong)}") from None
 
 
 def _with_secrets(value: Any, secrets: Mapping[str, str]) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator
+from deploy_runner.sdk import judged
 
 __all__ = ["Bucket", "Image", "Prefix", "Role", "Variable", "bucket", "image", "image_region", "role"]
 
@@ -58,7 +58,7 @@ def image(uri: str) -> str:
 
 
 def image_region(uri: str) -> str:
-    """Return the region of an image in Amazon's registry; nothing where it isn't there."""
+    """Return the region of an image in Amazon's registry; nothing for one of another."""
     found = _ECR.match(uri)
     return found.group(1) if found else ""
 
@@ -77,9 +77,9 @@ def _value(text: str) -> str:
     return text
 
 
-Bucket = Annotated[str, AfterValidator(bucket)]
-Prefix = Annotated[str, AfterValidator(prefix)]
-Role = Annotated[str, AfterValidator(role)]
-Image = Annotated[str, AfterValidator(image)]
-Variable = Annotated[str, AfterValidator(_variable)]
-Value = Annotated[str, AfterValidator(_value)]
+Bucket = Annotated[str, judged(bucket)]
+Prefix = Annotated[str, judged(prefix)]
+Role = Annotated[str, judged(role)]
+Image = Annotated[str, judged(image)]
+Variable = Annotated[str, judged(_variable)]
+Value = Annotated[str, judged(_value)]
