@@ -48,6 +48,8 @@ def target() -> dict[str, Any] | None:
 
 
 def test_a_component_is_made_moved_compared_and_taken_back(tmp_path: Path) -> None:
+    from sagemaker.core.resources import InferenceComponent
+
     first = deploy(tmp_path, 2, tested=2, startup_timeout_s=600, component=SIZE)
     assert calls(first)[-4:] == [
         "sagemaker:CreateEndpointConfig", "sagemaker:CreateEndpoint", "sagemaker:CreateInferenceComponent",
@@ -64,6 +66,8 @@ def test_a_component_is_made_moved_compared_and_taken_back(tmp_path: Path) -> No
     }  # fmt: skip
     assert asked["StartupParameters"] == {"ContainerStartupHealthCheckTimeoutInSeconds": 600}
     assert answer(10.0) == 20.0
+    read = InferenceComponent.get(inference_component_name="e", region="us-east-1")
+    assert read.specification.model_name == asked["ModelName"]
     assert calls(deploy(tmp_path, 2, tested=2, startup_timeout_s=600, component=SIZE)) == []
     assert drifted(tmp_path, 2, startup_timeout_s=600, component=SIZE) == {}
     wider = SIZE | {"memory_mb": 2048}
