@@ -9,7 +9,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Javascript", "in_python", "install_javascript", "install_optimum"]
+from tests.serve.raw_inputs import tokenizer
+
+__all__ = [
+    "Javascript",
+    "in_python",
+    "install_javascript",
+    "install_optimum",
+    "install_sentence_transformers",
+    "small_tokenizer",
+]
 
 _JAVASCRIPT = "@huggingface/transformers@4.3.2"
 _OPTIMUM = [
@@ -74,6 +83,12 @@ def install_optimum(folder: Path) -> None:
     subprocess.run([*pip, *_OPTIMUM], check=True)
 
 
+def install_sentence_transformers(folder: Path) -> None:
+    """Install sentence-transformers beside what it needs, which is installed."""
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder)]
+    subprocess.run([*pip, "sentence-transformers==6.2.0"], check=True)
+
+
 def in_python(code: str, hub: str, home: Path, *, before: Path | None = None) -> str:
     """Run Python code whose clients ask a local Hub, and return what it prints; `before` is first on its path."""
     env = {
@@ -88,3 +103,12 @@ def in_python(code: str, hub: str, home: Path, *, before: Path | None = None) ->
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def small_tokenizer(file: Path, folder: Path) -> None:
+    """Save a small WordPiece tokenizer, which is written to `file`, as a folder of transformers."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer(file)
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_file=str(file), model_max_length=32, **special).save_pretrained(folder)

@@ -156,6 +156,8 @@ def test_a_mixins_config_is_what_its_class_saves_and_its_weights_have_its_names(
     assert json.loads(pusher.content("config.json")) == {"width": 8}
     said = metadata(pusher)
     assert {"model_hub_mixin", "pytorch_model_hub_mixin"} <= set(said["tags"])
+    pusher.push(inputs={"reference": bundle(pusher, hub_config={}), "weights": weights})
+    assert json.loads(pusher.content("config.json")) == {}
     assert f'`CLASS.from_pretrained("{REPO}")`' in pusher.content("README.md").decode()
     wrong = pusher.write("w2.safetensors", save({"module.head.weight": torch.zeros(2)}))
     with pytest.raises(StageError, match=r"don't have the same names, e\.g\. head\.weight: .* untrained"):

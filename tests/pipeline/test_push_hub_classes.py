@@ -16,7 +16,7 @@ from deploy_runner.local.hub import Account, LocalHub
 from deploy_runner.testing import run_stage
 from tests.bundles import stage
 from tests.pipeline.hub import Pusher, use
-from tests.pipeline.hub_clients import in_python
+from tests.pipeline.hub_clients import in_python, install_sentence_transformers, small_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -27,6 +27,54 @@ def pusher(folder: Path) -> Iterator[Pusher]:
     with LocalHub(folder / "hub", accounts=accounts) as running, pytest.MonkeyPatch.context() as patch:
         use(running, patch)
         yield Pusher(running, folder)
+
+
+def test_sentence_transformers_embeds_as_the_reference(pusher: Pusher, folder: Path) -> None:
+    import transformers
+    from transformers import BertConfig, BertModel
+
+    source = folder / "sentences-source"
+    small_tokenizer(folder / "sentences.json", source)
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=120, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+                        max_position_embeddings=32, initializer_range=0.3)  # fmt: skip
+    BertModel(config).save_pretrained(source)
+    modules = [{"idx": place, "name": str(place), "path": "" if not place else "1_Pooling",
+                "type": f"sentence_transformers.models.{name}"} for place, name in enumerate(("Transformer", "Pooling"))]  # fmt: skip
+    (source / "modules.json").write_text(json.dumps(modules))
+    (source / "1_Pooling").mkdir()
+    pooling = {
+        "word_embedding_dimension": 32,
+        "pooling_mode_cls_token": False,
+        "pooling_mode_mean_tokens": True,
+    }
+    (source / "1_Pooling/config.json").write_text(json.dumps(pooling))
+    versions = {"transformers": transformers.__version__}
+    bundle = run_stage(
+        stage("model.transformers"), folder / "sentences-b", inputs={"folder": source}, packages=versions
+    )["model"]
+    onnx = run_stage(stage("onnx.export"), folder / "sentences-o", inputs={"model": bundle})["model"]
+    pusher.push(inputs={"folder": source, "models": {"fp32": onnx}, "reference": bundle}, repo="sentences")
+    card = Path(
+        pusher.api.hf_hub_download("local/sentences", "README.md", local_dir=folder / "sentences-card")
+    ).read_text()
+    assert "library_name: sentence-transformers\npipeline_tag: sentence-similarity\n" in card
+    snippet = next(
+        text for text in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "SentenceTransformer" in text
+    )
+    place = folder / "sentence-transformers"
+    install_sentence_transformers(place)
+    shown = snippet + "\nimport json; print(json.dumps(embeddings.tolist()))"
+    found = json.loads(
+        in_python(shown, pusher.hub.url, folder / "sentences-home", before=place).splitlines()[-1]
+    )
+    import onnxruntime
+
+    given = transformers.AutoTokenizer.from_pretrained(str(source))(["a text"], return_tensors="np")
+    given["token_type_ids"] = np.zeros_like(given["input_ids"])
+    session = onnxruntime.InferenceSession(onnx / "model.onnx")
+    (wanted,) = session.run(None, {port.name: given[port.name] for port in session.get_inputs()})
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 NET = """

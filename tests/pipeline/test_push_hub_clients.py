@@ -14,12 +14,17 @@ import torch
 
 from deploy_runner.local.hub import Account, LocalHub
 from deploy_runner.testing import run_stage
-from tests.bundles import stage
+from tests.bundles import bundle, stage
 from tests.conftest import ROOT
 from tests.models.hub import saved
 from tests.pipeline.hub import Pusher, use
-from tests.pipeline.hub_clients import Javascript, in_python, install_javascript, install_optimum
-from tests.serve.raw_inputs import tokenizer
+from tests.pipeline.hub_clients import (
+    Javascript,
+    in_python,
+    install_javascript,
+    install_optimum,
+    small_tokenizer,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -326,9 +331,25 @@ def test_an_io_is_enough_for_transformers_js_where_there_is_no_folder(
     assert found == {"label": wanted["label"], "score": pytest.approx(wanted["score"], abs=1e-5)}
 
 
-def small_tokenizer(file: Path, folder: Path) -> None:
-    from transformers import PreTrainedTokenizerFast
+OWN = """
+import { AutoModel, Tensor } from "@huggingface/transformers";
+const model = await AutoModel.from_pretrained("local/own", { dtype: "fp32", device: "cpu" });
+const x = new Tensor("float32", Float32Array.from({ length: 128 }, (_, i) => (i % 17) / 16), [2, 1, 8, 8]);
+const found = await model({ [model.config.inputs[0].name]: x });
+console.log(JSON.stringify(found[model.config.outputs[0].name].tolist()));
+"""
 
-    tokenizer(file)
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_file=str(file), model_max_length=32, **special).save_pretrained(folder)
+
+def test_transformers_js_runs_any_other_architecture_by_its_config(
+    javascript: Javascript, pusher: Pusher, folder: Path
+) -> None:
+    import onnxruntime
+
+    reference = bundle(folder / "own", "cnn")["model"]
+    onnx = run_stage(stage("onnx.export"), folder / "own-o", inputs={"model": reference})["model"]
+    pusher.push(inputs={"models": {"fp32": onnx}, "reference": reference}, repo="own")
+    found = json.loads(javascript.run(OWN).splitlines()[-1])
+    session = onnxruntime.InferenceSession(onnx / "model.onnx")
+    x = (np.arange(128, dtype=np.float32) % 17 / 16).reshape(2, 1, 8, 8)
+    (wanted,) = session.run(None, {session.get_inputs()[0].name: x})
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)

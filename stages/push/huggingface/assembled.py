@@ -32,7 +32,7 @@ def assemble(ctx: Context, params: Any, inputs: Any, repo: str) -> dict[str, Wan
         placed |= pretrained.files(inputs.folder, ctx.workdir)
     own = pretrained.config(inputs.folder) if inputs.folder else configured.own(bundle)
     config = configured.composed(own, bundle, io, placed)
-    if config:
+    if bundle is not None or io is not None or inputs.folder is not None:
         placed[_CONFIG] = Placed(_write(ctx, _CONFIG, configured.text(config).encode()))
     if params.handler is not None:
         placed |= endpoint.files(
@@ -49,8 +49,9 @@ def assemble(ctx: Context, params: Any, inputs: Any, repo: str) -> dict[str, Wan
         if _CONFIG in (inputs.files or {}):
             config = configured.read(placed[_CONFIG].path)
         facts = Facts(
-            repo, files, reports, _makers(ctx, placed), bundle, ctx.lineage, params.license, params.language,
-            params.tags, params.pipeline_tag, params.dataset, _loaded(params), io, config, params.examples,
+            repo, files, reports, _makers(ctx, placed), bundle, ctx.lineage, io=io, config=config,
+            license=params.license, language=params.language, tags=params.tags, examples=params.examples,
+            pipeline_tag=params.pipeline_tag, dataset=params.dataset, revision=_loaded(params),
         )  # fmt: skip
         files |= describe({CARD: _write(ctx, CARD, card.text(facts).encode())}, {})
     return files | describe({MANIFEST: _write(ctx, MANIFEST, manifest(files))}, {})

@@ -39,8 +39,10 @@ def usage(facts: Facts) -> list[str]:
     parts = []
     if models and facts.io is not None:
         parts.append(_served(facts, models[0], facts.io))
-    if library in ("transformers", "sentence-transformers"):
+    if library == "transformers":
         parts.append(_transformers(facts))
+    if library == "sentence-transformers":
+        parts.append(_sentences(facts))
     if models and kind_of(facts.config):
         parts.append(_javascript(facts, models))
     if models and facts.bundle is not None:
@@ -78,6 +80,16 @@ def _transformers(facts: Facts) -> str:
 from transformers import {", ".join(sorted(auto for _, auto in loads))}
 
 {chr(10).join(lines)}
+```
+"""
+
+
+def _sentences(facts: Facts) -> str:
+    return f"""```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("{facts.repo}"{_pin(facts)})
+embeddings = model.encode(["a text"])
 ```
 """
 

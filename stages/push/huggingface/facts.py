@@ -40,8 +40,12 @@ class Facts:
     @property
     def task(self) -> str | None:
         """Return the Hub's task: what was said, else that of the raw input, else of the architecture."""
+        if self.pipeline_tag or (read := raw_io.task(self.io)):
+            return self.pipeline_tag or read
+        if "modules.json" in self.files:
+            return "sentence-similarity"
         kind = pretrained.kind_of(self.config)
-        return self.pipeline_tag or raw_io.task(self.io) or (kind.task if kind else "") or None
+        return (kind.task if kind else "") or None
 
     @property
     def mixin(self) -> bool:

@@ -27,7 +27,7 @@ _TOKENIZER = "tokenizer_config.json"
 _NEW_CLASS, _OLD_CLASS = "TokenizersBackend", "PreTrainedTokenizerFast"
 """The same class, whose first name only transformers 5 knows, and whose second every release knows."""
 _PLACES = ("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file")
-"""Where releases before transformers 5 write down the folder on the machine that trained."""
+"""Where releases before transformers 5 record the folder on the machine that trained."""
 
 
 class Kind(NamedTuple):
