@@ -55,22 +55,31 @@ class Connection(HttpToolsProtocol):
         return size > arriving.HEAD_BYTES
 
     def end_if_late(self, now_s: float, timeout_s: float) -> None:
-        """End the connection where the same request has been arriving for `timeout_s`, or none for long."""
+        """End the connection where the same request has been arriving for `timeout_s`, or none for long.
+
+        An answer that isn't read for `timeout_s` ends it, too.
+        """
         arrives = self._arriving()
         if arrives is not self._arrives:
             self._arrives, self._since_s = arrives, now_s
         elif arrives is self and now_s - self._since_s >= arriving.IDLE_S:
             self.transport.close()
+        elif arrives is self.flow and now_s - self._since_s >= timeout_s:
+            self.transport.abort()
         elif arrives not in (None, self) and now_s - self._since_s >= timeout_s:
             self._refuse(arriving.late(timeout_s))
 
     def _arriving(self) -> object:
         """Return what stands for the request that isn't all there; itself before the first; else None.
 
+        It is the flow while an answer waits to be read.
+
         While reading is paused, since another request is being answered, its time doesn't run.
         """
         if self.scope is None:
             return self
+        if self.flow.write_paused:
+            return self.flow
         if self.flow.read_paused:
             return None
         if not self._has_head():

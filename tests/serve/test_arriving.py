@@ -11,10 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from functools import partial
 
+import psutil
 import pytest
 
 from tests.serve.models import Digits
-from tests.serve.server import Server, serving
+from tests.serve.server import Server, serving, until
 
 ROW = b"[" + b"[" + b",".join([b"0.5"] * 64) + b"]]"
 HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n"
@@ -76,6 +77,19 @@ def test_a_byte_now_and_then_does_not_help(hasty: Server) -> None:
         body.sendall(HEAD + b"\r\n")
         for answer in pool.map(partial(to_the_end, trickle=b"1"), (head, body)):
             assert b" 408 " in answer
+
+
+@pytest.mark.parametrize("hasty", ["fastapi"], indirect=True)
+def test_answers_that_are_not_read_are_ended(hasty: Server) -> None:
+    """waitress keeps what isn't read, up to 16 MiB, and closes the connection after 75 s."""
+    process = psutil.Process(hasty.process.pid)
+    with closing(socket.socket()) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", int(hasty.url.rpartition(":")[2])))
+        connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 1500)
+        ours = connection.getsockname()
+        until(lambda: ours in [c.raddr for c in process.net_connections("tcp")])
+        until(lambda: ours not in [c.raddr for c in process.net_connections("tcp")])
 
 
 @pytest.mark.slow
