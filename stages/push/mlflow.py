@@ -73,6 +73,7 @@ class PushMlflow(Push):
                 "no MLflow server is set", fix="add `mlflow: {tracking_uri: https://…}` to the target"
             )
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", _RETRIES)
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         if store:
             os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
         from mlflow import MlflowClient, set_tracking_uri
