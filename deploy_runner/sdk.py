@@ -236,7 +236,7 @@ class Stage:
     network: ClassVar[bool] = False
     """True gives the worker network access, the target, and with a live target the credentials."""
     services: ClassVar[tuple[str, ...]] = ()
-    """The local servers that a dry run starts for the stage: "aws", "hub", "oci"."""
+    """The local servers that a dry run starts for the stage: "aws", "hub", "mlflow", "oci"."""
     converges: ClassVar[bool] = False
     """True marks a push: with a live target it runs every time and is never a cache hit."""
     lineage: ClassVar[bool] = False

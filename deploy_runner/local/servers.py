@@ -23,8 +23,9 @@ def dry_run(
 ) -> Iterator[Mapping[str, str]]:
     """Start "aws", "hub" and/or "oci" on free ports of loopback; yield the environment that leads there.
 
-    Their state is below `folder`, and they end with the block, or with this process in whatever
-    way it ends. Raises StageError where one can't start.
+    "mlflow" is no server but a folder in the stage's own, which MLflow's client takes for one. The servers'
+    state is below `folder`, and they end with the block, or with this process in whatever way it ends.
+    Raises StageError where one can't start.
     """
     folder.mkdir(parents=True)
     commands = {
@@ -32,13 +33,16 @@ def dry_run(
         "hub": ["deploy_runner.local.hub", "--root", str(folder / "hub")],
         "oci": ["deploy_runner.local.oci", "--root", str(folder / "oci")],
     }
-    if unknown := [name for name in services if name not in commands]:
-        raise StageError(f"services: there is no local server {unknown[0]!r}, only {', '.join(commands)}")
+    known = sorted((*commands, "mlflow"))
+    if unknown := [name for name in services if name not in known]:
+        raise StageError(f"services: there is no local server {unknown[0]!r}, only {', '.join(known)}")
     with ExitStack() as stack:
         processes = {
-            name: stack.enter_context(_process(commands[name], folder / f"{name}.log")) for name in services
+            name: stack.enter_context(_process(commands[name], folder / f"{name}.log"))
+            for name in services
+            if name in commands
         }
-        env: dict[str, str] = {}
+        env = {"DRY_RUN_MLFLOW": "mlflow"} if "mlflow" in services else {}
         for name, process in processes.items():
             url = _address(name, process, folder / f"{name}.log")
             log(f"the local {name} listens on {url}")

@@ -191,5 +191,5 @@ def test_a_service_that_does_not_exist_is_named(project: Project) -> None:
     project.write("stages/push/gcp.py", dedent(stage))
     project.pipeline("out: {uses: push.gcp}")
     done = project.cli("run", exits=1)
-    assert "services: there is no local server 'gcp', only aws, hub, oci" in done.stdout
+    assert "services: there is no local server 'gcp', only aws, hub, mlflow, oci" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from deploy_runner.sdk import StageError
+from deploy_runner.sdk import GateError, StageError
 from deploy_runner.stages.model import protos
 from deploy_runner.testing import StageRun, run_stage
 from tests.bundles import stage
@@ -80,6 +80,14 @@ def test_what_triton_could_not_serve_is_refused(
 ) -> None:
     with pytest.raises(StageError, match=said):
         packed(tmp_path / "p", adder(tmp_path / "a.onnx", shape, kind), **params)
+
+
+def test_a_file_that_answers_other_shapes_than_it_says_is_refused(tmp_path: Path) -> None:
+    honest = adder(tmp_path / "honest.onnx", ["batch", "length"])
+    reference = run_stage(stage("model.onnx"), tmp_path / "r", inputs={"model": honest})["model"]
+    liar = adder(tmp_path / "liar.onnx", ["batch", "length"], answer=["batch", 7])
+    with pytest.raises(GateError, match=r"'sum' is float32 .* but the ONNX file says float32 \[-1, 7\]"):
+        packed(tmp_path / "p", liar, reference)
 
 
 def test_a_sequence_of_maps_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 __all__ = ["credentials_of", "live_environment"]
 
 _CLOUD = re.compile(
-    r"(AWS|HF|HUGGING_FACE|HUGGINGFACE)_|REGISTRY_AUTH_FILE\Z|(HTTPS?|NO|ALL)_PROXY\Z", re.IGNORECASE
+    r"(AWS|HF|HUGGING_FACE|HUGGINGFACE|MLFLOW)_|REGISTRY_AUTH_FILE\Z|(HTTPS?|NO|ALL)_PROXY\Z", re.IGNORECASE
 )
 _CREDENTIAL = re.compile(r"(ACCESS_KEY|TOKEN|SECRET|PASSWORD)(?!_PATH|_FILE|_ID)")
 _CREDENTIAL_FILES = {

@@ -1,0 +1,1 @@
+"""How `push.mlflow` saves a model for MLflow, and finds, makes and moves its versions."""
