@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,15 @@ class PushOci(Push):
 
         artifact: File | Folder = Field(description="what to upload")
 
+    def check_target(
+        self, params: Mapping[str, Any], target: Mapping[str, Any], environ: Mapping[str, str]
+    ) -> Mapping[str, str]:
+        """Return whether the registry is missing, or no address of one."""
+        if "$secret" in (params["registry"] or ()):
+            return {}
+        host = _host(params["registry"], target, {})  # The variable is a dry run's.
+        return {} if _HOST.fullmatch(host) else {"oci.registry": host and f"{host!r} is no HOST or HOST:PORT"}
+
     @contextmanager
     def service(self, ctx: Context, params: Params, backoff: Backoff) -> Iterator[Registry]:
         """Yield the repository."""
@@ -123,14 +132,18 @@ class PushOci(Push):
 
 
 def _login(ctx: Context, params: PushOci.Params) -> Login:
-    target = ctx.target.get("oci")
-    said = target.get("registry") if isinstance(target, dict) else None
-    host = os.environ.get("OCI_REGISTRY") or params.registry or said
+    host = _host(params.registry, ctx.target, os.environ)
     if not host:
         raise StageError("registry is not set", fix="set `with.registry` or `target.oci.registry`")
-    if not _HOST.fullmatch(str(host)):
+    if not _HOST.fullmatch(host):
         raise StageError(f"the registry {host!r} is no HOST or HOST:PORT", fix="write it as in docker login")
-    return find_login(str(host), params.username, params.password)
+    return find_login(host, params.username, params.password)
+
+
+def _host(registry: str | None, target: Mapping[str, Any], environ: Mapping[str, str]) -> str:
+    oci = target.get("oci")
+    said = oci.get("registry") if isinstance(oci, Mapping) else None
+    return str(environ.get("OCI_REGISTRY") or registry or said or "")
 
 
 def _release(ctx: Context, params: PushOci.Params, artifact: Path) -> Pack:

@@ -95,6 +95,19 @@ def wrong(
     return dict(stage(uses)().check_target(params or {}, {"live": True, "aws": aws}, environ))
 
 
+def test_the_registry_of_a_pack_is_a_setting_too() -> None:
+    def found(registry: object, oci: object, **environ: str) -> dict[str, str]:
+        return dict(stage("push.oci")().check_target({"registry": registry}, {"oci": oci}, environ))
+
+    assert found(None, None) == {"oci.registry": ""}
+    assert found(None, {"registry": "https://ghcr.io"}) == {
+        "oci.registry": "'https://ghcr.io' is no HOST or HOST:PORT"
+    }
+    assert found("ghcr.io", None) == {}
+    assert found({"$secret": "REGISTRY"}, None) == {}
+    assert found(None, {}, OCI_REGISTRY="127.0.0.1:5000") == {"oci.registry": ""}
+
+
 GOOD = {
     "region": "eu-west-1",
     "bucket": "models.of-us",
