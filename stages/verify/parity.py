@@ -20,6 +20,8 @@ from ..model import bundles, npz
 from ..model.compare import Parity, compare
 from . import runtime
 
+_NO_LIMIT = {"device"}
+
 
 class VerifyParity(Stage):
     """Compare a converted model with the reference outputs, and fail beyond the limits.
@@ -64,12 +66,12 @@ class VerifyParity(Stage):
         """Run every reference case, report, refuse."""
         bundle = bundles.load_bundle(inputs.reference)
         run = runtime.open_model(ctx, inputs.candidate, bundle, device=params.device)
-        limits = params.model_dump(exclude_none=True, exclude={"device"})
+        limits = _given(params)
         exact = {"atol": params.atol or 0.0, "rtol": params.rtol or 0.0} if limits else {}
         parity = compare(bundle.cases, run, **exact)
         for name, value in parity.figures().items():
             ctx.figure(name, value)
-        report = {**parity.figures(), "worst": parity.worst, "limits": params.model_dump()}
+        report = {**parity.figures(), "worst": parity.worst, "limits": params.model_dump(exclude=_NO_LIMIT)}
         if not limits:
             report["allowed"] = parity.allowed
         outputs.report.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", "utf-8")
@@ -79,9 +81,14 @@ class VerifyParity(Stage):
             raise GateError(f"{ctx.stage}: {'; '.join(refusals)}; worst at {parity.worst}")
 
 
+def _given(params: VerifyParity.Params) -> dict[str, float]:
+    """Return the limits that are set."""
+    return params.model_dump(exclude_none=True, exclude=_NO_LIMIT)
+
+
 def _refusals(params: VerifyParity.Params, parity: Parity) -> list[str]:
     refusals = []
-    given = params.model_dump(exclude_none=True)
+    given = _given(params)
     if parity.excess > 0 and (not given or given.keys() & {"atol", "rtol"}):
         refusals.append(f"the outputs differ by {parity.beyond(params.atol, params.rtol)}")
     if params.max_abs is not None and parity.max_abs > params.max_abs:

@@ -40,6 +40,10 @@ def test_parity_holds_for_fp32_and_is_refused_for_int8_by_name(
     assert parity(tmp_path / "c", int8, bundle, min_argmax_agreement=0.9).figures["argmax_agreement"] > 0.9
     with pytest.raises(GateError, match="the cosine similarity falls to"):
         parity(tmp_path / "d", int8, bundle, min_cosine=1.0)
+    with pytest.raises(
+        GateError, match="the outputs differ by up to .* that is explained by its type's rounding"
+    ):
+        parity(tmp_path / "e", int8, bundle)
 
 
 def test_accuracy_is_measured_against_the_reference(tmp_path: Path, int8: Path, bundle: Path) -> None:
