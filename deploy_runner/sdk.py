@@ -277,10 +277,10 @@ class Stage:
         """
         return ""
 
-    def advice(self, params: Any, target: Mapping[str, Json]) -> list[str]:
+    def advice(self, params: Mapping[str, Any], target: Mapping[str, Any]) -> list[str]:
         """Return what is to be known of a choice before a run, in a sentence each; ask nothing of the remote.
 
-        `plan` and `doctor` print it for every push.
+        `plan` and `doctor` print it for every push. `params` are the stage's, as JSON.
         """
         return []
 

@@ -15,5 +15,5 @@ def advice(graph: Graph) -> dict[str, list[str]]:
     for node in graph.stages.values():
         if node.converges:
             cls = load_class(node.module, node.class_name, node.stage_dir)
-            found[node.id] = cls().advice(cls.Params.model_validate(node.params), graph.target)
+            found[node.id] = cls().advice(node.params, graph.target)
     return {stage: said for stage, said in found.items() if said}

@@ -63,10 +63,9 @@ class AwsPush(Push):
             backoff.follow(session)
             yield Aws(ctx=ctx, backoff=backoff, transcript=Transcript(), session=session)
 
-    def advice(self, params: Any, target: Mapping[str, Any]) -> list[str]:
+    def advice(self, params: Mapping[str, Any], target: Mapping[str, Any]) -> list[str]:
         """Say whether the image that is chosen still gets patches."""
-        aws = target.get("aws")
-        uri = getattr(params, "image_uri", None) or (aws.get("image_uri") if isinstance(aws, dict) else None)
+        uri = params.get("image_uri") or settings_of(target).get("image_uri")
         return images.advice(str(uri), date.today()) if uri else []
 
     def credentials(self, ctx: Context, params: Any) -> str:
