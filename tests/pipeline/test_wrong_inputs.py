@@ -22,6 +22,7 @@ from tests.conftest import ROOT
 REQUIRED: dict[str, dict[str, Any]] = {
     "model.prepare": {"factory": "models.py:mlp", "example": {"shape": [1, 64]}},
     "checkpoint.resume_check": {"factory": "models.py:mlp", "optimizer": "Adam"},
+    "package.kserve": {"name": "net"},
 }
 
 ANY_FILE = ("verify.size", "package.sign", "run.command", "run.python")
