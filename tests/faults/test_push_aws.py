@@ -304,6 +304,7 @@ def kills(project: Project, aws: str, moments: Sequence[int] | None) -> int:
     return killed
 
 
+@pytest.mark.slow
 def test_a_killed_push_is_continued_and_published_once(tmp_path: Path, aws: str) -> None:
     chosen = random.Random(5).sample(range(1, 90), 1)
     assert kills(Project(tmp_path / "project"), aws, chosen) >= 1

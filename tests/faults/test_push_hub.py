@@ -356,6 +356,7 @@ def test_a_push_that_is_killed_again_and_again_ends_as_one_commit(pusher: Pusher
     assert kill_at(pusher, [1 + count * k // 6 for k in range(6)]) >= 3
 
 
+@pytest.mark.slow
 def test_a_push_that_is_killed_at_its_commit_sends_no_object_again(pusher: Pusher, tmp_path: Path) -> None:
     requests = requests_of_a_push(tmp_path / "c")
     commit = next(k for k, request in enumerate(requests) if "/commit/" in request.path)

@@ -226,6 +226,7 @@ def rounds_with_kills(folder: Path, bucket: Bucket, rounds: int, seed: int) -> N
         assert all(outputs(result) == expected for result in results)
 
 
+@pytest.mark.slow
 def test_drivers_that_share_a_remote_make_each_action_once_whoever_is_killed(
     tmp_path: Path, bucket: Bucket
 ) -> None:

@@ -153,6 +153,7 @@ def test_what_cannot_be_asked_is_one_sentence(live: Project, arguments: list[str
     assert said in live.cli(*arguments, exits=2).stderr
 
 
+@pytest.mark.slow
 def test_nothing_was_deployed_before_is_said(live: Project) -> None:
     live.run(*LIVE)
     assert "nothing was deployed to e before" in live.cli("rollback", "endpoint", *LIVE, exits=1).stderr

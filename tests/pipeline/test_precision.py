@@ -55,7 +55,14 @@ def prepare(folder: Path, forward: str, example: Any, then: str = "", **params: 
                params={"factory": f"{file.name}:build", "example": example} | params)  # fmt: skip
 
 
-@pytest.mark.parametrize(("then", "eps"), [("", 2**-23), (".half()", 2**-10), (".bfloat16()", 2**-7)])
+@pytest.mark.parametrize(
+    ("then", "eps"),
+    [
+        ("", 2**-23),
+        pytest.param(".half()", 2**-10, marks=pytest.mark.slow),
+        (".bfloat16()", 2**-7),
+    ],
+)
 def test_each_type_is_compared_by_its_own_rounding(tmp_path: Path, then: str, eps: float) -> None:
     bundle = prepare(tmp_path, PLAIN, {"shape": [2, 4]}, then)["model"]
     told = json.loads((bundle / "bundle.json").read_text())
@@ -145,6 +152,7 @@ def unpacked(package: Path, folder: Path) -> Invoke:
 JSON = "application/json"
 
 
+@pytest.mark.slow
 def test_outputs_that_are_not_finite_are_refused_by_place_unless_allowed(tmp_path: Path) -> None:
     example = {"x": {"shape": [2, 4]}, "allowed": {"shape": [2, 5], "dtype": "bool"}}
     with pytest.raises(

@@ -69,7 +69,9 @@ def test_the_snippets_hold_the_models_real_names_and_shapes(tmp_path: Path) -> N
     assert "EValue.from(leftTensor), EValue.from(rightTensor)" in (exported / "Predict.kt").read_text()
 
 
-@pytest.mark.parametrize("name", ["text", "two", "tied"])
+@pytest.mark.parametrize(
+    "name", ["two", *(pytest.param(n, marks=pytest.mark.slow) for n in ("text", "tied"))]
+)
 def test_executorch_agrees_with_eager_up_to_the_largest_sizes(tmp_path: Path, name: str) -> None:
     made = executorch(tmp_path, bundle_of(tmp_path, name, **CASES[name])["model"], largest={"batch": 20})
     assert made.figures["max_abs"] < 1e-5

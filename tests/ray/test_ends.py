@@ -84,6 +84,7 @@ def test_the_actions_of_a_dead_node_run_again_on_another(project: RayProject) ->
             project.cluster.remove(name)
 
 
+@pytest.mark.slow
 def test_limits_hold_on_the_nodes_and_failures_are_told_as_here(project: RayProject) -> None:
     project.write(
         "code.py",

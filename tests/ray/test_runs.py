@@ -61,6 +61,7 @@ def test_torchscript_of_the_users_model_has_the_same_digest(project: RayProject,
     assert outputs(project.run(*project.ray)) == outputs(project.alike(tmp_path).run())
 
 
+@pytest.mark.slow
 def test_a_run_through_rays_client_and_then_a_run_of_hits_without_a_cluster(project: RayProject) -> None:
     project.pipeline("a: {uses: text.upper, inputs: {text: in.txt}}")
     address = project.cluster.client_address

@@ -86,7 +86,7 @@ def test_requests_are_joined_along_the_labelled_axis(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("format_", ["onnx", "torchscript"])
+@pytest.mark.parametrize("format_", ["onnx", pytest.param("torchscript", marks=pytest.mark.slow)])
 def test_an_input_that_all_samples_share_is_joined_with_none(tmp_path: Path, format_: str) -> None:
     """Requests with the same mask are run together; one with another mask, or another length, is not."""
     bundle = prepared("reader", tmp_path)
@@ -123,6 +123,7 @@ def test_a_single_number_is_an_input(tmp_path: Path) -> None:
     assert mixed.problems == ["input 'temperature' takes float32 of shape []; the shape [2] was given"]
 
 
+@pytest.mark.slow
 def test_a_model_without_a_batch_is_served_one_request_at_a_time(tmp_path: Path) -> None:
     """What merely stands first, here the time of one series, is no number of samples."""
     bundle = prepared("pooled", tmp_path)

@@ -192,8 +192,14 @@ def healthy(context: Path, port: str, python: str = sys.executable, **env: str) 
     (line,) = instructions(context, "HEALTHCHECK")
     command = [python, *json.loads(line.partition("CMD ")[2])[1:]]
     proxy = {"http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
-    given = {"PATH": os.environ["PATH"], **environment(context), "SERVE_PORT": port, **proxy, **env}
-    return subprocess.run(command, cwd=context, env=given, check=False, timeout=60).returncode == 0
+    given = {
+        "PATH": os.environ["PATH"],
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **environment(context),
+        "SERVE_PORT": port,
+    }
+    done = subprocess.run(command, cwd=context, env={**given, **proxy, **env}, check=False, timeout=60)
+    return done.returncode == 0
 
 
 def run_as_the_container(context: Path, folder: Path, python: str = sys.executable) -> None:
