@@ -34,7 +34,8 @@ HEAD = """\
 What holds for each target. This page is written by a run (`make targets`) that ships a net of timm's, `resnet10t`, to all
 of them, asks each with pictures and with requests that are wrong, pushes a second version, and rolls back. AWS, the Hub
 and the registries are the local servers of a dry run; what answers is the real thing: SageMaker's own toolkit, Ray Serve,
-Triton, the container's entry point.
+Triton, the container's entry point. `package.kserve` and `push.mlflow` are tested by themselves: [other
+targets](other-targets.md).
 
 - **starts**: its own software loads what was made
 - **answers**: every number is within 1e-4 of the net in PyTorch
@@ -147,7 +148,7 @@ def asked(target: str, ask: Ask, expected: np.ndarray[Any, Any]) -> Row:
 
 def over_http(server: Server, path: str) -> Ask:
     def ask(body: bytes, kind: str) -> tuple[int, Any]:
-        answer = server.ask("POST", path, raw=body, headers={"content-type": kind})
+        answer = server.ask("POST", path, raw=body, headers={"Content-Type": kind})
         return answer.status, answer.json
 
     return ask
