@@ -351,6 +351,7 @@ def requests_of_a_push(folder: Path) -> list[Request]:
         return proxy.requests
 
 
+@pytest.mark.slow
 def test_a_push_that_is_killed_again_and_again_ends_as_one_commit(pusher: Pusher, tmp_path: Path) -> None:
     count = 3 * len(requests_of_a_push(tmp_path / "c"))
     assert kill_at(pusher, [1 + count * k // 6 for k in range(6)]) >= 3

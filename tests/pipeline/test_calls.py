@@ -106,7 +106,13 @@ def example(*names: str) -> dict[str, Any]:
     return {name: {"shape": [2, 4]} for name in names}
 
 
-@pytest.mark.parametrize("kind", SIGNATURES)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.slow if place % 2 else ())
+        for place, kind in enumerate(SIGNATURES)
+    ],
+)
 def test_every_conversion_calls_forward_as_the_reference_does(tmp_path: Path, kind: str) -> None:
     names = NAMES.get(kind, ("x", "shift"))
     bundle = prepare(tmp_path, SIGNATURES[kind], example(*names))["model"]

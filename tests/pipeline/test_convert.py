@@ -56,6 +56,7 @@ def test_pictures_judge_the_int8_model_that_they_calibrate(folder: Project) -> N
     assert made["cosine"] > 0.98
 
 
+@pytest.mark.slow
 def test_a_second_taste_uses_what_the_first_has_made(folder: Project) -> None:
     folder.cli("convert", "digits.pt", "--to", "onnx", *DIGITS_OPTIONS)
     done = folder.cli("convert", "digits.pt", "--to", "int8", *DIGITS_OPTIONS)

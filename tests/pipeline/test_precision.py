@@ -60,7 +60,7 @@ def prepare(folder: Path, forward: str, example: Any, then: str = "", **params: 
     [
         ("", 2**-23),
         pytest.param(".half()", 2**-10, marks=pytest.mark.slow),
-        (".bfloat16()", 2**-7),
+        pytest.param(".bfloat16()", 2**-7, marks=pytest.mark.slow),
     ],
 )
 def test_each_type_is_compared_by_its_own_rounding(tmp_path: Path, then: str, eps: float) -> None:

@@ -49,6 +49,7 @@ def close(session: onnxruntime.InferenceSession, feeds: Arrays, expected: dict[s
         np.testing.assert_allclose(array, expected[name].numpy(), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_classifier_of_sentences_is_two_stages_from_its_folder(project: Project) -> None:
     model = saved("bert", project.folder / "folder")

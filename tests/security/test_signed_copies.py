@@ -18,6 +18,7 @@ from deploy_runner.errors import DeployRunnerError, GateError
 from tests.conftest import Project
 
 
+@pytest.mark.slow
 def test_a_packed_copy_and_a_file_address_are_verified(signed: tuple[Project, Path, Path, str]) -> None:
     project, folder, public, _ = signed
     for name, top in (("flat.tar.gz", "."), ("deep.tar", "out")):

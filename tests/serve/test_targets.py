@@ -105,6 +105,7 @@ TABLE = """
 """
 
 
+@pytest.mark.slow
 def test_a_table_from_rows(tmp_path: Path) -> None:
     import torch
     from sklearn.datasets import load_iris
