@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from deploy_runner.sdk import Context, Field, GateError, StageParams
+from deploy_runner.sdk import Context, Field, GateError, StageError, StageParams
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +21,21 @@ _ROUNDING = "is explained by its type's rounding"
 
 Model = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Runs a model: arrays by input name → arrays by output name."""
+
+
+def taken(arrays: Mapping[str, Any], inputs: Sequence[str]) -> dict[str, Any]:
+    """Return the arrays of a model's inputs, of which a single one may be called `x`.
+
+    Raises StageError where one is missing.
+    """
+    if len(inputs) == 1 and list(arrays) == ["x"]:
+        return {inputs[0]: arrays["x"]}
+    missing = [name for name in inputs if name not in arrays]
+    if missing:
+        raise StageError(
+            f"the model requires the input {missing[0]!r}, the samples have only {', '.join(arrays)}"
+        )
+    return {name: arrays[name] for name in inputs}
 
 
 class Tolerances(StageParams):

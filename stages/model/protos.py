@@ -10,7 +10,7 @@ from deploy_runner.sdk import StageError, closest, first_line
 
 from ...server.devices import Device, onnx_session
 from ...server.problems import UnfitArtifact
-from .compare import Model
+from .compare import Model, taken
 
 if TYPE_CHECKING:
     import onnx
@@ -200,17 +200,11 @@ def running(opened: onnxruntime.InferenceSession) -> Model:
     outputs = [o.name for o in opened.get_outputs()]
 
     def run(arrays: Mapping[str, Any]) -> dict[str, Any]:
-        if len(inputs) == 1 and list(arrays) == ["x"]:
-            arrays = {inputs[0]: arrays["x"]}
-        missing = [name for name in inputs if name not in arrays]
-        if missing:
-            raise StageError(
-                f"the model requires the input {missing[0]!r}, the samples have only {', '.join(arrays)}"
-            )
+        feed = taken(arrays, inputs)
         try:
-            results = opened.run(outputs, {name: arrays[name] for name in inputs})
+            results = opened.run(outputs, feed)
         except Exception as error:
-            shapes = ", ".join(f"{n} {tuple(arrays[n].shape)}" for n in inputs)
+            shapes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in feed.items())
             said = f"the model can't run inputs of shape {shapes}: {first_line(error)}"
             raise StageError(said, fix="use arrays with the model's shapes and types") from error
         return dict(zip(outputs, results, strict=True))

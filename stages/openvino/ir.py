@@ -11,7 +11,7 @@ from typing import Any
 
 from deploy_runner.sdk import StageError, first_line
 
-from ..model.compare import Model
+from ..model.compare import Model, taken
 
 FILE_NAME = "model.xml"
 
@@ -104,17 +104,11 @@ def running(opened: Any, outputs: Sequence[str] | None = None) -> Model:
     wanted = known if outputs is None else [name for name in outputs if name in known]
 
     def run(arrays: Mapping[str, Any]) -> dict[str, Any]:
-        if len(inputs) == 1 and list(arrays) == ["x"]:
-            arrays = {inputs[0]: arrays["x"]}
-        missing = [name for name in inputs if name not in arrays]
-        if missing:
-            raise StageError(
-                f"the model requires the input {missing[0]!r}, the samples have only {', '.join(arrays)}"
-            )
+        feed = taken(arrays, inputs)
         try:
-            results = opened({name: arrays[name] for name in inputs})
+            results = opened(feed)
         except Exception as error:
-            shapes = ", ".join(f"{n} {tuple(arrays[n].shape)}" for n in inputs)
+            shapes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in feed.items())
             said = f"OpenVINO can't run inputs of shape {shapes}: {why(error)}"
             raise StageError(said, fix="use arrays with the model's shapes and types") from error
         return {name: results[name] for name in wanted}
