@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Response
@@ -168,7 +167,7 @@ class _Watcher:
 
     def take(self, entry: Entry) -> None:
         """Watch over this entry once it has waited for long."""
-        entry.watch = partial(self._start, entry)
+        entry.watch = self._start
 
     def _start(self, entry: Entry) -> None:
         self._task = asyncio.get_running_loop().create_task(self._watch(entry))
@@ -181,8 +180,9 @@ class _Watcher:
 
     def stop(self) -> None:
         """End the watching."""
-        if self._task is not None:
-            self._task.cancel()
+        task, self._task = self._task, None  # What a task was ended by holds its frame, and that holds this.
+        if task is not None:
+            task.cancel()
 
 
 def _fastapi(service: Service) -> FastAPI:

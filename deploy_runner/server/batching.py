@@ -49,7 +49,10 @@ class Observer(Protocol):
 
 
 class Entry:
-    """A request that waits. `watch` is called once when it has waited for long."""
+    """A request that waits. `watch` is called once, with it, when it has waited for long.
+
+    It must not hold the entry: what refers to itself is freed by the collector of garbage alone.
+    """
 
     __slots__ = ("arrays", "deadline", "future", "key", "queued", "queued_at", "rows", "watch")
 
@@ -65,7 +68,7 @@ class Entry:
         self.arrays, self.rows, self.key, self.future = arrays, rows, key, future
         self.queued_at, self.deadline = now, now + timeout_s
         self.queued = True
-        self.watch: Callable[[], None] | None = None
+        self.watch: Callable[[Entry], None] | None = None
 
 
 class Batcher:
@@ -233,7 +236,7 @@ class Batcher:
             if entry.deadline <= now:
                 self.drop(entry, _overdue(entry, self._limits.timeout_s))
             elif entry.watch is not None:
-                entry.watch()
+                entry.watch(entry)
                 entry.watch = None
         self._sweeping = bool(self._pending)
         if self._sweeping:

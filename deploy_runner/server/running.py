@@ -11,7 +11,7 @@ import warnings
 from .log import Log
 from .model import load
 from .options import Settings
-from .service import Service, cores
+from .service import Service, cores, settle
 
 __all__ = ["run"]
 
@@ -39,6 +39,7 @@ def _listen(settings: Settings) -> socket.socket:
 
 def _announce(service: Service, listener: socket.socket) -> None:
     """Print the address and the model, as one line: requests are answered from now on."""
+    settle()
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     digest = service.live.model.artifact.digest

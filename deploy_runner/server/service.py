@@ -20,7 +20,7 @@ from .options import Settings
 from .ports import Arrays, alike, check
 from .problems import UnfitArtifact
 
-__all__ = ["Live", "Service", "cores"]
+__all__ = ["Live", "Service", "cores", "settle"]
 
 _WATCH_S = 0.5
 _FORCED = 130
@@ -86,25 +86,27 @@ class Service:
     async def reload(self) -> None:
         """Load and try what is at the path beside the old model, then swap; a bad one is refused."""
         async with self._reloading:
-            try:
-                model = await asyncio.to_thread(load, self.settings, cores())
-            except UnfitArtifact as error:
-                self.metrics.reload("refused")
-                self.log("reload rejected", error=str(error), kept=self.live.version)
-                return
-            old = self.live
-            if model.artifact.digest == old.model.artifact.digest:
-                self.metrics.reload("unchanged")
-                self.log("reload", unchanged=old.version)
-                model.scratch.close()
-                return
-            self._serve(model)
-            self.metrics.reload("swapped")
-            self.log("reload", old=old.version, new=self.live.version)
-            await old.batcher.drained()
-            old.model.scratch.close()
-        del old, model
-        gc.collect()
+            await self._reload()
+        settle()
+
+    async def _reload(self) -> None:
+        try:
+            model = await asyncio.to_thread(load, self.settings, cores())
+        except UnfitArtifact as error:
+            self.metrics.reload("refused")
+            self.log("reload rejected", error=str(error), kept=self.live.version)
+            return
+        old = self.live
+        if model.artifact.digest == old.model.artifact.digest:
+            self.metrics.reload("unchanged")
+            self.log("reload", unchanged=old.version)
+            model.scratch.close()
+            return
+        self._serve(model)
+        self.metrics.reload("swapped")
+        self.log("reload", old=old.version, new=self.live.version)
+        await old.batcher.drained()
+        old.model.scratch.close()
 
     async def _watch(self, served: tuple[object, ...]) -> None:
         """Reload when the artifact has changed, and has stayed as it is for one more look."""
@@ -147,6 +149,16 @@ class Service:
         await self.live.batcher.drained()
         self.live.model.scratch.close()
         self.readers.close()
+
+
+def settle() -> None:
+    """Free what is left of a model that was loaded, and keep what stays out of all collections to come.
+
+    A collection looks at all that isn't frozen, and requests wait meanwhile.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def cores() -> int:

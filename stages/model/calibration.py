@@ -17,6 +17,7 @@ from deploy_runner.sdk import Code, Context, Field, StageError, StageParams, fir
 
 from .axes import axis_of, batch_label, rows, without
 from .bundles import Bundle, load_bundle
+from .histograms import Histograms
 from .npz import array_header, open_arrays
 from .wording import user_line
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 Method = Literal["minmax", "entropy", "percentile"]
 
 _CHUNK = 10
-_QUANTIZED_BINS = 128
 _PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".webp": "WEBP"}
 
 
@@ -93,7 +93,7 @@ def slots_of_onnx(model: onnx.ModelProto, bundle: Bundle | None = None) -> list[
     slots = []
     for value in values:
         kind = value.type.tensor_type
-        shape = tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim)
+        shape = tuple(d.dim_value if d.dim_value > 0 else None for d in kind.shape.dim)  # Paddle writes -1.
         dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type).name
         slots.append(Slot(value.name, dtype, shape, axis_of(_labels(value), batch) if batch else None))
     known = {slot.name: slot.batch for slot in slots_of_bundle(bundle)} if bundle else {}
@@ -320,39 +320,38 @@ def compute_ranges(
 ) -> int:  # fmt: skip
     """Write the ranges of every tensor to `cache`, in onnxruntime's own JSON form; return the samples' count.
 
-    `unfit` tensors are left out: infinite values have no histogram, a mask's fill a single bin.
+    `unfit` tensors are left out: infinite values have no range, a mask's fill is one value.
     """
     from onnxruntime.quantization import CalibrationMethod
-    from onnxruntime.quantization.calibrate import create_calibrator, save_tensors_data
+    from onnxruntime.quantization.calibrate import (
+        TensorData,
+        TensorsData,
+        create_calibrator,
+        save_tensors_data,
+    )
 
-    methods = {
-        "minmax": (CalibrationMethod.MinMax, {}),
-        # With the library's own default of 128 bins there is no threshold to search for: entropy
-        # then gives the ranges of minmax.
-        "entropy": (
-            CalibrationMethod.Entropy,
-            {"num_bins": bins, "num_quantized_bins": _QUANTIZED_BINS},
-        ),
-        "percentile": (CalibrationMethod.Percentile, {"num_bins": bins, "percentile": percentile}),
-    }
-    kind, options = methods[method]
+    kind = {"minmax": CalibrationMethod.MinMax, "entropy": CalibrationMethod.Entropy,
+            "percentile": CalibrationMethod.Percentile}[method]  # fmt: skip
+    histograms = Histograms(bins)
     try:
-        calibrator = create_calibrator(
-            model,
-            augmented_model_path=str(cache.with_name("augmented.onnx")),
-            calibrate_method=kind,
-            extra_options=options,
-        )
+        augmented = str(cache.with_name("augmented.onnx"))
+        calibrator = create_calibrator(model, augmented_model_path=augmented, calibrate_method=kind)
         if method != "minmax":
+            calibrator.collector = histograms
             calibrator.tensors_to_calibrate -= unfit
         remaining = iter(samples)
         count = 0
-        while chunk := list(itertools.islice(remaining, _CHUNK)):
+        while chunk := list(itertools.islice(remaining, _CHUNK if method == "minmax" else 1)):
             count += len(chunk)
             calibrator.collect_data(_Reader(chunk))
-        ranges = calibrator.compute_data()
-        for name in unfit & set(ranges.keys()):
-            del ranges.data[name]
+        if method == "minmax":
+            ranges = calibrator.compute_data()
+            for name in unfit & set(ranges.keys()):
+                del ranges.data[name]
+        else:
+            found = {name: h.range(method, percentile) for name, h in histograms.tensors.items()}
+            data = {name: TensorData(lowest=low, highest=high) for name, (low, high) in found.items()}
+            ranges = TensorsData(kind, data)
     except StageError:
         raise
     except Exception as error:

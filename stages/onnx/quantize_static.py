@@ -48,7 +48,9 @@ class OnnxQuantizeStatic(Stage):
         weights: Literal["int8", "uint8"] = Field("int8", description="uint8 is slower: 1.6 times on x86")
         reduce_range: bool = Field(True, description="7-bit weights: 8-bit int8 overflows without VNNI")
         method: Method = Field("minmax", description="how ranges are found")
-        bins: int = Field(2048, ge=129, description="histogram bins of entropy and percentile")
+        bins: int = Field(
+            2048, ge=256, description="histogram bins of entropy and percentile, on each side of 0"
+        )
         percentile: float = Field(99.9, gt=50, le=100, description="share of values inside the range")
         format: Literal["QDQ", "QOperator"] = Field(
             "QDQ", description="how quantization is represented in the file"

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 from PIL import Image
 
 from deploy_runner.errors import StageError
@@ -55,6 +57,25 @@ def test_pictures_arrays_and_functions_with_the_same_values_give_the_same_model(
     ]
     assert len({(run["model"] / "model.onnx").read_bytes() for run in made}) == 1
     assert all(run.figures["calibration_samples"] == 40 for run in made)
+
+
+@pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
+def test_samples_may_differ_in_length_and_a_size_of_minus_one_is_any(tmp_path: Path, method: str) -> None:
+    rng = np.random.default_rng(0)
+    weight = helper.make_tensor("w", TensorProto.FLOAT, (8, 8), rng.standard_normal(64).astype(np.float32))
+    tokens, scores = (helper.make_tensor_value_info(n, TensorProto.FLOAT, (-1, -1, 8)) for n in ("x", "y"))
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "paddle", [tokens], [scores], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "model.onnx")
+    (tmp_path / "samples.py").write_text(
+        "import numpy as np\n"
+        "def samples(path):\n    rng = np.random.default_rng(1)\n"
+        "    return (rng.standard_normal((1, n, 8), np.float32) for n in range(1, 40))\n"
+    )
+    made = quantize(tmp_path, tmp_path / "model.onnx", None, function="samples.py:samples", method=method)
+    assert made.figures["calibration_samples"] == 39
+    assert made.figures["cosine"] > 0.999
 
 
 def _not_a_picture(folder: Path) -> None:
