@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy_runner.stages.package import sagemaker_inference
 from tests.conftest import ROOT
 from tests.serve import models
+from tests.serve.packed import write_code
 
 WATCH = Path(__file__).with_name("watch.c")
 MAKERS = {"Microsoft", "intel"}
@@ -71,7 +71,7 @@ session = onnxruntime.InferenceSession(sys.argv[1] + '/model.onnx')
 @pytest.mark.parametrize("code", [SERVED, PACKED], ids=["serve", "package"])
 def test_nothing_is_reported(watched: Path, tmp_path: Path, code: str) -> None:
     model = models.scorer(tmp_path / "model")
-    assert _seen(watched, tmp_path, code, model, Path(sagemaker_inference.__file__)) == ("", [])
+    assert _seen(watched, tmp_path, code, model, write_code(model)) == ("", [])
 
 
 @pytest.mark.slow
