@@ -7,9 +7,10 @@ Names are imported when first used, so that `import deploy_runner` costs nothing
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
-from .types import SILENCE
+from .types import SILENCE, SILENCED
 from .types import VERSION as __version__  # noqa: N811
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ __all__ = ["DeployRunnerError", "Pipeline", "__version__", "explain", "load", "p
 
 for _name, _value in SILENCE.items():
     os.environ.setdefault(_name, _value)
+for _name in SILENCED:
+    sys.modules.setdefault(_name, None)  # type: ignore[arg-type]
 
 
 def __getattr__(name: str) -> object:

@@ -9,6 +9,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "SECRET_MARK",
     "SILENCE",
+    "SILENCED",
     "VERSION",
     "Artifact",
     "Event",
@@ -45,6 +46,9 @@ SILENCE: Mapping[str, str] = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 """What keeps libraries from reporting their use to their makers, unless the environment says otherwise."""
+
+SILENCED = ("openvino_telemetry",)
+"""Modules that report and know no variable that ends it. Without them openvino and nncf report nothing."""
 
 Scalar = str | int | float | bool | None
 Json = Scalar | list["Json"] | dict[str, "Json"]

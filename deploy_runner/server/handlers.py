@@ -3,7 +3,7 @@
 `model_fn` once, then for each request `transform_fn`, or `input_fn`, `predict_fn` and `output_fn`. What a
 script leaves out is one of this module's functions, which read and answer as the toolkit's own do, but
 refuse a wrong request with 4xx and a sentence. It is packed beside a script, so it needs nothing else of
-deploy-runner. Source of the rules:
+deploy-runner; the package's own inference.py reads and writes by it. Source of the rules:
 https://github.com/aws/sagemaker-inference-toolkit/blob/master/src/sagemaker_inference/transformer.py and
 https://github.com/aws/sagemaker-pytorch-inference-toolkit/blob/master/src/sagemaker_pytorch_serving_container/default_pytorch_inference_handler.py
 """
@@ -23,7 +23,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-__all__ = ["HOOKS", "STEPS", "Handlers", "Refused", "input_fn", "model_fn", "output_fn", "predict_fn"]
+__all__ = [
+    "CSV", "HOOKS", "JSON", "NPY", "NPZ", "STEPS", "Handlers", "Refused", "arrays_of", "input_fn", "listed",
+    "model_fn", "only", "output_fn", "predict_fn", "reason", "rows_of", "written",
+]  # fmt: skip
 
 STEPS = ("input_fn", "predict_fn", "output_fn")
 HOOKS = ("pre_model_fn", "model_warmup_fn")
@@ -146,7 +149,7 @@ def input_fn(body: str | bytes, content_type: str) -> Any:
     except Refused:
         raise
     except Exception as error:  # Whatever a reader raises, it is the request that it can't read.
-        raise Refused(400, f"the request can't be read: {_said(error)}") from None
+        raise Refused(400, f"the request can't be read: {reason(error)}") from None
 
 
 def predict_fn(data: Any, model: Any) -> Any:
@@ -164,7 +167,7 @@ def predict_fn(data: Any, model: Any) -> Any:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        raise Refused(400, f"the model doesn't take it: {_said(error)}") from None
+        raise Refused(400, f"the model doesn't take it: {reason(error)}") from None
 
 
 def output_fn(prediction: Any, accept: str) -> tuple[str | bytes, str]:
@@ -172,9 +175,9 @@ def output_fn(prediction: Any, accept: str) -> tuple[str | bytes, str]:
     for one in accept.replace(" ", "").split(","):
         kind = one.partition(";")[0].lower()
         if kind in (JSON, "*/*", ""):
-            return json.dumps(_listed(prediction)), JSON
+            return json.dumps(listed(prediction)), JSON
         if kind in (CSV, NPY):
-            return _written(_only(prediction, kind), kind), kind
+            return written(only(prediction, kind), kind), kind
     raise Refused(406, f"the response type {accept!r} is not supported")
 
 
@@ -185,7 +188,6 @@ def _device() -> str:
 
 
 def _read(data: bytes, kind: str) -> Any:
-    import numpy as np
 
     if kind == JSON:
         value = json.loads(data)
@@ -197,17 +199,31 @@ def _read(data: bytes, kind: str) -> Any:
             return _alone({name: _floats(one) for name, one in value.items()})
         return _floats(value)
     if kind == CSV:
-        # ASCII alone: numpy's reader may end the process on other characters.
-        text = data.decode("utf-8-sig").encode("ascii").decode()
-        return _floats(np.loadtxt(io.StringIO(text), delimiter=",")) if text.strip() else _floats([])
+        return _floats(rows_of(data).squeeze())  # The toolkit's own gives a line alone one axis.
+    return _alone({name: _tensor(array) for name, array in arrays_of(data).items()})
+
+
+def rows_of(data: bytes) -> Any:
+    """Return what CSV says, a row for each line."""
+    import numpy as np
+
+    # ASCII alone: numpy's reader may end the process on other characters.
+    text = data.decode("utf-8-sig").encode("ascii").decode()
+    return np.loadtxt(io.StringIO(text), delimiter=",", ndmin=2) if text.strip() else np.empty((0, 0))
+
+
+def arrays_of(data: bytes) -> dict[str | None, Any]:
+    """Return the arrays of NPZ by their names, that of NPY under None."""
+    import numpy as np
+
     loaded = np.load(io.BytesIO(data), allow_pickle=False)
     if isinstance(loaded, np.ndarray):
-        return _tensor(loaded)
+        return {None: loaded}
     with loaded:
-        return _alone({name: _tensor(loaded[name]) for name in loaded.files})
+        return {name: loaded[name] for name in loaded.files}
 
 
-def _alone(tensors: dict[str, Any]) -> Any:
+def _alone(tensors: dict[Any, Any]) -> Any:
     if not tensors:
         raise Refused(400, "the request has no inputs")
     return next(iter(tensors.values())) if len(tensors) == 1 else tensors
@@ -238,14 +254,14 @@ def _numbers(tensor: Any) -> Any:
     return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
     """Return nested lists; JSON has no number for what isn't finite: null."""
     import numpy as np
 
     if isinstance(value, Mapping):
-        return {name: _listed(one) for name, one in value.items()}
+        return {name: listed(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_listed(one) for one in value]
+        return [listed(one) for one in value]
     array = _numbers(value) if hasattr(value, "detach") else value
     if not hasattr(array, "tolist"):
         return array
@@ -254,7 +270,8 @@ def _listed(value: Any) -> Any:
     return array.tolist()
 
 
-def _only(prediction: Any, kind: str) -> Any:
+def only(prediction: Any, kind: str) -> Any:
+    """Return the one array that was predicted. Raises Refused for several, which the type can't hold."""
     import numpy as np
 
     while isinstance(prediction, Mapping | tuple):
@@ -265,7 +282,8 @@ def _only(prediction: Any, kind: str) -> Any:
     return _numbers(prediction) if hasattr(prediction, "detach") else np.asarray(prediction)
 
 
-def _written(array: Any, kind: str) -> str | bytes:
+def written(array: Any, kind: str) -> str | bytes:
+    """Return an array as CSV, a line for each sample, or as NPY."""
     import numpy as np
 
     if kind == NPY:
@@ -278,7 +296,7 @@ def _written(array: Any, kind: str) -> str | bytes:
     return lines.getvalue()
 
 
-def _said(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """Return the line of an error that says why: TorchScript's is the last."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1] if "TorchScript interpreter" in lines[0] else lines[0]

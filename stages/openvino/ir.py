@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,18 +18,6 @@ _NAME = re.compile(r'(<layer id="\d+" name=")([^"]*)"')
 _NUMBERED = re.compile(r"[A-Z]\w*?_\d+")
 
 
-def library() -> Any:
-    """Return the module `openvino`, silenced.
-
-    Importing it reports that it was imported, and converting with what. No variable ends that, but without
-    the package openvino_telemetry both it and NNCF use a stand-in that does nothing.
-    """
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino
-
-    return openvino
-
-
 def why(error: Exception) -> str:
     """Return what an exception of OpenVINO says after the places in its source: the last line."""
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
@@ -42,8 +29,10 @@ def read(folder: Path) -> Any:
     file = folder / FILE_NAME
     if not file.is_file():
         raise StageError(f"{folder.name} contains no {FILE_NAME}", fix="use the output of openvino.convert")
+    import openvino
+
     try:
-        return library().Core().read_model(file)
+        return openvino.Core().read_model(file)
     except Exception as error:
         raise StageError(f"OpenVINO can't read the model: {why(error)}") from error
 
@@ -54,9 +43,11 @@ def save(model: Any, folder: Path, known: Collection[str], *, half: bool = False
     OpenVINO numbers what it adds by a counter of the process. Names that are `known`, those of the model
     that it was made of, stay.
     """
+    import openvino
+
     folder.mkdir(exist_ok=True)
     file = folder / FILE_NAME
-    library().save_model(model, file, compress_to_fp16=half)
+    openvino.save_model(model, file, compress_to_fp16=half)
     numbers, numbered = itertools.count(), dict[str, str]()
 
     def renamed(layer: re.Match[str]) -> str:
@@ -83,11 +74,13 @@ def compiled(model: Any, *, threads: int, precision: str = "f32") -> Any:
 
     An empty `precision` is the device's choice. Raises StageError where OpenVINO can't compile it.
     """
+    import openvino
+
     config: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
     if precision:
         config["INFERENCE_PRECISION_HINT"] = precision
     try:
-        return library().Core().compile_model(model, "CPU", config)
+        return openvino.Core().compile_model(model, "CPU", config)
     except Exception as error:
         raise StageError(f"OpenVINO can't compile the model: {why(error)}") from error
 

@@ -120,7 +120,6 @@ def _refuse(
 def _quantize(
     ctx: Context, params: OpenvinoQuantize.Params, model: Any, samples: Samples, labelled: _Labelled | None
 ) -> Any:
-    ir.library()
     import nncf
     from nncf.quantization.advanced_parameters import (
         AdvancedAccuracyRestorerParameters,

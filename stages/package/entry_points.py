@@ -15,9 +15,10 @@ from ...server import handlers
 from . import raw
 
 if TYPE_CHECKING:
-    from . import ray_deployment  # noqa: F401 - so that the key holds the source of what is packed
+    # So that the key holds the source of what is packed.
+    from . import ray_deployment, sagemaker_inference  # noqa: F401
 
-__all__ = ["members", "requirements"]
+__all__ = ["built_in", "members", "requirements"]
 
 _RAY = """\
 # SageMaker's Ray Serve image starts this; its PyTorch image starts code/inference.py.
@@ -33,16 +34,23 @@ _ENTRY = '''\
 '''
 
 
+def built_in() -> dict[str, Path]:
+    """Return the files of the built-in inference.py by their name in a package."""
+    here = Path(__file__)
+    return {
+        "code/inference.py": here.with_name("sagemaker_inference.py"),
+        "code/handlers.py": Path(handlers.__file__),
+    }
+
+
 def members(staged: Path, script: Path | None, lines: Sequence[str], wheels: Path | None) -> dict[str, Path]:
     """Write the files into `staged`; return them by their name in the archive.
 
     `script` is the user's, None for the built-in one; `lines` are those of requirements.txt. Raises
     StageError for a script that SageMaker's toolkit refuses, and for wheels that don't hold what is pinned.
     """
-    from . import sagemaker_inference
-
-    found = {"code/handlers.py": Path(handlers.__file__)}
-    entry = script or Path(sagemaker_inference.__file__)
+    found = built_in()
+    entry = script or found["code/inference.py"]
     missing = _missing(entry)
     if missing:
         found["code/script.py"] = entry

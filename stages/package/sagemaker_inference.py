@@ -11,7 +11,6 @@ answered as io/io.json says.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import pathlib
@@ -20,23 +19,12 @@ from typing import Any, Dict
 
 import numpy as np
 
-LISTED = ("samples",)
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # Else onnxruntime reports to its maker.
 HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, HERE)  # Whoever loads this file by its path alone has it nowhere.
 
+from handlers import CSV, JSON, NPY, NPZ, Refused, arrays_of, listed, only, reason, rows_of, written  # noqa: E402
 
-try:  # Where the container is SageMaker's own, a refusal has a status.
-    from sagemaker_inference.errors import GenericInferenceToolkitError as _Error
-except ImportError:
-
-    class _Error(Exception):  # type: ignore[no-redef]
-        def __init__(self, status_code: int, message: str) -> None:
-            super().__init__(message)
-            self.status_code, self.message = status_code, message
-
-
-class Refused(_Error, ValueError):  # type: ignore[misc]
-    """A request that can't be answered, with the HTTP status that says so."""
+LISTED = ("samples",)
 
 
 class Answer(Dict[str, Any]):
@@ -61,8 +49,6 @@ def _raw_io() -> Any:
     if not os.path.isdir(folder):
         return None
     if folder not in _OPEN:
-        if HERE not in sys.path:
-            sys.path.insert(0, HERE)
         from raw.rawio import RawIo
 
         _OPEN[folder] = RawIo(pathlib.Path(folder))
@@ -98,12 +84,12 @@ def input_fn(body: str | bytes, content_type: str) -> dict[Any, Any]:
     except Refused:
         raise
     except Exception as error:  # Whatever a reader raises, it is the request that it can't read.
-        raise Refused(400, f"the request can't be read: {_said(error)}") from None
+        raise Refused(400, f"the request can't be read: {reason(error)}") from None
 
 
-def _tensors(body: str | bytes, content_type: str) -> dict[Any, Any]:
+def _tensors(body: str | bytes, content_type: str) -> Any:
     kind = content_type.split(";")[0].strip().lower()
-    if kind == "application/json":
+    if kind == JSON:
         value = json.loads(body)
         if isinstance(value, dict) and isinstance(value.get("inputs"), dict):
             return dict(value["inputs"])
@@ -111,15 +97,10 @@ def _tensors(body: str | bytes, content_type: str) -> dict[Any, Any]:
             raise Refused(400, "the request has neither 'inputs' nor 'instances'")
         return {LISTED: value.get("inputs", value.get("instances")) if isinstance(value, dict) else value}
     data = body.encode() if isinstance(body, str) else bytes(body)
-    if kind == "text/csv":
-        # ASCII alone: numpy's reader may end the process on other characters.
-        text = data.decode("utf-8-sig").encode("ascii").decode()
-        return {LISTED: np.loadtxt(io.StringIO(text), delimiter=",", ndmin=2)}
-    if kind == "application/x-npy":
-        return {None: np.load(io.BytesIO(data), allow_pickle=False)}
-    if kind == "application/x-npz":
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+    if kind == CSV:
+        return {LISTED: rows_of(data)}
+    if kind in (NPY, NPZ):
+        return arrays_of(data)
     raise Refused(415, f"the content type {content_type!r} is not supported")
 
 
@@ -186,7 +167,7 @@ def _run(model: dict[str, Any], feed: dict[str, Any]) -> list[Any]:
         try:
             return list(model["session"].run(names, feed))
         except InvalidArgument as error:
-            raise Refused(400, f"the model doesn't take it: {_said(error)}") from None
+            raise Refused(400, f"the model doesn't take it: {reason(error)}") from None
     import torch
 
     try:
@@ -195,14 +176,8 @@ def _run(model: dict[str, Any], feed: dict[str, Any]) -> list[Any]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise Refused(400, f"the model doesn't take it: {_said(error)}") from None
+        raise Refused(400, f"the model doesn't take it: {reason(error)}") from None
     return [leaf.numpy() for leaf in torch.utils._pytree.tree_leaves(result)]
-
-
-def _said(error: Exception) -> str:
-    """Return the line of an error that says why: TorchScript's is the last."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1] if "TorchScript interpreter" in lines[0] else lines[0]
 
 
 def _samples(listed: Any, port: dict[str, Any]) -> Any:
@@ -238,30 +213,16 @@ def _shaped(arrays: dict[Any, Any], port: dict[str, Any]) -> Any:
     return array
 
 
-def _listed(array: Any) -> Any:
-    """Return nested lists; JSON has no number for what isn't finite: null."""
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        array = np.where(np.isfinite(array), array, None)
-    return array.tolist()
-
-
-def output_fn(prediction: dict[str, Any], accept: str) -> str | bytes:
+def output_fn(prediction: dict[str, Any], accept: str) -> Any:
     """Return the response in the accepted type."""
     kind = accept.split(";")[0].strip().lower()
     if isinstance(prediction, Ready):
         return json.dumps(prediction)
-    if kind in ("application/json", "*/*", ""):
-        return json.dumps({"outputs": {name: _listed(a) for name, a in prediction.items()}})
-    if kind in ("text/csv", "application/x-npy") and len(prediction) > 1:
-        raise Refused(406, f"{kind} holds one array, the model has {len(prediction)} outputs: use JSON")
-    first = next(iter(prediction.values()))
-    if kind == "text/csv":
-        lines = io.StringIO()
-        first = np.moveaxis(first, getattr(prediction, "batch", 0), 0) if first.ndim else first[None]
-        np.savetxt(lines, first.reshape(len(first), -1), delimiter=",", fmt="%.9g")
-        return lines.getvalue()
-    if kind == "application/x-npy":
-        buffer = io.BytesIO()
-        np.save(buffer, first, allow_pickle=False)
-        return buffer.getvalue()
+    if kind in (JSON, "*/*", ""):
+        return json.dumps({"outputs": {name: listed(array) for name, array in prediction.items()}})
+    if kind in (CSV, NPY):
+        first = only(prediction, kind)
+        if kind == CSV and first.ndim:
+            first = np.moveaxis(first, getattr(prediction, "batch", 0), 0)
+        return written(first, kind)
     raise Refused(406, f"the response type {accept!r} is not supported")

@@ -18,7 +18,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from deploy_runner.pipeline.schema import describe_stage_types
-from deploy_runner.stages.package import sagemaker_inference
+from deploy_runner.stages.package.entry_points import built_in
 from tests.aws import TARGET
 from tests.bundles import turn_one_sample
 from tests.conftest import DIGITS, Project
@@ -160,7 +160,7 @@ def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     turn_one_sample(project.folder / "right/reference.npz", project.folder / "wrong/reference.npz")
     turn_one_sample(project.folder / "smoke.npz", project.folder / "wrong-smoke.npz")
     random_model(project.folder / "random.onnx")
-    project.write("wrong_inference.py", Path(sagemaker_inference.__file__).read_text() + WRONG_CODE)
+    project.write("wrong_inference.py", built_in()["code/inference.py"].read_text() + WRONG_CODE)
     report = project.folder / "accuracy.json"
     report.write_text(json.dumps(json.loads(report.read_text()) | {"accuracy": 10.0, "drop": 89.0}))
     np.savez(project.folder / "black.npz", image=np.zeros((20, 1, 8, 8), "f4"))

@@ -193,8 +193,10 @@ def test_so_is_one_that_differs_for_other_data_alone(
     proto.graph.node.extend(chosen.node)
     proto.graph.node.append(strangers.node("Identity", chosen.output[0].name, choice.output[0]))
     onnx.save(proto, tmp_path / "one.onnx")
-    read = ir.library().convert_model
-    monkeypatch.setattr(ir.library(), "convert_model", lambda file: read(tmp_path / "one.onnx"))
+    import openvino as library
+
+    read = library.convert_model
+    monkeypatch.setattr(library, "convert_model", lambda file: read(tmp_path / "one.onnx"))
     cases = [case for case in load_bundle(bundle).cases if case.inputs["x"].sum() > 0]
     monkeypatch.setattr(Bundle, "cases", cases)
     with pytest.raises(

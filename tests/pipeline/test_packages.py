@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from deploy_runner.errors import StageError
@@ -20,8 +21,9 @@ from deploy_runner.stages.package import smoke
 from deploy_runner.stages.package.sagemaker import own_modules
 from deploy_runner.testing import run_stage
 from tests.bundles import stage
-from tests.conftest import HELD, module_of
+from tests.conftest import HELD
 from tests.serve import scripts
+from tests.serve.packed import loaded_code
 
 
 def test_a_package_is_reproducible_and_has_the_containers_layout(
@@ -88,26 +90,28 @@ def test_the_packages_own_code_answers_every_content_type(
         "package"
     ]
     unpack(package, tmp_path / "x")
-    code = module_of(tmp_path / "x/code/inference.py")
+    code = loaded_code(tmp_path / "x")
     with np.load(HELD) as held:
         sample = held["x"][:2]
     buffer = io.BytesIO()
     np.save(buffer, sample)
     csv = "\n".join(",".join(map(str, row)) for row in sample.reshape(2, -1))
     bodies = {
-        "application/json": json.dumps(sample.tolist()),
-        "text/csv": csv,
+        "application/json": json.dumps(sample.tolist()).encode(),
+        "text/csv": csv.encode(),
         "application/x-npy": buffer.getvalue(),
     }
-    model = code.model_fn(str(tmp_path / "x"))
-    found = code.predict_fn(code.input_fn(bodies[kind], kind), model)["output"]
-    expected = np.load(io.BytesIO(code.output_fn({"output": found}, "application/x-npy")))
-    assert found.shape == (2, 10)
-    assert np.allclose(found, expected)
-    with pytest.raises(ValueError, match="is not supported"):
-        code.input_fn(b"", "image/png")
-    with pytest.raises(ValueError, match="neither 'inputs' nor 'instances'"):
-        code.input_fn('{"x": 1}', "application/json")
+    answer, said = code.transform(bodies[kind], kind, "application/x-npy")
+    session = onnxruntime.InferenceSession(tmp_path / "x/model.onnx")
+    assert said == "application/x-npy"
+    assert np.allclose(np.load(io.BytesIO(answer)), session.run(None, {"image": sample})[0])
+    refusals = [
+        code.answer(*asked, None) for asked in ((b"", "image/png"), (b'{"x": 1}', "application/json"))
+    ]
+    assert refusals == [
+        (415, b"the content type 'image/png' is not supported", "text/plain"),
+        (400, b"the request has neither 'inputs' nor 'instances'", "text/plain"),
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,8 @@ from deploy_runner.stages.model.bundles import Case
 from deploy_runner.stages.model.compare import compare
 from deploy_runner.stages.package.smoke import Invoke, smoke_test
 from deploy_runner.testing import StageRun, run_stage
-from tests.conftest import ROOT, module_of
+from tests.conftest import ROOT
+from tests.serve.packed import loaded_code
 
 HEAD = """
 import torch
@@ -139,11 +140,10 @@ def unpacked(package: Path, folder: Path) -> Invoke:
     """Return what asks a package's own code, as the container does, in JSON that has no NaN."""
     with tarfile.open(package) as tar:
         tar.extractall(folder, filter="data")
-    code = module_of(folder / "code" / "inference.py")
-    model = code.model_fn(str(folder))
+    code = loaded_code(folder)
 
     def invoke(body: bytes) -> bytes:
-        answer = code.output_fn(code.predict_fn(code.input_fn(body, JSON), model), JSON)
+        answer, _ = code.transform(body, JSON, JSON)
         return json.dumps(json.loads(answer, parse_constant=pytest.fail)).encode()
 
     return invoke

@@ -198,3 +198,51 @@ def test_the_token_of_hf_auth_login_is_found_where_the_hubs_client_has_it_and_is
     assert credentials_of(environ) == {"HF_TOKEN_PATH": "hf_of_a_login"}
     path.unlink()
     assert not credentials_of(environ)
+
+
+STORED = '''
+import base64, configparser, json, os
+from pathlib import Path
+from deploy_runner.sdk import Context, File, Output, Stage, StageInputs, StageOutputs, StageParams
+
+class Push(Stage):
+    """Tell what the login files have."""
+
+    uses = "own.push"
+    network = True
+
+    class Outputs(StageOutputs):
+        text: File = Output("out.txt")
+
+    def run(self, ctx: Context, params: StageParams, inputs: StageInputs, outputs: Outputs) -> None:
+        said = json.loads(Path(os.environ["REGISTRY_AUTH_FILE"]).read_text())["auths"]
+        print(json.dumps(said))
+        print("password:", base64.b64decode(said["ghcr.io"]["auth"]).decode().partition(":")[2])
+        keys = configparser.RawConfigParser()
+        keys.read(os.environ["AWS_SHARED_CREDENTIALS_FILE"])
+        ctx.figure("keys", {name: dict(keys[name]) for name in keys.sections()})
+        outputs.text.write_text("nothing")
+'''
+
+
+def test_what_docker_login_and_profiles_of_aws_have_stored_is_written_nowhere(project: Project) -> None:
+    secrets = ["dckr-p:ssword", "identity-t0ken", "registry-t0ken", "AWS+secret/key", "AWS+session+token"]
+    auth = base64.b64encode(f"me:{secrets[0]}".encode()).decode()
+    rows = {"ghcr.io": {"auth": auth}, "short.example.com": {"auth": base64.b64encode(b"me:t").decode()}, "odd": 3,
+            "acr.example.com": {"identitytoken": secrets[1], "registrytoken": secrets[2]}}  # fmt: skip
+    project.write("home/.docker/config.json", json.dumps({"auths": rows}))
+    profile = f"[other]\naws_access_key_id = AKIA1\naws_secret_access_key = {secrets[3]}\n"
+    project.write("home/.aws/credentials", f"{profile}aws_session_token = {secrets[4]}\n")
+    project.write("stages/push.py", STORED)
+    project.write("live.yaml", "target: {name: production, live: true}")
+    project.pipeline("push: {uses: own.push}")
+    done = project.cli("run", "--config", "live.yaml", "--json", HOME=str(project.folder / "home"))
+    assert json.loads(done.stdout)["stages"]["push"]["figures"]["keys"]["other"] == {
+        "aws_access_key_id": "AKIA1",
+        "aws_secret_access_key": "[secret aws_secret_access_key of other]",
+        "aws_session_token": "[secret aws_session_token of other]",
+    }
+    kept = (project.folder / ".deploy-runner").rglob("*")
+    written = [done.stdout, done.stderr, *(p.read_text("latin-1") for p in kept if p.is_file())]
+    assert any("password: [secret password of ghcr.io]" in text for text in written)
+    assert [s for s in (*secrets, auth) if any(s in text for text in written)] == []

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy_runner.stages.package import sagemaker_inference
 from tests.conftest import ROOT
 from tests.serve import models
+from tests.serve.packed import write_code
 
 WATCH = Path(__file__).with_name("watch.c")
 MAKERS = {"Microsoft", "intel"}
@@ -71,7 +71,7 @@ session = onnxruntime.InferenceSession(sys.argv[1] + '/model.onnx')
 @pytest.mark.parametrize("code", [SERVED, PACKED], ids=["serve", "package"])
 def test_nothing_is_reported(watched: Path, tmp_path: Path, code: str) -> None:
     model = models.scorer(tmp_path / "model")
-    assert _seen(watched, tmp_path, code, model, Path(sagemaker_inference.__file__)) == ("", [])
+    assert _seen(watched, tmp_path, code, model, write_code(model)) == ("", [])
 
 
 @pytest.mark.slow
@@ -100,13 +100,43 @@ def test_stages_are_told_to_be_silent(tmp_path: Path) -> None:
     )
 
 
+REPORTING = """
+from deploy_runner.sdk import Output, File, Stage, StageInputs, StageOutputs, StageParams
+
+class Reporting(Stage):
+    \"\"\"Import what reports.\"\"\"
+
+    uses = "own.reporting"
+    packages = ("openvino-telemetry",)
+
+    class Outputs(StageOutputs):
+        out: File = Output("out.txt")
+
+    def run(self, ctx, params, inputs, outputs):
+        import openvino_telemetry
+"""
+
+
+def test_what_reports_and_knows_no_variable_is_hidden(tmp_path: Path) -> None:
+    from tests.conftest import Project
+
+    project = Project(tmp_path / "project")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/openvino_telemetry.py").touch()
+    project.env["PYTHONPATH"] = str(tmp_path / "site")
+    project.write("stages/reporting.py", REPORTING)
+    project.pipeline("a: {uses: own.reporting}")
+    assert "FAIL openvino_telemetry: missing" in project.cli("doctor", exits=2).stdout
+    assert "openvino_telemetry" in project.run(exits=1)["stages"]["a"]["error"]
+
+
 OPENVINO = """
 openvino.convert_model(sys.argv[1] + "/model.onnx")
 import numpy, nncf
 data = nncf.Dataset([{"ids": numpy.ones((1, 2), "i8"), "weights": numpy.ones((1, 2), "f4")}])
 nncf.quantize(openvino.convert_model(sys.argv[1] + "/model.onnx"), data)
 """
-AS_STAGES_DO = "import sys\nfrom deploy_runner.stages.openvino import ir\nopenvino = ir.library()"
+AS_STAGES_DO = "import sys, deploy_runner, openvino"
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from onnx import TensorProto, helper
 from deploy_runner.testing import run_stage
 from tests.axes import exported, prepared
 from tests.bundles import stage
-from tests.conftest import module_of
+from tests.serve.packed import loaded_code
 from tests.serve.server import Server, ask, client, serving
 
 
@@ -182,20 +181,18 @@ def test_a_package_for_sagemaker_reads_them_alike(tmp_path: Path) -> None:
 
     with tarfile.open(tmp_path / "r" / "outputs" / "model.tar.gz") as tar:
         tar.extractall(folder, filter="data")
-    code = module_of(folder / "code" / "inference.py")
-    model = code.model_fn(str(folder))
+    code = loaded_code(folder)
 
-    def ask(body: Any, kind: str, accept: str) -> Any:
-        return code.output_fn(code.predict_fn(code.input_fn(body, kind), model), accept)
+    def ask(body: str | bytes, kind: str, accept: str) -> bytes:
+        return code.transform(body.encode() if isinstance(body, str) else body, kind, accept)[0]
 
     for value in (SAMPLES.tolist(), {"instances": SAMPLES.reshape(4, 6).tolist()},
                   {"inputs": {"x": SAMPLES.swapaxes(0, 1).tolist()}}):  # fmt: skip
         answer = json.loads(ask(json.dumps(value), "application/json", "application/json"))
         assert np.array_equal(answer["outputs"]["y"], SUMS.T)
     lines = ask(CSV, "text/csv", "text/csv")
-    assert np.array_equal(np.loadtxt(io.StringIO(lines), delimiter=","), SUMS)
+    assert np.array_equal(np.loadtxt(io.BytesIO(lines), delimiter=","), SUMS)
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(SAMPLES.swapaxes(0, 1)))
     answer = json.loads(ask(buffer.getvalue(), "application/x-npy", "application/json"))
     assert np.array_equal(answer["outputs"]["y"], SUMS.T)
-    sys.modules.pop("inference", None)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from deploy_runner.server import codecs
 from deploy_runner.server.ports import Port, Ports, check
 from deploy_runner.server.problems import Refused
-from deploy_runner.stages.package import sagemaker_inference
 from tests.serve import models
+from tests.serve.packed import loaded_code, write_code
 from tests.serve.server import serving
 
 CSV, NPY, NPZ, JSON = "text/csv", "application/x-npy", "application/x-npz", "application/json"
@@ -150,9 +150,10 @@ def test_the_package_refuses_it_as_well_and_takes_inputs_alone(tmp_path: Path) -
     outputs = [{"name": name, "batch": 0} for name in ("sum", "double")]
     described = {"format": "onnx", "file": "model.onnx", "inputs": ports, "outputs": outputs}
     (model / "model.json").write_text(json.dumps(described))
-    code = sagemaker_inference
-    loaded = code.model_fn(str(model))
-    answer = code.predict_fn(code.input_fn('{"inputs": [[1, 2], [3, 4]]}', JSON), loaded)
-    assert json.loads(code.output_fn(answer, JSON))["outputs"]["sum"] == [3, 7]
-    with pytest.raises(code.Refused, match="text/csv holds one array, the model has 2 outputs"):
-        code.output_fn(answer, CSV)
+    write_code(model)
+    code = loaded_code(model)
+    request = b'{"inputs": [[1, 2], [3, 4]]}'
+    assert json.loads(code.transform(request, JSON, JSON)[0])["outputs"]["sum"] == [3, 7]
+    for kind in (CSV, NPY):
+        status, said, _ = code.answer(request, JSON, kind)
+        assert (status, said.decode()) == (406, f"{kind} holds one array, the model has 2 outputs: use JSON")

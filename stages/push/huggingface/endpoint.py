@@ -9,7 +9,7 @@ from pathlib import Path
 
 from deploy_runner.sdk import StageError, closest
 
-from ...package import packed, raw
+from ...package import entry_points, packed, raw
 from . import layout
 from .placed import Placed
 
@@ -23,7 +23,6 @@ def files(
     if name not in models:
         raise StageError(f"`handler` names the model {name!r}, which is not among `models`",
                          fix=closest(name, models) or ", ".join(models))  # fmt: skip
-    from ...package import sagemaker_inference
     from . import endpoint_handler
 
     _, described = packed.model_files(models[name], reference)
@@ -32,10 +31,8 @@ def files(
         "model.json": json.dumps(described, indent=2, sort_keys=True) + "\n",
         "requirements.txt": "".join(f"{line}\n" for line in _requirements(io)),
     }
-    placed = {
-        "handler.py": Placed(Path(endpoint_handler.__file__)),
-        "code/inference.py": Placed(Path(sagemaker_inference.__file__)),
-    }
+    placed = {"handler.py": Placed(Path(endpoint_handler.__file__))}
+    placed |= {path: Placed(file) for path, file in entry_points.built_in().items()}
     for path, text in written.items():
         (workdir / path).write_text(text, "utf-8")
         placed[path] = Placed(workdir / path)
