@@ -22,9 +22,10 @@ from .graph import find_cycle, topological_order
 from .inputs import find_inputs
 from .loader import Node, plain
 from .matrices import expand
+from .misfits import find_mark, problems_of
 from .overlay import Document
 from .refusals import credentials_in_the_open, stores_file
-from .spec import find_mark, parse_duration, parse_size, problems_of
+from .spec import parse_duration, parse_size
 from .structure import (
     add_draft,
     make_scope,
@@ -144,13 +145,14 @@ def _params(ground: Ground, draft: Draft, scope: Scope) -> StageParams | None:
     node = resolve(written, scope, ground.problems)
     if len(ground.problems) > before:
         return None
+    data = plain(node)
     try:
-        return model.model_validate_json(json.dumps(plain(node)))
+        return model.model_validate_json(json.dumps(data))
     except ValidationError as error:
         if "with" not in draft.node.value:
             node = Node({}, ground.root.value["stages"].child_marks(draft.name))
         what = f"`with` of stage {draft.name!r} ({draft.spec.uses})"
-        ground.problems += problems_of(error, node, what, model.model_fields)
+        ground.problems += problems_of(error, data, node, what, model)
         return None
 
 
