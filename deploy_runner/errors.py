@@ -27,6 +27,7 @@ __all__ = [
     "StoreError",
     "UsageError",
     "closest",
+    "counted",
 ]
 
 
@@ -112,6 +113,11 @@ def closest(name: str, known: Iterable[str]) -> str:
 
     near = get_close_matches(name, list(known), n=1)
     return f"did you mean {near[0]!r}?" if near else ""
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with a noun that takes an s: "1 stage", "2 stages", "1,000 stages"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _rebuild(

@@ -88,7 +88,7 @@ def _followable(data: Json, loc: Sequence[str | int]) -> Place:
     for part in loc:
         inside = isinstance(data, list) and isinstance(part, int) and part < len(data)
         if inside or (isinstance(data, dict) and part in data):
-            data = data[part]  # type: ignore[index,call-overload]
+            data = data[part]  # type: ignore[index]
             path.append(part)
     return tuple(path)
 
@@ -148,7 +148,7 @@ def _in_form(form: Any, value: Any, place: Place, alias: Any) -> Iterator[_Misfi
 
 
 def _forms(annotation: Any) -> Iterator[Any]:
-    """Yield the members of a union, what an alias or an annotation stands for; one where there is no union."""
+    """Yield the members of a union, or what an alias or an annotation stands for."""
     origin = typing.get_origin(annotation)
     if hasattr(annotation, "__value__"):
         yield from _forms(annotation.__value__)
