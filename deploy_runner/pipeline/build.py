@@ -77,6 +77,7 @@ def _graph(ground: Ground) -> Graph | None:
             node = _instance(ground, draft, id_, matrix, scope, target)
             if node is not None:
                 nodes[id_] = node
+    _check_new_variables(ground, variables.used, values)
     order = _order(ground, nodes)
     return Graph(
         name=spec.name,
@@ -90,6 +91,16 @@ def _graph(ground: Ground) -> Graph | None:
         cache=cache,
         executor=executor,
     )
+
+
+def _check_new_variables(ground: Ground, used: set[str], values: Mapping[str, Json]) -> None:
+    """Refuse a variable of `--set`, or one of an overlay spelled much like another, that changes nothing."""
+    declared = ground.document.variables
+    for name in values.keys() - used - declared:
+        mark = ground.root.value["vars"].child_marks(name)
+        near = closest(name, used | declared)
+        if near or mark.file.startswith("--set "):
+            ground.say(mark, f"nothing refers to vars.{name}", near)
 
 
 def _instance(

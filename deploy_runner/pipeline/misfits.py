@@ -98,10 +98,10 @@ def _in_model(model: type[BaseModel], data: Mapping[str, Json], place: Place) ->
     meant = set()
     unknown = [] if model.model_config.get("extra") == "allow" else [key for key in data if key not in fields]
     for key in unknown:
-        fix = closest(key, [name for name in fields if name not in data])
+        fix = closest(key, fields)
         meant.add(fix)
         listed = f"valid keys: {', '.join(fields)}" if fields else ""
-        yield _Misfit((*place, key), " has no ", "", fix or closest(key, fields) or listed,
+        yield _Misfit((*place, key), " has no ", "", fix or listed,
                       of_key=True, weight=1 if fix else 3)  # fmt: skip
     for name, field in fields.items():
         if name in data:

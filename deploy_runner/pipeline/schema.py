@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,7 +78,9 @@ def _or_reference(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rule(kind: StageType, params: dict[str, Any]) -> dict[str, Any]:
-    then: dict[str, Any] = {"properties": {"with": params, "inputs": _inputs_schema(kind)}}
+    about = "\n\n".join(text for text in (kind.summary, _rest(kind.cls.__doc__ or "")) if text)
+    parts = {"with": params | {"description": about}, "inputs": _inputs_schema(kind)}
+    then: dict[str, Any] = {"properties": parts}
     needed = [part for part in ("with", "inputs") if then["properties"][part].get("required")]
     if needed:
         then["required"] = needed
@@ -117,22 +120,34 @@ def _described(kind: StageType) -> dict[str, Json]:
         "extra": cls.extra,
         "origin": kind.origin,
         "inputs": [
-            {"name": n, "type": _shape_name(s), "required": s.required, "default": "none",
-             "description": s.description}
-            for n, s in interface.input_shapes(cls).items()
+            *_open(cls.Inputs, "file or folder"),
+            *({"name": n, "type": _shape_name(s), "required": s.required, "default": "none",
+               "description": s.description}
+              for n, s in interface.input_shapes(cls).items()),
         ],
         "params": list(_members(cls.Params)),
         "outputs": [
-            {"name": n, "type": o.kind, "required": not o.optional, "default": "optional",
-             "description": f"{o.path}: {cls.Outputs.model_fields[n].description or ''}".rstrip(": ")}
-            for n, o in interface.output_specs(cls).items()
+            *_open(cls.Outputs, "path"),
+            *({"name": n, "type": o.kind, "required": not o.optional, "default": "optional",
+               "description": f"{o.path}: {cls.Outputs.model_fields[n].description or ''}".rstrip(": ")}
+              for n, o in interface.output_specs(cls).items()),
         ],
+        "example": kind.example,
     }  # fmt: skip
 
 
+def _open(model: type[BaseModel], kind: str) -> list[Json]:
+    """Return the entry for members that the user names, if there may be any."""
+    if not interface.is_open(model):
+        return []
+    said = (model.__doc__ or "").strip()
+    return [{"name": "NAME", "type": kind, "required": False, "default": "none", "description": said}]
+
+
 def _rest(docstring: str) -> str:
-    lines = [line.strip() for line in docstring.strip().splitlines()[1:]]
-    return " ".join(line for line in lines if line)
+    """Return what follows the first line, a line for each paragraph."""
+    paragraphs = inspect.cleandoc(docstring).partition("\n")[2].strip().split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def _shape_name(shape: interface.InputShape) -> str:

@@ -10,7 +10,7 @@ from . import interface
 from .drafts import Draft, Ground
 from .expressions import Scope, Variables, resolve
 from .inputs import leaves_project
-from .loader import plain
+from .loader import Node, plain
 from .misfits import find_mark, problems_of
 from .spec import (
     STAGE_ID,
@@ -38,7 +38,10 @@ def read_structure(ground: Ground) -> PipelineSpec | None:
     except ValidationError as error:
         ground.problems += problems_of(error, data, ground.root, "the pipeline", PipelineSpec)
         # What is wrong is said; without it the rest can still be checked.
-        rest = {k: v for k, v in data.items() if k not in {e["loc"][0] for e in error.errors()}}
+        wrong = {e["loc"][0] for e in error.errors()} - {"stages"}
+        rest = {k: v for k, v in data.items() if k not in wrong}
+        root = ground.root
+        ground.root = Node({k: v for k, v in root.value.items() if k not in wrong}, root.mark, root.keys)
         if isinstance(stages, dict):
             rest = {"version": 1, "name": "", **rest, "stages": stages}
         try:
@@ -60,7 +63,13 @@ def _check_stage_shapes(ground: Ground, stages: dict[str, Json]) -> None:
         try:
             StageSpec.model_validate(stages[name])
         except ValidationError as error:
-            ground.problems += problems_of(error, stages[name], node, f"stage {name!r}", StageSpec)
+            found = problems_of(error, stages[name], node, f"stage {name!r}", StageSpec)
+            # A stage without a type is most likely another one's name in an overlay, misspelled.
+            near = closest(name, [other for other in tree.value if other != name])
+            ground.problems += [
+                p._replace(fix=near) if p.message.startswith(f"stage {name!r} needs 'uses'") else p
+                for p in found
+            ]
             ground.broken.add(name)
             del stages[name]
 
@@ -96,6 +105,11 @@ def read_target(ground: Ground, scope: Scope) -> dict[str, Json]:
     if node is None:
         return TargetSpec().model_dump(mode="json")
     data = plain(resolve(node, scope, ground.problems))
+    for name, value in data.items() if isinstance(data, dict) else ():
+        # Mappings belong to the pushes, which judge what is in them.
+        near = "" if isinstance(value, dict) else closest(name, TargetSpec.model_fields)
+        if near and name not in TargetSpec.model_fields:
+            ground.say(find_mark(node, (name,), key=True), f"the target has no {name!r}", near)
     try:
         return TargetSpec.model_validate(data).model_dump(mode="json")
     except ValidationError as error:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from deploy_runner.sdk import StageError, first_line
+from deploy_runner.sdk import StageError, counted, first_line
 
 from . import bundles, results
 from .calls import Arguments, call
