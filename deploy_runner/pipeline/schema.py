@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from ..registry import Registry, StageType
+from ..sdk import Stage
 from ..types import Json
 from . import interface
 from .spec import PipelineSpec
@@ -119,29 +120,44 @@ def _described(kind: StageType) -> dict[str, Json]:
         "description": _rest(cls.__doc__ or ""),
         "extra": cls.extra,
         "origin": kind.origin,
-        "inputs": [
-            *_open(cls.Inputs, "file or folder"),
-            *({"name": n, "type": _shape_name(s), "required": s.required, "default": "none",
-               "description": s.description}
-              for n, s in interface.input_shapes(cls).items()),
-        ],
+        "inputs": list(_inputs(cls)),
         "params": list(_members(cls.Params)),
-        "outputs": [
-            *_open(cls.Outputs, "path"),
-            *({"name": n, "type": o.kind, "required": not o.optional, "default": "optional",
-               "description": f"{o.path}: {cls.Outputs.model_fields[n].description or ''}".rstrip(": ")}
-              for n, o in interface.output_specs(cls).items()),
-        ],
+        "outputs": list(_outputs(cls)),
         "example": kind.example,
-    }  # fmt: skip
+    }
 
 
-def _open(model: type[BaseModel], kind: str) -> list[Json]:
-    """Return the entry for members that the user names, if there may be any."""
-    if not interface.is_open(model):
-        return []
+def _inputs(cls: type[Stage]) -> Iterator[Json]:
+    if interface.is_open(cls.Inputs):
+        yield _any_name(cls.Inputs, "file or folder")
+    for name, shape in interface.input_shapes(cls).items():
+        yield {
+            "name": name,
+            "type": _shape_name(shape),
+            "required": shape.required,
+            "default": "none",
+            "description": shape.description,
+        }
+
+
+def _outputs(cls: type[Stage]) -> Iterator[Json]:
+    if interface.is_open(cls.Outputs):
+        yield _any_name(cls.Outputs, "path")
+    for name, output in interface.output_specs(cls).items():
+        said = cls.Outputs.model_fields[name].description or ""
+        yield {
+            "name": name,
+            "type": output.kind,
+            "required": not output.optional,
+            "default": "optional",
+            "description": f"{output.path}: {said}".rstrip(": "),
+        }
+
+
+def _any_name(model: type[BaseModel], kind: str) -> Json:
+    """Return the entry for members that the user names; the model says what they are."""
     said = (model.__doc__ or "").strip()
-    return [{"name": "NAME", "type": kind, "required": False, "default": "none", "description": said}]
+    return {"name": "NAME", "type": kind, "required": False, "default": "none", "description": said}
 
 
 def _rest(docstring: str) -> str:
