@@ -27,6 +27,7 @@ __all__ = [
     "StoreError",
     "UsageError",
     "closest",
+    "counted",
 ]
 
 
@@ -107,11 +108,17 @@ class StoreError(DeployRunnerError):
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """Return the fix "did you mean 'x'?" for the nearest known spelling, or nothing."""
+    """Return the fix "did you mean 'x'?" for the nearest known spelling, in capitals or not, or nothing."""
     from difflib import get_close_matches
 
-    near = get_close_matches(name, list(known), n=1)
-    return f"did you mean {near[0]!r}?" if near else ""
+    spelled = {other.casefold(): other for other in known}
+    near = get_close_matches(name.casefold(), list(spelled), n=1)
+    return f"did you mean {spelled[near[0]]!r}?" if near else ""
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with a noun that takes an s: "1 stage", "2 stages", "1,000 stages"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _rebuild(

@@ -1,9 +1,9 @@
 """`uses:` → stage class: the built-in ones, installed packages, and the project's `./stages`.
 
-The path is the type: `onnx.export` is `onnx/export.py`, and one lookup imports one file; what else lies
-in a folder are helpers. Installed packages join by the entry-point group `deploy_runner.stages`, whose
-values name packages of stage files. In them and in a project's `./stages` a file at the top may also
-define types of any name.
+The path is the type: `onnx.export` is `onnx/export.py`, and one lookup imports one file; `onnx/export.md`
+is its example, what else lies in a folder are helpers. Installed packages join by the entry-point group
+`deploy_runner.stages`, whose values name packages of stage files. In them and in a project's `./stages` a
+file at the top may also define types of any name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .types import SourceFile
 from .usercode.advice import missing_module
 from .usercode.loading import Closure, import_closure
 
-__all__ = ["GROUP", "Registry", "StageType", "is_projects", "load_class"]
+__all__ = ["GROUP", "Registry", "StageType", "is_projects", "load_class", "shared_example"]
 
 GROUP = "deploy_runner.stages"
 _BUILTIN = "deploy_runner.stages"
@@ -54,6 +54,12 @@ class StageType:
     def summary(self) -> str:
         """Return the first line of the class's docstring."""
         return (self.cls.__doc__ or "").strip().partition("\n")[0]
+
+    @property
+    def example(self) -> str:
+        """Return the example, Markdown beside the class's file: `onnx/export.md`; empty if there is none."""
+        file = self.stage_dir / f"{self.cls.uses.replace('.', '/')}.md"
+        return file.read_text("utf-8") if file.is_file() else ""
 
 
 class Registry:
@@ -146,6 +152,12 @@ def _closure(folder: Path, file: Path, origin: str) -> Closure:
         return import_closure(folder, file.relative_to(folder).as_posix())
     engine = folder.parent
     return import_closure(engine, file.relative_to(engine).as_posix(), relative_only=True)
+
+
+def shared_example() -> str:
+    """Return the text with the files that the examples of several built-in stage types use."""
+    folder = Path(str(importlib.import_module(_BUILTIN).__file__)).parent
+    return (folder / "examples.md").read_text("utf-8")
 
 
 def is_projects(module: str) -> bool:

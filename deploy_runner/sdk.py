@@ -34,7 +34,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from .errors import ConflictError, GateError, StageError, closest
+from .errors import ConflictError, GateError, StageError, closest, counted
 from .server.reasons import first_line
 from .store.stat import sha256_file
 from .types import SECRET_MARK, Finding, Json, Kind, Scalar
@@ -57,6 +57,7 @@ __all__ = [
     "StageOutputs",
     "StageParams",
     "closest",
+    "counted",
     "first_line",
     "judged",
     "load_code",

@@ -18,6 +18,7 @@ from typing import Any
 
 from deploy_runner.cli import build_parser
 from deploy_runner.pipeline.schema import describe_stage_types, json_schema
+from deploy_runner.registry import shared_example
 from deploy_runner.report.stage_types import markdown
 
 HERE = Path(__file__).parent
@@ -38,7 +39,7 @@ def pages() -> Mapping[str, str]:
     """Return the generated files' content by name."""
     root = HERE.parent
     return {
-        "stages.md": markdown(describe_stage_types(root)),
+        "stages.md": markdown(describe_stage_types(root), shared_example()),
         "cli.md": "\n".join(_command_line()) + "\n",
         "api.md": "\n".join(_reference()) + "\n",
         "pipeline.schema.json": json.dumps(json_schema(root), indent=2, ensure_ascii=False) + "\n",

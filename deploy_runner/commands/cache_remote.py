@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import StoreError, UsageError
+from ..errors import StoreError, UsageError, counted
 from ..types import Artifact, Json
 
 if TYPE_CHECKING:
@@ -73,11 +73,11 @@ class PullReport(NamedTuple):
 
     def __str__(self) -> str:
         lines = [
-            f"downloaded {self.artifacts} outputs ({self.bytes} bytes); "
-            f"{self.stages} stages are complete in the store"
+            f"downloaded {counted(self.artifacts, 'output')} ({counted(self.bytes, 'byte')}); "
+            f"complete in the store: {counted(self.stages, 'stage')}"
         ]
         if self.to_run:
-            lines.append(f"{len(self.to_run)} stages have to run: {', '.join(self.to_run)}")
+            lines.append(f"to run: {counted(len(self.to_run), 'stage')}: {', '.join(self.to_run)}")
         lines += [
             f"{name} is not in the shared cache any more: the next run rebuilds it" for name in self.lost
         ]

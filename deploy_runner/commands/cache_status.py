@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..engine.runs import pinned_runs, recorded_runs
-from ..errors import DeployRunnerError
+from ..errors import DeployRunnerError, counted
 from ..store.cas import Store
 from ..types import Json
 
@@ -61,8 +61,9 @@ class CacheStatus(NamedTuple):
         local, remote = self.local, self.remote
         lines = [
             f"store: {local.home}",
-            f"  {local.objects} objects ({size(local.bytes)}), {local.records} action records, "
-            f"{local.runs} runs ({local.pinned} pinned)",
+            f"  {counted(local.objects, 'object')} ({size(local.bytes)}), "
+            f"{counted(local.records, 'action record')}, "
+            f"{counted(local.runs, 'run')} ({local.pinned} pinned)",
         ]
         if remote is None:
             lines.append("shared cache: none is configured")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
-from ..errors import DeployRunnerError, UsageError
+from ..errors import DeployRunnerError, UsageError, counted
 from ..types import Json
 from .advice import advice
 from .options import JsonSwitch, Option, Selection
@@ -55,7 +55,7 @@ class Plan(NamedTuple):
             for line in (*drift.get(action.stage, ()), *notes):
                 print(f"{'':<{width}}    {line}")
         pending = sum(a.state != "hit" for a in actions)
-        print(f"{len(actions)} stages: {pending} to run, {len(actions) - pending} up to date")
+        print(f"{counted(len(actions), 'stage')}: {pending} to run, {len(actions) - pending} up to date")
 
 
 def _drift(pipeline: Pipeline, stage: str) -> list[str]:
@@ -118,7 +118,7 @@ class Validate(NamedTuple):
                 )
             )
         else:
-            print(f"{graph.pipeline}: valid, {len(graph.stages)} stages")
+            print(f"{graph.pipeline}: valid, {counted(len(graph.stages), 'stage')}")
         return 0
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from ..api import explain, place_of
 from ..engine.runs import RunRecord, read_record, recorded_runs
-from ..errors import UsageError, closest
+from ..errors import UsageError, closest, counted
 from ..types import Artifact, Json
 from .downloads import Needed, bring
 from .options import JsonSwitch, Option, Selection
@@ -110,7 +110,8 @@ def _print_line(record: RunRecord, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({k: v for k, v in data.items() if k != "stages"}))
     else:
-        print(f"{record.id}  exit {data['exit_code']}  {len(record.stages)} stages  {data['target']}")
+        stages = counted(len(record.stages), "stage")
+        print(f"{record.id}  exit {data['exit_code']}  {stages}  {data['target']}")
 
 
 def _print_run(record: RunRecord, *, as_json: bool) -> None:

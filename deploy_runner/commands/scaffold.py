@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-from ..errors import UsageError
+from ..errors import UsageError, counted
 from ..store.files import write_atomic
 from ..usercode.loading import split
 from .handwriting import rendered
@@ -236,7 +236,7 @@ def _said(found: Found) -> Iterator[str]:
     facts = found.facts
     match found.kind:
         case "transformers":
-            labels = f", {facts['labels']} labels" if facts["labels"] else ""
+            labels = f", {counted(facts['labels'], 'label')}" if facts["labels"] else ""
             task = f", for {facts['task']}" if facts["task"] else ""
             yield f"{found.path}: {facts['class'] or facts['model_type']} of transformers{labels}{task}"
         case "onnx":
@@ -253,7 +253,8 @@ def _said(found: Found) -> Iterator[str]:
             epoch = f", epoch {facts['epoch']}" if facts["epoch"] is not None else ""
             key = f" under {facts['key']!r}" if facts["key"] else ""
             yield (
-                f"{found.path}: {facts['parameters']:,} parameters in {len(facts['tensors'])} tensors{key}, "
+                f"{found.path}: {counted(facts['parameters'], 'parameter')} in "
+                f"{counted(len(facts['tensors']), 'tensor')}{key}, "
                 f"{'/'.join(facts['dtypes'])}{by}{epoch}"
             )
             ends = [next(iter(facts["tensors"].items())), [*facts["tensors"].items()][-1]]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from ..engine.fetch import local_folder
-from ..errors import GateError, UsageError
+from ..errors import GateError, UsageError, counted
 from ..server.reasons import first_line, reason
 from ..store.stat import sha256_file
 from .options import Argument, JsonSwitch, Option
@@ -56,7 +56,7 @@ class Verify(NamedTuple):
             print(f"{digest}  {name}")
         sources = ", ".join(found.sources)
         made = f", made by deploy-runner {found.runner} from {sources}" if found.runner else ""
-        print(f"verified: {len(found.files)} files{made}")
+        print(f"verified: {counted(len(found.files), 'file')}{made}")
         return 0
 
 

@@ -33,9 +33,10 @@ class Stages(NamedTuple):
         if self.json:
             print(json.dumps(described, ensure_ascii=False))
         elif self.type:
+            from ..registry import shared_example
             from ..report.stage_types import describe
 
-            print(describe(described[0]))
+            print(describe(described[0], shared_example()))
         else:
             width = max(len(str(d["uses"])) for d in described)
             for entry in described:

@@ -22,9 +22,10 @@ from .graph import find_cycle, topological_order
 from .inputs import find_inputs
 from .loader import Node, plain
 from .matrices import expand
+from .misfits import find_mark, problems_of
 from .overlay import Document
 from .refusals import credentials_in_the_open, stores_file
-from .spec import find_mark, parse_duration, parse_size, problems_of
+from .spec import parse_duration, parse_size
 from .structure import (
     add_draft,
     make_scope,
@@ -76,6 +77,7 @@ def _graph(ground: Ground) -> Graph | None:
             node = _instance(ground, draft, id_, matrix, scope, target)
             if node is not None:
                 nodes[id_] = node
+    _check_new_variables(ground, variables.used, values)
     order = _order(ground, nodes)
     return Graph(
         name=spec.name,
@@ -89,6 +91,16 @@ def _graph(ground: Ground) -> Graph | None:
         cache=cache,
         executor=executor,
     )
+
+
+def _check_new_variables(ground: Ground, used: set[str], values: Mapping[str, Json]) -> None:
+    """Refuse a variable of `--set`, or one of an overlay spelled much like another, that changes nothing."""
+    declared = ground.document.variables
+    for name in values.keys() - used - declared:
+        mark = ground.root.value["vars"].child_marks(name)
+        near = closest(name, used | declared)
+        if near or mark.file.startswith("--set "):
+            ground.say(mark, f"nothing refers to vars.{name}", near)
 
 
 def _instance(
@@ -144,13 +156,14 @@ def _params(ground: Ground, draft: Draft, scope: Scope) -> StageParams | None:
     node = resolve(written, scope, ground.problems)
     if len(ground.problems) > before:
         return None
+    data = plain(node)
     try:
-        return model.model_validate_json(json.dumps(plain(node)))
+        return model.model_validate_json(json.dumps(data))
     except ValidationError as error:
         if "with" not in draft.node.value:
             node = Node({}, ground.root.value["stages"].child_marks(draft.name))
         what = f"`with` of stage {draft.name!r} ({draft.spec.uses})"
-        ground.problems += problems_of(error, node, what, model.model_fields)
+        ground.problems += problems_of(error, data, node, what, model)
         return None
 
 

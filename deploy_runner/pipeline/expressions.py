@@ -168,10 +168,12 @@ class Variables:
         self._problems = problems
         self._resolving: list[str] = []
         self._done: dict[str, Json] = {}
+        self.used: set[str] = set()
 
     def __call__(self, path: str) -> Json:
         """Return the value at a dotted path."""
         first, *rest = path.split(".")
+        self.used.add(first)
         members = self._node.value if self._node is not None else {}
         if first not in members:
             raise _Refused(f"there is no vars.{first}", closest(first, members))

@@ -10,7 +10,7 @@ from ..types import Json, Scalar
 from .drafts import Draft, Ground
 from .expressions import Scope, resolve
 from .loader import Node, plain
-from .spec import find_mark
+from .misfits import find_mark
 
 __all__ = ["expand"]
 

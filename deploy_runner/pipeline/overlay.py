@@ -16,11 +16,12 @@ __all__ = ["DEFAULT_OVERLAY", "Document", "load_document", "merge"]
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The merged tree, the files it came from, and the origin of every dotted path."""
+    """The merged tree, the files it came from, the origin of every dotted path, the pipeline's own vars."""
 
     root: Node
     files: tuple[Path, ...]
     origins: dict[str, str]
+    variables: frozenset[str] = frozenset()
 
 
 def load_document(path: Path, overlays: Sequence[Path], sets: Sequence[str]) -> Document:
@@ -30,6 +31,8 @@ def load_document(path: Path, overlays: Sequence[Path], sets: Sequence[str]) -> 
     Raises UsageError for a missing file, SpecError for one that can't be read as YAML.
     """
     root = _mapping(load_yaml(read_text(path, str(path)), str(path)))
+    own = root.value.get("vars")
+    variables = frozenset(own.value) if own is not None and isinstance(own.value, dict) else frozenset()
     default = path.parent / DEFAULT_OVERLAY
     chosen = list(overlays) or ([default] if default.is_file() else [])
     for overlay in chosen:
@@ -38,7 +41,7 @@ def load_document(path: Path, overlays: Sequence[Path], sets: Sequence[str]) -> 
         root = merge(root, _set_tree(expression))
     origins: dict[str, str] = {}
     _collect_origins(root, "", origins)
-    return Document(root, (path, *chosen), origins)
+    return Document(root, (path, *chosen), origins, variables)
 
 
 def _mapping(node: Node) -> Node:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from ..registry import Registry, StageType
+from ..sdk import Stage
 from ..types import Json
 from . import interface
 from .spec import PipelineSpec
@@ -77,7 +79,9 @@ def _or_reference(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rule(kind: StageType, params: dict[str, Any]) -> dict[str, Any]:
-    then: dict[str, Any] = {"properties": {"with": params, "inputs": _inputs_schema(kind)}}
+    about = "\n\n".join(text for text in (kind.summary, _rest(kind.cls.__doc__ or "")) if text)
+    parts = {"with": params | {"description": about}, "inputs": _inputs_schema(kind)}
+    then: dict[str, Any] = {"properties": parts}
     needed = [part for part in ("with", "inputs") if then["properties"][part].get("required")]
     if needed:
         then["required"] = needed
@@ -116,23 +120,50 @@ def _described(kind: StageType) -> dict[str, Json]:
         "description": _rest(cls.__doc__ or ""),
         "extra": cls.extra,
         "origin": kind.origin,
-        "inputs": [
-            {"name": n, "type": _shape_name(s), "required": s.required, "default": "none",
-             "description": s.description}
-            for n, s in interface.input_shapes(cls).items()
-        ],
+        "inputs": list(_inputs(cls)),
         "params": list(_members(cls.Params)),
-        "outputs": [
-            {"name": n, "type": o.kind, "required": not o.optional, "default": "optional",
-             "description": f"{o.path}: {cls.Outputs.model_fields[n].description or ''}".rstrip(": ")}
-            for n, o in interface.output_specs(cls).items()
-        ],
-    }  # fmt: skip
+        "outputs": list(_outputs(cls)),
+        "example": kind.example,
+    }
+
+
+def _inputs(cls: type[Stage]) -> Iterator[Json]:
+    if interface.is_open(cls.Inputs):
+        yield _any_name(cls.Inputs, "file or folder")
+    for name, shape in interface.input_shapes(cls).items():
+        yield {
+            "name": name,
+            "type": _shape_name(shape),
+            "required": shape.required,
+            "default": "none",
+            "description": shape.description,
+        }
+
+
+def _outputs(cls: type[Stage]) -> Iterator[Json]:
+    if interface.is_open(cls.Outputs):
+        yield _any_name(cls.Outputs, "path")
+    for name, output in interface.output_specs(cls).items():
+        said = cls.Outputs.model_fields[name].description or ""
+        yield {
+            "name": name,
+            "type": output.kind,
+            "required": not output.optional,
+            "default": "optional",
+            "description": f"{output.path}: {said}".rstrip(": "),
+        }
+
+
+def _any_name(model: type[BaseModel], kind: str) -> Json:
+    """Return the entry for members that the user names; the model says what they are."""
+    said = (model.__doc__ or "").strip()
+    return {"name": "NAME", "type": kind, "required": False, "default": "none", "description": said}
 
 
 def _rest(docstring: str) -> str:
-    lines = [line.strip() for line in docstring.strip().splitlines()[1:]]
-    return " ".join(line for line in lines if line)
+    """Return what follows the first line, a line for each paragraph."""
+    paragraphs = inspect.cleandoc(docstring).partition("\n")[2].strip().split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def _shape_name(shape: interface.InputShape) -> str:

@@ -1,18 +1,11 @@
-"""The pydantic models of a pipeline's structure, and the wording of what doesn't fit them."""
+"""The pydantic models of a pipeline's structure."""
 
 from __future__ import annotations
 
 import re
-import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_core import ErrorDetails
-
-from ..errors import Problem, closest
-from ..types import Json, Mark
-from .loader import Node
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 __all__ = [
     "CacheSpec",
@@ -21,10 +14,8 @@ __all__ = [
     "ResourcesSpec",
     "StageSpec",
     "TargetSpec",
-    "find_mark",
     "parse_duration",
     "parse_size",
-    "problems_of",
 ]
 
 STAGE_ID = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
@@ -161,132 +152,3 @@ class PipelineSpec(_Model):
     cache: CacheSpec = Field(default=CacheSpec(), description="a cache that several machines share")
     executor: ExecutorSpec = Field(default=ExecutorSpec(), description="where stages run")
     stages: dict[str, StageSpec] = Field(description="the stages by name")
-
-
-def find_mark(node: Node, path: Sequence[str | int], *, key: bool = False) -> Mark:
-    """Return the place of a value in a tree, as deep as the path can be followed.
-
-    With `key` it is the place of the last name itself, where that is a mapping's key.
-    """
-    mark = node.mark
-    for index, part in enumerate(path):
-        children = node.value
-        if isinstance(children, dict) and part in children:
-            last = index == len(path) - 1
-            mark = node.keys.get(str(part), children[part].mark) if key and last else children[part].mark
-            node = children[part]
-        elif isinstance(children, list) and isinstance(part, int) and part < len(children):
-            node = children[part]
-            mark = node.mark
-        else:
-            break
-    return mark
-
-
-def problems_of(error: ValidationError, node: Node, what: str, known: Mapping[str, Any]) -> list[Problem]:
-    """Return one problem an error of pydantic: `what` names the thing, `known` its members."""
-    problems: dict[tuple[str, int, int], Problem] = {}
-    for detail in error.errors(include_url=False):
-        unknown = detail["type"] == "extra_forbidden"
-        place = _followable(node, detail["loc"])
-        mark = find_mark(node, place, key=unknown)
-        if detail["type"] == "missing":
-            place = [*place, detail["loc"][-1]]
-        message, fix = _sentence(detail, place, what, known)
-        # A union gives one error a member: the first says enough.
-        problems.setdefault((mark.file, mark.line, mark.column), Problem(
-            message, mark.file, mark.line, mark.column, fix))  # fmt: skip
-    return list(problems.values())
-
-
-def _followable(node: Node, loc: Sequence[str | int]) -> list[str | int]:
-    """Drop the parts of pydantic's path that name a union's member, not a part of the data."""
-    path: list[str | int] = []
-    current: Any = node
-    for part in loc:
-        children = current.value if isinstance(current, Node) else None
-        inside = isinstance(children, list) and isinstance(part, int) and part < len(children)
-        if inside or (isinstance(children, dict) and part in children):
-            current = children[part]  # type: ignore[index]
-            path.append(part)
-    return path
-
-
-def _sentence(
-    detail: ErrorDetails, place: Sequence[str | int], what: str, known: Mapping[str, Any]
-) -> tuple[str, str]:
-    """Return the sentence about what is at a place of the data, and what to write instead."""
-    loc = [str(part) for part in place]
-    name = ".".join(loc)
-    if detail["type"] == "extra_forbidden":
-        members = list(_members(known, loc[:-1]))
-        listed = f"valid keys: {', '.join(members)}" if members else ""
-        return f"{what} has no {name!r}", closest(loc[-1], members) or listed
-    if detail["type"] == "missing":
-        meaning = getattr(known.get(loc[0]), "description", None) if len(loc) == 1 else None
-        return f"{what} needs {name!r}" + (f": {meaning}" if meaning else ""), ""
-    if detail["type"] == "value_error" and isinstance(detail["input"], dict):
-        said = detail["msg"].removeprefix("Value error, ")
-        return f"{what}: {name!r}: {said}" if name else f"{what}: {said}", ""
-    got = _shown(detail["input"])
-    return f"{what}: {name!r} {_expected(detail)}, not {got}", ""
-
-
-def _members(known: Mapping[str, Any], path: Sequence[str]) -> Iterable[str]:
-    """Return the members of the model that a path leads to, where it is the only one there."""
-    for part in path:
-        models = set(_models_in(getattr(known.get(part), "annotation", None)))
-        if len(models) == 1:
-            known = models.pop().model_fields
-        elif part in known:
-            return ()
-    return known
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Yield the models that an annotation consists of."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for part in typing.get_args(annotation):
-        yield from _models_in(part)
-
-
-def _shown(value: Json) -> str:
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list):
-        return "a list"
-    if value is None or isinstance(value, bool):
-        return {None: "nothing", True: "true", False: "false"}[value]
-    return repr(value)
-
-
-_EXPECTED = {
-    "string_type": "must be a string",
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "int_parsing": "must be a whole number",
-    "float_type": "must be a number",
-    "bool_type": "must be true or false",
-    "list_type": "must be a list",
-    "tuple_type": "must be a list",
-    "dict_type": "must be a mapping",
-    "model_type": "must be a mapping",
-    "none_required": "must be left out",
-}
-
-
-def _expected(detail: ErrorDetails) -> str:
-    known = _EXPECTED.get(detail["type"])
-    if known:
-        return known
-    context = detail.get("ctx", {})
-    if detail["type"] == "literal_error":
-        return f"must be {context['expected']}"
-    limits = {"greater_than_equal": ("at least", "ge"), "greater_than": ("more than", "gt"),
-              "less_than_equal": ("at most", "le"), "less_than": ("less than", "lt")}  # fmt: skip
-    if detail["type"] in limits:
-        words, key = limits[detail["type"]]
-        return f"must be {words} {context[key]}"
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"is invalid ({message[:1].lower() + message[1:]})"

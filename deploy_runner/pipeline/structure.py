@@ -10,7 +10,8 @@ from . import interface
 from .drafts import Draft, Ground
 from .expressions import Scope, Variables, resolve
 from .inputs import leaves_project
-from .loader import plain
+from .loader import Node, plain
+from .misfits import find_mark, problems_of
 from .spec import (
     STAGE_ID,
     CacheSpec,
@@ -18,9 +19,7 @@ from .spec import (
     PipelineSpec,
     StageSpec,
     TargetSpec,
-    find_mark,
     parse_duration,
-    problems_of,
 )
 
 __all__ = ["add_draft", "make_scope", "read_cache", "read_executor", "read_structure", "read_target"]
@@ -37,10 +36,12 @@ def read_structure(ground: Ground) -> PipelineSpec | None:
     try:
         spec = PipelineSpec.model_validate(data)
     except ValidationError as error:
-        known = PipelineSpec.model_fields
-        ground.problems += problems_of(error, ground.root, "the pipeline", known)
+        ground.problems += problems_of(error, data, ground.root, "the pipeline", PipelineSpec)
         # What is wrong is said; without it the rest can still be checked.
-        rest = {k: v for k, v in data.items() if k not in {e["loc"][0] for e in error.errors()}}
+        wrong = {e["loc"][0] for e in error.errors()} - {"stages"}
+        rest = {k: v for k, v in data.items() if k not in wrong}
+        root = ground.root
+        ground.root = Node({k: v for k, v in root.value.items() if k not in wrong}, root.mark, root.keys)
         if isinstance(stages, dict):
             rest = {"version": 1, "name": "", **rest, "stages": stages}
         try:
@@ -54,7 +55,6 @@ def read_structure(ground: Ground) -> PipelineSpec | None:
 
 def _check_stage_shapes(ground: Ground, stages: dict[str, Json]) -> None:
     tree = ground.root.value["stages"]
-    known = {f.alias or n: f for n, f in StageSpec.model_fields.items()}
     for name in list(stages):
         node = tree.value[name]
         if not STAGE_ID.match(name):
@@ -63,7 +63,13 @@ def _check_stage_shapes(ground: Ground, stages: dict[str, Json]) -> None:
         try:
             StageSpec.model_validate(stages[name])
         except ValidationError as error:
-            ground.problems += problems_of(error, node, f"stage {name!r}", known)
+            found = problems_of(error, stages[name], node, f"stage {name!r}", StageSpec)
+            # A stage without a type is most likely another one's name in an overlay, misspelled.
+            near = closest(name, [other for other in tree.value if other != name])
+            ground.problems += [
+                p._replace(fix=near) if p.message.startswith(f"stage {name!r} needs 'uses'") else p
+                for p in found
+            ]
             ground.broken.add(name)
             del stages[name]
 
@@ -73,7 +79,7 @@ def _check_executor(ground: Ground, data: dict[str, Json]) -> None:
         ExecutorSpec.model_validate(data.get("executor", {}))
     except ValidationError as error:
         node = ground.root.value["executor"]
-        ground.problems += problems_of(error, node, "the executor", ExecutorSpec.model_fields)
+        ground.problems += problems_of(error, data["executor"], node, "the executor", ExecutorSpec)
         del data["executor"]
 
 
@@ -99,10 +105,15 @@ def read_target(ground: Ground, scope: Scope) -> dict[str, Json]:
     if node is None:
         return TargetSpec().model_dump(mode="json")
     data = plain(resolve(node, scope, ground.problems))
+    for name, value in data.items() if isinstance(data, dict) else ():
+        # Mappings belong to the pushes, which judge what is in them.
+        near = "" if isinstance(value, dict) else closest(name, TargetSpec.model_fields)
+        if near and name not in TargetSpec.model_fields:
+            ground.say(find_mark(node, (name,), key=True), f"the target has no {name!r}", near)
     try:
         return TargetSpec.model_validate(data).model_dump(mode="json")
     except ValidationError as error:
-        ground.problems += problems_of(error, node, "the target", TargetSpec.model_fields)
+        ground.problems += problems_of(error, data, node, "the target", TargetSpec)
         return {}
 
 
@@ -116,7 +127,7 @@ def read_cache(ground: Ground, scope: Scope) -> RemoteSpec:
             spec = CacheSpec.model_validate(data)
         except ValidationError as error:
             if data != plain(node):  # Else `read_structure` has said it.
-                ground.problems += problems_of(error, node, "the cache", CacheSpec.model_fields)
+                ground.problems += problems_of(error, data, node, "the cache", CacheSpec)
     timeout_s = parse_duration(spec.timeout)
     return RemoteSpec(spec.remote, spec.push, spec.required, tuple(spec.public_keys), timeout_s)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TextIO
 
 from ..engine.runs import COUNTED, RunRecord
-from ..types import Event, Graph, StageResult
-from .lines import counts_line, duration, figures_line
+from ..types import Event, Graph
+from .lines import duration, figures_line
 from .terminal import PlainReporter
 
 __all__ = ["GithubReporter", "annotation", "job_summary"]
@@ -55,11 +54,6 @@ class GithubReporter(PlainReporter):
             mark = self._graph.stages[event.stage].mark
             message = f"{event.stage}: {event.result.error}"
             self._print(annotation("error", message, file=mark.file, line=mark.line, column=mark.column))
-
-    def finish(self, results: Mapping[str, StageResult], seconds: float) -> None:
-        """Print the counts, unless an error has ended the run before the first stage."""
-        if results:
-            self._print(counts_line(results, seconds))
 
 
 def job_summary(record: RunRecord) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..errors import counted
 from ..types import Json, StageResult, State
 
 __all__ = ["MARKS", "counts_line", "duration", "figures_line", "finished_line", "size"]
@@ -69,5 +70,4 @@ def counts_line(results: Mapping[str, StageResult], seconds: float) -> str:
     for result in results.values():
         counts[result.state] = counts.get(result.state, 0) + 1
     parts = ", ".join(f"{counts[state]} {state}" for state in MARKS if state in counts)
-    noun = "stage" if len(results) == 1 else "stages"
-    return f"{len(results)} {noun}: {parts or 'nothing to do'} in {duration(seconds)}"
+    return f"{counted(len(results), 'stage')}: {parts or 'nothing to do'} in {duration(seconds)}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,16 +13,35 @@ Described = Mapping[str, Any]
 """One entry of `schema.describe_stage_types`."""
 
 
-def describe(entry: Described) -> str:
-    """Return one stage type as plain text: its summary, inputs, parameters, outputs."""
+_CODE = re.compile(r"^```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def describe(entry: Described, shared: str = "") -> str:
+    """Return one stage type as plain text: what it does, inputs, parameters, outputs, and its example.
+
+    `shared` is the text with the files that several examples use.
+    """
     lines = [f"{entry['uses']}: {entry['summary']}"]
+    for paragraph in filter(None, str(entry["description"]).split("\n\n")):
+        lines += ["", *textwrap.wrap(paragraph, 100, initial_indent="  ", subsequent_indent="  ")]
+    if entry["description"]:
+        lines.append("")
     if entry.get("extra"):
         lines.append(f"  needs: pip install 'deploy-runner[{entry['extra']}]'")
     for title, part in (("inputs", "inputs"), ("with", "params"), ("outputs", "outputs")):
         if entry[part]:
             lines.append(f"  {title}:")
             lines += [f"    {_member(member)}" for member in entry[part]]
-    return "\n".join(lines)
+    example = str(entry.get("example") or "")
+    lines += ["  example:"] if example else []
+    lines += [textwrap.indent(code, "    ") for code in _CODE.findall(example)]
+    lines += [textwrap.indent(code, "    ") for code in _CODE.findall(shared) if _stem(code) in example]
+    return "\n".join(lines).rstrip()
+
+
+def _stem(code: str) -> str:
+    """Return the name, without its end, of the file in which a block goes: it is on the first line."""
+    return code.partition("\n")[0].removeprefix("# ").partition(".")[0]
 
 
 def _member(member: Described) -> str:
@@ -29,20 +50,27 @@ def _member(member: Described) -> str:
     return f"{member['name']} ({member['type']}{default}){said}"
 
 
-def markdown(described: Sequence[Described]) -> str:
-    """Return the reference page of all stage types."""
-    return "\n".join(_page(described)) + "\n"
+def markdown(described: Sequence[Described], shared: str) -> str:
+    """Return the reference page of all stage types; `shared` is said before all examples."""
+    return "\n".join(_page(described, shared)) + "\n"
 
 
-def _page(described: Sequence[Described]) -> Iterator[str]:
+def _page(described: Sequence[Described], shared: str) -> Iterator[str]:
     yield "# Stage types"
     yield ""
     yield "Generated from the stage types; `deploy-runner stages TYPE` prints the same."
+    yield ""
+    yield "## The examples"
+    yield ""
+    yield shared.strip()
     for entry in described:
         yield ""
         yield f"## {entry['uses']}"
         yield ""
         yield str(entry["summary"])
+        if entry["description"]:
+            yield ""
+            yield str(entry["description"])
         if entry.get("extra"):
             yield ""
             yield f"Needs `pip install 'deploy-runner[{entry['extra']}]'`."
@@ -52,6 +80,9 @@ def _page(described: Sequence[Described]) -> Iterator[str]:
                 yield f"| {title} | Type | Default | Meaning |"
                 yield "|---|---|---|---|"
                 yield from (_row(member) for member in entry[part])
+        if entry.get("example"):
+            yield ""
+            yield str(entry["example"]).strip()
 
 
 def _row(member: Described) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import StoreError
+from ..errors import StoreError, counted
 from ..types import Artifact, Json
 from .actions import listdir
 from .cas import Store
@@ -39,8 +39,9 @@ class GcReport(NamedTuple):
     def __str__(self) -> str:
         verb = "would remove" if self.dry_run else "removed"
         return (
-            f"{verb} {self.objects} objects ({self.bytes} bytes), {self.records} action records and "
-            f"{self.runs} runs; {self.kept_objects} objects are kept"
+            f"{verb} {counted(self.objects, 'object')} ({counted(self.bytes, 'byte')}), "
+            f"{counted(self.records, 'action record')} and {counted(self.runs, 'run')}; "
+            f"kept {counted(self.kept_objects, 'object')}"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from ..errors import counted
 from ..types import Json
 from .actions import ActionRecord, record_of
 from .inventory import Inventory, each, named_by, record_keys
@@ -36,9 +37,9 @@ class RemoteGcReport(NamedTuple):
     def __str__(self) -> str:
         verb = "would remove" if self.dry_run else "removed"
         return (
-            f"{verb} {self.records} action records, {self.objects} objects ({self.bytes} bytes) and "
-            f"{self.leases} stale leases; "
-            f"{self.kept_records} records and {self.kept_objects} objects are kept"
+            f"{verb} {counted(self.records, 'action record')}, {counted(self.objects, 'object')} "
+            f"({counted(self.bytes, 'byte')}) and {counted(self.leases, 'stale lease')}; "
+            f"kept {counted(self.kept_records, 'record')} and {counted(self.kept_objects, 'object')}"
         )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from queue import SimpleQueue
 
-from ..errors import StoreError
+from ..errors import StoreError, counted
 from .link import Link, RequiredError
 from .remote import RemoteError, Report
 
@@ -88,7 +88,9 @@ class Sending:
             if self._tasks and now - said_s >= _SAID_EVERY_S:
                 said_s = now
                 left = len(self._tasks)
-                self._link.note(f"sending to the shared cache: {self._bytes >> 20} MiB, {_stages(left)} left")
+                self._link.note(
+                    f"sending to the shared cache: {self._bytes >> 20} MiB, {counted(left, 'stage')} left"
+                )
 
     def _take(self, task: Future[bool]) -> None:
         try:
@@ -99,7 +101,7 @@ class Sending:
     def _give_up(self) -> None:
         self._given_up = True
         text, fix = "the shared cache is too slow", "`deploy-runner cache push` sends the rest"
-        left = f"{_stages(len(self._tasks))} not sent to it"
+        left = f"{counted(len(self._tasks), 'stage')} not sent to it"
         if self._link.spec.required:
             raise RequiredError(RemoteError(f"{text}: {left}", fix=fix))
         self._link.note(f"{text}: {left} ({fix})")
@@ -109,7 +111,3 @@ class Sending:
         self._given_up = True
         for _ in self._threads:
             self._queue.put(None)
-
-
-def _stages(count: int) -> str:
-    return "1 stage" if count == 1 else f"{count} stages"

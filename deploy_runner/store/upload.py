@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
-from ..errors import StoreError
+from ..errors import StoreError, counted
 from ..types import Json
 from .actions import ActionRecord
 from .inventory import each, record_keys
@@ -61,13 +61,15 @@ class PushReport(NamedTuple):
 
     def __str__(self) -> str:
         lines = [
-            f"sent {self.records} action records and {self.objects} objects ({self.bytes} bytes); "
-            f"{self.known} records exist there"
+            f"sent {counted(self.records, 'action record')} and {counted(self.objects, 'object')} "
+            f"({counted(self.bytes, 'byte')}); {self.known} existed there"
         ]
         if self.lost:
-            lines.append(f"{len(self.lost)} records have lost objects: run again to rebuild these")
+            lines.append(
+                f"objects of {counted(len(self.lost), 'record')} are lost: run again to rebuild them"
+            )
         if self.failure:
-            lines.append(f"{self.left} records are left: {self.failure}")
+            lines.append(f"left {counted(self.left, 'record')}: {self.failure}")
         return "\n".join(lines)
 
 

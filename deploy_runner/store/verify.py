@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from ..errors import counted
 from ..types import Json
 from .cas import Store
 from .files import remove_whatever
@@ -39,7 +40,8 @@ class VerifyReport(NamedTuple):
         }
 
     def __str__(self) -> str:
-        head = f"{self.objects} objects ({self.bytes} bytes) and {self.records} action records"
+        objects = f"{counted(self.objects, 'object')} ({counted(self.bytes, 'byte')})"
+        head = f"{objects} and {counted(self.records, 'action record')}"
         if self.ok:
             return f"{head}: all intact"
         lines = [f"{head}: removed the damaged ones, the next run rebuilds them"]

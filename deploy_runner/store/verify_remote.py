@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ..errors import counted
 from ..types import Json
 from .actions import ActionRecord, record_of
 from .inventory import Inventory, each, named_by
@@ -41,7 +42,8 @@ class RemoteVerifyReport(NamedTuple):
         return {"ok": self.ok, **self._asdict(), **rows}
 
     def __str__(self) -> str:
-        head = f"{self.objects} objects ({self.bytes} bytes) and {self.records} action records"
+        objects = f"{counted(self.objects, 'object')} ({counted(self.bytes, 'byte')})"
+        head = f"{objects} and {counted(self.records, 'action record')}"
         if self.ok:
             return f"{head}: all intact"
         done = "removed what is wrong, the next run rebuilds it"

@@ -13,6 +13,7 @@ import importlib.machinery
 import importlib.util
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from types import CodeType, ModuleType
 from typing import Any, NamedTuple
@@ -105,9 +106,10 @@ class _Search:
             seen.add(name)
             if name not in self.outside:
                 self.found[name] = self._root / name
-            tree = ast.parse((self.outside | self.found)[name].read_bytes(), filename=name)
-            for base, dotted in _imports(PurePosixPath(name), tree):
-                pending.extend(self._resolve(name, base, dotted))
+            path = self.outside[name] if name in self.outside else self.found[name]
+            for base, dotted in _imports(name, path.read_bytes()):
+                if base is not None or self._bases:
+                    pending.extend(self._resolve(name, base, list(dotted)))
 
     def _resolve(self, importer: str, base: PurePosixPath | None, dotted: list[str]) -> list[str]:
         """Return the files that an import reads: of the project, else of the interpreter's path."""
@@ -151,18 +153,18 @@ class _Search:
         return [name for name in names if name in self.outside]
 
 
-def _imports(file: PurePosixPath, tree: ast.AST) -> Iterator[tuple[PurePosixPath | None, list[str]]]:
-    """Yield what a file imports: the folder that a relative import begins in, and the dotted name."""
-    for node in ast.walk(tree):
+@lru_cache(maxsize=4096)
+def _imports(name: str, source: bytes) -> tuple[tuple[PurePosixPath | None, tuple[str, ...]], ...]:
+    """Return what a file imports: the folder that a relative import begins in, and the dotted name."""
+    found: list[tuple[PurePosixPath | None, tuple[str, ...]]] = []
+    for node in ast.walk(ast.parse(source, filename=name)):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield None, alias.name.split(".")
+            found += [(None, tuple(alias.name.split("."))) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = ((file.parent / "x").parents[node.level - 1]) if node.level else None
-            dotted = node.module.split(".") if node.module else []
-            yield base, dotted
-            for alias in node.names:
-                yield base, [*dotted, alias.name]
+            base = ((PurePosixPath(name).parent / "x").parents[node.level - 1]) if node.level else None
+            dotted = tuple(node.module.split(".")) if node.module else ()
+            found += [(base, dotted), *((base, (*dotted, alias.name)) for alias in node.names)]
+    return tuple(found)
 
 
 class _ProjectFinder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):

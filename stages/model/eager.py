@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from deploy_runner.sdk import StageError, first_line
+from deploy_runner.sdk import StageError, counted, first_line
 
 from . import bundles, results
 from .calls import Arguments, call
@@ -79,7 +79,7 @@ def _other_outputs(found: list[str], before: list[str], sizes: str) -> StageErro
         said = f"the model returns {', '.join(found)} for some inputs, {', '.join(before)} for others"
         return StageError(said, fix="have it return the same outputs always")
     return StageError(
-        f"the model returns {len(found)} tensors for {sizes}, and {len(before)} for other inputs",
+        f"the model returns {counted(len(found), 'tensor')} for {sizes}, and {len(before)} for other inputs",
         fix="have the factory return a module around it that returns as many for every input, e.g. for one "
         "sample alone, with `dynamic: {}`",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from deploy_runner.sdk import StageError
+from deploy_runner.sdk import StageError, counted
 
 from . import bundles, results
 from .nesting import Path, flat_names, shown
@@ -35,7 +35,7 @@ def flatten_outputs(value: Any, names: Sequence[str] | None = None) -> dict[str,
     if names is None:
         names = _output_names([path for path, _ in kept])
     if len(names) != len(kept):
-        raise StageError(f"the model has {len(kept)} outputs, but output_names has {len(names)}")
+        raise StageError(f"the model has {counted(len(kept), 'output')}, but output_names has {len(names)}")
     return dict(zip(names, (part for _, part in kept), strict=True))
 
 

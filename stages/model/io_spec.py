@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy_runner.sdk import StageError, closest, first_line
+from deploy_runner.sdk import StageError, closest, counted, first_line
 
 from . import filling
 from .bundles import Bundle, Port
@@ -27,7 +27,10 @@ def picture_spec(given: Picture, ports: Sequence[Port]) -> dict[str, Any]:
     mode = given.mode or ("L" if channels == 1 else "RGB")
     for name, values in (("mean", given.mean), ("std", given.std)):
         if values is not None and len(values) not in (1, channels):
-            raise StageError(f"picture.{name} has {len(values)} values, the model {channels} channels")
+            raise StageError(
+                f"picture.{name} has {counted(len(values), 'value')}, "
+                f"the model {counted(channels, 'channel')}"
+            )
     return {
         "tensor": port.name, "mode": mode, "exif": given.exif, "background": given.background,
         "resize": _resize(given.resize), "interpolation": given.interpolation, "crop": _both(given.crop),
@@ -165,7 +168,7 @@ def row_spec(given: Row, ports: Sequence[Port]) -> dict[str, Any]:
         flat = len(port.shape) == 1
         width = 1 if flat else port.shape[1] if len(port.shape) == 2 else -1
         if len(mine) != width:
-            said = f"row: {len(mine)} columns go into {port.name!r}, whose shape is {list(port.shape)}"
+            said = f"row: {port.name!r} of shape {list(port.shape)} gets {counted(len(mine), 'column')}"
             raise StageError(said, fix="list every column once, in the order of the training")
         tensors[port.name] = {"dtype": port.dtype, "columns": mine, "shape": "each" if flat else "columns"}
     return {"columns": columns, "tensors": tensors}
@@ -211,7 +214,9 @@ def answer_spec(
     if kind in ("classes", "labels"):
         count = max(2, port.shape[1]) if len(port.shape) > 1 else 2
         if labels is not None and len(labels) != count:
-            raise StageError(f"there are {len(labels)} labels for {count} classes of {port.name!r}")
+            raise StageError(
+                f"{port.name!r} has {count} classes, but {counted(len(labels), 'label')} for them"
+            )
         usual = "sigmoid" if kind == "labels" else "softmax"
         spec["activation"] = given.activation or ("none" if _adds_up(bundle, port.name) else usual)
     if kind == "embedding":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from deploy_runner.sdk import StageError
+from deploy_runner.sdk import StageError, counted
 
 from .extra_state import SUFFIX
 
@@ -141,7 +141,8 @@ def _at(content: Mapping[Any, Any], key: str) -> StateDict:
         return _taken(found)
     listed = found.get("shadow_params") if isinstance(found, Mapping) else found
     if isinstance(listed, list | tuple) and listed and all(isinstance(t, torch.Tensor) for t in listed):
-        raise StageError(f"{key!r} of the checkpoint is a list of {len(listed)} tensors without names",
+        tensors = counted(len(listed), "tensor")
+        raise StageError(f"{key!r} of the checkpoint is a list of {tensors} without names",
                          fix="copy them into the model (ema.copy_to), and save its state_dict")  # fmt: skip
     raise StageError(f"{key!r} of the checkpoint is not a state_dict of tensors")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from deploy_runner.sdk import StageError
+from deploy_runner.sdk import StageError, counted
 
 if TYPE_CHECKING:
     import onnx
@@ -33,7 +33,9 @@ def rename(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]
     """Put the user's names in the place of the neutral ones, whatever the graph calls its own values."""
     graph = model.graph
     if len(graph.output) != len(outputs):
-        raise StageError(f"the ONNX file has {len(graph.output)} outputs, the model {len(outputs)}")
+        raise StageError(
+            f"the ONNX file has {counted(len(graph.output), 'output')}, the model {len(outputs)}"
+        )
     names = dict(zip(neutral("input", len(inputs)), inputs, strict=True))
     _own_value_for_each_output(graph, set(names))
     names |= {value.name: name for value, name in zip(graph.output, outputs, strict=True)}

@@ -17,6 +17,7 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
+    counted,
     first_line,
 )
 
@@ -156,15 +157,20 @@ def _cause(
         return int8.SATURATION
     dead = sorted(n for n, (low, high) in seen.ranges.items() if low == high == 0 != asked.reach(n))
     if dead:
-        return (f"on the calibration samples {dead[0]!r} and {len(dead) - 1} more tensors are all zero",
+        return (f"on the calibration samples every value of {_listed(dead)} is 0",
                 "calibrate on real samples")  # fmt: skip
     beyond = sorted(n for n in seen.ranges if asked.reach(n) > 1.5 * seen.reach(n))
     if beyond:
-        return (f"{beyond[0]!r} and {len(beyond) - 1} more tensors saturate: they exceed the range that "
-                "was found on the calibration samples",
+        return (f"values of {_listed(beyond)} saturate: they exceed the range that was found on the "
+                "calibration samples",
                 "calibrate on more varied samples, such as the `samples` of model.prepare")  # fmt: skip
     if params.method != "minmax":
         return (f"{params.method} clips values that matter",
                 "use `method: minmax`, or a higher `percentile`")  # fmt: skip
     return ("outliers leave too few of the 256 int8 steps for the other values of some tensors",
             "use `method: percentile`, or `exclude` the layers that onnx.sensitivity lists")  # fmt: skip
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - 1
+    return repr(names[0]) + (f" and {counted(more, 'other tensor')}" if more else "")

@@ -20,6 +20,7 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageParams,
+    counted,
 )
 
 from .backoff import Backoff
@@ -113,9 +114,9 @@ class PushOci(Push):
         release = _release(registry.ctx, params, inputs.artifact)
         missing = [blob for blob in release.blobs if not has_blob(registry, blob)]
         tagged = registry.manifest(params.tag)
-        wanted = f"{len(release.blobs)} files"
+        wanted = counted(len(release.blobs), "file")
         return [
-            Finding("blobs", wanted, f"{len(missing)} are missing" if missing else wanted),
+            Finding("blobs", wanted, f"{counted(len(missing), 'file')} missing" if missing else wanted),
             Finding("tag", release.digest, tagged[1] if tagged else "missing"),
         ]
 

@@ -10,8 +10,10 @@ from deploy_runner.sdk import Context, Field, Stage, StageInputs, StageOutputs, 
 class RunCommand(Stage):
     """Run a command of your own on declared inputs and outputs.
 
-    The command finds its files in `INPUT_NAME` and `OUTPUT_NAME`, and runs in a private folder.
-    A text is run by `sh -eu`, a list without a shell.
+    The command finds the paths of its files in the environment variables `INPUT_NAME` and `OUTPUT_NAME`, the
+    names in capitals, and runs in a private folder; it makes the folders among its outputs itself. A text is
+    run by `sh -eu`, a list without a shell. It runs again if the command changes, or the content of an input:
+    a script of your own is an input, too.
     """
 
     uses = "run.command"
@@ -22,12 +24,12 @@ class RunCommand(Stage):
         command: str | list[str] = Field(description="a shell text, or a list of arguments")
 
     class Inputs(StageInputs):
-        """Inputs under names of your own."""
+        """Files and folders under names of your own."""
 
         model_config = ConfigDict(extra="allow")
 
     class Outputs(StageOutputs):
-        """Outputs under names of your own."""
+        """Paths under names of your own; one that ends with / is a folder."""
 
         model_config = ConfigDict(extra="allow")
 

@@ -12,8 +12,18 @@ from deploy_runner.sdk import Code, Context, Field, Stage, StageInputs, StageOut
 class RunPython(Stage):
     """Call a function of your own on declared inputs and outputs.
 
-    It is called as `function(ctx, inputs, outputs, **params)`; `inputs` and `outputs` map names
-    to paths.
+    The function is called as `function(ctx, inputs, outputs, **params)`. `inputs` and `outputs` are dicts:
+    each name under `inputs:` and `outputs:` with its `pathlib.Path`. The inputs are private copies. It writes
+    every output to its path; where that ends with `/` in the pipeline, it makes a folder there. `params` are
+    passed by keyword, as YAML has them. What it returns is ignored; what it prints is in the log.
+
+    `ctx` is the `Context` of the API reference: `ctx.log(text)`, `ctx.figure(name, value)` for what the
+    record and the report show, `ctx.seed`, `ctx.threads`, and `ctx.workdir` for temporary files. To fail,
+    raise `StageError` or `GateError` of `deploy_runner.sdk` with one sentence.
+
+    The file lies in the project: its path is relative to the pipeline's folder. It runs again if the file
+    changes, a module of the project that it imports, the version of an installed package that these import,
+    `params`, or the content of an input. Files that it opens without declaring them fail the stage.
     """
 
     uses = "run.python"
@@ -21,16 +31,19 @@ class RunPython(Stage):
     class Params(StageParams):
         """The step."""
 
-        function: Code = Field(description="the function, as path/to/file.py:name or package.module:name")
-        params: dict[str, Any] = Field(default={}, description="keyword arguments for it")
+        function: Code = Field(
+            description="the function, as path/to/file.py:name or package.module:name; it is called as "
+            "function(ctx, inputs, outputs, **params), the inputs and outputs by name as paths"
+        )
+        params: dict[str, Any] = Field(default={}, description="keyword arguments for the function")
 
     class Inputs(StageInputs):
-        """Inputs under names of your own."""
+        """Files and folders under names of your own."""
 
         model_config = ConfigDict(extra="allow")
 
     class Outputs(StageOutputs):
-        """Outputs under names of your own."""
+        """Paths under names of your own; one that ends with / is a folder."""
 
         model_config = ConfigDict(extra="allow")
 

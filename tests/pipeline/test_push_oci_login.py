@@ -91,7 +91,7 @@ def test_a_token_is_asked_for_once(tmp_path: Path, tokens: str) -> None:
         pushing.Params.model_validate(params),
         pushing.Inputs.model_validate({"artifact": folder_of(tmp_path, "one")}),
     )
-    assert [f.found for f in found] == ["4 are missing", "missing"]
+    assert [f.found for f in found] == ["4 files missing", "missing"]
     assert [path for path, _ in Tokens.asked].count("/token") == 1
     with pytest.raises(StageError, match="gives the user me no token"):
         pushing.status(

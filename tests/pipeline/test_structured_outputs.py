@@ -83,7 +83,7 @@ def test_a_full_module_and_onnx_have_them_too(tmp_path: Path) -> None:
 
 def test_an_output_that_comes_and_goes_with_the_size_is_said(tmp_path: Path) -> None:
     source = HEAD + NET.replace("{}", "{'y': y, 'aux': y if len(x) == 2 else None}")
-    with pytest.raises(StageError, match=r"the model returns 1 tensors for .*, and 2 for other inputs"):
+    with pytest.raises(StageError, match=r"the model returns 1 tensor for .*, and 2 for other inputs"):
         prepare(tmp_path, source, {"shape": [2, 4]})
 
 

@@ -280,4 +280,4 @@ YAML = {
 @pytest.mark.parametrize("text", YAML.values(), ids=YAML)
 def test_honest_yaml_is_valid(project: Project, text: str) -> None:
     project.write("pipeline.yaml", f"version: 1\nname: honest\n{text}")
-    assert project.cli("validate").stdout.startswith("pipeline.yaml: valid, 1 stages")
+    assert project.cli("validate").stdout.startswith("pipeline.yaml: valid, 1 stage")

@@ -200,7 +200,7 @@ def test_ids_that_were_cut_are_named(
     [
         ({"text": {}}, "texts need a tokenizer"),
         ({"picture": {"mean": [0.5, 0.5]}}, "mean has 2 values, the model 3 channels"),
-        ({"picture": {}, "answer": {"labels": ["a", "b"]}}, "there are 2 labels for 3 classes"),
+        ({"picture": {}, "answer": {"labels": ["a", "b"]}}, "has 3 classes, but 2 labels for them"),
         ({"picture": {}, "answer": {"output": "outputs"}}, r"no output 'outputs', only output"),
         ({"picture": {}, "golden": "training.py:right"}, "one is missing"),
         (
@@ -208,7 +208,7 @@ def test_ids_that_were_cut_are_named(
             r"prepared to 224x224, but the model",
         ),
         ({"preprocessor": "torchvision:ResNet"}, "torchvision has no weights 'ResNet'"),
-        ({"row": {"columns": [{"name": "age"}]}}, r"1 columns go into 'x', whose shape is \[2, 3, 64, 64\]"),
+        ({"row": {"columns": [{"name": "age"}]}}, r"'x' of shape \[2, 3, 64, 64\] gets 1 column"),
     ],
 )
 def test_what_cant_be_declared_is_said(

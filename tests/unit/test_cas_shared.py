@@ -120,7 +120,7 @@ def test_a_sound_store_is_said_to_be(store: Store) -> None:
     report = verify(store)
     assert report == VerifyReport(4, total, (), 1, ())
     assert report.ok
-    assert str(report) == f"4 objects ({total} bytes) and 1 action records: all intact"
+    assert str(report) == f"4 objects ({total} bytes) and 1 action record: all intact"
     assert report.as_dict() == {
         "ok": True,
         "objects": 4,

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from deploy_runner.sdk import ConflictError, StageError
+from deploy_runner.sdk import ConflictError, StageError, counted
 
 from .client import Hub, UnansweredError
 from .content import MANIFEST, Decision, Revision, Wanted, decide
@@ -123,7 +123,8 @@ class Commit:
             operation.upload_info.sha256 = bytes.fromhex(self.files[path].sha256)
             operations.append(operation)
         sizes = sum(self.files[path].size for path in decision.add)
-        self.hub.ctx.log(f"{self.hub.repo}@{place.revision}: {len(decision.add)} files differ, {sizes} bytes")
+        differ = counted(len(decision.add), "different file")
+        self.hub.ctx.log(f"{self.hub.repo}@{place.revision}: {differ}, {counted(sizes, 'byte')}")
         made = self.hub.api.create_commit(
             self.hub.repo, operations, commit_message=self.title, commit_description=self.description,
             revision=place.revision, parent_commit=place.sha, create_pr=place.opens_pull,
