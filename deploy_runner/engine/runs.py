@@ -184,19 +184,22 @@ def _entry(result: StageResult) -> Json:
         "figures": dict(result.figures),
     }
     if result.outputs:
-        entry["artifacts"] = {
-            name: {"digest": a.digest, "kind": a.kind, "size": a.size} for name, a in result.outputs.items()
-        }
+        entry["artifacts"] = {name: _described(artifact) for name, artifact in result.outputs.items()}
     for name in ("reason", "error", "workdir", "evidence", "sandbox"):
         if value := getattr(result, name):
             entry[name] = value
     return entry
 
 
+def _described(artifact: Artifact) -> Json:
+    entry: dict[str, Json] = {"digest": artifact.digest, "kind": artifact.kind, "size": artifact.size}
+    return {**entry, "executable": True} if artifact.executable else entry
+
+
 def _artifact(entry: Json) -> Artifact:
     assert isinstance(entry, dict)
     kind: Kind = "folder" if entry["kind"] == "folder" else "file"
-    return Artifact(str(entry["digest"]), kind, int(str(entry["size"])))
+    return Artifact(str(entry["digest"]), kind, int(str(entry["size"])), entry.get("executable") is True)
 
 
 def recorded_runs(home: Path, files: Files | None = None) -> Iterator[RunRecord]:

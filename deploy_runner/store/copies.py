@@ -9,13 +9,13 @@ from pathlib import Path
 from ..errors import StoreError
 from ..types import Artifact
 from .files import copy_private, store_error
-from .folders import Member, folder_artifact, stay_inside, walk
+from .folders import Member, folder_artifact, is_executable, stay_inside, walk
 from .stat import sha256_file
 
 __all__ = ["Piece", "copy_path", "copy_pieces"]
 
 Piece = tuple[str, str, int, str]
-"""(source file, name inside the target or nothing, mode, digest)."""
+"""(source file, name inside the target or nothing, mode, digest); an empty folder's name ends with `/`."""
 
 
 def copy_pieces(pieces: Iterable[Piece], target: Path, *, folder: bool) -> None:
@@ -29,6 +29,9 @@ def copy_pieces(pieces: Iterable[Piece], target: Path, *, folder: bool) -> None:
             target.mkdir()
         for source, name, mode, digest in pieces:
             place = target / name if name else target
+            if name.endswith("/"):
+                place.mkdir(parents=True, exist_ok=True)
+                continue
             if name:
                 place.parent.mkdir(parents=True, exist_ok=True)
             copy_private(source, place, mode)
@@ -44,12 +47,13 @@ def copy_pieces(pieces: Iterable[Piece], target: Path, *, folder: bool) -> None:
 def copy_path(source: str, target: Path, expected: Artifact, root: str) -> None:
     """Copy a file or folder of the project to `target`, and check that it is `expected`.
 
-    Raises StoreError where the content is not what it was when the key was made.
+    A file's copy is executable if `expected` is. Raises StoreError where the content is not what it was when
+    the key was made.
     """
     try:
         stay_inside(source, root)
         if expected.kind == "file":
-            copy_private(os.path.realpath(source), target, 0o644)
+            copy_private(os.path.realpath(source), target, Member("", executable=expected.executable).mode)
             found = Artifact(sha256_file(str(target)), "file", expected.size)
         else:
             target.mkdir()
@@ -62,7 +66,10 @@ def copy_path(source: str, target: Path, expected: Artifact, root: str) -> None:
 
 def _copy_member(name: str, full: str, st: os.stat_result, target: Path) -> Member:
     place = target / name
+    if name.endswith("/"):
+        place.mkdir(parents=True, exist_ok=True)
+        return Member(name)
     place.parent.mkdir(parents=True, exist_ok=True)
-    executable = bool(st.st_mode & 0o111)
-    copy_private(full, place, 0o755 if executable else 0o644)
-    return Member(name, sha256_file(str(place)), place.stat().st_size, executable)
+    copied = Member(name, executable=is_executable(st.st_mode))
+    copy_private(full, place, copied.mode)
+    return copied._replace(digest=sha256_file(str(place)), size=place.stat().st_size)

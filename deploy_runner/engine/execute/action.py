@@ -186,7 +186,7 @@ def _staged(node: StageNode, name: str, decision: Decision, project: Project, st
     source = node.inputs[name]
     if isinstance(source, PathSource):
         row["path"] = f"{project.root}/{source.path}"
-        row["artifact"] = [artifact.digest, artifact.kind, artifact.size]
+        row["artifact"] = artifact.row()
     else:
         row["pieces"] = store.pieces(artifact)
     return row
