@@ -89,7 +89,7 @@ def _members(remote: Remote, digest: str) -> Iterator[str]:
     if found is None or sha256_bytes(found[0]) != digest:
         return
     try:
-        digests = [member.digest for member in members_in(found[0]) if member.is_file]
+        digests = [member.digest for member in members_in(found[0])]
     except (ValueError, KeyError, TypeError):
         return  # Somebody's record calls another object a folder.
     yield from filter(_is_digest, digests)
