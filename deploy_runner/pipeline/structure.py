@@ -5,12 +5,11 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from ..errors import SpecError, closest
-from ..types import Executor, Json, Kind, OutputSpec, RemoteSpec
-from . import interface
+from ..types import Executor, Json, RemoteSpec
 from .drafts import Draft, Ground
 from .expressions import Scope, Variables, resolve
-from .inputs import leaves_project
 from .loader import plain
+from .outputs import find_outputs
 from .spec import (
     STAGE_ID,
     CacheSpec,
@@ -149,20 +148,5 @@ def add_draft(ground: Ground, name: str, spec: StageSpec) -> None:
         ground.broken.add(name)
         return
     draft = Draft(name, node, spec, found)
-    draft.outputs = _outputs(ground, draft)
+    draft.outputs = find_outputs(ground, draft)
     ground.drafts[name] = draft
-
-
-def _outputs(ground: Ground, draft: Draft) -> dict[str, OutputSpec]:
-    outputs = dict(interface.output_specs(draft.type.cls))
-    for name, path in draft.spec.outputs.items():
-        mark = find_mark(draft.node, ("outputs", name), key=True)
-        if not interface.is_open(draft.type.cls.Outputs):
-            ground.say(mark, f"the outputs of {draft.spec.uses} have fixed names",
-                      f"the outputs are {', '.join(outputs)}")  # fmt: skip
-        elif not name.isidentifier() or leaves_project(path):
-            ground.say(mark, f"{name}: {path!r} is not a name and a path inside the outputs")
-        else:
-            kind: Kind = "folder" if path.endswith("/") else "file"
-            outputs[name] = OutputSpec(path.rstrip("/"), kind)
-    return outputs
