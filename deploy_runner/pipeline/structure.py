@@ -25,6 +25,11 @@ from .spec import (
 __all__ = ["add_draft", "make_scope", "read_cache", "read_executor", "read_structure", "read_target"]
 
 
+_ENV_OF_A_STAGE = (
+    "list the names: `env: [NAME]`; the pipeline's own `env: {NAME: null}` takes one from the environment"
+)
+
+
 def read_structure(ground: Ground) -> PipelineSpec | None:
     """Validate the whole structure; stages that don't fit are reported and left out."""
     data = plain(ground.root)
@@ -62,7 +67,10 @@ def _check_stage_shapes(ground: Ground, stages: dict[str, Json]) -> None:
         try:
             StageSpec.model_validate(stages[name])
         except ValidationError as error:
-            ground.problems += problems_of(error, node, f"stage {name!r}", known)
+            problems = problems_of(error, node, f"stage {name!r}", known)
+            env = node.value.get("env") if isinstance(node.value, dict) else None
+            wrong = env.mark if env is not None and isinstance(env.value, dict) else None
+            ground.problems += [p._replace(fix=_ENV_OF_A_STAGE) if p[1:4] == wrong else p for p in problems]
             ground.broken.add(name)
             del stages[name]
 
@@ -82,6 +90,10 @@ def make_scope(ground: Ground, spec: PipelineSpec) -> Scope:
     for name, default in spec.env.items():
         ground.env_names.add(name)
         value = ground.environ.get(name, default)
+        if default is not None and "${{" in default:
+            mark = find_mark(ground.root, ("env", name))
+            message = f"the default of {name} is plain text, in which no reference is replaced"
+            ground.say(mark, message, f"`{name}: null` takes {name} from the environment")
         if value is None:
             mark = find_mark(ground.root, ("env", name), key=True)
             ground.say(mark, f"the environment variable {name} is not set", f"export {name}=…")
