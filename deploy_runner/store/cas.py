@@ -20,7 +20,7 @@ from ..errors import StoreError
 from ..types import Artifact
 from . import folders
 from .actions import ActionRecord, Records, listdir
-from .copies import Piece, copy_pieces
+from .copies import Piece, copy_whole
 from .files import (
     NEW,
     clear_the_way,
@@ -28,6 +28,7 @@ from .files import (
     read_or_none,
     refuse_exhaustion,
     store_error,
+    writing,
 )
 from .folders import Member, manifest, refuse_name, sha256_bytes, stay_inside
 from .handles import Entry, entry_of, open_file, opened, walk_at
@@ -201,11 +202,11 @@ class Store:
     def materialise(self, artifact: Artifact, target: Path) -> None:
         """Put a private, writable copy of the artifact at `target`, which must not exist.
 
-        Raises StoreError where the artifact is not sound or the copy can't be written.
+        Raises StoreError where the artifact is not sound or the copy can't be written; then nothing is left.
         """
         if self.state(artifact) != "present":
             raise StoreError(f"object {artifact.digest} is lost or damaged", fix="run again")
-        copy_pieces(self.pieces(artifact), target, folder=artifact.kind == "folder")
+        copy_whole(self.pieces(artifact), target, folder=artifact.kind == "folder")
 
     # The project's own files -----------------------------------------------------------------
 
@@ -252,14 +253,14 @@ class Store:
             artifact = folders.folder_artifact(members)
             self._put_bytes(manifest(members), artifact.digest)
         except OSError as error:
-            raise store_error(error, name) from error
+            raise store_error(error, error.filename or name, "leave it readable") from error
         return artifact
 
     def _ingest_file(self, entry: Entry) -> Member:
         """Move one file to its object: the very file that was hashed, which has no other name."""
         if stat_module.S_ISLNK(entry.stat.st_mode):
             raise StoreError(f"output {entry.path} is a symbolic link", fix="write a copy instead")
-        fd = open_file(entry, os.O_RDWR)
+        fd = open_file(entry)
         try:
             st = os.fstat(fd)
             if st.st_nlink != 1:
@@ -268,12 +269,13 @@ class Store:
             if self._object_state(digest, st.st_size, True) == "present":
                 os.unlink(entry.name, dir_fd=entry.folder)
             else:
-                os.fchmod(fd, 0o444)
-                # Data, then name, then (by the caller, once every object is placed) the action record:
-                # in this order a loss of power leaves an object without a record, which is garbage, and
-                # not a record without its object, which would have to be healed.
-                os.fsync(fd)
-                self._place(entry.name, digest, folder=entry.folder, file=fd)
+                with writing(self._object(digest)):
+                    os.fchmod(fd, 0o444)
+                    # Data, then name, then (by the caller, once every object is placed) the action record:
+                    # in this order a loss of power leaves an object without a record, which is garbage, and
+                    # not a record without its object, which would have to be healed.
+                    os.fsync(fd)
+                    self._place(entry.name, digest, folder=entry.folder, file=fd)
         finally:
             os.close(fd)
         return Member(entry.path, digest, st.st_size, folders.is_executable(st.st_mode))
@@ -303,7 +305,8 @@ class Store:
             return digest
 
         if self._object_state(digest, len(data), True) != "present":
-            self.place(digest, write)
+            with writing(self._object(digest)):
+                self.place(digest, write)
 
     def place(self, digest: str, write: Callable[[int], str]) -> bool:
         """Have an object written to an open file, and place it if `write` returns its digest.

@@ -6,6 +6,7 @@ right to execute counts: the rest is the umask's of whoever checked the project 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat as stat_module
@@ -17,7 +18,7 @@ from ..types import Artifact
 
 __all__ = [
     "Member", "artifact_of", "empty_folders", "folder_artifact", "is_executable", "manifest", "members_in",
-    "refuse_name", "sha256_bytes", "stay_inside", "walk",
+    "refuse_name", "sha256_bytes", "stay_inside", "unread", "walk",
 ]  # fmt: skip
 
 
@@ -89,14 +90,29 @@ def artifact_of(path: str, digest: Callable[[str], str]) -> Artifact:
         ])  # fmt: skip
     st = os.stat(path)
     if not stat_module.S_ISREG(st.st_mode):
-        raise StoreError(f"{path} is neither a file nor a folder")
+        raise StoreError(f"{path} is neither a file nor a folder", fix="use the path of a regular file")
     return Artifact(digest(path), "file", st.st_size, is_executable(st.st_mode))
 
 
-def refuse_name(path: str) -> None:
+def refuse_name(path: str, folder: str = "") -> None:
     """Raise StoreError for a name with a line break, or that is no UTF-8."""
     if not path.isprintable():
-        raise StoreError(f"{path!r} has a name that can't be stored", fix="use printable characters in UTF-8")
+        shown = repr(f"{folder}/{path}" if folder else path)
+        raise StoreError(
+            f"{shown} has a name that can't be stored", fix="rename it: printable characters, in UTF-8"
+        )
+
+
+def _link_error(path: str) -> StoreError:
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return StoreError(f"{path} is a symbolic link that leads back to itself", fix="remove it")
+        return StoreError(
+            f"{path} is a symbolic link to {os.readlink(path)!r}, which does not exist", fix="remove it"
+        )
+    return StoreError(f"{path} is a symbolic link inside a folder", fix="copy it there")
 
 
 def empty_folders(paths: Iterable[str]) -> Iterator[str]:
@@ -126,17 +142,22 @@ def walk(folder: str) -> Iterator[tuple[str, str, os.stat_result]]:
                 files.append((prefix, place, os.stat(place)))
             for entry in found:
                 name = f"{prefix}{entry.name}"
-                refuse_name(name)
+                refuse_name(entry.name, place)
                 if entry.is_symlink():
-                    raise StoreError(f"{entry.path} is a symbolic link inside a folder", fix="copy it there")
+                    raise _link_error(entry.path)
                 st = entry.stat()
                 if stat_module.S_ISDIR(st.st_mode):
                     pending.append((f"{name}/", entry.path))
                 elif stat_module.S_ISREG(st.st_mode):
                     files.append((name, entry.path, st))
                 else:
-                    raise StoreError(f"{entry.path} is neither a file nor a folder")
+                    raise StoreError(f"{entry.path} is neither a file nor a folder", fix="remove it")
     return iter(sorted(files))
+
+
+def unread(error: OSError) -> str:
+    """Return what to do about a file of the project that can't be read."""
+    return "make it readable" if isinstance(error, PermissionError) else ""
 
 
 def stay_inside(path: str, root: str) -> None:

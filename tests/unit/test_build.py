@@ -64,7 +64,7 @@ def problems(project: Project) -> list[str]:
         ("a: {uses: text.upper, inputs: {text: in.txt}, outputs: {x: y}}",
          "pipeline.yaml:4:59: the outputs of text.upper have fixed names (the outputs are text)"),
         ("a: {uses: run.command, outputs: {d: x/, f: ./x//y.txt}, with: {command: 'true'}}",
-         "pipeline.yaml:4:44: the output 'f' (x/y.txt) is inside the output 'd' (give each output a path of its own)"),
+         "pipeline.yaml:4:43: the output 'f' (x/y.txt) is inside the output 'd' (give each output a path of its own)"),
         ("a: {uses: run.command, outputs: {f: x/y, d: x/}, with: {command: 'true'}}",
          "pipeline.yaml:4:44: the output 'f' (x/y) is inside the output 'd' (give each output"),
         ("a: {uses: run.command, outputs: {f: ./x, g: x}, with: {command: 'true'}}",
