@@ -122,7 +122,7 @@ def _as_ours(error: DeployRunnerError | OSError | ImportError) -> DeployRunnerEr
     if isinstance(error.filename, (str, os.PathLike)):
         from .store.files import store_error
 
-        return store_error(error, error.filename, "choose a place that can be read and written")
+        return store_error(error, error.filename, "check its permissions, or choose another place")
     return DeployRunnerError(str(error.strerror or error))
 
 

@@ -31,7 +31,7 @@ from .files import (
     writing,
 )
 from .folders import Member, manifest, refuse_name, sha256_bytes, stay_inside
-from .handles import Entry, entry_of, open_file, opened, walk_at
+from .handles import Entry, entry_of, let_move, open_file, opened, walk_at
 from .layout import give_way, settle, subfolders
 from .locks import Lock
 from .namespace import stores_own
@@ -259,12 +259,13 @@ class Store:
     def _ingest_file(self, entry: Entry) -> Member:
         """Move one file to its object: the very file that was hashed, which has no other name."""
         if stat_module.S_ISLNK(entry.stat.st_mode):
-            raise StoreError(f"output {entry.path} is a symbolic link", fix="write a copy instead")
+            raise StoreError(f"output {entry.shown} is a symbolic link", fix="write a copy instead")
+        let_move(entry.folder)
         fd = open_file(entry)
         try:
             st = os.fstat(fd)
             if st.st_nlink != 1:
-                raise StoreError(f"output {entry.path} is a hard link", fix="write a copy instead")
+                raise StoreError(f"output {entry.shown} is a hard link", fix="write a copy instead")
             digest = sha256_file(fd)
             if self._object_state(digest, st.st_size, True) == "present":
                 os.unlink(entry.name, dir_fd=entry.folder)

@@ -236,7 +236,7 @@ def finish(
         raise_failure(action, status, result, spawn_error, root=project.root)
         outputs = collect(action.folder, node.outputs, store, action.redactor)
     except DeployRunnerError as error:
-        message = action.redactor.text(str(error))
+        message = action.redactor.text(str(error)).encode("utf-8", "backslashreplace").decode()
         keep = isinstance(error, GateError) and not node.secrets
         evidence = keep_evidence(action.folder) if keep else ""
         return ended._replace(error=message, exit_code=error.exit_code, evidence=evidence), None
