@@ -223,7 +223,7 @@ class Get(NamedTuple):
             if destination.exists():
                 raise UsageError(f"{destination} already exists", fix="choose another path with --to")
             bring(pipeline.store, [found.needed])
-            with writing(destination, "choose another path with --to"):
+            with writing(destination, "choose a folder that can be written"):
                 destination.parent.mkdir(parents=True, exist_ok=True)
             pipeline.store.materialise(found.artifact, destination)
         print(destination)

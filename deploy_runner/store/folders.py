@@ -17,8 +17,8 @@ from ..errors import StoreError
 from ..types import Artifact
 
 __all__ = [
-    "Member", "artifact_of", "empty_folders", "folder_artifact", "is_executable", "manifest", "members_in",
-    "refuse_name", "sha256_bytes", "stay_inside", "unread", "walk",
+    "Member", "artifact_of", "empty_folders", "folder_artifact", "is_executable", "link_problem", "manifest",
+    "members_in", "refuse_name", "sha256_bytes", "stay_inside", "unread", "walk",
 ]  # fmt: skip
 
 
@@ -103,16 +103,19 @@ def refuse_name(path: str, folder: str = "") -> None:
         )
 
 
-def _link_error(path: str) -> StoreError:
+def link_problem(path: str) -> str:
+    """Say what is wrong with a symbolic link that leads to nothing; nothing of any other path."""
     try:
         os.stat(path)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return StoreError(f"{path} is a symbolic link that leads back to itself", fix="remove it")
-        return StoreError(
-            f"{path} is a symbolic link to {os.readlink(path)!r}, which does not exist", fix="remove it"
+    except FileNotFoundError:
+        return (
+            f"is a symbolic link to {os.readlink(path)!r}, which does not exist"
+            if os.path.islink(path)
+            else ""
         )
-    return StoreError(f"{path} is a symbolic link inside a folder", fix="copy it there")
+    except OSError as error:
+        return "is a symbolic link that leads back to itself" if error.errno == errno.ELOOP else ""
+    return ""
 
 
 def empty_folders(paths: Iterable[str]) -> Iterator[str]:
@@ -144,7 +147,11 @@ def walk(folder: str) -> Iterator[tuple[str, str, os.stat_result]]:
                 name = f"{prefix}{entry.name}"
                 refuse_name(entry.name, place)
                 if entry.is_symlink():
-                    raise _link_error(entry.path)
+                    problem = link_problem(entry.path)
+                    fix = "remove it" if problem else "copy it there"
+                    raise StoreError(
+                        f"{entry.path} {problem or 'is a symbolic link inside a folder'}", fix=fix
+                    )
                 st = entry.stat()
                 if stat_module.S_ISDIR(st.st_mode):
                     pending.append((f"{name}/", entry.path))
