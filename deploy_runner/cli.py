@@ -119,8 +119,11 @@ def _as_ours(error: DeployRunnerError | OSError | ImportError) -> DeployRunnerEr
         return error
     if isinstance(error, ImportError):
         return DeployRunnerError(f"a part of Python or deploy-runner can't be loaded: {error}")
-    where = f"{error.filename}: " if error.filename else ""
-    return DeployRunnerError(f"{where}{error.strerror or error}")
+    if isinstance(error.filename, (str, os.PathLike)):
+        from .store.files import store_error
+
+        return store_error(error, error.filename, "check its permissions, or choose another place")
+    return DeployRunnerError(str(error.strerror or error))
 
 
 def _complain(error: DeployRunnerError) -> None:

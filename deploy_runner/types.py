@@ -74,12 +74,18 @@ class Artifact(NamedTuple):
     """A file or a folder, identified by its content.
 
     `digest` is the SHA-256 (64 hex digits) of a file's bytes or of a folder's manifest;
-    `size` is in bytes (of a folder: the sum over its files).
+    `size` is in bytes (of a folder: the sum over its files). `executable` is a file's; a folder's
+    manifest has those of its files.
     """
 
     digest: str
     kind: Kind
     size: int
+    executable: bool = False
+
+    def row(self) -> list[Json]:
+        """Return it as JSON, which `Artifact(*row)` reads."""
+        return [self.digest, self.kind, self.size, *([True] if self.executable else [])]
 
 
 class PathSource(NamedTuple):

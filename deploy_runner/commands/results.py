@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 from ..api import explain, place_of
 from ..engine.runs import RunRecord, read_record, recorded_runs
 from ..errors import UsageError, closest, counted
+from ..store.files import writing
 from ..types import Artifact, Json
 from .downloads import Needed, bring
 from .options import JsonSwitch, Option, Selection
@@ -223,7 +224,8 @@ class Get(NamedTuple):
             if destination.exists():
                 raise UsageError(f"{destination} already exists", fix="choose another path with --to")
             bring(pipeline.store, [found.needed])
-            destination.parent.mkdir(parents=True, exist_ok=True)
+            with writing(destination, "choose a folder that can be written"):
+                destination.parent.mkdir(parents=True, exist_ok=True)
             pipeline.store.materialise(found.artifact, destination)
         print(destination)
         return 0

@@ -179,6 +179,8 @@ def preimage(
         image["target"] = dict(node.target)
     if node.trust:
         image["trust"] = True
+    if any(a.executable for a in inputs.values()):  # Else keys are as they were before it counted.
+        image["executable"] = {name: True for name, a in inputs.items() if a.executable}
     return image
 
 
@@ -226,6 +228,8 @@ def _sentence(part: str, name: str, old: Json, new: Json, node: StageNode) -> st
     change = f"{_shown(old)} → {_shown(new)}"
     if part == "params":
         return f"`with.{name}` {change}"
+    if part == "executable":
+        return f"the input `{name}` {'is executable now' if new else 'is not executable any more'}"
     if part == "inputs":
         return _input_sentence(name, old, new, node)
     if part in ("code", "implementation"):

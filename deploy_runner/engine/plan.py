@@ -15,6 +15,7 @@ from ..pipeline.graph import select
 from ..pipeline.identity import Files
 from ..store.actions import ActionRecord, LastKeys
 from ..store.cas import Store
+from ..store.folders import unread
 from ..types import Artifact, Graph, Json, PathSource, StageNode
 from .keys import Change, KeyEnvironment, action_key, differences, preimage, suffix_of
 
@@ -153,7 +154,8 @@ class Planner:
         except OSError as error:
             mark = node.mark
             message = f"{error.filename} can't be read: {error.strerror}"
-            raise SpecError([Problem(message, mark.file, mark.line, mark.column)]) from None
+            problem = Problem(message, mark.file, mark.line, mark.column, unread(error))
+            raise SpecError([problem]) from None
         lineage = self._lineage(node, upstream) if node.lineage else {}
         if lineage:
             image["lineage"] = action_key(lineage)
@@ -216,16 +218,16 @@ class Planner:
         try:
             artifact = self._store.digest_path(f"{self.graph.root}/{source.path}", self.graph.root)
         except FileNotFoundError:
-            message = f"{source.path} does not exist"
+            message, fix = f"{source.path} does not exist", ""
         except OSError as error:
-            message = f"{source.path} can't be read: {error.strerror}"
+            message, fix = f"{error.filename or source.path} can't be read: {error.strerror}", unread(error)
         except StoreError as error:
-            message = str(error)
+            message, fix = error.message, error.fix
         else:
             if artifact.kind == source.kind:
                 return artifact
-            message = f"{source.path} is now a {artifact.kind}, it was a {source.kind}"
-        raise SpecError([Problem(message, mark.file, mark.line, mark.column)])
+            message, fix = f"{source.path} is now a {artifact.kind}, it was a {source.kind}", ""
+        raise SpecError([Problem(message, mark.file, mark.line, mark.column, fix)])
 
     def plan(self, targets: Sequence[str] | None = None) -> Plan:
         """Return what a run of these targets would do now."""

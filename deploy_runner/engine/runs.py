@@ -12,14 +12,15 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from ..errors import StoreError, UsageError
+from ..errors import UsageError
 from ..pipeline.identity import Files, describe, is_there
 from ..store.actions import Records, listdir
 from ..store.counter import next_number, number_of
-from ..store.files import read_or_none, store_error, write_atomic
+from ..store.files import read_or_none, store_error, write_atomic, writing
 from ..types import Artifact, Event, Graph, Json, Kind, StageResult
 
 __all__ = [
@@ -119,27 +120,23 @@ class Recorder:
         line = {"time": event.time_s, "kind": event.kind, "stage": event.stage, "text": event.text}
         if event.result is not None:
             line |= {"state": event.result.state, "reason": event.result.reason}
-        log = self._open_log()
-        log.write(json.dumps(line, ensure_ascii=False) + "\n")
-        log.flush()
+        with writing(self.folder / "log.jsonl"):
+            log = self._open_log()
+            log.write(json.dumps(line, ensure_ascii=False) + "\n")
+            log.flush()
 
     def _open_log(self) -> TextIO:
         if self._log is None:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self._log = (self.folder / "log.jsonl").open("a", encoding="utf-8")
-            except OSError as error:
-                raise StoreError(
-                    f"{self.folder} cannot be written: {error.strerror}",
-                    fix="free some space, or set DEPLOY_RUNNER_HOME to another folder",
-                ) from error
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._log = (self.folder / "log.jsonl").open("a", encoding="utf-8")
         return self._log
 
     def finish(self, results: Mapping[str, StageResult], *, now_s: float, exit_code: int) -> RunRecord:
         """Write `record.json` and return the record; no event is logged after that."""
         self._finished = True
         if self._log is not None:
-            self._log.close()
+            with suppress(OSError):  # What is left in its buffer has been said to be unwritten.
+                self._log.close()
         counts = dict.fromkeys(COUNTED, 0)
         for result in results.values():
             counts[result.state] += 1
@@ -184,19 +181,22 @@ def _entry(result: StageResult) -> Json:
         "figures": dict(result.figures),
     }
     if result.outputs:
-        entry["artifacts"] = {
-            name: {"digest": a.digest, "kind": a.kind, "size": a.size} for name, a in result.outputs.items()
-        }
+        entry["artifacts"] = {name: _described(artifact) for name, artifact in result.outputs.items()}
     for name in ("reason", "error", "workdir", "evidence", "sandbox"):
         if value := getattr(result, name):
             entry[name] = value
     return entry
 
 
+def _described(artifact: Artifact) -> Json:
+    entry: dict[str, Json] = {"digest": artifact.digest, "kind": artifact.kind, "size": artifact.size}
+    return {**entry, "executable": True} if artifact.executable else entry
+
+
 def _artifact(entry: Json) -> Artifact:
     assert isinstance(entry, dict)
     kind: Kind = "folder" if entry["kind"] == "folder" else "file"
-    return Artifact(str(entry["digest"]), kind, int(str(entry["size"])))
+    return Artifact(str(entry["digest"]), kind, int(str(entry["size"])), entry.get("executable") is True)
 
 
 def recorded_runs(home: Path, files: Files | None = None) -> Iterator[RunRecord]:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from ..errors import closest
+from ..store.folders import link_problem
 from ..types import Kind, PathSource, RefSource, Scalar, Source
 from . import interface
 from .drafts import Draft, Ground
@@ -151,8 +152,14 @@ def _path_source(ground: Ground, path: str, node: Node) -> PathSource | None:
                   "paths are relative to the pipeline's folder")  # fmt: skip
         return None
     full = ground.folder / path
+    if problem := link_problem(str(full)):
+        ground.say(node.mark, f"{path} {problem}")
+        return None
     if not full.exists():
         ground.say(node.mark, f"{path} does not exist", _near_file(full))
+        return None
+    if not full.is_dir() and not full.is_file():
+        ground.say(node.mark, f"{path} is neither a file nor a folder", "use the path of a regular file")
         return None
     if how := stores_file(full, ground.folder, ground.environ):
         ground.say(node.mark, f"{path} {_OF_THE_STORE[how][0]}", _OF_THE_STORE[how][1])

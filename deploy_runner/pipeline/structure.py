@@ -5,13 +5,12 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from ..errors import SpecError, closest
-from ..types import Executor, Json, Kind, OutputSpec, RemoteSpec
-from . import interface
+from ..types import Executor, Json, RemoteSpec
 from .drafts import Draft, Ground
 from .expressions import Scope, Variables, resolve
-from .inputs import leaves_project
 from .loader import Node, plain
 from .misfits import find_mark, problems_of
+from .outputs import find_outputs
 from .spec import (
     STAGE_ID,
     CacheSpec,
@@ -23,6 +22,11 @@ from .spec import (
 )
 
 __all__ = ["add_draft", "make_scope", "read_cache", "read_executor", "read_structure", "read_target"]
+
+
+_ENV_OF_A_STAGE = (
+    "list the names: `env: [NAME]`; the pipeline's own `env: {NAME: null}` takes one from the environment"
+)
 
 
 def read_structure(ground: Ground) -> PipelineSpec | None:
@@ -66,10 +70,12 @@ def _check_stage_shapes(ground: Ground, stages: dict[str, Json]) -> None:
             found = problems_of(error, stages[name], node, f"stage {name!r}", StageSpec)
             # A stage without a type is most likely another one's name in an overlay, misspelled.
             near = closest(name, [other for other in tree.value if other != name])
-            ground.problems += [
-                p._replace(fix=near) if p.message.startswith(f"stage {name!r} needs 'uses'") else p
-                for p in found
-            ]
+            env = node.value.get("env") if isinstance(node.value, dict) else None
+            wrong = env.mark if env is not None and isinstance(env.value, dict) else None
+            for problem in found:
+                untyped = problem.message.startswith(f"stage {name!r} needs 'uses'")
+                fix = near if untyped else _ENV_OF_A_STAGE if problem[1:4] == wrong else problem.fix
+                ground.problems.append(problem._replace(fix=fix))
             ground.broken.add(name)
             del stages[name]
 
@@ -89,6 +95,10 @@ def make_scope(ground: Ground, spec: PipelineSpec) -> Scope:
     for name, default in spec.env.items():
         ground.env_names.add(name)
         value = ground.environ.get(name, default)
+        if default is not None and "${{" in default:
+            mark = find_mark(ground.root, ("env", name))
+            message = f"the default of {name} is plain text, in which no reference is replaced"
+            ground.say(mark, message, f"`{name}: null` takes {name} from the environment")
         if value is None:
             mark = find_mark(ground.root, ("env", name), key=True)
             ground.say(mark, f"the environment variable {name} is not set", f"export {name}=…")
@@ -160,20 +170,5 @@ def add_draft(ground: Ground, name: str, spec: StageSpec) -> None:
         ground.broken.add(name)
         return
     draft = Draft(name, node, spec, found)
-    draft.outputs = _outputs(ground, draft)
+    draft.outputs = find_outputs(ground, draft)
     ground.drafts[name] = draft
-
-
-def _outputs(ground: Ground, draft: Draft) -> dict[str, OutputSpec]:
-    outputs = dict(interface.output_specs(draft.type.cls))
-    for name, path in draft.spec.outputs.items():
-        mark = find_mark(draft.node, ("outputs", name), key=True)
-        if not interface.is_open(draft.type.cls.Outputs):
-            ground.say(mark, f"the outputs of {draft.spec.uses} have fixed names",
-                      f"the outputs are {', '.join(outputs)}")  # fmt: skip
-        elif not name.isidentifier() or leaves_project(path):
-            ground.say(mark, f"{name}: {path!r} is not a name and a path inside the outputs")
-        else:
-            kind: Kind = "folder" if path.endswith("/") else "file"
-            outputs[name] = OutputSpec(path.rstrip("/"), kind)
-    return outputs

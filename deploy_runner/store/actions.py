@@ -103,7 +103,7 @@ def record_body(record: ActionRecord) -> bytes:
     value = {
         "key": record.key,
         "uses": record.uses,
-        "outputs": {n: [a.digest, a.kind, a.size] for n, a in record.outputs.items()},
+        "outputs": {n: a.row() for n, a in record.outputs.items()},
         "figures": dict(record.figures),
         "preimage": dict(record.preimage),
         "seconds": record.seconds,

@@ -3,12 +3,11 @@
 An object under its final name is right or absent: it is hashed and synced before it is renamed
 there, and hashed again before use whenever its file has changed since it was last verified. A
 folder is a manifest (the canonical JSON of its files' paths, digests, sizes and executable
-bits), kept as an object itself; empty folders inside it are not kept.
+bits, and of its empty folders' paths), kept as an object itself.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import stat as stat_module
 import threading
@@ -19,8 +18,9 @@ from typing import Literal
 
 from ..errors import StoreError
 from ..types import Artifact
+from . import folders
 from .actions import ActionRecord, Records, listdir
-from .copies import Piece, copy_pieces
+from .copies import Piece, copy_whole
 from .files import (
     NEW,
     clear_the_way,
@@ -28,9 +28,10 @@ from .files import (
     read_or_none,
     refuse_exhaustion,
     store_error,
+    writing,
 )
-from .folders import Member, folder_artifact, manifest, sha256_bytes, stay_inside, walk
-from .handles import Entry, entry_of, open_file, opened, walk_at
+from .folders import Member, manifest, refuse_name, sha256_bytes, stay_inside
+from .handles import Entry, entry_of, let_move, open_file, opened, walk_at
 from .layout import give_way, settle, subfolders
 from .locks import Lock
 from .namespace import stores_own
@@ -179,32 +180,33 @@ class Store:
 
     def members(self, artifact: Artifact) -> list[Member]:
         """Return the files of a folder artifact. Raises StoreError if its manifest is lost."""
+        return [member for member in self._listed(artifact) if member.is_file]
+
+    def _listed(self, artifact: Artifact) -> list[Member]:
         data = read_or_none(self._found(artifact.digest))
         if data is None or sha256_bytes(data) != artifact.digest:
             raise StoreError(f"the manifest of folder {artifact.digest} is lost or damaged",
                              fix="run again to rebuild it")  # fmt: skip
-        return [Member(m["path"], m["digest"], m["size"], m["x"]) for m in json.loads(data)]
+        return folders.members_in(data)
 
     def pieces(self, artifact: Artifact) -> list[Piece]:
         """Return what must be copied to have the artifact elsewhere: (object, name, mode, digest).
 
         The name of a file artifact's only piece is empty.
         """
-        if artifact.kind == "file":
-            return [(self._found(artifact.digest), "", 0o644, artifact.digest)]
-        return [
-            (self._found(m.digest), m.path, 0o755 if m.executable else 0o644, m.digest)
-            for m in self.members(artifact)
-        ]
+        found = [Member("", artifact.digest, artifact.size, artifact.executable)]
+        if artifact.kind == "folder":
+            found = self._listed(artifact)
+        return [(self._found(m.digest) if m.is_file else "", m.path, m.mode, m.digest) for m in found]
 
     def materialise(self, artifact: Artifact, target: Path) -> None:
         """Put a private, writable copy of the artifact at `target`, which must not exist.
 
-        Raises StoreError where the artifact is not sound or the copy can't be written.
+        Raises StoreError where the artifact is not sound or the copy can't be written; then nothing is left.
         """
         if self.state(artifact) != "present":
             raise StoreError(f"object {artifact.digest} is lost or damaged", fix="run again")
-        copy_pieces(self.pieces(artifact), target, folder=artifact.kind == "folder")
+        copy_whole(self.pieces(artifact), target, folder=artifact.kind == "folder")
 
     # The project's own files -----------------------------------------------------------------
 
@@ -217,16 +219,7 @@ class Store:
         stay_inside(path, root)
         if any(stores_own(path, home, root) for home in self.homes):
             raise StoreError(f"{path} belongs to the store and can't be an input")
-        if os.path.isdir(path):
-            members = [
-                Member(name, self.memo.digest(full), st.st_size, bool(st.st_mode & 0o111))
-                for name, full, st in walk(path)
-            ]
-            return folder_artifact(members)
-        state = os.stat(path)
-        if not stat_module.S_ISREG(state.st_mode):
-            raise StoreError(f"{path} is neither a file nor a folder")
-        return Artifact(self.memo.digest(path), "file", state.st_size)
+        return folders.artifact_of(path, self.memo.digest)
 
     # Writing ---------------------------------------------------------------------------------
 
@@ -241,47 +234,52 @@ class Store:
 
     def ingest_at(self, folder: int, name: str) -> Artifact:
         """Take what has a name in an open folder into the store, as `ingest` does; no link is followed."""
+        refuse_name(name)
         try:
             entry = entry_of(folder, name)
             if not stat_module.S_ISDIR(entry.stat.st_mode):
                 member = self._ingest_file(entry)
-                return Artifact(member.digest, "file", member.size)
+                return Artifact(member.digest, "file", member.size, member.executable)
+            members, paths = [], []
             with opened(name, folder) as below:
-                members = [
-                    self._ingest_file(found)
-                    for found in walk_at(below)
-                    if not stat_module.S_ISDIR(found.stat.st_mode)
-                ]
-            artifact = folder_artifact(members)
+                for found in walk_at(below):
+                    refuse_name(found.path)
+                    if stat_module.S_ISDIR(found.stat.st_mode):
+                        paths.append(f"{found.path}/")
+                        continue
+                    paths.append(found.path)
+                    members.append(self._ingest_file(found))
+            members += map(Member, folders.empty_folders(paths))
+            artifact = folders.folder_artifact(members)
             self._put_bytes(manifest(members), artifact.digest)
         except OSError as error:
-            raise store_error(error, name) from error
+            raise store_error(error, error.filename or name, "leave it readable") from error
         return artifact
 
     def _ingest_file(self, entry: Entry) -> Member:
         """Move one file to its object: the very file that was hashed, which has no other name."""
-        if not entry.path.isprintable():
-            raise StoreError(f"{entry.path!r} has a name that can't be stored")
         if stat_module.S_ISLNK(entry.stat.st_mode):
-            raise StoreError(f"output {entry.path} is a symbolic link", fix="write a copy instead")
-        fd = open_file(entry, os.O_RDWR)
+            raise StoreError(f"output {entry.shown} is a symbolic link", fix="write a copy instead")
+        let_move(entry.folder)
+        fd = open_file(entry)
         try:
             st = os.fstat(fd)
             if st.st_nlink != 1:
-                raise StoreError(f"output {entry.path} is a hard link", fix="write a copy instead")
+                raise StoreError(f"output {entry.shown} is a hard link", fix="write a copy instead")
             digest = sha256_file(fd)
             if self._object_state(digest, st.st_size, True) == "present":
                 os.unlink(entry.name, dir_fd=entry.folder)
             else:
-                os.fchmod(fd, 0o444)
-                # Data, then name, then (by the caller, once every object is placed) the action record:
-                # in this order a loss of power leaves an object without a record, which is garbage, and
-                # not a record without its object, which would have to be healed.
-                os.fsync(fd)
-                self._place(entry.name, digest, folder=entry.folder, file=fd)
+                with writing(self._object(digest)):
+                    os.fchmod(fd, 0o444)
+                    # Data, then name, then (by the caller, once every object is placed) the action record:
+                    # in this order a loss of power leaves an object without a record, which is garbage, and
+                    # not a record without its object, which would have to be healed.
+                    os.fsync(fd)
+                    self._place(entry.name, digest, folder=entry.folder, file=fd)
         finally:
             os.close(fd)
-        return Member(entry.path, digest, st.st_size, bool(st.st_mode & 0o111))
+        return Member(entry.path, digest, st.st_size, folders.is_executable(st.st_mode))
 
     def _place(self, name: str, digest: str, *, folder: int | None = None, file: int) -> None:
         target = self._object(digest)
@@ -308,7 +306,8 @@ class Store:
             return digest
 
         if self._object_state(digest, len(data), True) != "present":
-            self.place(digest, write)
+            with writing(self._object(digest)):
+                self.place(digest, write)
 
     def place(self, digest: str, write: Callable[[int], str]) -> bool:
         """Have an object written to an open file, and place it if `write` returns its digest.

@@ -5,15 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import stat as stat_module
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import StoreError
 
 __all__ = [
     "NEW", "clear_the_way", "copy_private", "fsync_folder", "open_regular", "read_existing", "read_or_none",
-    "refuse_exhaustion", "remove_whatever", "store_error", "write_atomic", "write_once",
+    "refuse_exhaustion", "remove_whatever", "store_error", "write_atomic", "write_once", "writing",
 ]  # fmt: skip
 
 NEW = ".new"
@@ -24,22 +24,30 @@ _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _FICLONE = 0x40049409
 _CHUNK_BYTES = 1 << 30
 
+_OWN_PLACE = "set DEPLOY_RUNNER_HOME to a folder that can be written"
+_NOT_OURS = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _FIXES = {
     errno.ENOSPC: "free some space and run again",
     errno.EDQUOT: "free some space and run again",
-    errno.EROFS: "set DEPLOY_RUNNER_HOME to a folder that can be written",
-    errno.EACCES: "set DEPLOY_RUNNER_HOME to a folder that can be written",
-    errno.EPERM: "set DEPLOY_RUNNER_HOME to a folder that can be written",
     errno.ENOTDIR: "a file is where a folder is needed",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "the machine has too many open files",
 }
 
 
-def store_error(error: OSError, path: str | os.PathLike[str]) -> StoreError:
-    """Return the sentence for a failed operation on one of our files."""
-    fix = _FIXES.get(error.errno or 0, "")
+def store_error(error: OSError, path: str | os.PathLike[str], otherwise: str = _OWN_PLACE) -> StoreError:
+    """Return the sentence for a failed operation on a file; `otherwise` is for a lack of permission."""
+    fix = otherwise if error.errno in _NOT_OURS else _FIXES.get(error.errno or 0, "")
     return StoreError(f"{os.fspath(path)}: {error.strerror or error}", fix=fix)
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str], otherwise: str = _OWN_PLACE) -> Iterator[None]:
+    """Raise StoreError, which names the path, in place of OSError; `otherwise` is as in `store_error`."""
+    try:
+        yield
+    except OSError as error:
+        raise store_error(error, path, otherwise) from error
 
 
 def write_atomic(

@@ -10,12 +10,12 @@ import errno
 import os
 import stat as stat_module
 from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from ..errors import StoreError
 
-__all__ = ["Entry", "entry_of", "open_file", "open_folder", "opened", "walk_at"]
+__all__ = ["Entry", "entry_of", "let_in", "let_move", "open_file", "open_folder", "opened", "walk_at"]
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
@@ -31,6 +31,11 @@ class Entry(NamedTuple):
     stat: os.stat_result
 
     @property
+    def shown(self) -> str:
+        """Return the path as messages have it: on one line, and in UTF-8."""
+        return self.path if self.path.isprintable() else repr(self.path)
+
+    @property
     def is_file(self) -> bool:
         """Say whether it is a regular file; a link is not."""
         return stat_module.S_ISREG(self.stat.st_mode)
@@ -42,7 +47,11 @@ def open_folder(name: str, folder: int | None = None) -> int:
     Raises StoreError for a link, a file or another disk's folder, OSError if it doesn't exist.
     """
     try:
-        fd = os.open(name, _FOLDER, dir_fd=folder)
+        try:
+            fd = os.open(name, _FOLDER, dir_fd=folder)
+        except PermissionError:
+            let_in(name, folder)
+            fd = os.open(name, _FOLDER, dir_fd=folder)
     except OSError as error:
         if error.errno in (errno.ENOTDIR, errno.ELOOP):
             raise StoreError(f"{name} is not a folder", fix="a link is never followed") from error
@@ -51,6 +60,30 @@ def open_folder(name: str, folder: int | None = None) -> int:
         os.close(fd)
         raise StoreError(f"{name} is on another disk")
     return fd
+
+
+def let_in(name: str, folder: int | None) -> None:
+    """Have us, its owner, read a file, or read and write a folder, whatever mode it has.
+
+    That goes by a descriptor of itself: chmod(2) would follow a link.
+    """
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        mode = os.fstat(fd).st_mode
+        needed = {stat_module.S_IFDIR: 0o700, stat_module.S_IFREG: 0o400}.get(stat_module.S_IFMT(mode), 0)
+        if mode & needed != needed:
+            with suppress(OSError):
+                os.chmod(f"/proc/self/fd/{fd}", stat_module.S_IMODE(mode) | needed)
+    finally:
+        os.close(fd)
+
+
+def let_move(folder: int) -> None:
+    """Have us, its owner, move what is in an open folder elsewhere."""
+    mode = os.fstat(folder).st_mode
+    if not mode & stat_module.S_IWUSR:
+        with suppress(OSError):
+            os.fchmod(folder, stat_module.S_IMODE(mode) | 0o700)
 
 
 @contextmanager
@@ -75,12 +108,16 @@ def opened(path: str, folder: int | None = None) -> Iterator[int]:
 def open_file(entry: Entry, flags: int = os.O_RDONLY) -> int:
     """Return a descriptor of a regular file, the one that was seen. Raises StoreError."""
     if not entry.is_file:
-        raise StoreError(f"{entry.path} is not a regular file")
-    fd = os.open(entry.name, flags | _FILE, dir_fd=entry.folder)
+        raise StoreError(f"{entry.shown} is not a regular file")
+    try:
+        fd = os.open(entry.name, flags | _FILE, dir_fd=entry.folder)
+    except PermissionError:
+        let_in(entry.name, entry.folder)
+        fd = os.open(entry.name, flags | _FILE, dir_fd=entry.folder)
     seen, found = entry.stat, os.fstat(fd)
     if (seen.st_ino, seen.st_dev) != (found.st_ino, found.st_dev):
         os.close(fd)
-        raise StoreError(f"{entry.path} was replaced while it was read")
+        raise StoreError(f"{entry.shown} was replaced while it was read")
     return fd
 
 

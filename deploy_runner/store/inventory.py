@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 from ..types import Artifact
 from .actions import ActionRecord
-from .folders import sha256_bytes
+from .folders import members_in, sha256_bytes
 from .link import OBJECTS, RECORDS, object_name
 from .remote import Listed, Remote
 
@@ -90,7 +89,7 @@ def _members(remote: Remote, digest: str) -> Iterator[str]:
     if found is None or sha256_bytes(found[0]) != digest:
         return
     try:
-        digests = [member["digest"] for member in json.loads(found[0])]
+        digests = [member.digest for member in members_in(found[0])]
     except (ValueError, KeyError, TypeError):
         return  # Somebody's record calls another object a folder.
     yield from filter(_is_digest, digests)

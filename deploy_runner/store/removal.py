@@ -7,7 +7,7 @@ import stat as stat_module
 from contextlib import suppress
 from pathlib import Path
 
-from .handles import opened
+from .handles import let_in, opened
 
 __all__ = ["remove_tree"]
 
@@ -22,7 +22,7 @@ def remove_tree(path: Path) -> None:
         if not stat_module.S_ISDIR(path.lstat().st_mode):
             path.unlink()
             return
-        _let_in(os.fspath(path), None)
+        let_in(os.fspath(path), None)
         with opened(os.fspath(path)) as root:
             _remove_below(root)
         path.rmdir()
@@ -32,7 +32,7 @@ def _remove_below(root: int) -> None:
     pending = _clear(root, root)
     while pending:
         name = pending.pop()
-        _let_in(name, root)
+        let_in(name, root)
         with opened(name, root) as below:
             pending += _clear(below, root)
         os.rmdir(name, dir_fd=root)
@@ -47,20 +47,8 @@ def _clear(folder: int, root: int) -> list[str]:
             continue
         moved = name
         if folder != root:
-            _let_in(name, folder)
+            let_in(name, folder)
             moved = f"{os.urandom(8).hex()}.removed"
             os.rename(name, moved, src_dir_fd=folder, dst_dir_fd=root)
         folders.append(moved)
     return folders
-
-
-def _let_in(name: str, folder: int | None) -> None:
-    """Give a folder a mode that lets us in, by a descriptor of itself: chmod(2) would follow a link."""
-    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-    try:
-        mode = os.fstat(fd).st_mode
-        if stat_module.S_ISDIR(mode) and mode & 0o700 != 0o700:
-            with suppress(OSError):
-                os.chmod(f"/proc/self/fd/{fd}", 0o700)
-    finally:
-        os.close(fd)

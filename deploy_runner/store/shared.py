@@ -15,10 +15,10 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import StoreError
 from ..types import Artifact, RemoteSpec
 from .actions import ActionRecord, record_body, record_of
 from .cas import Claim, Store
+from .files import store_error
 from .folders import sha256_bytes
 from .leases import Leases
 from .link import Link, object_name, record_name
@@ -207,7 +207,7 @@ class SharedStore(Store):
             except FileNotFoundError:
                 return False
             except OSError as error:
-                raise StoreError(f"object {digest} can't be stored: {error.strerror}") from error
+                raise store_error(error, self.object_path(digest)) from error
 
         with arriving:
             if self.state(Artifact(digest, "file", size)) == "present":

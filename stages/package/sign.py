@@ -86,13 +86,13 @@ def _copy(name: str, path: Path, folder: Path) -> None:
     if "/" in name or name in (".", ".."):
         raise StageError(f"artifacts: {name!r} is not a valid file name")
     if path.is_dir():
-        shutil.copytree(path, folder / name, copy_function=shutil.copyfile)
+        shutil.copytree(path, folder / name, copy_function=shutil.copy)
         return
     suffix = ".tar.gz" if path.name.endswith(".tar.gz") else path.suffix
     place = folder / (name if name.endswith(suffix) else f"{name}{suffix}")
     if place.name in (SIGNATURE, PROVENANCE, MATERIALS) or place.exists():
         raise StageError(f"artifacts: the name {place.name!r} is taken")
-    shutil.copyfile(path, place)
+    shutil.copy(path, place)  # With its mode: what is executable stays so.
 
 
 def _files(folder: Path) -> list[Path]:

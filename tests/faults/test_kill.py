@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import subprocess
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -62,36 +61,3 @@ def running(command: str) -> bool:
     return any(
         line.split(None, 1)[1] == command for line in done.stdout.splitlines() if not line.startswith("Z")
     )
-
-
-def test_a_read_only_store_is_one_sentence(project: Project, tmp_path: Path) -> None:
-    home = tmp_path / "small"
-    home.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(home)], check=False).returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    try:
-        project.pipeline("a: {uses: text.upper, inputs: {text: in.txt}}")
-        done = project.cli("run", exits=1, DEPLOY_RUNNER_HOME=str(home))
-        assert "Read-only file system" in done.stderr
-        assert "set DEPLOY_RUNNER_HOME to a folder that can be written" in done.stderr
-    finally:
-        subprocess.run(["umount", "-l", str(home)], check=True)
-
-
-def test_a_full_disk_is_one_sentence_and_the_run_completes_once_there_is_room(
-    project: Project, tmp_path: Path
-) -> None:
-    home = tmp_path / "small"
-    home.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(home)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    try:
-        project.pipeline("a: {uses: run.command, outputs: {o: o}, with: {command: 'seq 100000 > $OUTPUT_O'}}")
-        done = project.cli("run", exits=1, DEPLOY_RUNNER_HOME=str(home))
-        assert "No space left on device" in done.stdout + done.stderr or "exited" in done.stdout
-        assert_sound(home)
-        subprocess.run(["mount", "-o", "remount,size=30m", str(home)], check=True)
-        assert project.run(DEPLOY_RUNNER_HOME=str(home))["ran"] == 1
-    finally:
-        subprocess.run(["umount", "-l", str(home)], check=True)

@@ -33,7 +33,7 @@ def test_a_chain_on_the_nodes_makes_what_a_local_run_makes(project: RayProject, 
         """
         a: {uses: text.upper, inputs: {text: in.txt}, with: {suffix: "!"}}
         b: {uses: run.command, inputs: {x: "${{ stages.a.outputs.text }}"}, outputs: {o: o, d: d/},
-            with: {command: "mkdir $OUTPUT_D; cp $INPUT_X $OUTPUT_D/x; wc -c < $INPUT_X > $OUTPUT_O"}}
+            with: {command: "mkdir $OUTPUT_D; cp $INPUT_X $OUTPUT_D/x; wc -c < $INPUT_X > $OUTPUT_O; chmod +x $OUTPUT_O; mkdir $OUTPUT_D/none"}}
         c: {uses: text.join, inputs: {texts: {a: "${{ stages.a.outputs.text }}", b: "${{ stages.b.outputs.o }}"}}}
         d: {uses: run.python, inputs: {d: data}, outputs: {o: o}, with: {function: "lib/code.py:run"}}
         """

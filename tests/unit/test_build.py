@@ -63,6 +63,19 @@ def problems(project: Project) -> list[str]:
          "pipeline.yaml:4:61: the matrix axis 'm' must be a list of values"),
         ("a: {uses: text.upper, inputs: {text: in.txt}, outputs: {x: y}}",
          "pipeline.yaml:4:59: the outputs of text.upper have fixed names (the outputs are text)"),
+        ("a: {uses: run.command, outputs: {d: x/, f: ./x//y.txt}, with: {command: 'true'}}",
+         "pipeline.yaml:4:43: the output 'f' (x/y.txt) is inside the output 'd' (give each output a path of its own)"),
+        ("a: {uses: run.command, outputs: {f: x/y, d: x/}, with: {command: 'true'}}",
+         "pipeline.yaml:4:44: the output 'f' (x/y) is inside the output 'd' (give each output"),
+        ("a: {uses: run.command, outputs: {f: ./x, g: x}, with: {command: 'true'}}",
+         "pipeline.yaml:4:44: the output 'g' has the path of the output 'f': x (give each output"),
+        ("a: {uses: run.command, outputs: {f: x.txt, g: X.txt}, with: {command: 'true'}}",
+         "pipeline.yaml:4:46: the output 'g' has the path of the output 'f', but for its case: X.txt (give each"),
+        ("a: {uses: run.command, outputs: {f: ./}, with: {command: 'true'}}",
+         "pipeline.yaml:4:36: f: './' is not a name and a path inside the outputs"),
+        ('a: {uses: run.command, env: {E: "${{ env.E }}"}, with: {command: \'true\'}}',
+         "pipeline.yaml:4:31: stage 'a': 'env' must be a list, not a mapping (list the names: `env: [NAME]`; the "
+         "pipeline's own `env: {NAME: null}` takes one from the environment)"),
         ("a: {uses: run.python, with: {function: nope.py:f}}", "pipeline.yaml:4:42: nope.py does not exist in"),
         ("a: {uses: run.python, with: {function: code.py:fnc}}",
          "pipeline.yaml:4:42: code.py defines no 'fnc' (did you mean 'func'?)"),
@@ -260,3 +273,15 @@ def test_a_project_may_not_shadow_a_built_in_stage_type(project: Project) -> Non
     project.write("stages/mine.py", own)
     project.pipeline("a: {uses: run.command, with: {command: 'true'}}")
     assert "the stage type 'run.command' is already defined in run/command.py" in problems(project)[0]
+
+
+def test_a_default_under_env_is_no_place_for_references(project: Project) -> None:
+    project.pipeline(
+        "a: {uses: run.command, env: [E], outputs: {o: o}, with: {command: 'true'}}",
+        head='env: {E: "${{ env.E }}"}\n',
+    )
+    project.env["E"] = "set"
+    assert problems(project) == [
+        "pipeline.yaml:3:10: the default of E is plain text, in which no reference is replaced "
+        "(`E: null` takes E from the environment)"
+    ]

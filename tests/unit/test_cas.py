@@ -40,14 +40,14 @@ def test_a_folder_is_its_files_and_a_list_of_them(store: Store) -> None:
     assert store.members(artifact) == MEMBERS
     listed = store.object_path(artifact.digest).read_bytes()
     assert digest(listed) == artifact.digest
-    assert json.loads(listed) == [
-        {"path": m.path, "digest": m.digest, "size": m.size, "x": m.executable} for m in MEMBERS
-    ]
+    files = [{"path": m.path, "digest": m.digest, "size": m.size, "x": m.executable} for m in MEMBERS]
+    assert json.loads(listed) == [*files, {"path": "sub/empty/"}]
     assert store.object_path(artifact.digest).stat().st_mode & 0o777 == 0o444
     assert {found for found, _ in store.objects()} == {artifact.digest, *(m.digest for m in MEMBERS)}
     assert store.pieces(artifact) == [
         (str(store.object_path(MEMBERS[0].digest)), "run.sh", 0o755, MEMBERS[0].digest),
         (str(store.object_path(MEMBERS[1].digest)), "sub/data", 0o644, MEMBERS[1].digest),
+        ("", "sub/empty/", 0o644, ""),
     ]
     assert store.state(artifact) == "present"
     assert not [path for path in store.new_tmp().rglob("*") if path.is_file()]
@@ -70,6 +70,46 @@ def test_an_empty_folder_is_a_folder(store: Store, tmp_path: Path) -> None:
     assert (artifact.kind, artifact.size, store.members(artifact)) == ("folder", 0, [])
     store.materialise(artifact, tmp_path / "copy")
     assert list((tmp_path / "copy").iterdir()) == []
+
+
+def test_empty_folders_in_a_folder_are_kept_and_others_are_not_listed(store: Store, tmp_path: Path) -> None:
+    made = folder(store)
+    (made / "sub/empty").rmdir()
+    for name in ("sub/none/deep", "a", "sub-b"):
+        (made / name).mkdir(parents=True)
+    artifact = store.ingest(made)
+    listed = json.loads(store.object_path(artifact.digest).read_bytes())
+    assert [row for row in listed if "digest" not in row] == [
+        {"path": "a/"}, {"path": "sub-b/"}, {"path": "sub/none/deep/"}
+    ]  # fmt: skip
+    assert store.members(artifact) == MEMBERS
+    assert store.state(artifact) == "present"
+    store.materialise(artifact, tmp_path / "copy")
+    assert {p.relative_to(tmp_path / "copy").as_posix() for p in (tmp_path / "copy").rglob("*")} == {
+        "a", "sub-b", "sub", "sub/none", "sub/none/deep", "sub/data", "run.sh"
+    }  # fmt: skip
+    (tmp_path / "copy/a/x").write_bytes(b"")
+    (tmp_path / "copy/a/x").unlink()
+    assert store.digest_path(str(tmp_path / "copy"), str(tmp_path)) == artifact
+    (tmp_path / "copy/a").rmdir()
+    assert store.digest_path(str(tmp_path / "copy"), str(tmp_path)) != artifact
+
+
+def test_only_the_owners_right_to_execute_counts(store: Store, tmp_path: Path) -> None:
+    made, project = file(store), tmp_path / "project/file"
+    project.parent.mkdir()
+    project.write_bytes(b"weights")
+    made.chmod(0o7744)
+    artifact = store.ingest(made)
+    assert artifact == Artifact(digest(b"weights"), "file", 7, executable=True)
+    store.materialise(artifact, tmp_path / "copy")
+    assert (tmp_path / "copy").stat().st_mode & 0o7777 == 0o755
+    for mode in (0o755, 0o775, 0o700, 0o4711, 0o644, 0o611):
+        project.chmod(mode)
+        assert store.digest_path(str(project), str(project.parent)).executable is bool(mode & 0o100)
+    again = file(store)
+    again.chmod(0o611)
+    assert store.ingest(again) == artifact._replace(executable=False)
 
 
 def test_what_is_there_already_is_kept_and_what_came_again_is_gone(store: Store) -> None:
@@ -172,7 +212,7 @@ def test_what_is_not_there_can_not_be_taken(store: Store) -> None:
 def test_a_files_digest_is_taken_without_storing_it(store: Store, tmp_path: Path) -> None:
     root = str(tmp_path)
     (tmp_path / "data").write_bytes(b"data")
-    (tmp_path / "folder/sub").mkdir(parents=True)
+    (tmp_path / "folder/sub/empty").mkdir(parents=True)
     (tmp_path / "folder/run.sh").write_bytes(b"#!")
     (tmp_path / "folder/run.sh").chmod(0o755)
     (tmp_path / "folder/sub/data").write_bytes(b"data")

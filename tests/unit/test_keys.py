@@ -87,6 +87,7 @@ SOURCE = SourceFile("step.py", "elsewhere/step.py")
         ("a parameter's type", lambda: key(NODE._replace(params={"suffix": "é", "times": "2"}))),
         ("an input's content", lambda: key(inputs={"text": Artifact("b" * 64, "file", 5)})),
         ("an input's kind", lambda: key(inputs={"text": Artifact("a" * 64, "folder", 5)})),
+        ("an input's executable bit", lambda: key(inputs={"text": INPUTS["text"]._replace(executable=True)})),
         ("an input's name", lambda: key(inputs={"more": INPUTS["text"]})),
         ("an input's suffix", lambda: key(suffix=".md")),
         ("an output's path", lambda: key(NODE._replace(outputs={"text": OutputSpec("other.txt", "file")}))),

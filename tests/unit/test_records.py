@@ -123,7 +123,7 @@ def test_what_is_absent_has_no_problem(tmp_path: Path) -> None:
     "change",
     [
         {"outputs": []},
-        {"outputs": {"o": ["d", "file", 3, 4]}},
+        {"outputs": {"o": ["d", "file", 3, True, 5]}},
         {"outputs": {"o": 3}},
         {"outputs": None},
         {"uses": ...},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -33,6 +34,7 @@ _GIT_S = 10.0
 _PLAIN_ENV = ("PATH", "LANG", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "LD_LIBRARY_PATH")
 _TAIL_LINES = 200
 
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 _WORD = re.compile(r"[^\s:;,'\"`()]+")
 
 
@@ -186,7 +188,7 @@ def _staged(node: StageNode, name: str, decision: Decision, project: Project, st
     source = node.inputs[name]
     if isinstance(source, PathSource):
         row["path"] = f"{project.root}/{source.path}"
-        row["artifact"] = [artifact.digest, artifact.kind, artifact.size]
+        row["artifact"] = artifact.row()
     else:
         row["pieces"] = store.pieces(artifact)
     return row
@@ -234,7 +236,7 @@ def finish(
         raise_failure(action, status, result, spawn_error, root=project.root)
         outputs = collect(action.folder, node.outputs, store, action.redactor)
     except DeployRunnerError as error:
-        message = action.redactor.text(str(error))
+        message = action.redactor.text(str(error)).encode("utf-8", "backslashreplace").decode()
         keep = isinstance(error, GateError) and not node.secrets
         evidence = keep_evidence(action.folder) if keep else ""
         return ended._replace(error=message, exit_code=error.exit_code, evidence=evidence), None
@@ -300,4 +302,8 @@ def _last_line(action: Action, root: str) -> str:
     project, own = os.path.realpath(root) + os.sep, os.path.realpath(action.folder) + os.sep
     named = [os.path.realpath(word) for word in _WORD.findall(last) if word.startswith("/")]
     hidden = [p for p in named if p.startswith(project) and not p.startswith(own) and os.path.isfile(p)]
-    return f"{said}; declare {hidden[0].removeprefix(project)} as an input" if hidden else said
+    if hidden:
+        return f"{said}; declare {hidden[0].removeprefix(project)} as an input"
+    if any(text in last for text in _FULL):
+        return f"{said}; free some space in {action.folder.parent} and run again"
+    return said

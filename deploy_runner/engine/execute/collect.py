@@ -76,7 +76,7 @@ def _refuse_undeclared(outputs: Mapping[str, OutputSpec], made: int) -> None:
         if entry.path in declared or _kind(entry) == "folder":
             continue
         fix = "declare it under `outputs:`, or write it to the scratch folder"
-        raise StageError(f"it wrote {entry.path}, which is not a declared output", fix=fix)
+        raise StageError(f"it wrote {entry.shown}, which is not a declared output", fix=fix)
 
 
 def _refuse_secrets(redactor: Redactor, output: str, entry: Entry) -> None:
@@ -132,7 +132,12 @@ def read_result(folder: Path) -> dict[str, Any]:
             if entry.stat.st_size > _RESULT_BYTES or entry.stat.st_nlink > 1:
                 return {}
             with open(open_file(entry), "rb") as file:
-                value = json.loads(file.read())
+                data = file.read()
+            value = json.loads(data)
+            if (
+                b"\\ud" in data
+            ):  # It may have halves of characters (a name that is no UTF-8), which can't be written.
+                value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     except (OSError, ValueError, StoreError, RecursionError):
         return {}
     return value if _is_result(value) else {}

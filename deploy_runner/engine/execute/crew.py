@@ -14,6 +14,7 @@ from contextlib import ExitStack, suppress
 
 from ...errors import DeployRunnerError, StageError
 from ...store.cas import Store
+from ...store.files import writing
 from ...types import RunOptions, StageNode
 from ..keys import KeyEnvironment
 from . import gpus
@@ -93,7 +94,8 @@ class LocalCrew:
     def add(self, action: Action) -> None:
         """Start an action once its inputs are here. Raises DeployRunnerError if it can't be started."""
         action.gpus = self._gpus_for(action.node)
-        action.work.mkdir(parents=True)
+        with writing(action.work):
+            action.work.mkdir(parents=True)
         self._audience.started(action)
         if self._arrivals.await_inputs(action):
             self._running[action.name] = action

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from ...errors import StageError
 from ...registry import is_projects
 from ...store.cas import Store
+from ...store.files import writing
 from ...types import (
     VERSION,
     Artifact,
@@ -180,14 +181,14 @@ def lay_out(parcel: Parcel, store: Store, folder: Path) -> tuple[StageNode, Proj
     if parcel.address.home:
         return node, parcel.project
     there = f"{folder}/{_PROJECT}"
-    os.makedirs(there, exist_ok=True)
+    with writing(there):
+        os.makedirs(there, exist_ok=True)
     for file in parcel.files:
         place = folder / file.place
         if not place.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            made = place.with_name(f"{place.name}.new")
-            store.materialise(file.artifact, made)
-            made.rename(place)
+            with writing(place):
+                place.parent.mkdir(parents=True, exist_ok=True)
+            store.materialise(file.artifact, place)
     places = {file.source: f"{folder}/{file.place}" for file in parcel.files}
 
     def moved(files: tuple[SourceFile, ...]) -> tuple[SourceFile, ...]:

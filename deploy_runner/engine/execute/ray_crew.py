@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from ...errors import DeployRunnerError, StageError, StoreError, UsageError
 from ...store.cas import Store
+from ...store.folders import unread
 from ...store.remote import RemoteError
 from ...store.shared import SharedStore
 from ...types import Artifact, Executor, PathSource, RunOptions, StageNode, StageResult
@@ -143,7 +144,8 @@ class RayCrew:
                 travelling(action.node, action.decision.inputs, self._project.root, self._digest)
             )
         except OSError as error:
-            raise StageError(f"{error.filename} can't be read: {error.strerror}") from None
+            message = f"{error.filename} can't be read: {error.strerror}"
+            raise StageError(message, fix=unread(error)) from None
         self._flights[action.name] = flight
         self._deliver(flight)
 

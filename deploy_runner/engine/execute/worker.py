@@ -7,6 +7,7 @@ reach; everything printed goes to the log pipe. Secrets arrive in the request al
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -25,6 +26,7 @@ from ...registry import load_class
 from ...sdk import Context, Stage
 from ...server.reasons import reason
 from ...store.copies import copy_path, copy_pieces
+from ...store.files import store_error, writing
 from ...types import Artifact
 from ...usercode.advice import missing_module
 from ...usercode.loading import load
@@ -109,7 +111,8 @@ def _stage_inputs(request: dict[str, Any]) -> dict[str, Path]:
         target = work / "inputs" / row["place"]
         target.parent.mkdir(parents=True, exist_ok=True)
         if "pieces" in row:
-            copy_pieces(map(tuple, row["pieces"]), target, folder=row["kind"] == "folder")
+            with writing(target):
+                copy_pieces(map(tuple, row["pieces"]), target, folder=row["kind"] == "folder")
         else:
             copy_path(row["path"], target, Artifact(*row["artifact"]), request["project"])
         placed[row["name"]] = target
@@ -271,6 +274,9 @@ def _described(error: BaseException, request: dict[str, Any]) -> dict[str, str]:
             "message": "it exceeded its memory limit",
             "fix": "raise resources.memory",
         }
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        full = store_error(error, error.filename or request["work"])
+        return {"class": kind, "message": f"{full.message}{where}", "fix": full.fix}
     message = f"{type(error).__name__}: {said}" if said else type(error).__name__
     return {"class": kind, "message": f"{message}{where}", "fix": fix}
 
