@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+from .silence import SILENCE
+
 __all__ = [
     "SCHEMA_VERSION",
     "SECRET_MARK",
@@ -35,16 +37,6 @@ VERSION = "0.1.0"
 
 SCHEMA_VERSION = 1
 """Part of every action key: raised when the engine's meaning of a stage changes."""
-
-SILENCE: Mapping[str, str] = {
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "NNCF_CI": "1",
-    "ORT_DISABLE_TELEMETRY": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
-"""What keeps libraries from reporting their use to their makers, unless the environment says otherwise."""
 
 Scalar = str | int | float | bool | None
 Json = Scalar | list["Json"] | dict[str, "Json"]
