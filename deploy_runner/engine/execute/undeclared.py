@@ -13,6 +13,7 @@ from ...types import PathSource, StageNode
 __all__ = ["Undeclared", "undeclared", "undeclared_module", "unseen_file"]
 
 _MOST_NAMED = 8
+_STORE = ".deploy-runner/"
 _PLAIN = re.compile(r"[\w/][\w/.+-]*")
 _WORD = re.compile(r"[^\s:;,'\"`()]+")
 _MISSING = re.compile(
@@ -89,6 +90,10 @@ def _judged(verb: str, path: str, where: str, *, node: StageNode, root: str) -> 
         return Undeclared(shown, said, f"use the path that it gets as the input `{name}`", is_read)
     if verb == "listed" and not _has_more(path, node):
         return None
+    if f"{shown}/".startswith(_STORE):
+        return Undeclared(
+            shown, said, "refer to what another stage makes as ${{ stages.NAME.outputs.NAME }}", is_read
+        )
     said = f"{said}, which is not declared"
     if f"{root}/".startswith(f"{path}/"):
         return Undeclared(shown, said, f"add the files that it needs as `inputs` {_place(node)}", is_read)
@@ -118,8 +123,9 @@ def unseen_file(line: str, node: StageNode, root: str, own: str) -> str:
         if not (word.startswith("/") or misses):
             continue
         path = os.path.realpath(os.path.join(project, word))
-        if path.startswith(f"{project}/") and not path.startswith(f"{own}/") and os.path.isfile(path):
-            shown = path.removeprefix(f"{project}/")
+        shown = path.removeprefix(f"{project}/")
+        seen = path.startswith(f"{own}/") or shown.startswith(("/", _STORE))
+        if not seen and os.path.isfile(path):
             name = _input_with(shown, node)
             return (
                 f"use $INPUT_{re.sub(r'[^0-9A-Za-z]', '_', name).upper()}"
