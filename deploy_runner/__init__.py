@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
 
-from .types import SILENCE, SILENCED
-from .types import VERSION as __version__  # noqa: N811
+from .silence import SILENCE, SILENCED
 
+# Not typing's: to `python -m deploy_runner` a typing.py in the folder still hides Python's own here.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .api import Pipeline, explain, load, plan, run
     from .errors import DeployRunnerError
+    from .types import VERSION as __version__  # noqa: N811
 
 __all__ = ["DeployRunnerError", "Pipeline", "__version__", "explain", "load", "plan", "run"]
 
@@ -31,6 +32,8 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'deploy_runner' has no attribute {name!r}")
     import importlib
 
+    if name == "__version__":
+        return importlib.import_module(".types", __name__).VERSION
     api = importlib.import_module(".api", __name__)
     errors = importlib.import_module(".errors", __name__)
     public = {n: getattr(api, n) for n in ("Pipeline", "explain", "load", "plan", "run")}

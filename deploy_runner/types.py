@@ -8,8 +8,6 @@ from typing import Literal, NamedTuple
 __all__ = [
     "SCHEMA_VERSION",
     "SECRET_MARK",
-    "SILENCE",
-    "SILENCED",
     "VERSION",
     "Artifact",
     "Event",
@@ -36,19 +34,6 @@ VERSION = "0.1.0"
 
 SCHEMA_VERSION = 1
 """Part of every action key: raised when the engine's meaning of a stage changes."""
-
-SILENCE: Mapping[str, str] = {
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "NNCF_CI": "1",
-    "ORT_DISABLE_TELEMETRY": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
-"""What keeps libraries from reporting their use to their makers, unless the environment says otherwise."""
-
-SILENCED = ("openvino_telemetry",)
-"""Modules that report and know no variable that ends it. Without them openvino and nncf report nothing."""
 
 Scalar = str | int | float | bool | None
 Json = Scalar | list["Json"] | dict[str, "Json"]

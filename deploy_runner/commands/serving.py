@@ -105,7 +105,7 @@ def _command(artifact: str, given: dict[str, Any]) -> list[str]:
     for name, value in given.items():
         flag = "--" + name.replace("_", "-")
         flags += [flag] if value is True else [flag, str(value)]
-    return [sys.executable, "-m", SERVER, artifact, *flags]
+    return [sys.executable, "-P", "-m", SERVER, artifact, *flags]
 
 
 class _Supervisor:

@@ -34,7 +34,7 @@ from .folders import Member, manifest, refuse_name, sha256_bytes, stay_inside
 from .handles import Entry, entry_of, let_move, open_file, opened, walk_at
 from .layout import give_way, settle, subfolders
 from .locks import Lock
-from .namespace import stores_own
+from .namespace import beside_others, stores_own
 from .removal import remove_tree
 from .stat import StatMemo, is_sound, sha256_file, state_of
 
@@ -74,8 +74,8 @@ class Store:
 
     @property
     def homes(self) -> list[str]:
-        """Return the folders that the store is in: its own, and the protected one that it reads."""
-        return [os.fspath(home) for home in (self.home, self._protected) if home]
+        """Return the folders that the store is in: its own, or all pull requests', and the protected one."""
+        return [os.fspath(home) for home in (beside_others(self.home), self._protected) if home]
 
     # Reading ---------------------------------------------------------------------------------
 

@@ -13,7 +13,15 @@ from pathlib import Path
 
 from .layout import FOLDERS
 
-__all__ = ["configured_home", "is_pull_request", "own_home", "protected_home", "store_homes", "stores_own"]
+__all__ = [
+    "beside_others",
+    "configured_home",
+    "is_pull_request",
+    "own_home",
+    "protected_home",
+    "store_homes",
+    "stores_own",
+]
 
 _FOLDER = "pull-requests"
 _OWN = frozenset(
@@ -63,6 +71,11 @@ def own_home(home: Path, environ: Mapping[str, str]) -> Path:
         return home
     number = re.fullmatch(r"refs/pull/(\d+)/\w+", environ.get("GITHUB_REF", ""))
     return home / _FOLDER / (number[1] if number else "any")
+
+
+def beside_others(own: Path) -> Path:
+    """Return the folder of all pull requests' stores, where `own` is one of them, else `own` itself."""
+    return own.parent if own.parent.name == _FOLDER else own
 
 
 def protected_home(own: Path, environ: Mapping[str, str]) -> Path | None:

@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from ..errors import StoreError
-from .files import read_existing, store_error, write_atomic, write_once
+from .files import read_existing, read_or_none, store_error, write_atomic, write_once
 from .namespace import protected_home
 
 __all__ = ["Seal"]
@@ -122,8 +122,9 @@ class Seal:
             return None
         if self._writable and not os.access(path, os.R_OK, effective_ids=True):
             raise store_error(PermissionError(13, "its key belongs to another user"), path)
-        # What can't be read now must not be replaced: all that it sealed would be lost.
-        data = read_existing(path)
+        # What can't be read now must not be replaced: all that it sealed would be lost. Of a store that is
+        # only read the owner may keep it from us.
+        data = read_existing(path) if self._writable else read_or_none(path)
         return data if data is not None and len(data) == _SECRET_BYTES else None
 
     def _is_guarded(self, path: str) -> bool:

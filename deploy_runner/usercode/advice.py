@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import traceback
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ def missing_module(error: ModuleNotFoundError, *, project: str, folder: str, ext
     """
     name = error.name or str(error)
     top = name.partition(".")[0]
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_machinery(f.filename)]
     where = frames[-1] if frames else None
     shown = f"{_short(where.filename, project)}:{where.lineno}" if where else "the stage"
     said = f"the module {name}, which {shown} imports, is not installed"
@@ -44,6 +45,10 @@ def missing_module(error: ModuleNotFoundError, *, project: str, folder: str, ext
     if own:
         return said, f"pip install 'deploy-runner[{extra}]'"
     return said, how_to_install(name)
+
+
+def _is_machinery(filename: str) -> bool:
+    return filename.startswith("<") or filename == importlib.__file__
 
 
 def how_to_install(module: str) -> str:

@@ -218,24 +218,6 @@ def _command_lines() -> str:
     return "\n".join(found)
 
 
-def test_an_undeclared_read_fails_the_stage_and_says_the_line_to_add(project: Project) -> None:
-    extra = project.write("data/extra.csv", "1,2")
-    project.pipeline(f"sneaky: {{uses: text.odd, with: {{how: read, path: {extra}}}}}")
-    error = project.run(exits=1)["stages"]["sneaky"]["error"]
-    assert error == (
-        "it read data/extra.csv, which is not declared "
-        "(add `inputs: {extra: data/extra.csv}` to sneaky at pipeline.yaml:4)"
-    )
-
-
-def test_a_command_cannot_read_an_undeclared_file_either(project: Project) -> None:
-    extra = project.write("data/extra.csv", "1,2")
-    project.pipeline(f"sneaky: {{uses: run.command, with: {{command: 'cat {extra}'}}}}")
-    error = project.run(exits=1)["stages"]["sneaky"]["error"]
-    said = f"cat: {extra}: No such file or directory; declare data/extra.csv as an input"
-    assert error == f"the command exited 1 (last line of output: {said})"
-
-
 def test_a_stage_cannot_write_outside_of_its_workdir(project: Project) -> None:
     target = project.folder / "stolen.txt"
     project.pipeline(f"writer: {{uses: text.odd, with: {{how: write, path: {target}}}}}")

@@ -106,7 +106,7 @@ def test_the_evidence_of_a_refused_gate_follows_no_link(project: Project, outsid
 
 
 @pytest.mark.parametrize(
-    "result", ["[" * 5000, '{"ok": true, "figures": 5}', '{"error": 7}', '{"violations": [[]]}', "null"]
+    "result", ["[" * 5000, '{"ok": true, "figures": 5}', '{"error": 7}', '{"undeclared": [[]]}', "null"]
 )
 def test_a_result_that_no_worker_writes_is_none(project: Project, result: str) -> None:
     project.write(

@@ -73,11 +73,30 @@ def test_a_run_that_requires_the_sandbox_starts_nothing_without_it(target: Attac
     assert target.cli("run", "--require-sandbox").returncode == 0  # Everything is a hit: nothing runs.
 
 
-@on(OPEN)
-def test_without_landlock_an_undeclared_read_is_still_refused(target: Attacked) -> None:
-    extra = target.project.write("data/extra.csv", "1,2")
-    target.pipeline(f"sneaky: {{uses: text.odd, with: {{how: read, path: {extra}}}}}")
-    assert "it read data/extra.csv, which is not declared" in target.run()["stages"]["sneaky"]["error"]
+LOOKS = {
+    "read": 'open(ROOT / "data/extra.csv")',
+    "looked for": '(ROOT / "data/extra.csv").exists()',
+    "listed": 'os.listdir(ROOT / "data")',
+}
+
+
+@on({**OPEN, "a user without namespaces": Kernel(USER, NO_NAMESPACES)})
+def test_without_a_root_of_its_own_what_a_stage_learns_of_other_files_still_fails_it(
+    target: Attacked,
+) -> None:
+    target.project.write("data/extra.csv", "1,2")
+    code = "import os\nfrom pathlib import Path\nROOT = Path(__file__).resolve().parent\n"
+    rows = []
+    for i, look in enumerate(LOOKS.values()):
+        code += f"def f{i}(ctx, inputs, outputs):\n    outputs['o'].write_text(str({look}))\n"
+        rows.append(f"s{i}: {{uses: run.python, outputs: {{o: o}}, with: {{function: 'steps.py:f{i}'}}}}")
+    target.project.write("steps.py", code)
+    target.pipeline("\n".join(rows))
+    stages = target.run()["stages"]
+    for i, verb in enumerate(LOOKS):
+        path = "data" if verb == "listed" else "data/extra.csv"
+        said = f"it {verb} {path} (steps.py:{5 + 2 * i}), which is not declared"
+        assert said in stages[f"s{i}"]["error"]
 
 
 WRITER = """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -14,15 +13,17 @@ from typing import Any, NamedTuple
 
 from ...errors import DeployRunnerError, GateError, StageError
 from ...pipeline.credentials import secret_values
+from ...silence import SILENCE
 from ...store.actions import ActionRecord
 from ...store.cas import Store
-from ...types import SILENCE, Event, Json, PathSource, StageNode, StageResult, State
+from ...types import Event, Json, PathSource, StageNode, StageResult, State
 from ..keys import KeyEnvironment
 from ..plan import Decision
 from . import gpus
 from .collect import collect, keep_evidence, read_result
 from .redact import Redactor
 from .sandbox import NOT_STARTED, Confinement
+from .undeclared import undeclared, undeclared_module, unseen_file
 from .worker import PROGRESS
 
 __all__ = [
@@ -35,7 +36,6 @@ _PLAIN_ENV = ("PATH", "LANG", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "LD_LIBRARY
 _TAIL_LINES = 200
 
 _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
-_WORD = re.compile(r"[^\s:;,'\"`()]+")
 
 
 class Project(NamedTuple):
@@ -122,6 +122,7 @@ def request(
         "module": node.module,
         "class_name": node.class_name,
         "stage_dir": node.stage_dir,
+        "implementation": [file.path for file in node.implementation],
         "params": dict(node.params),
         "inputs": [_staged(node, name, action.decision, project, store) for name in action.decision.inputs],
         "outputs": {n: [o.path, o.kind, o.optional] for n, o in node.outputs.items()},
@@ -187,6 +188,7 @@ def _staged(node: StageNode, name: str, decision: Decision, project: Project, st
     row: dict[str, Any] = {"name": name, "place": f"{name}{suffix}", "kind": artifact.kind}
     source = node.inputs[name]
     if isinstance(source, PathSource):
+        row["source"] = source.path
         row["path"] = f"{project.root}/{source.path}"
         row["artifact"] = artifact.row()
     else:
@@ -263,15 +265,15 @@ def raise_failure(
         raise StageError(spawn_error)
     if action.stopping:
         raise StageError(action.stopping, fix="raise `timeout:`, or make the stage faster")
-    if violations := [*result.get("violations", ()), *_unseen(result, root)]:
-        path, node = violations[0], action.node
-        name = re.sub(r"\W", "_", Path(path).stem)
-        raise StageError(
-            f"it read {path}, which is not declared",
-            fix=f"add `inputs: {{{name}: {path}}}` to {node.base} at {node.mark.file}:{node.mark.line}",
-        )
-    if error := result.get("error"):
-        raise _error_class(error["class"])(error["message"], fix=error["fix"])
+    found = undeclared(result.get("undeclared", ()), action.node, root)
+    error = result.get("error")
+    for lookup in found:
+        if lookup.is_read or (error and lookup.explains(error)):
+            raise StageError(lookup.message, fix=lookup.fix)
+    if error:
+        message, fix = undeclared_module(error, action.node, root) or (error["message"], error["fix"])
+        fix = "; ".join([*([fix] if fix else []), *(f"{row.message}: {row.fix}" for row in found[:1])])
+        raise _error_class(error["class"])(message, fix=fix)
     if os.WIFSIGNALED(status):
         name = signal.Signals(os.WTERMSIG(status)).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""
@@ -280,12 +282,8 @@ def raise_failure(
     if code or not result.get("ok"):
         what = "the command" if "command" in result else "its worker"
         raise StageError(f"{what} exited {code}", fix=_last_line(action, root))
-
-
-def _unseen(result: dict[str, Any], root: str) -> list[str]:
-    """Return the files that the stage looked for and that are there, though it did not see them."""
-    real = os.path.realpath(root)
-    return [os.path.relpath(path, real) for path in result.get("missed", ()) if os.path.isfile(path)]
+    if found:
+        raise StageError(found[0].message, fix=found[0].fix)
 
 
 def _error_class(name: str) -> type[DeployRunnerError]:
@@ -299,11 +297,7 @@ def _last_line(action: Action, root: str) -> str:
     """Return what the worker printed last, and which file of the project it speaks of without seeing it."""
     last = next((line for line in reversed(action.tail) if line.strip()), "")
     said = f"last line of output: {last.strip()[:300]}" if last else ""
-    project, own = os.path.realpath(root) + os.sep, os.path.realpath(action.folder) + os.sep
-    named = [os.path.realpath(word) for word in _WORD.findall(last) if word.startswith("/")]
-    hidden = [p for p in named if p.startswith(project) and not p.startswith(own) and os.path.isfile(p)]
-    if hidden:
-        return f"{said}; declare {hidden[0].removeprefix(project)} as an input"
-    if any(text in last for text in _FULL):
-        return f"{said}; free some space in {action.folder.parent} and run again"
-    return said
+    hint = unseen_file(last, action.node, root, os.path.realpath(action.folder))
+    if not hint and any(text in last for text in _FULL):
+        hint = f"free some space in {action.folder.parent} and run again"
+    return f"{said}; {hint}" if hint else said

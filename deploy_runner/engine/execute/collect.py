@@ -25,7 +25,7 @@ __all__ = ["collect", "keep_evidence", "read_result"]
 _EVIDENCE_BYTES = 64 << 20
 _RESULT_BYTES = 64 << 20
 _RESULT_DEPTH = 50
-_RESULT = {"ok": bool, "converged": bool, "figures": dict, "violations": list, "error": dict, "missed": list}
+_RESULT = {"ok": bool, "converged": bool, "figures": dict, "error": dict, "undeclared": list}
 
 
 def collect(
@@ -151,8 +151,12 @@ def _is_result(value: Any) -> bool:
         all(isinstance(value[name], kind) for name, kind in _RESULT.items() if name in value)
         and isinstance(error, dict)
         and all(isinstance(error.get(name), str) for name in ("class", "message", "fix"))
-        and all(isinstance(text, str) for name in ("violations", "missed") for text in value.get(name, ()))
+        and all(map(_is_lookup, value.get("undeclared", ())))
     )
+
+
+def _is_lookup(row: Any) -> bool:
+    return isinstance(row, list) and len(row) == 3 and all(isinstance(text, str) for text in row)
 
 
 def _is_deep(value: Any, depth: int = 0) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ...errors import DeployRunnerError, StageError
-from ...registry import load_class
+from ...registry import is_projects, load_class
 from ...sdk import Context, Stage
 from ...server.reasons import reason
 from ...store.copies import copy_path, copy_pieces
@@ -31,9 +31,10 @@ from ...types import Artifact
 from ...usercode.advice import missing_module
 from ...usercode.loading import load
 from . import installation
-from .audit import ReadGuard, WriteGuard
+from .audit import ReadGuard, Scope
 from .families import hand_over_without_sockets, shorten
 from .sandbox import Confinement, Sandbox
+from .writes import WriteGuard
 
 __all__ = ["PROGRESS", "run"]
 
@@ -49,7 +50,7 @@ def run(request: dict[str, Any], sandbox: Sandbox, tell: Callable[[Confinement],
     `tell` is told how the process is confined before anything of the stage runs.
     """
     result_fd = os.open(request["result"], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    guard = ReadGuard("/nonexistent", "", ())
+    guard = ReadGuard(Scope("/nonexistent"))
     ctx: Context | None = None
     result: dict[str, Any] = {}
     try:
@@ -62,21 +63,20 @@ def run(request: dict[str, Any], sandbox: Sandbox, tell: Callable[[Confinement],
         command = getattr(cls, "command", None)
         if command is not None:
             _exec(command(cls(), ctx, params, stage_inputs, outputs), inputs, request, result_fd)
-        guard = _guard(request)
+        guard = _guard(request, inputs)
         asked = request.get("ask")
         if asked is None:
             cls().run(ctx, params, stage_inputs, outputs)
         else:
             result["answer"] = _answer(cls(), asked, ctx, params, stage_inputs)
-        result["ok"] = True
+        result |= {"ok": True, "undeclared": guard.found()}
     except BaseException as error:
         expected = isinstance(error, DeployRunnerError) and error.__cause__ is None
         if not expected and "ask" not in request:
             traceback.print_exc()
-        result |= {"ok": False, "error": _described(error, request)}
+        result |= {"ok": False, "undeclared": guard.found(), "error": _described(error, request)}
     if ctx is not None:
         result |= {"figures": _finite(ctx.figures), "converged": ctx.converged}
-    result |= {"violations": guard.violations, "missed": guard.missed}
     _write_result(result_fd, result)
     return 0 if result["ok"] else 1
 
@@ -147,14 +147,28 @@ def _readable(request: dict[str, Any]) -> list[str]:
     return [*code, request["stage_dir"], *request["readable"]]
 
 
-def _guard(request: dict[str, Any]) -> ReadGuard:
+def _guard(request: dict[str, Any], inputs: Mapping[str, Path]) -> ReadGuard:
+    project = os.path.realpath(request["project"])
+    own_types = is_projects(request["module"])
     allowed = [
-        *_readable(request),
-        request["work"],
+        *(path for path, _ in request["code"].values()),
+        *(request["implementation"] if own_types else [request["stage_dir"]]),
+        *request["readable"],
         *installation.interpreter_paths(),
-        *installation.inside([os.path.realpath(request["project"])]),
+        *installation.inside([project]),
     ]
-    guard = ReadGuard(request["project"], request["user_home"], allowed)
+    guard = ReadGuard(
+        Scope(
+            project=request["project"],
+            home=request["user_home"],
+            work=request["work"],
+            allowed=allowed,
+            inputs={row["source"]: str(inputs[row["name"]]) for row in request["inputs"] if "source" in row},
+            code=frozenset(request["code"]),
+            stage_dir=request["stage_dir"] if own_types else "",
+            made=frozenset(path for path, _, _ in request["outputs"].values()),
+        )
+    )
     guard.install()
     return guard
 
@@ -242,7 +256,7 @@ def _exec(argv: list[str], inputs: Mapping[str, Path], request: dict[str, Any], 
         os.environ[f"INPUT_{_variable(name)}"] = str(path)
     for name, (path, _, _) in request["outputs"].items():
         os.environ[f"OUTPUT_{_variable(name)}"] = str(outputs / path)
-    _write_result(result_fd, {"ok": True, "command": argv[-1], "figures": {}, "violations": []})
+    _write_result(result_fd, {"ok": True, "command": argv[-1], "figures": {}})
     os.close(result_fd)
     try:
         os.execvpe(argv[0], argv, os.environ)
@@ -267,7 +281,7 @@ def _described(error: BaseException, request: dict[str, Any]) -> dict[str, str]:
         message, fix = missing_module(
             error, project=request["project"], folder=_folder(request), extra=_extra(request)
         )
-        return {"class": kind, "message": message, "fix": fix}
+        return {"class": kind, "message": message, "fix": fix, "module": error.name or ""}
     if isinstance(error, MemoryError):
         return {
             "class": kind,
