@@ -6,9 +6,10 @@ import json
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
+from pydantic import model_validator
 
 from deploy_runner.sdk import (
     Context,
@@ -66,6 +67,14 @@ class PackageKserve(Stage):
         cpu: str | None = Field(None, pattern=_QUANTITY, description="processors of a replica, e.g. 500m")
         memory: str | None = Field(None, pattern=_QUANTITY, description="memory of a replica, e.g. 2Gi")
 
+        @model_validator(mode="after")
+        def _ordered(self) -> Self:
+            if self.max_replicas is not None and self.max_replicas < self.min_replicas:
+                raise ValueError(
+                    f"max_replicas {self.max_replicas} is less than min_replicas {self.min_replicas}"
+                )
+            return self
+
         def check_inputs(self, given: Collection[str]) -> None:
             """Raise StageError unless it is a repository that is served, or the image of a context."""
             if ("repository" in given) == ("context" in given):
@@ -98,10 +107,6 @@ class PackageKserve(Stage):
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Look at what is served, and describe it."""
-        if params.max_replicas is not None and params.max_replicas < params.min_replicas:
-            raise StageError(
-                f"max_replicas {params.max_replicas} is less than min_replicas {params.min_replicas}"
-            )
         served = _container(params, inputs.context) if inputs.context else _model(params, inputs)
         predictor: dict[str, Any] = {"minReplicas": params.min_replicas}
         if params.max_replicas is not None:

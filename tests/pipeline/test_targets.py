@@ -45,7 +45,7 @@ def test_everything_that_is_missing_is_one_sentence(project: Project, command: s
 
 @pytest.mark.slow
 def test_doctor_status_and_rollback_say_it_too(project: Project) -> None:
-    (said,) = [line for line in project.cli("doctor", exits=2).stdout.splitlines() if "target: " in line]
+    (said,) = [line for line in project.cli("doctor", exits=1).stdout.splitlines() if "target: " in line]
     assert said == f"FAIL target: {LACKS.removeprefix('pipeline.yaml: ')}"
     for command in ("status", "rollback"):
         said = project.cli(command, "release", exits=2, AWS_REGION="eu-west-1").stderr
