@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import Project
 
 
@@ -52,14 +54,21 @@ def test_what_no_worker_can_import_is_told_with_its_stages_and_one_command(
     assert f"and >=3.1 is required, needed by {', '.join(at)} (remove {libs} from PYTHONPATH)" in old
     assert any(line.startswith(f"note typing_extensions: 99.0 of {libs} hides ") for line in lines)
     assert len(failed) == 5
-    checks = json.loads(project.cli("doctor", "--json", exits=1, **env).stdout)
-    (cv2,) = [check for check in checks if check["name"] == "cv2"]
+
+
+@pytest.mark.slow
+def test_doctor_as_json_names_the_stages_of_each_check(project: Project) -> None:
+    project.write("step.py", "import cv2\ndef f(ctx, i, o): pass\n")
+    project.pipeline('a: {uses: run.python, outputs: {o: o}, with: {function: "step.py:f"}}')
+    checks = json.loads(project.cli("doctor", "--json", exits=1).stdout)
+    (cv2,) = [check for check in checks if not check["ok"]]
     assert cv2 == {
         "name": "cv2", "ok": False, "detail": "missing", "fix": "pip install opencv-python-headless", "note": False,
         "stages": [{"stage": "a", "file": "pipeline.yaml", "line": 4, "column": 3}],
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_doctor_says_which_store_is_used_and_why(chain: Project, tmp_path: Path) -> None:
     def store(exits: int = 0, **env: str) -> str:
         lines = chain.cli("doctor", exits=exits, **env).stdout.splitlines()

@@ -29,6 +29,10 @@ def test_what_one_project_built_is_a_hit_in_another_and_in_a_moved_one(
     assert other.run("named-otherwise.yaml", **store)["hit"] == 3
     chain.folder.rename(tmp_path / "moved")
     moved = Project(tmp_path / "moved")
+    assert moved.run()["ran"] == 3  # In a store of its own, which a copy brings along.
+    copy = Project(tmp_path / "copy")
+    shutil.copytree(moved.folder, copy.folder, dirs_exist_ok=True)
+    assert copy.run()["hit"] == 3
     absolute = {**store, "DEPLOY_RUNNER_HOME": f"{store['HOME']}/store/of mine"}
     assert moved.run(**absolute)["hit"] == 3
     relative = {**store, "DEPLOY_RUNNER_HOME": "../home/store/of mine"}
@@ -57,6 +61,7 @@ def test_gc_in_one_project_keeps_what_the_last_run_of_every_other_needs(
     assert other.run(**moved)["hit"] == 1
 
 
+@pytest.mark.slow
 def test_a_store_on_another_disk_gives_and_takes(chain: Project, tmp_path: Path) -> None:
     disk = Path("/dev/shm")
     if not os.access(disk, os.W_OK) or disk.stat().st_dev == tmp_path.stat().st_dev:

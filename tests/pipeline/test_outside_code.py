@@ -209,7 +209,10 @@ def test_a_user_site_with_everything_in_it_works(step: Project, outside: Path, t
     (site / "old.py").write_text("raise RuntimeError('built for another numpy')\n")
     step.write("step.py", "import old\n" + (step.folder / "step.py").read_text())
     said = run_as(base_python(), step, "doctor", exits=1, **env)
-    assert f"FAIL old: RuntimeError: built for another numpy ({site}/old.py), needed by a at pipeline.yaml:" in said
+    assert (
+        f"FAIL old: RuntimeError: built for another numpy ({site}/old.py), needed by a at pipeline.yaml:"
+        in said
+    )
     assert "(export PYTHONNOUSERSITE=1)" in said
 
 
