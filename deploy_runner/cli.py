@@ -37,12 +37,15 @@ _MODULES = {
     "verify": "signed",
     "serve": "serving",
     "doctor": "doctor",
+    "completion": "completion",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; no traceback reaches the user."""
     argv = sys.argv[1:] if argv is None else argv
+    if "_ARGCOMPLETE" in os.environ:
+        _complete()
     try:
         return _parse(argv)()
     except KeyboardInterrupt:
@@ -59,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return said.exit_code
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all verbs; docs/cli.md is generated from it."""
+def build_parser(only: str = "") -> argparse.ArgumentParser:
+    """Return the parser of all verbs; docs/cli.md is generated from it. With `only` that one has options."""
     parser = argparse.ArgumentParser(
         prog="deploy-runner",
         description="From a trained PyTorch checkpoint to a verified, deployed model.",
@@ -70,6 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for name in _MODULES:
+        if only not in ("", name):
+            verbs.add_parser(name)
+            continue
         about = _about(_class(name))
         said = about[0].lower() + about[1:].rstrip(".")
         _fill(verbs.add_parser(name, help=said, description=about), _class(name))
@@ -90,6 +96,14 @@ def _parse(argv: Sequence[str]) -> Verb:
     parser = argparse.ArgumentParser(prog=f"deploy-runner {name}", description=_about(verb))
     _fill(parser, verb)
     return given(verb, vars(parser.parse_intermixed_args(rest)))
+
+
+def _complete() -> None:
+    """Answer a shell that asks what may follow, and end."""
+    from .completing import complete, verb_in
+
+    verb = verb_in(os.environ.get("COMP_LINE", ""))
+    complete(build_parser(verb if verb in _MODULES else ""), verb)
 
 
 def _class(name: str) -> type[Verb]:

@@ -27,7 +27,7 @@ The module is imported to validate a pipeline, so heavy libraries belong inside 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -100,6 +100,12 @@ class StageParams(BaseModel):
     def gpus_needed(self) -> int:
         """Return how many GPUs the stage needs with these parameters; `resources.gpu` may give it more."""
         return 0
+
+    def check_inputs(self, given: Collection[str]) -> None:
+        """Raise StageError if the stage can't run with these parameters and the inputs that are `given`.
+
+        `given` are their names. It is called before anything is run, so only names can be judged.
+        """
 
 
 def judged(rule: Callable[[str], str]) -> AfterValidator:

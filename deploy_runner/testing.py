@@ -70,6 +70,7 @@ def run_stage(
     made.mkdir(parents=True, exist_ok=True)
     scratch.mkdir(parents=True, exist_ok=True)
     checked = stage.Params.model_validate_json(json.dumps(dict(params or {})))
+    checked.check_inputs([name for name, given in (inputs or {}).items() if given is not None])
     files: dict[str, Path] = {}
     for path, code in code_references(checked):
         assert project is not None, f"{path[0]} needs project="

@@ -72,6 +72,11 @@ class Artifact(NamedTuple):
         """Return it as JSON, which `Artifact(*row)` reads."""
         return [self.digest, self.kind, self.size, *([True] if self.executable else [])]
 
+    def as_dict(self) -> dict[str, Json]:
+        """Return it as a JSON object."""
+        executable: dict[str, Json] = {"executable": True} if self.executable else {}
+        return {"kind": self.kind, "size": self.size, "digest": self.digest, **executable}
+
 
 class PathSource(NamedTuple):
     """An input read from the project: `path` is relative to the project's root."""

@@ -1,85 +1,67 @@
-"""`doctor`: check, before anything runs, that what a pipeline needs is on this machine."""
+"""`doctor`: check, before anything runs, that this machine can run the stages of a pipeline."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import DeployRunnerError
-from ..types import Graph, Json, StageNode
-from ..usercode.advice import how_to_install
+from ..errors import DeployRunnerError, StageError, StoreError
+from ..store.namespace import HOME_VARIABLE, configured_home
+from ..types import Graph, StageNode
 from . import live
 from .advice import advice
+from .checks import Check
+from .doctor_workers import versions, workers
 from .options import JsonSwitch, Selection
 
 if TYPE_CHECKING:
     from ..api import Pipeline
 
-__all__ = ["Check", "Doctor"]
+__all__ = ["Doctor"]
 
-_IMPORT_S = 300
 _FREE_BYTES = 2 * 1024**3
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """The result of one check; `fix` says what to do if `ok` is False, `note` that it is advice."""
-
-    name: str
-    ok: bool
-    detail: str
-    fix: str = ""
-    note: bool = False
-
-    def __str__(self) -> str:
-        fix = f" ({self.fix})" if self.fix and not self.ok else ""
-        state = "note" if self.note else "ok  " if self.ok else "FAIL"
-        return f"{state} {self.name}: {self.detail}{fix}"
-
-    def as_dict(self) -> dict[str, Json]:
-        """Return the check as JSON."""
-        return asdict(self)
-
-
 class Doctor(NamedTuple):
-    """Check that everything a pipeline needs is installed and set."""
+    """Check that every stage of a pipeline can run here."""
 
     selection: Selection
     json: JsonSwitch = False
 
     def __call__(self) -> int:
-        """Print every check; exit 2 where one says that something is missing."""
+        """Print every check; exit 1 where one says that a stage can't run here."""
         checks = _examine(self.selection.load())
         if self.json:
             print(json.dumps([check.as_dict() for check in checks], ensure_ascii=False))
         else:
             for check in checks:
                 print(check)
-        return 0 if all(check.ok for check in checks) else 2
+        return 0 if all(check.ok for check in checks) else 1
 
 
 def _examine(pipeline: Pipeline) -> list[Check]:
     """Return every check for this pipeline and target, the passed ones too."""
     graph = pipeline.graph
+    store = _store(pipeline)
     return [
         _python(),
-        _disk(Path(graph.root)),
+        store,
+        _disk(pipeline.home),
         _sandbox(),
-        *_extras(graph),
+        *(workers(pipeline) if store.ok else ()),
+        *versions(graph),
         *_runtimes(),
+        *_resources(pipeline),
         *_compiler(graph),
         *_secrets(graph, pipeline.environ),
         *_shared_cache(pipeline),
         *_target(pipeline),
-        *_credentials(pipeline),
+        *(_credentials(pipeline) if store.ok else ()),
         *_advice(graph),
     ]
 
@@ -89,35 +71,33 @@ def _python() -> Check:
     return Check("python", sys.version_info >= (3, 11), version, "use Python 3.11 or newer")
 
 
-def _disk(root: Path) -> Check:
-    free = shutil.disk_usage(root).free
-    writable = os.access(root, os.W_OK)
-    detail = f"{free / 1024**3:.1f} GiB free" + ("" if writable else ", not writable")
-    return Check("disk", writable and free > _FREE_BYTES, detail, "free 2 GiB, or set DEPLOY_RUNNER_HOME")
+def _store(pipeline: Pipeline) -> Check:
+    """Say which store is used, why that one, and whether a run can write to it."""
+    environ, graph = pipeline.environ, pipeline.graph
+    if environ.get(HOME_VARIABLE, "").strip():
+        why = f"{HOME_VARIABLE} is {environ[HOME_VARIABLE].strip()}"
+    else:
+        why = f"beside the pipeline, for {HOME_VARIABLE} is not set"
+    if pipeline.home != configured_home(Path(graph.root), environ):
+        why += "; a pull request writes to a part of its own"
+    try:
+        pipeline.store.new_tmp()
+    except StoreError as error:
+        return Check("store", False, error.message, error.fix, stages=tuple(graph.stages.values()))
+    return Check("store", True, f"{pipeline.home} ({why})")
+
+
+def _disk(home: Path) -> Check:
+    there = next(folder for folder in (home, *home.parents) if folder.is_dir())
+    free = shutil.disk_usage(there).free
+    return Check("disk", free > _FREE_BYTES, f"{free / 1024**3:.1f} GiB free for the store",
+                 f"free 2 GiB, or set {HOME_VARIABLE} to a folder of another disk")  # fmt: skip
 
 
 def _sandbox() -> Check:
     from ..engine.execute.supervisor import probe
 
     return Check("sandbox", True, str(probe()))
-
-
-def _extras(graph: Graph) -> Iterator[Check]:
-    from ..registry import load_class
-
-    needed: dict[str, tuple[str, list[str]]] = {"deploy_runner.engine.execute.server": ("", [])}
-    for node in graph.stages.values():
-        cls = load_class(node.module, node.class_name, node.stage_dir)
-        for module in (*node.preload, *_modules(cls.packages)):
-            needed.setdefault(module, (cls.extra, []))[1].append(node.id)
-        for module in _imported(node):
-            needed.setdefault(module, ("", []))[1].append(node.id)
-    refusals = _tried(sorted(needed))
-    for module, (extra, ids) in sorted(needed.items()):
-        said = refusals.get(module, "") if refusals is not None else "the workers' Python does not start"
-        detail = ", needed by ".join(filter(None, (said, ", ".join(ids)))) if said else "installed"
-        fix = f"pip install 'deploy-runner[{extra}]'" if extra else how_to_install(module)
-        yield Check(module, not said, detail, fix)
 
 
 def _runtimes() -> Iterator[Check]:
@@ -133,80 +113,34 @@ def _runtimes() -> Iterator[Check]:
         )  # fmt: skip
 
 
+def _resources(pipeline: Pipeline) -> Iterator[Check]:
+    """Name what a local run has no GPU for; a cluster has its own."""
+    from ..engine.execute import gpus
+
+    for node in pipeline.graph.stages.values() if pipeline.graph.executor.name == "local" else ():
+        try:
+            gpus.require(node.resources, pipeline.environ)
+        except StageError as error:
+            yield Check("resources", False, error.message, error.fix, stages=(node,))
+
+
 def _compiler(graph: Graph) -> Iterator[Check]:
-    ids = [node.id for node in graph.stages.values() if "g++" in node.facets]
-    if ids:
+    nodes = tuple(node for node in graph.stages.values() if "g++" in node.facets)
+    if nodes:
         found = shutil.which("g++")
-        detail = found or f"missing, needed by {', '.join(ids)}"
-        yield Check("g++", found is not None, detail, "install it, e.g. apt-get install g++")
-
-
-def _imported(node: StageNode) -> Iterator[str]:
-    """Yield the installed modules that the stage's code imports when it is itself imported."""
-    import ast
-
-    own = {part for file in node.code for part in PurePosixPath(file.name).with_suffix("").parts}
-    for file in node.code:
-        body = ast.parse(Path(file.path).read_bytes()).body if file.name.endswith(".py") else []
-        names = [alias.name for part in body if isinstance(part, ast.Import) for alias in part.names]
-        names += [str(part.module) for part in body if isinstance(part, ast.ImportFrom) and not part.level]
-        tops = {name.partition(".")[0] for name in names}
-        yield from sorted(tops - own - sys.stdlib_module_names - {"deploy_runner"})
-
-
-_TRY = """
-import importlib
-import deploy_runner  # It silences what would report that it was imported.
-refused = {}
-for name in json.loads(sys.argv[1]):
-    try:
-        importlib.import_module(name)
-    except BaseException as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0]
-        refused[name] = "missing" if missing else f"{type(error).__name__}: {error}".partition(chr(10))[0]
-print()
-print(json.dumps(refused))
-"""
-
-
-def _tried(modules: list[str]) -> dict[str, str] | None:
-    """Import modules as a run does, in the fork server's Python; return what is wrong with them.
-
-    None means that this Python itself does not start.
-    """
-    from ..engine.execute.fork import environment, interpreter
-
-    command = [*interpreter(_TRY), json.dumps(modules)]
-    try:
-        done = subprocess.run(command, env=environment(1), capture_output=True, text=True,
-                              timeout=_IMPORT_S, check=False)  # fmt: skip
-        found: dict[str, str] = json.loads(done.stdout.rstrip().rpartition("\n")[2])
-    except (OSError, ValueError, subprocess.TimeoutExpired):
-        return None
-    return found
-
-
-def _modules(packages: Sequence[str]) -> Iterator[str]:
-    for package in packages:
-        name = package.replace("-", "_").lower()
-        yield {
-            "sagemaker_core": "sagemaker",
-            "pillow": "PIL",
-            "pyyaml": "yaml",
-            "scikit_learn": "sklearn",
-            "protobuf": "google.protobuf",
-        }.get(name, name)
+        fix = "install it, e.g. apt-get install g++"
+        yield Check("g++", found is not None, found or "missing", fix, stages=nodes)
 
 
 def _secrets(graph: Graph, environ: Mapping[str, str]) -> Iterator[Check]:
+    needed: dict[str, list[StageNode]] = {}
     for node in graph.stages.values():
         for name in node.secrets:
-            yield Check(
-                f"secret {name}",
-                name in environ,
-                "set" if name in environ else f"not set, needed by {node.id}",
-                f"export {name}=…",
-            )
+            needed.setdefault(name, []).append(node)
+    for name, nodes in needed.items():
+        there = name in environ
+        yield Check(f"secret {name}", there, "set" if there else "not set", f"export {name}=…",
+                    stages=tuple(nodes))  # fmt: skip
 
 
 def _shared_cache(pipeline: Pipeline) -> Iterator[Check]:
@@ -241,7 +175,8 @@ def _target(pipeline: Pipeline) -> Iterator[Check]:
     from ..engine.targets import target_problems
 
     for problem in target_problems(pipeline.graph, (), pipeline.environ):
-        yield Check("target", False, problem.message, problem.fix or problem.where)
+        where = "" if problem.where == pipeline.graph.pipeline else f"{problem.where}: "
+        yield Check("target", False, f"{where}{problem.message}", problem.fix)
 
 
 def _credentials(pipeline: Pipeline) -> Iterator[Check]:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
-from ..errors import DeployRunnerError, UsageError, counted
+from ..errors import DeployRunnerError, counted
 from ..types import Json
 from .advice import advice
 from .options import JsonSwitch, Option, Selection
 
 if TYPE_CHECKING:
     from ..api import Pipeline
+    from ..engine.plan import Explanation
 
 __all__ = ["Explain", "Graph", "Plan", "Validate"]
+
+_MOST_NAMES = 6
+"""In a line of `explain`."""
 
 
 class Plan(NamedTuple):
@@ -123,33 +129,60 @@ class Validate(NamedTuple):
 
 
 class Explain(NamedTuple):
-    """Explain why a stage is a hit or a miss."""
+    """Explain why stages are hits or misses."""
 
-    selection: Annotated[Selection, "the stages to explain"]
+    selection: Annotated[Selection, "the stages to explain (default: all)"]
     json: JsonSwitch = False
 
     def __call__(self) -> int:
         """Print the verdict on each stage and every component that changed."""
-        from .. import api
-        from ..pipeline.graph import select
-
         names = self.selection.names
-        if not names:
-            raise UsageError("explain needs the name of a stage", fix="`deploy-runner explain STAGE`")
         pipeline = self.selection.load()
         stages = pipeline.graph.stages
-        rows = []
-        for id_ in (i for i in select(pipeline.graph, names) if i in names or stages[i].base in names):
-            found = api.explain(pipeline, id_)
-            changes = [str(change) for change in found.changes]
-            rows.append({"stage": id_, "state": found.state, "reason": found.reason, "changes": changes})
-            if not self.json:
-                print(f"{id_}: {found.state}: {found.reason}".rstrip(": "))
-                for change in changes:
-                    print(f"  {change}")
+        found = [
+            one for one in pipeline.planner().explanations(names or None)
+            if not names or one.stage in names or stages[one.stage].base in names
+        ]  # fmt: skip
         if self.json:
+            rows = [
+                {"stage": one.stage, "state": one.state, "reason": one.reason,
+                 "changes": [str(change) for change in one.changes]}
+                for one in found
+            ]  # fmt: skip
             print(json.dumps(rows, ensure_ascii=False))
+            return 0
+        for line in _explained(found) if names else _folded(found):
+            print(line)
         return 0
+
+
+def _explained(found: Iterable[Explanation]) -> Iterator[str]:
+    for one in found:
+        yield f"{one.stage}: {one.state}: {one.reason}".rstrip(": ")
+        for change in one.changes:
+            yield f"  {change}"
+
+
+def _folded(found: Iterable[Explanation]) -> Iterator[str]:
+    """Yield the same, with one line for stages in a row of which the same is said."""
+
+    def alike(one: Explanation) -> tuple[str, ...]:
+        if one.changes:
+            return (one.stage, "")
+        reason = "nothing changed" if one.state == "hit" else one.reason
+        return (f"{one.state}: {f'for {_some(one.causes)}' if one.causes else reason}",)
+
+    for said, group in groupby(found, alike):
+        row = list(group)
+        if len(said) == 1:
+            yield f"{_some([one.stage for one in row])}: {said[0]}"
+        else:
+            yield from _explained(row)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 class Graph(NamedTuple):

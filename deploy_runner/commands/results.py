@@ -7,8 +7,7 @@ no hit, the reason is said. An older artifact is had by naming its run.
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -19,6 +18,7 @@ from ..store.files import writing
 from ..types import Artifact, Json
 from .downloads import Needed, bring
 from .options import JsonSwitch, Option, Selection
+from .outputs import command, rows_of, table
 
 if TYPE_CHECKING:
     from ..api import Pipeline
@@ -78,7 +78,7 @@ class Show(NamedTuple):
             else:
                 print(f"{name} did not run in {record.id}: it was a {stage['state']}")
         elif self.replay:
-            print(f"{_run_command(self.selection, name)} --force --keep-workdirs --log")
+            print(f"{command('run', self.selection, name)} --force --keep-workdirs --log")
         elif self.json:
             print(json.dumps({"stage": name, **stage}, ensure_ascii=False))
         else:
@@ -93,7 +93,7 @@ class Show(NamedTuple):
             verdict = explain(pipeline, name)
         record = _newest_with(pipeline, name)
         stage = _as_now(verdict, record.stages[name] if record else None)
-        make = f"run `{_run_command(self.selection, name)}`"
+        make = f"run `{command('run', self.selection, name)}`"
         if stage is None:
             raise UsageError(f"{name} has never run: {verdict.why}", fix=make)
         stale = _stale(verdict, stage)
@@ -192,28 +192,26 @@ def _print_stage(name: str, stage: Mapping[str, Json]) -> None:
             print(f"  {title[:-1]} {key}: {shown}")
 
 
-def _run_command(selection: Selection, name: str) -> str:
-    """Return the command that runs a stage of this pipeline, as it was named."""
-    config = "".join(f" --config {shlex.quote(c)}" for c in selection.config)
-    sets = "".join(f" --set {shlex.quote(s)}" for s in selection.sets)
-    return f"deploy-runner run {shlex.quote(selection.path)} {shlex.quote(name)}{config}{sets}"
-
-
 class Get(NamedTuple):
     """Copy an output of a stage that is up to date out of the store."""
 
-    selection: Annotated[Selection, "STAGE or STAGE.OUTPUT"]
+    selection: Annotated[Selection, "STAGE or STAGE.OUTPUT; with --list the stages (default: all)"]
     run: Annotated[str, RUN_INSTEAD] = ""
+    list: Annotated[bool, Option("list the outputs of the last run: name, kind, size, digest")] = False
     to: Annotated[
         str | None, Option("target path (default: its own name, in the current folder)", "PATH", short="-o")
     ] = None
+    json: JsonSwitch = False
 
     def __call__(self) -> int:
         """Copy an output that is up to date, or that of a run that is named, out of the store."""
         names = self.selection.names
+        if self.list:
+            return self._print_list(names)
         if len(names) != 1:
             raise UsageError(
-                "get needs the name of an output", fix="`deploy-runner get STAGE.OUTPUT --to PATH`"
+                "get needs the name of an output",
+                fix="`deploy-runner get STAGE.OUTPUT --to PATH`; `deploy-runner get --list` lists them",
             )
         pipeline = self.selection.load()
         with pipeline.store.hold():
@@ -227,7 +225,28 @@ class Get(NamedTuple):
             with writing(destination, "choose a folder that can be written"):
                 destination.parent.mkdir(parents=True, exist_ok=True)
             pipeline.store.materialise(found.artifact, destination)
-        print(destination)
+        made = {"path": str(destination), **found.artifact.as_dict()}
+        print(json.dumps(made, ensure_ascii=False) if self.json else destination)
+        return 0
+
+    def _print_list(self, names: Sequence[str]) -> int:
+        """Print the outputs of the last run, or those of stages as the last run that had each left them."""
+        from ..report.lines import size
+
+        if self.to:
+            raise UsageError("get --list copies nothing: --to is for one output")
+        home, files = place_of(self.selection.path, self.selection.config)
+        rows = [row for name in names for row in rows_of(_run_with(home, files, name, self.run), [name])]
+        if not names:
+            record = read_record(home, files, self.run)
+            rows = rows_of(record, record.stages)
+        if self.json:
+            print(json.dumps([row.as_dict() for row in rows], ensure_ascii=False))
+            return 0
+        for line in table(
+            [(r.name, r.artifact.kind, size(r.artifact.size), r.artifact.digest) for r in rows]
+        ):
+            print(line)
         return 0
 
 
@@ -249,7 +268,7 @@ def find_output(pipeline: Pipeline, name: str, selection: Selection, run: str) -
         where = f" in run {record.id}" if record else ""
         wrong = "made no" if output in declared else "has no"
         raise UsageError(f"stage {stage!r} {wrong} output {output!r}{where}", fix=", ".join(made))
-    needed = Needed(made[output], name, key, _run_command(selection, stage))
+    needed = Needed(made[output], name, key, command("run", selection, stage))
     return Found(needed, Path(declared[output].path).name if output in declared else output)
 
 
@@ -280,7 +299,7 @@ def _current(pipeline: Pipeline, stage: str, selection: Selection) -> tuple[str,
     pushed = decision.key if decision is not None and decision.state == "converge" else ""
     if record and made and pushed and record.stages[stage]["key"] == pushed:
         return pushed, made
-    fix = f"run `{_run_command(selection, stage)}`"
+    fix = f"run `{command('run', selection, stage)}`"
     if record and made:
         fix += f"; --run {record.number} selects the output of its last run"
     raise UsageError(f"{stage} is not up to date: {verdict.why}", fix=fix)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from ..types import Event, RunOptions, StageResult
 from .options import JsonResult, LogSwitch, Option, QuietSwitch, Selection, positive, size
+from .outputs import afterwards
 
 if TYPE_CHECKING:
     from ..api import Pipeline
@@ -69,7 +70,10 @@ class Run(NamedTuple):
             pipeline = self.selection.load(on_compile=start_server)
             view = View(self.json, self.log, self.quiet)
             early_server = early[0] if early else None
-            return run_and_show(pipeline, self.selection.names, options, view, early_server).exit_code
+            record = run_and_show(pipeline, self.selection.names, options, view, early_server)
+            for line in () if self.json or self.quiet else afterwards(pipeline.graph, record, self.selection):
+                print(line)
+            return record.exit_code
         finally:
             for server in early:
                 server.stop()

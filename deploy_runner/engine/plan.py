@@ -69,7 +69,7 @@ class Plan(NamedTuple):
 class Explanation(NamedTuple):
     """Why a stage is a hit or a miss, with every component that differs from the last run.
 
-    `decision` is None if a stage upstream is out of date.
+    `decision` is None if a stage upstream is out of date; `causes` are then the stages that it waits for.
     """
 
     stage: str
@@ -77,6 +77,7 @@ class Explanation(NamedTuple):
     reason: str
     changes: tuple[Change, ...] = ()
     decision: Decision | None = None
+    causes: tuple[str, ...] = ()
 
     @property
     def why(self) -> str:
@@ -281,24 +282,25 @@ class Planner:
 
         Where a stage that it needs is not up to date, that one is named, with its reason.
         """
+        *_, last = self.explanations([stage])
+        return last
+
+    def explanations(self, targets: Sequence[str] | None = None) -> Iterator[Explanation]:
+        """Yield that of each stage which these targets (all, if None) need, in the order of execution."""
         made: dict[str, Outputs] = {}
-        roots: dict[str, str] = {}
-        for id_ in select(self.graph, [stage]):
-            node = self.graph.stages[id_]
-            waiting = [need for need in node.upstream if need not in made]
-            if waiting and id_ == stage:
-                causes = "; ".join(f"{need}: {why}" for need, why in roots.items())
-                return Explanation(stage, "waits", f"for {causes}", self._known_changes(node, made))
-            if waiting:
+        causes: dict[str, dict[str, str]] = {}
+        for node, decision, waiting in self.decisions(targets):
+            if decision is None:
+                roots = causes[node.id] = {r: why for need in waiting for r, why in causes[need].items()}
+                reason = f"for {'; '.join(f'{root}: {why}' for root, why in roots.items())}"
+                changes = self._known_changes(node, made)
+                yield Explanation(node.id, "waits", reason, changes, causes=tuple(roots))
                 continue
-            decision = self.decide(node, made)
-            if decision.state != "hit":
-                roots[id_] = self.why(node, decision)
-            if id_ == stage:
-                return self._explanation(node, decision)
             if decision.state == "hit" and decision.record is not None:
-                made[id_] = decision.record.outputs
-        raise AssertionError(stage)
+                made[node.id] = decision.record.outputs
+            else:
+                causes[node.id] = {node.id: self.why(node, decision)}
+            yield self._explanation(node, decision)
 
     def _explanation(self, node: StageNode, decision: Decision) -> Explanation:
         if decision.state == "hit":

@@ -145,6 +145,7 @@ class Recorder:
             "id": self.folder.name,
             "name": self._graph.name,
             "pipeline": self._graph.pipeline,
+            "root": self._graph.root,
             "files": list(self._files),
             "target": str(self._graph.target.get("name", "dry-run")),
             "live": self._graph.live,
@@ -181,16 +182,11 @@ def _entry(result: StageResult) -> Json:
         "figures": dict(result.figures),
     }
     if result.outputs:
-        entry["artifacts"] = {name: _described(artifact) for name, artifact in result.outputs.items()}
+        entry["artifacts"] = {name: artifact.as_dict() for name, artifact in result.outputs.items()}
     for name in ("reason", "error", "workdir", "evidence", "sandbox"):
         if value := getattr(result, name):
             entry[name] = value
     return entry
-
-
-def _described(artifact: Artifact) -> Json:
-    entry: dict[str, Json] = {"digest": artifact.digest, "kind": artifact.kind, "size": artifact.size}
-    return {**entry, "executable": True} if artifact.executable else entry
 
 
 def _artifact(entry: Json) -> Artifact:
@@ -251,17 +247,28 @@ def _newest_run(home: Path, files: Files) -> RunRecord:
 def kept_runs(home: Path, count: int) -> dict[str, list[str]]:
     """Return what a collection keeps: run id → the action keys in it.
 
-    That is the last `count` runs of each pipeline, and what is pinned. Pipelines whose files are
-    gone count as one, so that the runs of passing folders don't stay for ever.
+    That is the last `count` runs of each pipeline in whatever project it is, and what is pinned. Of pipelines
+    whose files are gone it is the last run alone, and only that of the `count` that ran last, so that the
+    runs of passing folders don't stay for ever.
     """
     kept: dict[str, list[str]] = {run: [] for run in pinned_runs(home)}
     seen: Counter[Files] = Counter()
+    gone: set[Files] = set()
     for run in recorded_runs(home):
-        pipeline = run.files if is_there(run.files, home) else ()
-        seen[pipeline] += 1
-        if seen[pipeline] <= count or run.id in kept:
+        seen[run.files] += 1
+        limit = count
+        if not _is_there(run, home):
+            gone.add(run.files)
+            limit = len(gone) <= count
+        if seen[run.files] <= limit or run.id in kept:
             kept[run.id] = [str(stage["key"]) for stage in run.stages.values()]
     return kept
+
+
+def _is_there(run: RunRecord, home: Path) -> bool:
+    """Say whether a run's pipeline exists: beside the store as before, or where it was if the store moved."""
+    before = os.path.join(str(run.data.get("root", "")), os.path.basename(str(run.data["pipeline"])))
+    return is_there(run.files, home) or os.path.isfile(before)
 
 
 def pinned_runs(home: Path) -> set[str]:

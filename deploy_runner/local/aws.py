@@ -231,7 +231,8 @@ def main(argv: list[str] | None = None) -> int:
             pass  # moto's server starts in a thread, where a refusal would be lost.
         server.start()
     except OSError as error:
-        print(f"error: port {args.port} can't be used: {os.strerror(error.errno or 0)}", file=sys.stderr)  # noqa: T201
+        said = f"port {args.port} can't be used: {os.strerror(error.errno or 0)}"
+        print(f"error: {said} (--port 0 takes a free port)", file=sys.stderr)  # noqa: T201
         return 2
     host, port = server.get_host_and_port()
     print(json.dumps({"url": f"http://{host}:{port}"}), flush=True)  # noqa: T201

@@ -307,7 +307,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         running = LocalHub(args.root, port=args.port)
     except OSError as error:
-        print(f"error: port {args.port} can't be used: {os.strerror(error.errno or 0)}", file=sys.stderr)  # noqa: T201
+        said = f"port {args.port} can't be used: {os.strerror(error.errno or 0)}"
+        print(f"error: {said} (--port 0 takes a free port)", file=sys.stderr)  # noqa: T201
         return 2
     with running as hub:
         print(json.dumps({"url": hub.url}), flush=True)  # noqa: T201

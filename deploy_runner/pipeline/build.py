@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from ..errors import Problem, SpecError, closest
+from ..errors import Problem, SpecError, StageError, closest
 from ..registry import Registry
 from ..sdk import StageParams
 from ..types import Graph, Json, Resources, Scalar, SourceFile, StageNode
@@ -118,6 +118,11 @@ def _instance(
     if params is None:
         return None
     cls, kind = draft.type.cls, draft.type
+    try:
+        params.check_inputs({name.partition("/")[0] for name in inputs})
+    except StageError as error:
+        mark = ground.root.value["stages"].child_marks(draft.name)
+        ground.say(mark, f"stage {draft.name!r} ({draft.spec.uses}): {error.message}", error.fix)
     code, packages = _code(ground, draft, params)
     resources = _resources(ground, draft, params.gpus_needed())
     return StageNode(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Mapping
@@ -43,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except OSError as error:
         said = os.strerror(error.errno) if error.errno else str(error)
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            said += " (--port 0 takes a free port)"
         print(f"error: {settings.host}:{settings.port}: {said}", file=sys.stderr)  # noqa: T201
         return 2
 

@@ -32,7 +32,7 @@ from .files import (
 )
 from .folders import Member, manifest, refuse_name, sha256_bytes, stay_inside
 from .handles import Entry, entry_of, let_move, open_file, opened, walk_at
-from .layout import give_way, settle, subfolders
+from .layout import give_way, make_home, settle, subfolders
 from .locks import Lock
 from .namespace import beside_others, stores_own
 from .removal import remove_tree
@@ -66,10 +66,7 @@ class Store:
         self._making_tmp = threading.Lock()
         self._tmp: Path | None = None
         self._tmp_lock: Lock | None = None
-        try:
-            os.makedirs(home, exist_ok=True)
-        except OSError as error:
-            raise store_error(error, home) from error
+        make_home(os.fspath(home))
         settle(os.fspath(home))
 
     @property

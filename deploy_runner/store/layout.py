@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat as stat_module
 from contextlib import suppress
 
-from .files import refuse_exhaustion
+from ..errors import StoreError
+from .files import refuse_exhaustion, store_error
 
-__all__ = ["FOLDERS", "give_way", "settle", "subfolders"]
+__all__ = ["FOLDERS", "give_way", "make_home", "settle", "subfolders"]
 
 FOLDERS = (
     "actions", "cas", "cas/sha256", "compiled", "last", "locks", "pull-requests", "runs", "tmp",
 )  # fmt: skip
 """Every folder of a store whose name is known beforehand, a folder before what it holds."""
+
+
+def make_home(home: str) -> None:
+    """Create the folder of a store, unless it exists. Raises StoreError where that can't be."""
+    fix = "set DEPLOY_RUNNER_HOME to a folder that can be written"
+    try:
+        os.makedirs(home, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StoreError(
+            f"{home} can't be the store's folder: {_file_in(home)} is a file", fix=fix
+        ) from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise store_error(error, home) from error
+        raise StoreError(f"the store's folder {home} can't be created: {error.strerror}", fix=fix) from error
+
+
+def _file_in(path: str) -> str:
+    """Return what of a path exists and is no folder."""
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    return path
 
 
 def settle(home: str) -> None:

@@ -11,9 +11,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..errors import UsageError
 from .layout import FOLDERS
 
 __all__ = [
+    "HOME_VARIABLE",
     "beside_others",
     "configured_home",
     "is_pull_request",
@@ -23,6 +25,7 @@ __all__ = [
     "stores_own",
 ]
 
+HOME_VARIABLE = "DEPLOY_RUNNER_HOME"
 _FOLDER = "pull-requests"
 _OWN = frozenset(
     {*FOLDERS, "counter", "counter.lock", "gc.lock", "secret", "stat.sqlite", "stat.sqlite-shm",
@@ -31,9 +34,28 @@ _OWN = frozenset(
 
 
 def configured_home(folder: Path, environ: Mapping[str, str]) -> Path:
-    """Return `DEPLOY_RUNNER_HOME`, or `.deploy-runner` in the pipeline's folder."""
-    configured = environ.get("DEPLOY_RUNNER_HOME")
-    return Path(configured).absolute() if configured else folder / ".deploy-runner"
+    """Return `DEPLOY_RUNNER_HOME`, or `.deploy-runner` in the pipeline's folder.
+
+    A `~` in it is the home folder, for not every place where a variable is set has a shell; a relative path
+    is one from the current folder. Raises UsageError for the home folder of nobody.
+    """
+    configured = environ.get(HOME_VARIABLE, "").strip()
+    if not configured:
+        return folder / ".deploy-runner"
+    if configured.startswith("~"):
+        return _below_home(configured, environ)
+    return Path(configured).absolute()
+
+
+def _below_home(path: str, environ: Mapping[str, str]) -> Path:
+    own = path == "~" or path.startswith("~/")
+    expanded = environ.get("HOME", "~") + path[1:] if own else os.path.expanduser(path)
+    if not os.path.isabs(expanded):
+        raise UsageError(
+            f"{HOME_VARIABLE} is {path}, and this machine knows no such home folder",
+            fix=f"set {HOME_VARIABLE} to an absolute path",
+        )
+    return Path(expanded)
 
 
 def store_homes(folder: Path, environ: Mapping[str, str]) -> list[Path]:

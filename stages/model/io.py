@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +73,14 @@ class ModelIo(Stage):
             1e-5, ge=0, description="how far from golden's a tensor may be, as a share of its largest value"
         )
 
+        def check_inputs(self, given: Collection[str]) -> None:
+            """Raise StageError for raw files without the function that reads them, or the reverse."""
+            if ("golden" in given) != (self.golden is not None):
+                raise StageError(
+                    "`golden` is a function and a folder of raw files: one is missing",
+                    fix="set `with: {golden: …}` and `inputs: {golden: …}`, or neither",
+                )
+
     class Inputs(StageInputs):
         """The model, and what was saved beside it."""
 
@@ -99,8 +107,6 @@ class ModelIo(Stage):
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Complete, write, open, compare."""
-        if (params.golden is None) != (inputs.golden is None):
-            raise StageError("`golden` is a function and a folder of raw files: one is missing")
         bundle = bundles.load_bundle(inputs.model)
         folder = outputs.io
         folder.mkdir(exist_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,12 @@ class OpenvinoQuantize(Stage):
         transformer: bool = Field(False, description="keep what attention is sensitive to in float")
         reduce_range: bool = Field(True, description="7-bit weights: 8-bit ones overflow without VNNI")
         exclude: list[str] = Field(default=[], description="names of layers to keep in float")
+
+        def check_inputs(self, given: Collection[str]) -> None:
+            """Raise StageError for a limit without the data that it is measured on, or the reverse."""
+            if ("data" in given) != (self.max_drop is not None):
+                only, lacks = ("data", "`max_drop`") if "data" in given else ("max_drop", "the input `data`")
+                raise StageError(f"`{only}` needs {lacks}", fix="set both, or neither")
 
     class Inputs(StageInputs):
         """The float model and the samples."""
@@ -107,9 +113,6 @@ def _refuse(
     params: OpenvinoQuantize.Params, inputs: OpenvinoQuantize.Inputs, model: Any, names: list[str]
 ) -> None:
     """Refuse what can't be asked for. Raises StageError."""
-    if (params.max_drop is None) != (inputs.data is None):
-        given, lacks = ("max_drop", "the input `data`") if inputs.data is None else ("data", "`max_drop`")
-        raise StageError(f"`{given}` needs {lacks}", fix="set both, or neither")
     if any(_count(model)):
         raise StageError("the model is already quantized", fix="use the float model of openvino.convert")
     for name in params.exclude:

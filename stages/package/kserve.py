@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
+from pydantic import model_validator
 
 from deploy_runner.sdk import (
     Context,
@@ -65,6 +67,32 @@ class PackageKserve(Stage):
         cpu: str | None = Field(None, pattern=_QUANTITY, description="processors of a replica, e.g. 500m")
         memory: str | None = Field(None, pattern=_QUANTITY, description="memory of a replica, e.g. 2Gi")
 
+        @model_validator(mode="after")
+        def _ordered(self) -> Self:
+            if self.max_replicas is not None and self.max_replicas < self.min_replicas:
+                raise ValueError(
+                    f"max_replicas {self.max_replicas} is less than min_replicas {self.min_replicas}"
+                )
+            return self
+
+        def check_inputs(self, given: Collection[str]) -> None:
+            """Raise StageError unless it is a repository that is served, or the image of a context."""
+            if ("repository" in given) == ("context" in given):
+                raise StageError("one of `repository` and `context` is needed", fix="set either of them")
+            if "context" in given:
+                if self.image is None or self.storage_uri is not None:
+                    raise StageError("`context` needs image, and no storage_uri",
+                                     fix="set image: REGISTRY/NAME@sha256:…")  # fmt: skip
+            elif self.image is not None:
+                raise StageError("image needs `context`, the output of package.container")
+            elif "pushed" in given and self.storage_uri is not None:
+                raise StageError(
+                    "storage_uri and `pushed` both say where the repository lies", fix="leave one out"
+                )
+            elif "pushed" not in given and self.storage_uri is None:
+                raise StageError("nothing says where the repository lies",
+                                 fix="set `pushed`, the transcript of push.s3, or storage_uri")  # fmt: skip
+
     class Inputs(StageInputs):
         """What is served."""
 
@@ -79,12 +107,6 @@ class PackageKserve(Stage):
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Look at what is served, and describe it."""
-        if (inputs.repository is None) == (inputs.context is None):
-            raise StageError("one of `repository` and `context` is needed", fix="set either of them")
-        if params.max_replicas is not None and params.max_replicas < params.min_replicas:
-            raise StageError(
-                f"max_replicas {params.max_replicas} is less than min_replicas {params.min_replicas}"
-            )
         served = _container(params, inputs.context) if inputs.context else _model(params, inputs)
         predictor: dict[str, Any] = {"minReplicas": params.min_replicas}
         if params.max_replicas is not None:
@@ -103,24 +125,13 @@ class PackageKserve(Stage):
 
 def _model(params: PackageKserve.Params, inputs: PackageKserve.Inputs) -> dict[str, Any]:
     """Return the predictor's `model`: KServe starts Triton with what lies at an address."""
-    if params.image is not None:
-        raise StageError("image needs `context`, the output of package.container")
     assert inputs.repository is not None
     configs = sorted(inputs.repository.glob("*/config.pbtxt"))
     if not configs:
         raise StageError(
             "`repository` has no NAME/config.pbtxt", fix="use the output `repository` of package.triton"
         )
-    uri = params.storage_uri
-    if inputs.pushed is not None:
-        if uri is not None:
-            raise StageError(
-                "storage_uri and `pushed` both say where the repository lies", fix="leave one out"
-            )
-        uri = _pushed(inputs.pushed, inputs.repository)
-    if uri is None:
-        raise StageError("nothing says where the repository lies",
-                         fix="set `pushed`, the transcript of push.s3, or storage_uri")  # fmt: skip
+    uri = _pushed(inputs.pushed, inputs.repository) if inputs.pushed else str(params.storage_uri)
     if not re.fullmatch(rf"({'|'.join(_SCHEMES)})://[^\s/]\S*", uri):
         raise StageError(f"storage_uri {uri!r} is no address that KServe downloads from",
                          fix=f"use one of {', '.join(f'{s}://' for s in _SCHEMES)}")  # fmt: skip
@@ -145,8 +156,6 @@ def _pushed(transcript: Path, repository: Path) -> str:
 
 def _container(params: PackageKserve.Params, context: Path) -> dict[str, Any]:
     """Return the predictor's `containers`: our own server, with the port and user of its Dockerfile."""
-    if params.image is None or params.storage_uri is not None:
-        raise StageError("`context` needs image, and no storage_uri", fix="set image: REGISTRY/NAME@sha256:…")
     try:
         text = (context / "Dockerfile").read_text("utf-8")
         port = int(re.findall(r"^EXPOSE (\d+)$", text, re.MULTILINE)[0])

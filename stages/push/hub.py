@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, Self
 
@@ -114,6 +114,19 @@ class PushHub(Push):
             CARD, "the model card, as it was pushed: read that of a dry run before it goes live"
         )
 
+    def check_target(
+        self, params: Mapping[str, Any], target: Mapping[str, Any], environ: Mapping[str, str]
+    ) -> Mapping[str, str]:
+        """Return what the Hub would refuse of the namespace; without one it is that of the token."""
+        repo, namespace = params.get("repo"), _namespace(target)
+        if not isinstance(repo, str) or "/" in repo or not namespace:
+            return {}
+        try:
+            names.repository(f"{namespace}/{repo}")
+        except ValueError as error:
+            return {"hub.namespace": str(error)}
+        return {}
+
     @contextmanager
     def service(self, ctx: Context, params: Params, backoff: Backoff) -> Iterator[Hub]:
         """Yield the Hub, with the repository's full name."""
@@ -121,8 +134,7 @@ class PushHub(Push):
 
         with one_sentence(params.repo), hub_client(ctx, backoff) as api:
             require_token()
-            hub = ctx.target.get("hub")
-            namespace = hub.get("namespace") if isinstance(hub, dict) else None
+            namespace = _namespace(ctx.target)
             repo = params.repo
             if "/" not in repo:
                 repo = f"{namespace or api.whoami(cache=True)['name']}/{repo}"
@@ -173,3 +185,8 @@ def _description(ctx: Context) -> str:
     """Return the commit's description: which stage, run and commit of the source it comes from."""
     rows = {"Stage": ctx.stage, "Run": ctx.run, "Source-Commit": ctx.commit}
     return "\n".join(f"{name}: {value}" for name, value in rows.items() if value)
+
+
+def _namespace(target: Mapping[str, Any]) -> str:
+    hub = target.get("hub")
+    return str(hub.get("namespace") or "") if isinstance(hub, Mapping) else ""

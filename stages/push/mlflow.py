@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,11 +61,16 @@ class PushMlflow(Push):
             description="the bundle of model.prepare: its cases are tried, the first is the input example",
         )
 
+    def check_target(
+        self, params: Mapping[str, Any], target: Mapping[str, Any], environ: Mapping[str, str]
+    ) -> Mapping[str, str]:
+        """Return whether the server is missing."""
+        return {} if _server(target) else {"mlflow.tracking_uri": ""}
+
     @contextmanager
     def service(self, ctx: Context, params: Params, backoff: Backoff) -> Iterator[Models]:
         """Yield the registered model."""
-        target = ctx.target.get("mlflow")
-        said = target.get("tracking_uri") if isinstance(target, dict) else None
+        said = _server(ctx.target)
         store = os.environ.get("DRY_RUN_MLFLOW")
         uri = (ctx.workdir / store).as_uri() if store else said
         if not uri:
@@ -130,3 +135,8 @@ class PushMlflow(Push):
         models.move(params.alias, now, str(wanted.version))
         digest = wanted.tags[DIGEST][:_SHORT]
         return f"{params.alias} is version {wanted.version} ({digest}) instead of {now.version}"
+
+
+def _server(target: Mapping[str, Any]) -> Any:
+    found = target.get("mlflow")
+    return found.get("tracking_uri") if isinstance(found, Mapping) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,6 +99,14 @@ class PushSagemaker(AwsPush):
         )  # fmt: skip
         rtol: float | None = Field(None, ge=0, description="relative tolerance")
 
+        def check_inputs(self, given: Collection[str]) -> None:
+            """Raise StageError for a shadow that is only half described."""
+            if ("shadow" in given) != (self.shadow is not None):
+                raise StageError(
+                    "a shadow needs both a package and its share of the requests",
+                    fix="set `inputs: {shadow: …}` and `with: {shadow: {percent: …}}`, or neither",
+                )
+
     class Inputs(StageInputs):
         """The package."""
 
@@ -161,11 +169,6 @@ class _Release:
 
     def _tried(self, package: Path | None) -> objects.Upload | None:
         """Return the upload of the package that is tried on real requests."""
-        if (package is None) != (self._params.shadow is None):
-            raise StageError(
-                "a shadow needs both a package and its share of the requests",
-                fix="set `inputs: {shadow: …}` and `with: {shadow: {percent: …}}`, or neither",
-            )
         if package is None:
             return None
         return package_upload(self._aws, self._params, package, owner=self._params.endpoint, name="shadow")

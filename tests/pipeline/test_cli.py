@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pty
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,7 @@ from deploy_runner.cli import build_parser
 from tests.conftest import Project
 
 VERBS = (
-    "run", "plan", "validate", "explain", "graph", "show", "get", "diff", "status", "rollback", "promote", "cache", "stages", "schema", "init", "convert", "verify", "serve", "doctor",
+    "run", "plan", "validate", "explain", "graph", "show", "get", "diff", "status", "rollback", "promote", "cache", "stages", "schema", "init", "convert", "verify", "serve", "doctor", "completion",
 )  # fmt: skip
 
 
@@ -33,7 +35,7 @@ def test_the_set_of_verbs_and_flags_is_frozen() -> None:
         "--keep-workdirs", "--require-sandbox", "--executor", "--ray-address", "--log", "-q", "--quiet", "--values", "--format", "--run", "--runs", "--replay",
         "-o", "--to", "--old", "--new", "--remote", "--keep-runs", "--keep-days", "--dry-run", "--factory", "--shape",
         "--dtype", "--calibration", "--output", "--pipeline", "--goal", "--kwargs", "--copy", "--ci",
-        "--key", "--certificate", "--status",
+        "--key", "--certificate", "--status", "--list",
         "--access-log", "--atol", "--device", "--drain-s", "--host", "--lame-duck-s", "--max-batch", "--max-body",
         "--io", "--max-delay-us", "--max-queue", "--max-samples", "--name", "--port", "--reference", "--rtol",
         "--server", "--threads", "--timeout-s", "--trust", "--watch",
@@ -46,7 +48,8 @@ def test_the_set_of_verbs_and_flags_is_frozen() -> None:
         (["run", "nope.yaml"], "error: nope.yaml does not exist"),
         (["run", "stages/"], "error: stages is a folder (use the pipeline's YAML file)"),
         (["run", "d"], "error: pipeline.yaml has no stage 'd' (the stages are a, b, c)"),
-        (["explain"], "error: explain needs the name of a stage (`deploy-runner explain STAGE`)"),
+        (["get"], "`deploy-runner get --list` lists them"),
+        (["get", "--list", "--to", "x"], "error: get --list copies nothing: --to is for one output"),
         (["show"], "error: there are no runs yet (start with `deploy-runner run`)"),
         (
             ["get", "a"],
@@ -126,6 +129,74 @@ def test_get_copies_an_output_and_never_overwrites(chain: Project) -> None:
     assert "has no output 'nope'" in chain.cli("get", "c.nope", exits=2).stderr
 
 
+def test_a_run_ends_with_its_results_how_to_get_one_and_its_report(chain: Project) -> None:
+    *_, counts, result, copy, report = chain.cli("run", NO_COLOR="1").stdout.splitlines()
+    assert counts.startswith("3 stages: 3 ran in ")
+    assert result == "c.text  upper.txt  12 B"
+    assert copy == "to copy one: deploy-runner get pipeline.yaml c.text"
+    assert (chain.folder / report.removeprefix("report: ")).is_file()
+    assert max(map(len, (counts, result, copy, report))) <= 80
+    assert chain.cli(*shlex.split(copy)[4:]).stdout == "upper.txt\n"
+    found = chain.cli("run", "a", "b").stdout.splitlines()[-2:]
+    assert found == ["b.text  upper.txt  12 B", "to copy one: deploy-runner get pipeline.yaml b.text"]
+    rows = [line.split() for line in chain.cli("get", "--list").stdout.splitlines()]
+    assert [row[:4] for row in rows] == [["a.text", "file", "6", "B"], ["b.text", "file", "12", "B"]]
+    (row,) = json.loads(chain.cli("get", "--list", "c", "--json").stdout)
+    digest = hashlib.sha256((chain.folder / "upper.txt").read_bytes()).hexdigest()
+    assert row == {"stage": "c", "output": "text", "kind": "file", "size": 12, "digest": digest}
+    copied = json.loads(chain.cli("get", "c", "--to", "d", "--json").stdout)
+    assert copied == {"path": "d", "kind": "file", "size": 12, "digest": digest}
+
+
+def test_what_only_checks_and_pushes_read_is_a_result_and_more_than_five_are_counted(
+    project: Project,
+) -> None:
+    project.write(
+        "stages/look.py",
+        """
+        from deploy_runner.sdk import File, Output, Stage, StageInputs, StageOutputs
+        class Look(Stage):
+            "Judge a text."
+            uses = "look"
+            class Inputs(StageInputs):
+                text: File
+            class Outputs(StageOutputs):
+                report: File = Output("report.json")
+            def run(self, ctx, params, inputs, outputs):
+                outputs.report.write_text("{}")
+        """,
+    )
+    project.pipeline(
+        """
+        a: {uses: text.upper, matrix: {n: [1, 2, 3, 4, 5, 6]}, inputs: {text: in.txt}, with: {times: "${{ matrix.n }}"}}
+        b: {uses: text.upper, inputs: {text: in.txt}}
+        seen: {uses: look, inputs: {text: "${{ stages.b.outputs.text }}"}}
+        """
+    )
+    lines = project.cli("run").stdout.splitlines()[-8:]
+    assert [line.split()[0] for line in lines[:5]] == [
+        "a[3].text",
+        "a[4].text",
+        "a[5].text",
+        "a[6].text",
+        "b.text",
+    ]
+    assert lines[5] == "and 2 more: deploy-runner get pipeline.yaml --list"
+
+
+def test_explain_without_a_stage_explains_all_and_folds_what_is_alike(chain: Project) -> None:
+    assert chain.cli("explain").stdout == "a: miss: not built before\nb, c: waits: for a\n"
+    chain.run()
+    assert chain.cli("explain").stdout == "a, b, c: hit: nothing changed\n"
+    changed = ("--set", "stages.b.with.times=3")
+    assert chain.cli("explain", *changed).stdout == (
+        "a: hit: nothing changed\nb: miss: changed since the last run\n  `with.times` 2 → 3\nc: waits: for b\n"
+    )
+    rows = json.loads(chain.cli("explain", *changed, "--json").stdout)
+    assert [(row["stage"], row["state"]) for row in rows] == [("a", "hit"), ("b", "miss"), ("c", "waits")]
+    assert rows[2]["reason"] == "for b: `with.times` 2 → 3"
+
+
 def test_cache_verify_finds_damage_and_gc_keeps_the_last_runs(chain: Project) -> None:
     chain.run()
     assert "all intact" in chain.cli("cache", "verify").stdout
@@ -154,8 +225,8 @@ def test_a_pinned_run_survives_gc(chain: Project) -> None:
 
 def test_doctor_says_what_is_missing_before_anything_runs(project: Project) -> None:
     project.pipeline('odd: {uses: text.odd, with: {secret: "${{ secrets.TOKEN }}"}}')
-    said = project.cli("doctor", exits=2).stdout
-    assert "FAIL secret TOKEN: not set, needed by odd (export TOKEN=…)" in said
+    said = project.cli("doctor", exits=1).stdout
+    assert "FAIL secret TOKEN: not set, needed by odd at pipeline.yaml:4:3 (export TOKEN=…)" in said
     assert "FAIL" not in project.cli("doctor", TOKEN="abcd").stdout
 
 
@@ -169,7 +240,7 @@ def test_a_live_target_needs_credentials(project: Project) -> None:
     nowhere = {"HOME": "/nonexistent", "AWS_EC2_METADATA_DISABLED": "true"}
     error = project.run(exits=1, **nowhere)["stages"]["push"]["error"]
     assert error == "no AWS credentials were found (export AWS_PROFILE=…, or use OIDC in CI)"
-    checked = project.cli("doctor", exits=2, **nowhere).stdout
+    checked = project.cli("doctor", exits=1, **nowhere).stdout
     assert f"FAIL credentials of push.sagemaker: {error}" in checked
     advice = "the image pytorch-inference:2.5.1-cpu-py311 has had no security patches since 2025-10-29"
     assert f"note push: {advice}" in checked

@@ -51,7 +51,7 @@ def test_a_cache_that_can_be_read_and_written_passes(chain: Project, share: Shar
 
 
 def test_a_reader_needs_public_keys_and_no_secret(chain: Project, share: Share) -> None:
-    said = about_the_cache(chain, exits=2, DEPLOY_RUNNER_REMOTE=share.url)
+    said = about_the_cache(chain, exits=1, DEPLOY_RUNNER_REMOTE=share.url)
     assert said[1] == (
         f"FAIL shared cache can be read: nothing in {share.url} can be trusted: no public key is configured "
         "(set cache.public_keys, or DEPLOY_RUNNER_CACHE_KEY)"
@@ -65,7 +65,7 @@ def test_a_reader_needs_public_keys_and_no_secret(chain: Project, share: Share) 
 
 def test_who_pushes_needs_the_secret(chain: Project, share: Share) -> None:
     trusted = f"cache.public_keys=['{PUBLIC}']"
-    said = about_the_cache(chain, *PUSH, "--set", trusted, exits=2, DEPLOY_RUNNER_REMOTE=share.url)
+    said = about_the_cache(chain, *PUSH, "--set", trusted, exits=1, DEPLOY_RUNNER_REMOTE=share.url)
     assert said[1].startswith("ok ")
     assert said[2].startswith("FAIL signing key: DEPLOY_RUNNER_CACHE_KEY is not set (set 32 characters")
     assert len(said) == 3
@@ -73,7 +73,7 @@ def test_who_pushes_needs_the_secret(chain: Project, share: Share) -> None:
 
 def test_a_cache_that_does_not_exist_is_named(chain: Project, share: Share) -> None:
     share.folder.rmdir()
-    said = about_the_cache(chain, exits=2, **reaching(share))
+    said = about_the_cache(chain, exits=1, **reaching(share))
     assert said[1].startswith(
         f"FAIL shared cache can be read: {share.url} can't be opened: the folder doesn't exist"
     )
@@ -81,7 +81,7 @@ def test_a_cache_that_does_not_exist_is_named(chain: Project, share: Share) -> N
 
 def test_a_cache_that_never_answers_costs_one_time_limit(chain: Project, stalled: dict[str, str]) -> None:
     """What can't be read isn't tried to be written."""
-    said = about_the_cache(chain, *PUSH, "--set", "cache.timeout=1s", exits=2, **stalled)
+    said = about_the_cache(chain, *PUSH, "--set", "cache.timeout=1s", exits=1, **stalled)
     assert "s3://bucket/prefix can't be read: it didn't answer in time (raise cache.timeout)" in said[1]
     assert len(said) == 3
 
@@ -97,6 +97,6 @@ def test_the_extra_is_named_if_it_is_missing(chain: Project, share: Share) -> No
         [sys.executable, "-c", without], cwd=chain.folder, capture_output=True, text=True, check=False,
         env={**os.environ, **chain.env, **reaching(share)},
     )  # fmt: skip
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == 1, done.stderr
     assert "FAIL shared cache: obstore is missing (pip install 'deploy-runner[remote]')" in done.stdout
     assert "can be read" not in done.stdout

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from deploy_runner.sdk import GateError, StageError, sha256_file
 from deploy_runner.stages.model import protos
@@ -133,7 +134,7 @@ def test_what_is_missing_is_said(
     tmp_path: Path, repository: Path, inputs: tuple[str, ...], params: dict[str, Any], said: str
 ) -> None:
     given = {"repository": repository, "context": context_of(tmp_path / "context")}
-    with pytest.raises(StageError, match=said):
+    with pytest.raises((StageError, ValidationError), match=said):
         packed(tmp_path / "p", {name: given[name] for name in inputs}, **params)
 
 

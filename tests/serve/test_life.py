@@ -245,9 +245,8 @@ def test_torchscript_needs_trust_and_names(digits: Digits) -> None:
 def test_a_port_in_use_and_options_that_contradict_each_other_are_said(
     digits: Digits, used_port: int
 ) -> None:
-    assert (
-        refusal(digits.onnx, "--port", used_port) == f"error: 127.0.0.1:{used_port}: Address already in use"
-    )
+    said = refusal(digits.onnx, "--port", used_port)
+    assert said == f"error: 127.0.0.1:{used_port}: Address already in use (--port 0 takes a free port)"
     assert "max_samples 1024 is more than max_queue 8" in refusal(digits.onnx, "--max-queue", 8)
 
 

@@ -162,7 +162,7 @@ def test_a_port_in_use_is_one_sentence(server: str, used_port: int, tmp_path: Pa
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (
         2,
-        f"error: port {used_port} can't be used: Address already in use\n",
+        f"error: port {used_port} can't be used: Address already in use (--port 0 takes a free port)\n",
     )
 
 

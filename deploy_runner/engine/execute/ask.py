@@ -36,10 +36,12 @@ def ask(
     *,
     environ: Mapping[str, str],
     log: Callable[[str], None],
+    server: ForkServer | None = None,
 ) -> Any:
     """Return what the stage answers. Raises what the stage raises.
 
-    `question` holds the `verb` and its arguments; `decision` has the inputs, None for none.
+    `question` holds the `verb` and its arguments; `decision` has the inputs, None for none. Without a
+    `server` the worker is forked from one of its own.
     """
     folder = store.new_tmp() / f"ask-{node.id}"
     (folder / "work").mkdir(parents=True)
@@ -49,7 +51,12 @@ def ask(
     project = Project(graph.root, graph.live)
     cloud = live_environment(environ)
     asked = request(action, project, store, planner.environment, environ, cloud) | {"ask": dict(question)}
-    status = _answered(asked, action, log)
+    used = server or ForkServer(threads=node.resources.cpu)
+    try:
+        status = _answered(asked, action, log, used)
+    finally:
+        if server is None:
+            used.stop()
     result = read_result(folder)
     raise_failure(action, status, result, "", root=graph.root)
     if "answer" not in result:
@@ -57,10 +64,9 @@ def ask(
     return action.redactor.json(result["answer"])
 
 
-def _answered(asked: dict[str, Any], action: Action, log: Callable[[str], None]) -> int:
+def _answered(asked: dict[str, Any], action: Action, log: Callable[[str], None], server: ForkServer) -> int:
     """Have a worker answer, pass on what it prints, and return its status as of waitpid(2)."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
-    server = ForkServer(threads=action.node.resources.cpu)
     try:
         with open(read_end, "rb") as printed:
             with open(write_end, "wb") as end:
@@ -75,5 +81,3 @@ def _answered(asked: dict[str, Any], action: Action, log: Callable[[str], None])
                     return int(answer["status"])
     except (EOFError, OSError) as error:
         raise StageError("the fork server has ended", fix="try again") from error
-    finally:
-        server.stop()

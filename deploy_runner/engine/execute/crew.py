@@ -111,18 +111,8 @@ class LocalCrew:
 
     def _gpus_for(self, node: StageNode) -> tuple[str, ...]:
         """Return the GPUs that a stage gets. Raises StageError for what this machine doesn't have."""
-        wanted = node.resources
-        if not (wanted.gpu or wanted.custom):
-            return ()
-        fix = "run with `--executor ray` on a cluster that has it"
-        for name in wanted.custom:
-            raise StageError(f"it needs the resource {name!r}, which a local run doesn't know", fix=fix)
-        count = len(gpus.usable(self._environ))
-        if wanted.gpu > count:
-            lack = f"{wanted.gpu} GPU{'s' if wanted.gpu > 1 else ''}, and this machine has {count or 'none'}"
-            by = f" in {gpus.VISIBLE}" if gpus.VISIBLE in self._environ else ""
-            raise StageError(f"it needs {lack}{by}", fix=fix)
-        return self._free_gpus()[: wanted.gpu]
+        gpus.require(node.resources, self._environ)
+        return self._free_gpus()[: node.resources.gpu] if node.resources.gpu else ()
 
     def _launch(self, action: Action) -> None:
         asked = request(

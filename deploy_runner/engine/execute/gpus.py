@@ -6,7 +6,10 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 
-__all__ = ["VISIBLE", "devices", "usable"]
+from ...errors import StageError
+from ...types import Resources
+
+__all__ = ["VISIBLE", "devices", "require", "usable"]
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 """What tells CUDA which GPUs a process may use: numbers or UUIDs with commas between them."""
@@ -37,3 +40,16 @@ def usable(environ: Mapping[str, str]) -> tuple[str, ...]:
 def devices() -> list[str]:
     """Return the device files of NVIDIA's driver."""
     return sorted(f"{_DEVICES}/{name}" for name in os.listdir(_DEVICES) if name.startswith("nvidia"))
+
+
+def require(wanted: Resources, environ: Mapping[str, str]) -> None:
+    """Raise StageError for GPUs and other resources that this machine doesn't have."""
+    if not (wanted.gpu or wanted.custom):
+        return
+    fix = "run with `--executor ray` on a cluster that has it"
+    for name in wanted.custom:
+        raise StageError(f"it needs the resource {name!r}, which a local run doesn't know", fix=fix)
+    count = len(usable(environ))
+    if wanted.gpu > count:
+        lack = f"{wanted.gpu} GPU{'s' if wanted.gpu > 1 else ''}, and this machine has {count or 'none'}"
+        raise StageError(f"it needs {lack}{f' in {VISIBLE}' if VISIBLE in environ else ''}", fix=fix)

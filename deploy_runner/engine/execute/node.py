@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from ...errors import DeployRunnerError, StageError, StoreError
 from ...store.cas import Store
+from ...store.namespace import HOME_VARIABLE, configured_home
 from ...store.removal import remove_tree
 from ...store.shared import SharedStore, open_store
 from ...types import Artifact, RunOptions, StageResult
@@ -41,8 +42,8 @@ _SMALL_BYTES = 64 << 10
 
 def home_of_node(environ: Mapping[str, str]) -> Path:
     """Return the folder of a node's own store: `DEPLOY_RUNNER_HOME`, or in the user's cache folder."""
-    if configured := environ.get("DEPLOY_RUNNER_HOME"):
-        return Path(configured).absolute()
+    if environ.get(HOME_VARIABLE, "").strip():
+        return configured_home(Path(), environ)
     cache = environ.get("XDG_CACHE_HOME") or f"{environ.get('HOME') or '/tmp'}/.cache"
     return Path(cache) / "deploy-runner"
 

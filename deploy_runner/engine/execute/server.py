@@ -112,9 +112,9 @@ class _Server:
         self._say({"event": "started", "action": action, "pid": spare.pid})
 
     def _preload(self, modules: list[str]) -> None:
-        """Import modules; one that is missing is left out, and the stage says how to install it."""
+        """Import modules; of what is missing or broken the stage says what is wrong, and how to fix it."""
         for module in modules:
-            with contextlib.suppress(ImportError):
+            with contextlib.suppress(Exception):
                 importlib.import_module(module)
         gc.freeze()
 

@@ -33,6 +33,7 @@ from ...usercode.loading import load
 from . import installation
 from .audit import ReadGuard, Scope
 from .families import hand_over_without_sockets, shorten
+from .readiness import READY, refused
 from .sandbox import Confinement, Sandbox
 from .writes import WriteGuard
 
@@ -57,6 +58,10 @@ def run(request: dict[str, Any], sandbox: Sandbox, tell: Callable[[Confinement],
         inputs = _stage_inputs(request)
         tell(_confine(request, sandbox))
         cls = load_class(request["module"], request["class_name"], request["stage_dir"])
+        asked = request.get("ask")
+        if asked is not None and asked["verb"] == READY:
+            _write_result(result_fd, {"ok": True, "answer": refused(asked)})
+            return 0
         ctx = _context(request)
         params, stage_inputs, outputs = _models(cls, request, inputs)
         _seed(request)
@@ -64,7 +69,6 @@ def run(request: dict[str, Any], sandbox: Sandbox, tell: Callable[[Confinement],
         if command is not None:
             _exec(command(cls(), ctx, params, stage_inputs, outputs), inputs, request, result_fd)
         guard = _guard(request, inputs)
-        asked = request.get("ask")
         if asked is None:
             cls().run(ctx, params, stage_inputs, outputs)
         else:
