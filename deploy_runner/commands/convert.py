@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from ..errors import StoreError, UsageError
+from ..errors import StoreError, UsageError, closest_path
 from ..store.files import write_atomic
 from ..types import RunOptions
 from ..usercode.loading import is_file, split
@@ -160,7 +160,7 @@ def _inside(pipeline: Path, given: str) -> str:
     """Return a path relative to the pipeline's folder."""
     place, folder = Path(given).resolve(), pipeline.resolve().parent
     if not place.exists():
-        raise UsageError(f"{given} does not exist")
+        raise UsageError(f"{given} does not exist", fix=closest_path(given))
     if not place.is_relative_to(folder):
         raise UsageError(
             f"{given} is outside {folder}", fix="run the command in a folder that contains all files"

@@ -84,10 +84,9 @@ def _nothing_builds(found: Found) -> UsageError:
                           fix="say the shape of one: --shape 1,3,224,224")  # fmt: skip
     if found.tried:
         name, why = next(iter(found.tried.items()))
-        return UsageError(
-            f"{name} doesn't build this model: {why}",
-            fix="name what does, with its arguments: --factory FILE.py:NAME --kwargs 'NAME: VALUE'",
-        )
+        other = "name what does, with its arguments: --factory FILE.py:NAME --kwargs 'NAME: VALUE'"
+        missing = "is not installed" in why  # Then it says itself what to do.
+        return UsageError(f"{name} doesn't build this model: {why}", fix="" if missing else other)
     return UsageError(
         "nothing in the project builds this model",
         fix="name what does: --factory FILE.py:NAME, or package.module:NAME",
