@@ -55,6 +55,12 @@ _TARGETS = {
   #   image_uri: 763104351884.dkr.ecr.eu-central-1.amazonaws.com/ray:serve-ml-sagemaker-cpu-v1
 """,
     ),
+    "kserve": (
+        "  aws: {region: us-east-1, bucket: dry-run-models, create_bucket: true}\n",
+        "  # aws: {region: eu-central-1, bucket: your-models}\n",
+    ),
+    "oci": ("", "  # oci: {registry: ghcr.io}\n"),
+    "mlflow": ("", "  # mlflow: {tracking_uri: https://mlflow.example.com}\n"),
     "hub": (
         "  hub:\n    namespace: local\n",
         "  # hub:\n  #   namespace: your-organisation  # default: the account of HF_TOKEN\n",
