@@ -32,6 +32,10 @@ __all__ = [
 ]
 
 
+_ALIKE = 0.75
+"""How alike names of files are before one is meant for the other: by their endings alone most are a little."""
+
+
 class Problem(NamedTuple):
     """One error in a pipeline file: what is wrong, where, and how to fix it."""
 
@@ -134,7 +138,7 @@ def closest_path(path: str | os.PathLike[str]) -> str:
         place = os.path.join(found, part) if found or part else os.sep
         if not os.path.exists(place):
             try:
-                near = get_close_matches(part, os.listdir(found or "."), n=1)
+                near = get_close_matches(part, os.listdir(found or "."), n=1, cutoff=_ALIKE)
             except OSError:
                 return ""
             if not near:

@@ -113,7 +113,10 @@ def test_an_onnx_file_of_somebody_else(here: Project) -> None:
     assert written(here)["package"]["inputs"]["model"] == "${{ stages.model.outputs.onnx }}"
     _follows_the_schema_line(here.folder / "pipeline.yaml")
     lacks = here.cli("plan", "--config", "configs/production.yaml", exits=2).stderr
-    assert "doesn't set target.aws.region, target.aws.bucket, target.aws.role_arn and target.aws.image_uri" in lacks
+    assert (
+        "doesn't set target.aws.region, target.aws.bucket, target.aws.role_arn and target.aws.image_uri"
+        in lacks
+    )
 
 
 def _follows_the_schema_line(pipeline: Path) -> None:
@@ -226,14 +229,14 @@ def test_what_lies_elsewhere_is_copied_only_if_that_is_asked_for(here: Project, 
     options = ("--factory", "model.py:build", "--shape", "1,1,8,8")
     said = here.cli("init", "../best.pt", *options, exits=2).stderr
     assert "is outside the project" in said
-    assert "(copy its 55.9 KiB with --copy, or name a folder that contains it)" in said
+    assert "(copy its 676.3 KiB with --copy, or name a folder that contains it)" in said
     wrong = here.cli(
         "init", "../best.pt", "--copy", "--factory", "model.py:build", "--shape", "1,3,8,8", exits=2
     )
     assert "forward() refuses shape [1, 3, 8, 8]" in wrong.stderr
     assert [path.name for path in here.folder.iterdir()] == ["model.py"]
     said = here.cli("init", "../best.pt", "--copy", *options).stdout
-    assert "copied ../best.pt to best.pt, 55.9 KiB" in said
+    assert "copied ../best.pt to best.pt, 676.3 KiB" in said
     assert "now: deploy-runner run pipeline.yaml" in said
     assert here.run()["ran"] == 5
     assert "pipeline.yaml already exists" in here.cli("init", "best.pt", exits=2).stderr
