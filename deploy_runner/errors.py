@@ -33,7 +33,7 @@ __all__ = [
 
 
 _ALIKE = 0.75
-"""How alike names of files are before one is meant for the other: by their endings alone most are a little."""
+"""How alike names of files are before one is meant for the other: most endings are equal."""
 
 
 class Problem(NamedTuple):
