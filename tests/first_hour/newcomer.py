@@ -48,7 +48,14 @@ def install(programs: Path, *requirements: str) -> None:
             else:
                 shutil.copy(ROOT / name, source)
     ours = [re.sub(r"^deploy-runner(?=\[|$)", str(source), name) for name in requirements]
-    command = [programs / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    command: list[str | Path] = [
+        programs / "python",
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--disable-pip-version-check",
+    ]
     subprocess.run([*command, "-c", ROOT / "constraints.txt", *ours], check=True, timeout=1500)
 
 
