@@ -14,6 +14,7 @@ process.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -27,8 +28,13 @@ __all__ = [
     "StoreError",
     "UsageError",
     "closest",
+    "closest_path",
     "counted",
 ]
+
+
+_ALIKE = 0.75
+"""How alike names of files are before one is meant for the other: most endings are equal."""
 
 
 class Problem(NamedTuple):
@@ -128,3 +134,22 @@ def _rebuild(
     error.args = args
     error.__dict__.update(state)
     return error
+
+
+def closest_path(path: str | os.PathLike[str]) -> str:
+    """Return the fix "did you mean 'a/b'?" for the existing path nearest to a missing one, or nothing."""
+    from difflib import get_close_matches
+
+    found = ""
+    for part in os.fspath(path).split(os.sep):
+        place = os.path.join(found, part) if found or part else os.sep
+        if not os.path.exists(place):
+            try:
+                near = get_close_matches(part, os.listdir(found or "."), n=1, cutoff=_ALIKE)
+            except OSError:
+                return ""
+            if not near:
+                return ""
+            place = os.path.join(found, near[0])
+        found = place
+    return f"did you mean {found!r}?"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from ..errors import StoreError, UsageError
+from ..errors import StoreError, UsageError, closest_path
 from ..store.files import write_atomic
 from ..types import RunOptions
 from ..usercode.loading import is_file, split
@@ -38,7 +38,10 @@ FORMATS: dict[str, tuple[str, tuple[str, ...]]] = {
     "int8": ("int8.model", ("onnx", "int8")),
     "ptl": ("ptl.model", ("ptl",)),
     "pte": ("pte.model", ("pte",)),
+    "openvino": ("openvino.model", ("onnx", "openvino")),
+    "coreml": ("coreml.model", ("coreml",)),
     "sagemaker": ("sagemaker.package", ("onnx", "sagemaker")),
+    "triton": ("triton.repository", ("onnx", "triton")),
 }
 """Format → the output that it is, and the stages that make it from the model."""
 
@@ -160,7 +163,7 @@ def _inside(pipeline: Path, given: str) -> str:
     """Return a path relative to the pipeline's folder."""
     place, folder = Path(given).resolve(), pipeline.resolve().parent
     if not place.exists():
-        raise UsageError(f"{given} does not exist")
+        raise UsageError(f"{given} does not exist", fix=closest_path(given))
     if not place.is_relative_to(folder):
         raise UsageError(
             f"{given} is outside {folder}", fix="run the command in a folder that contains all files"
@@ -192,7 +195,10 @@ def _conversions(found: Found, calibration: str | None) -> Stages:
         "int8": int8,
         "ptl": _from_model("mobile.lite"),
         "pte": _from_model("mobile.executorch"),
+        "openvino": {"uses": "openvino.convert", "inputs": {"model": _ONNX, "reference": MODEL}},
+        "coreml": _from_model("coreml.convert"),
         "sagemaker": {"uses": "package.sagemaker", "inputs": {"model": _ONNX, "reference": MODEL}},
+        "triton": {"uses": "package.triton", "inputs": {"model": _ONNX, "reference": MODEL}},
     }
     return stages | made
 
@@ -211,7 +217,7 @@ def _of_onnx(stages: Stages) -> Stages:
     """Return the stages of what is an ONNX file already: it is its own conversion to ONNX."""
     own = "${{ stages.model.outputs.onnx }}"
     made = {}
-    for name in ("model", "checked", "fp16", "int8", "sagemaker"):
+    for name in ("model", "checked", "fp16", "int8", "openvino", "sagemaker", "triton"):
         inputs = {n: own if place == _ONNX else place for n, place in stages[name]["inputs"].items()}
         made[name] = {**stages[name], "inputs": inputs}
     return made

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "View", "run_and_show"]
 
+_INTERRUPTED = 130
+
 
 class View(NamedTuple):
     """What a run shows: `json` one object at its end, `log` the stages' lines, `quiet` errors only."""
@@ -111,6 +113,8 @@ def run_and_show(
                 print(f"{result.id}: {result.error}", file=sys.stderr)
     if lacks := record.unconfined:
         print(f"warning: stages were not kept from {', '.join(lacks)}", file=sys.stderr)
+    if record.exit_code == _INTERRUPTED:
+        print("interrupted; finished artifacts are kept, run again to continue", file=sys.stderr)
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         from ..report.github import job_summary
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-from ..errors import UsageError, counted
+from ..errors import UsageError, closest_path, counted
+from ..report.lines import size
 from ..store.files import write_atomic
 from ..usercode.loading import split
 from .handwriting import rendered
@@ -20,6 +22,8 @@ from .starting import WEIGHTS, Goal, Stages, prepared, stages_for, weights_stage
 __all__ = ["Init"]
 
 _SCHEMA = "pipeline.schema.json"
+_STORE = ".deploy-runner"
+_WHERE = "name the file that training has written, e.g. checkpoints/best.pt"
 _DRY_RUN = """\
 # The default target: local servers, started empty for each push, so nothing leaves the machine.
 target:
@@ -28,6 +32,7 @@ target:
 """
 _PRODUCTION = """\
 # The real thing: deploy-runner run --config configs/production.yaml, with credentials in the environment.
+# Uncomment the rest and replace the names; then deploy-runner doctor --config configs/production.yaml.
 target:
   name: production
   live: true
@@ -43,14 +48,23 @@ _TARGETS = {
     image_uri: 123456789012.dkr.ecr.us-east-1.amazonaws.com/inference:latest
 """,
         """\
-  aws:
-    region: eu-central-1
-    bucket: your-models
-    role_arn: arn:aws:iam::123456789012:role/your-sagemaker-role
-    image_uri: 123456789012.dkr.ecr.eu-central-1.amazonaws.com/your-image:latest
+  # aws:
+  #   region: eu-central-1
+  #   bucket: your-models
+  #   role_arn: arn:aws:iam::123456789012:role/your-sagemaker-role
+  #   image_uri: 763104351884.dkr.ecr.eu-central-1.amazonaws.com/ray:serve-ml-sagemaker-cpu-v1
 """,
     ),
-    "hub": ("  hub:\n    namespace: local\n", "  hub:\n    namespace: your-organisation\n"),
+    "kserve": (
+        "  aws: {region: us-east-1, bucket: dry-run-models, create_bucket: true}\n",
+        "  # aws: {region: eu-central-1, bucket: your-models}\n",
+    ),
+    "oci": ("", "  # oci: {registry: ghcr.io}\n"),
+    "mlflow": ("", "  # mlflow: {tracking_uri: https://mlflow.example.com}\n"),
+    "hub": (
+        "  hub:\n    namespace: local\n",
+        "  # hub:\n  #   namespace: your-organisation  # default: the account of HF_TOKEN\n",
+    ),
 }
 """Goal → what its targets are, in a dry run and in production."""
 
@@ -79,7 +93,9 @@ class Init(NamedTuple):
         project = Path(self.folder)
         target = project / "pipeline.yaml"
         if target.exists():
-            raise UsageError(f"{target} already exists", fix="choose another folder")
+            raise UsageError(
+                f"{target} already exists", fix=f"rename it first, or run it: {_command(target)}"
+            )
         if self.factory is not None:
             _require_form(self.factory)
         files = Planned(project)
@@ -95,10 +111,14 @@ class Init(NamedTuple):
         if self.ci:
             files.add_workflow()
         files.write()
-        for line in _said(found):
+        for line in (*files.said, *_said(found)):
             print(line)
-        print(f"wrote {', '.join(files.texts)}; now: deploy-runner run {target}")
+        print(f"wrote {', '.join(files.texts)}; now: {_command(target)}")
         return 0
+
+
+def _command(pipeline: Path) -> str:
+    return f"deploy-runner run {shlex.quote(str(pipeline))}"
 
 
 class Planned:
@@ -107,23 +127,25 @@ class Planned:
     def __init__(self, project: Path) -> None:
         self.project = project
         self.texts: dict[str, str] = {}
+        self.said: list[str] = []
         self._copied: Path | None = None
         self._made = not project.exists()
 
     def take(self, source: Path, *, copy: bool) -> Path:
         """Return where the model lies in the project; one outside of it is copied if that is asked for."""
         if not source.exists():
-            raise UsageError(f"{source} does not exist")
+            raise UsageError(f"{source} does not exist", fix=closest_path(source) or _WHERE)
         if source.resolve().is_relative_to(self.project.resolve()):
             return source
         if not copy:
             raise UsageError(
                 f"{source} is outside the project {self.project.resolve()}, where a pipeline's files lie",
-                fix="copy it with --copy, or name a folder that contains it as the project",
+                fix=f"copy its {size(_bytes(source))} with --copy, or name a folder that contains it",
             )
         place = self.project / source.name
         if place.exists():
             raise UsageError(f"{place} already exists", fix="name it, or remove it")
+        self.said.append(f"copied {source} to {place}, {size(_bytes(source))}")
         self.project.mkdir(parents=True, exist_ok=True)
         self._copied = place
         (shutil.copytree if source.is_dir() else shutil.copy2)(source, place)
@@ -143,7 +165,7 @@ class Planned:
         from ..pipeline.schema import json_schema
 
         self._add(_SCHEMA, json.dumps(json_schema(self.project), indent=2, ensure_ascii=False) + "\n")
-        self._add(".gitignore", ".deploy-runner/\n")
+        self._ignore_store()
         if goal in _TARGETS:
             dry_run, production = _TARGETS[goal]
             self._add("configs/dry-run.yaml", _DRY_RUN + dry_run)
@@ -164,16 +186,34 @@ class Planned:
         self._add(place, made.render(folder="" if inside == "." else inside))
 
     def _add(self, name: str, text: str) -> None:
-        """Plan a file, unless the project has one."""
+        """Plan a file, unless the project has one, which is kept."""
         if not (self.project / name).exists():
             self.texts[name] = text
+        elif (self.project / name).read_bytes() != text.encode():
+            self.said.append(f"kept {self.project / name}, which already exists")
+
+    def _ignore_store(self) -> None:
+        """Plan that Git ignores the store, after what the project has it ignore already."""
+        place = self.project / ".gitignore"
+        before = place.read_text("utf-8", errors="surrogateescape") if place.exists() else ""
+        if not {_STORE, f"{_STORE}/", f"/{_STORE}", f"/{_STORE}/"} & {
+            line.strip() for line in before.splitlines()
+        }:
+            self.texts[".gitignore"] = (
+                before + "\n" * (bool(before) and not before.endswith("\n")) + f"{_STORE}/\n"
+            )
 
     def write(self) -> None:
         """Write everything, the pipeline last."""
         for name, text in sorted(self.texts.items(), key=lambda item: item[0] == "pipeline.yaml"):
             place = self.project / name
             place.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(place, text.encode())
+            write_atomic(place, text.encode("utf-8", errors="surrogateescape"))
+
+
+def _bytes(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _require_form(factory: str) -> None:

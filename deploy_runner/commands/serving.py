@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Annotated, Any, NamedTuple, Self
 
 from ..engine.runs import recorded_runs
-from ..errors import DeployRunnerError, UsageError
+from ..errors import DeployRunnerError, UsageError, closest_path
 from ..server.options import OPTIONS, add_options
 from .downloads import bring
 from .options import DEFAULT_PIPELINE, Selection
@@ -87,7 +87,7 @@ class Serve(NamedTuple):
             command = _command(name, given)
             os.execv(command[0], command)
         if "/" in name or name.endswith((".onnx", ".pt", ".pt2", ".gz", ".tgz")):
-            raise UsageError(f"{name} does not exist")
+            raise UsageError(f"{name} does not exist", fix=closest_path(name))
         selection = self.selection._replace(words=(*(pipeline or (DEFAULT_PIPELINE,)), name))
         with TemporaryDirectory(prefix="deploy-runner-serve-") as folder:
             return _Supervisor(selection, self.run, given, Path(folder)).run()

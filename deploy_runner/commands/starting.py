@@ -11,7 +11,9 @@ from .looking import Found
 
 __all__ = ["MODEL", "WEIGHTS", "Goal", "Stages", "model_stages", "prepared", "stages_for", "weights_stage"]
 
-Goal = Literal["onnx", "sagemaker", "docker", "hub", "mobile"]
+Goal = Literal[
+    "onnx", "sagemaker", "docker", "hub", "triton", "kserve", "oci", "mlflow", "openvino", "mobile", "coreml"
+]
 Stages = dict[str, dict[str, Any]]
 
 MODEL = "${{ stages.model.outputs.model }}"
@@ -84,10 +86,9 @@ def _nothing_builds(found: Found) -> UsageError:
                           fix="say the shape of one: --shape 1,3,224,224")  # fmt: skip
     if found.tried:
         name, why = next(iter(found.tried.items()))
-        return UsageError(
-            f"{name} doesn't build this model: {why}",
-            fix="name what does, with its arguments: --factory FILE.py:NAME --kwargs 'NAME: VALUE'",
-        )
+        other = "name what does, with its arguments: --factory FILE.py:NAME --kwargs 'NAME: VALUE'"
+        missing = "is not installed" in why  # Then it says itself what to do.
+        return UsageError(f"{name} doesn't build this model: {why}", fix="" if missing else other)
     return UsageError(
         "nothing in the project builds this model",
         fix="name what does: --factory FILE.py:NAME, or package.module:NAME",
@@ -100,10 +101,11 @@ def stages_for(found: Found, goal: Goal, name: str) -> Stages:
     Raises UsageError for a goal that what was found can't have.
     """
     stages = model_stages(found)
-    if goal == "mobile":
+    if goal in _OF_MODEL:
+        uses, called = _OF_MODEL[goal]
         if found.kind == "onnx":
-            raise UsageError("ExecuTorch takes no .onnx file", fix="start from the checkpoint of the model")
-        return stages | {"mobile": {"uses": "mobile.executorch", "inputs": {"model": MODEL}}}
+            raise UsageError(f"{called} takes no .onnx file", fix="start from the checkpoint of the model")
+        return stages | {goal: {"uses": uses, "inputs": {"model": MODEL}}}
     onnx = "${{ stages.onnx.outputs.model }}"
     if found.kind == "onnx":
         onnx = "${{ stages.model.outputs.onnx }}"
@@ -155,10 +157,74 @@ def _hub(found: Found, onnx: str, name: str) -> Stages:
     }
 
 
+def _triton(found: Found, onnx: str, name: str) -> Stages:
+    return {
+        "triton": {
+            "uses": "package.triton",
+            "needs": ["checked", "parity"],
+            "inputs": {"model": onnx, "reference": MODEL},
+            "with": {"name": _plain(name)},
+        }
+    }
+
+
+def _kserve(found: Found, onnx: str, name: str) -> Stages:
+    repository = "${{ stages.triton.outputs.repository }}"
+    plain = _plain(name)
+    return _triton(found, onnx, name) | {
+        "stored": {
+            "uses": "push.s3",
+            "inputs": {"artifact": repository},
+            "with": {"prefix": f"models/{plain}"},
+        },
+        "service": {
+            "uses": "package.kserve",
+            "inputs": {"repository": repository, "pushed": "${{ stages.stored.outputs.transcript }}"},
+            "with": {"name": plain if plain[0].isalpha() else f"model-{plain}"},
+        },
+    }
+
+
+def _oci(found: Found, onnx: str, name: str) -> Stages:
+    return {
+        "registry": {
+            "uses": "push.oci",
+            "needs": ["checked", "parity"],
+            "inputs": {"artifact": onnx},
+            "with": {"repository": f"models/{_plain(name)}"},
+        }
+    }
+
+
+def _mlflow(found: Found, onnx: str, name: str) -> Stages:
+    return {
+        "registered": {
+            "uses": "push.mlflow",
+            "needs": ["checked", "parity"],
+            "inputs": {"model": onnx, "reference": MODEL},
+            "with": {"name": _plain(name)},
+        }
+    }
+
+
+def _openvino(found: Found, onnx: str, name: str) -> Stages:
+    return {"openvino": {"uses": "openvino.convert", "inputs": {"model": onnx, "reference": MODEL}}}
+
+
 def _nothing(found: Found, onnx: str, name: str) -> Stages:
     return {}
 
 
+def _plain(name: str) -> str:
+    """Return a name of letters, digits and single hyphens, which every registry takes."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "model"
+
+
 _GOALS: Mapping[Goal, Callable[[Found, str, str], Stages]] = {
-    "onnx": _nothing, "sagemaker": _sagemaker, "docker": _docker, "hub": _hub,
+    "onnx": _nothing, "sagemaker": _sagemaker, "docker": _docker, "hub": _hub, "triton": _triton,
+    "kserve": _kserve, "oci": _oci, "mlflow": _mlflow, "openvino": _openvino,
 }  # fmt: skip
+_OF_MODEL: Mapping[Goal, tuple[str, str]] = {
+    "mobile": ("mobile.executorch", "ExecuTorch"), "coreml": ("coreml.convert", "Core ML"),
+}  # fmt: skip
+"""Goals that take the model itself: the stage type, and what that is called."""

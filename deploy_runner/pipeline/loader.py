@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import Problem, SpecError, UsageError
+from ..errors import Problem, SpecError, UsageError, closest_path
 from ..types import Json, Mark
 
 __all__ = ["Node", "load_yaml", "plain", "read_text"]
@@ -64,15 +64,18 @@ def plain(node: Node) -> Json:
     return value
 
 
-def read_text(path: Path, name: str) -> str:
-    """Return a file's text. Raises UsageError where there is none, SpecError if it isn't UTF-8."""
+def read_text(path: Path, name: str, *, missing: str = "") -> str:
+    """Return a file's text. Raises UsageError where there is none, SpecError if it isn't UTF-8.
+
+    `missing` is what to do if there is no file, nor one with a similar name.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
     except IsADirectoryError:
         raise UsageError(f"{name} is a folder", fix="use the pipeline's YAML file") from None
     except FileNotFoundError:
-        raise UsageError(f"{name} does not exist") from None
+        raise UsageError(f"{name} does not exist", fix=closest_path(name) or missing) from None
     except (OSError, ValueError) as error:
         said = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"{name} can't be read: {said}") from None
@@ -102,9 +105,21 @@ def load_yaml(text: str, file: str) -> Node:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         said = " ".join(part for part in (error.context, error.problem) if part)
-        raise SpecError([Problem(f"not valid YAML: {said}", file, line, column)]) from None
+        fix = _fix_of_yaml(said, text.split("\n")[line - 1 : line])
+        raise SpecError([Problem(f"not valid YAML: {said}", file, line, column, fix)]) from None
     except yaml.YAMLError as error:
         raise SpecError([Problem(f"not valid YAML: {error}", file, 1, 1)]) from None
+
+
+def _fix_of_yaml(said: str, lines: list[str]) -> str:
+    """Return what to do about what libyaml says of a line, for the errors that indentation causes."""
+    if any(line[: len(line) - len(line.lstrip())].count("\t") for line in lines):
+        return "indent with spaces: YAML allows no tabs there"
+    if "did not find expected key" in said or "did not find expected '-'" in said:
+        return "indent the line exactly like the others of its block"
+    if "mapping values are not allowed" in said:
+        return "indent the line exactly like the others of its block, or quote a value that contains `: `"
+    return ""
 
 
 @dataclass(slots=True)

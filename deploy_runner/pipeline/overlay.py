@@ -30,7 +30,8 @@ def load_document(path: Path, overlays: Sequence[Path], sets: Sequence[str]) -> 
     Without overlays `configs/dry-run.yaml` beside the pipeline is used, if there is one.
     Raises UsageError for a missing file, SpecError for one that can't be read as YAML.
     """
-    root = _mapping(load_yaml(read_text(path, str(path)), str(path)))
+    text = read_text(path, str(path), missing="write one with `deploy-runner init CHECKPOINT`")
+    root = _mapping(load_yaml(text, str(path)))
     own = root.value.get("vars")
     variables = frozenset(own.value) if own is not None and isinstance(own.value, dict) else frozenset()
     default = path.parent / DEFAULT_OVERLAY

@@ -7,6 +7,7 @@ import json
 import mmap
 import os
 import stat
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -132,6 +133,8 @@ def _format(file: Path) -> str:
         return _AOT
     if file.suffix == ".pt2":
         raise UnfitArtifact(f"{file.name} is not a package of AOTInductor", fix="compile it with torch.aot")
+    if not zipfile.is_zipfile(file):
+        raise UnfitArtifact(f"{file.name} is not a model that can be served", fix="serve ONNX or TorchScript")
     return _TORCHSCRIPT
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 __all__ = ["how_to_install", "missing_module"]
 
@@ -26,10 +26,13 @@ _SAME = frozenset((
 """Modules whose distribution has the same name. No other name is guessed: it may be anybody's package."""
 
 
-def missing_module(error: ModuleNotFoundError, *, project: str, folder: str, extra: str) -> tuple[str, str]:
+def missing_module(
+    error: ModuleNotFoundError, *, project: str, folder: str, extra: str, packages: Collection[str] = ()
+) -> tuple[str, str]:
     """Return what is missing and what to do about it.
 
-    `folder` is the stage type's; where a file there is what imports the module, `extra` brings it.
+    `folder` is the stage type's; `extra` brings the module where a file there is what imports it, or where it
+    is one of the type's `packages`, which a library imports for it.
     """
     name = error.name or str(error)
     top = name.partition(".")[0]
@@ -41,8 +44,8 @@ def missing_module(error: ModuleNotFoundError, *, project: str, folder: str, ext
     local = _local_file(top, [beside, project, folder])
     if local:
         return f"{said}, and {local} is not where Python looks for it", _local_fix(top, where, folder)
-    own = where is not None and extra and os.path.dirname(where.filename) == folder
-    if own:
+    own = where is not None and os.path.dirname(where.filename) == folder
+    if extra and (own or top in packages):
         return said, f"pip install 'deploy-runner[{extra}]'"
     return said, how_to_install(name)
 

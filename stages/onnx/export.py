@@ -243,6 +243,8 @@ def _export_with(way: str, bundle: Bundle, module: Any, opset: int, file: Path) 
             warnings.simplefilter("ignore")
             torch.onnx.export(module, bundle.example(), str(file), **options)
     except Exception as error:
+        if isinstance(missing := error.__cause__ or error, ModuleNotFoundError):
+            raise missing from None  # The runner says which extra brings it.
         raise refusals.refusal(way, error, bundle) from error
     finally:
         for tensor in (*module.parameters(), *module.buffers()):

@@ -45,7 +45,10 @@ def test_the_set_of_verbs_and_flags_is_frozen() -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["run", "nope.yaml"], "error: nope.yaml does not exist"),
+        (
+            ["run", "nope.yaml"],
+            "error: nope.yaml does not exist (write one with `deploy-runner init CHECKPOINT`)",
+        ),
         (["run", "stages/"], "error: stages is a folder (use the pipeline's YAML file)"),
         (["run", "d"], "error: pipeline.yaml has no stage 'd' (the stages are a, b, c)"),
         (["get"], "`deploy-runner get --list` lists them"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -103,8 +104,67 @@ def test_a_lightning_checkpoint_beside_its_code(here: Project) -> None:
 @pytest.mark.slow
 def test_an_onnx_file_of_somebody_else(here: Project) -> None:
     shutil.copy(ROOT / "examples/detector/detector.onnx", here.folder)
-    pushed(here, "detector.onnx", goal="sagemaker")
+    here.write(".gitignore", "*.pyc")
+    here.write("configs/dry-run.yaml", "target: {name: dry-run, live: false}\n")
+    said = here.cli("init", "detector.onnx", "--goal", "sagemaker").stdout
+    assert "kept configs/dry-run.yaml, which already exists" in said
+    assert (here.folder / ".gitignore").read_text() == "*.pyc\n.deploy-runner/\n"
+    assert here.run()["failed"] == 0
     assert written(here)["package"]["inputs"]["model"] == "${{ stages.model.outputs.onnx }}"
+    _follows_the_schema_line(here.folder / "pipeline.yaml")
+    lacks = here.cli("plan", "--config", "configs/production.yaml", exits=2).stderr
+    assert (
+        "doesn't set target.aws.region, target.aws.bucket, target.aws.role_arn and target.aws.image_uri"
+        in lacks
+    )
+
+
+def _follows_the_schema_line(pipeline: Path) -> None:
+    """Validate a pipeline as an editor does, by what its first line names, and again with a misspelt key."""
+    import jsonschema
+
+    head = pipeline.read_text().splitlines()[0]
+    place = pipeline.parent / head.removeprefix("# yaml-language-server: $schema=")
+    validator = jsonschema.Draft202012Validator(json.loads(place.read_text()))
+    content = yaml.safe_load(pipeline.read_text())
+    assert list(validator.iter_errors(content)) == []
+    content["stages"]["parity"]["inputs"]["candidat"] = "x"
+    assert "candidat" in str(next(validator.iter_errors(content)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("goal", ["triton", "kserve", "oci"])
+def test_goals_for_what_others_serve_and_keep(goal: str, tmp_path: Path) -> None:
+    project = Project(tmp_path / "My détector v2")
+    shutil.copy(ROOT / "examples/detector/detector.onnx", project.folder / "mon modèle.onnx")
+    project.cli("init", "mon modèle.onnx", "--goal", goal)
+    assert project.run()["failed"] == 0
+    _follows_the_schema_line(project.folder / "pipeline.yaml")
+    if goal != "triton":
+        name = {"kserve": "target.aws.bucket", "oci": "target.oci.registry"}[goal]
+        assert name in project.cli("plan", "--config", "configs/production.yaml", exits=2).stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("goal", ["openvino", "mlflow", "coreml"])
+def test_goals_whose_packages_few_have(goal: str, here: Project) -> None:
+    here.write("model.py", (DIGITS / "model.py").read_text())
+    shutil.copy(DIGITS / "digits.pt", here.folder)
+    here.cli("init", "digits.pt", "--goal", goal, "--factory", "model.py:build", "--shape", "1,1,8,8")
+    here.cli("validate")
+    _follows_the_schema_line(here.folder / "pipeline.yaml")
+
+
+@pytest.mark.slow
+def test_a_project_that_can_not_be_written_is_one_sentence(here: Project) -> None:
+    if os.getuid() == 0:
+        pytest.skip("root writes anywhere")
+    shutil.copy(ROOT / "examples/detector/detector.onnx", here.folder)
+    here.folder.chmod(0o555)
+    try:
+        assert "error: " in here.cli("init", "detector.onnx", exits=None).stderr
+    finally:
+        here.folder.chmod(0o755)
 
 
 @pytest.mark.slow
@@ -169,13 +229,15 @@ def test_what_lies_elsewhere_is_copied_only_if_that_is_asked_for(here: Project, 
     options = ("--factory", "model.py:build", "--shape", "1,1,8,8")
     said = here.cli("init", "../best.pt", *options, exits=2).stderr
     assert "is outside the project" in said
-    assert "copy it with --copy" in said
+    assert "(copy its 676.3 KiB with --copy, or name a folder that contains it)" in said
     wrong = here.cli(
         "init", "../best.pt", "--copy", "--factory", "model.py:build", "--shape", "1,3,8,8", exits=2
     )
     assert "forward() refuses shape [1, 3, 8, 8]" in wrong.stderr
     assert [path.name for path in here.folder.iterdir()] == ["model.py"]
-    assert "now: deploy-runner run pipeline.yaml" in here.cli("init", "../best.pt", "--copy", *options).stdout
+    said = here.cli("init", "../best.pt", "--copy", *options).stdout
+    assert "copied ../best.pt to best.pt, 676.3 KiB" in said
+    assert "now: deploy-runner run pipeline.yaml" in said
     assert here.run()["ran"] == 5
     assert "pipeline.yaml already exists" in here.cli("init", "best.pt", exits=2).stderr
 

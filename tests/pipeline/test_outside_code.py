@@ -50,14 +50,14 @@ def step(project: Project) -> Project:
 def test_code_on_pythonpath_runs_and_is_in_the_key_by_content(step: Project, outside: Path) -> None:
     env = {"PYTHONPATH": str(outside)}
     assert step.states(**env) == {"a": "ran"}
-    assert step.output("a.o", env=env) == b"b11"
+    assert step.output("a.o", **env) == b"b11"
     assert step.states(**env) == {"a": "hit"}
     (outside / "lib/data.txt").write_text("2")
-    assert "code lib/data.txt changed" in step.cli("explain", "a", env=env).stdout
+    assert "code lib/data.txt changed" in step.cli("explain", "a", **env).stdout
     assert step.states(**env) == {"a": "ran"}
     (outside / "beside.py").write_text("x = 'c'\n")
     assert step.states(**env) == {"a": "ran"}
-    assert step.output("a.o", env=env) == b"c22"
+    assert step.output("a.o", **env) == b"c22"
 
 
 def test_two_checkouts_of_outside_code_give_one_key(step: Project, outside: Path) -> None:
@@ -72,7 +72,7 @@ def test_another_pythonpath_is_other_code(step: Project, outside: Path, tmp_path
     (tmp_path / "first/beside.py").write_text("x = 'other'\n")
     env = {"PYTHONPATH": f"{tmp_path / 'first'}{os.pathsep}{outside}"}
     assert step.states(**env) == {"a": "ran"}
-    assert step.output("a.o", env=env) == b"other11"
+    assert step.output("a.o", **env) == b"other11"
 
 
 def test_the_folder_of_the_run_shadows_no_module(project: Project, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_an_upgraded_package_is_a_miss(project: Project, tmp_path: Path) -> None
     assert project.states(**env) == {"a": "ran"}
     assert project.states(**env) == {"a": "hit"}
     installed(libs, "helper", "1.1", "def value(): return 'two'\n")
-    assert "helper 1.0 → 1.1" in project.cli("explain", "a", env=env).stdout
+    assert "helper 1.0 → 1.1" in project.cli("explain", "a", **env).stdout
     assert project.states(**env) == {"a": "ran"}
 
 
@@ -112,7 +112,7 @@ def test_a_local_package_built_again_under_its_version_is_a_miss(project: Projec
     assert project.states(**env) == {"a": "ran"}
     installed(libs, "helper", "1.0", "def value(): return 'two'\n", direct_url_json=here)
     assert project.states(**env) == {"a": "ran"}
-    assert project.output("a.o", env=env) == b"two"
+    assert project.output("a.o", **env) == b"two"
 
 
 def test_a_module_that_was_missing_is_found_once_it_is_there(project: Project) -> None:
@@ -177,7 +177,7 @@ def test_a_stage_may_use_code_on_pythonpath(project: Project, outside: Path) -> 
     assert project.states(**env) == {"a": "ran"}
     (outside / "lib/data.txt").write_text("2")
     assert project.states(**env) == {"a": "ran"}
-    assert project.output("a.o", env=env) == b"b22"
+    assert project.output("a.o", **env) == b"b22"
 
 
 def base_python() -> str:

@@ -225,6 +225,7 @@ LINK = "the archive's member {!r} is a link, a device or outside the archive"
         pytest.param(lambda t: written(t / "m.tar.gz", b"x"), "m.tar.gz can't be unpacked", id="no archive"),
         pytest.param(lambda t: written(t / "m.onnx", b"x"), "onnxruntime can't load the model", id="no ONNX"),
         pytest.param(lambda t: written(t / "m.onnx", b""), "m.onnx is empty", id="an empty file"),
+        pytest.param(lambda t: written(t / "m.json", b"{}"), "m.json is not a model that can be served", id="no model"),
     ],
 )  # fmt: skip
 def test_what_cant_be_served_is_one_sentence(tmp_path: Path, make: Any, said: str) -> None:

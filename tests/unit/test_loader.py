@@ -56,6 +56,26 @@ def test_the_core_schema_is_read(text: str, value: object) -> None:
         ("", "p.yaml:1:1: the file is empty"),
         ("# nothing", "p.yaml:1:1: the file is empty"),
         ("a: [1", "p.yaml:2:1: not valid YAML: while parsing a flow sequence"),
+        (
+            "a:\n    b: 1\n   c: 2",
+            "p.yaml:3:4: not valid YAML: while parsing a block mapping did not find expected key "
+            "(indent the line exactly like the others of its block)",
+        ),
+        (
+            "a:\n  - 1\n b: 2",
+            "p.yaml:3:2: not valid YAML: while parsing a block mapping did not find expected key "
+            "(indent the line exactly like the others of its block)",
+        ),
+        (
+            "a:\n\tb: 1",
+            "p.yaml:2:1: not valid YAML: while scanning for the next token found character that cannot start "
+            "any token (indent with spaces: YAML allows no tabs there)",
+        ),
+        (
+            "a: b: c",
+            "p.yaml:1:5: not valid YAML: mapping values are not allowed in this context (indent the line exactly "
+            "like the others of its block, or quote a value that contains `: `)",
+        ),
         ("a: \x07", "p.yaml:1:4: the character U+0007 is not allowed"),
         ("a: {<<: 3}", "p.yaml:1:9: '<<' merges a mapping, or a list of mappings"),
     ],
@@ -97,6 +117,20 @@ def test_a_missing_file_and_a_folder_are_usage_errors(tmp_path: Path) -> None:
         read_text(tmp_path / "nope.yaml", "nope.yaml")
     with pytest.raises(UsageError, match="is a folder"):
         read_text(tmp_path, "here")
+
+
+def test_a_missing_file_is_answered_with_the_nearest_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/pröduction.yaml").write_text("a: 1")
+    monkeypatch.chdir(tmp_path)
+    for name in ("configs/prodution.yaml", "config/pröduction.yaml", "./configs/pröduction.yml"):
+        with pytest.raises(UsageError, match=r"did you mean '(\./)?configs/pröduction\.yaml'\?"):
+            read_text(Path(name), name)
+    for name in ("nothing/x.yaml", "configs/pröduction.yaml/x", "", "/nowhere/p.yaml", "x.yaml"):
+        with pytest.raises(UsageError, match=r"\A[^(]*\(do this\)\Z|is a folder|can't be read"):
+            read_text(Path(name), name, missing="do this")
 
 
 def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:

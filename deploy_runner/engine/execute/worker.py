@@ -283,8 +283,9 @@ def _described(error: BaseException, request: dict[str, Any]) -> dict[str, str]:
     fix = "see the stage's log for the traceback"
     if isinstance(error, ModuleNotFoundError):
         message, fix = missing_module(
-            error, project=request["project"], folder=_folder(request), extra=_extra(request)
-        )
+            error, project=request["project"], folder=_folder(request), extra=_extra(request),
+            packages=request["packages"],
+        )  # fmt: skip
         return {"class": kind, "message": message, "fix": fix, "module": error.name or ""}
     if isinstance(error, MemoryError):
         return {
