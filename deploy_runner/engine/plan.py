@@ -15,7 +15,7 @@ from ..pipeline.graph import select
 from ..pipeline.identity import Files
 from ..store.actions import ActionRecord, LastKeys
 from ..store.cas import Store
-from ..store.folders import unread
+from ..store.folders import link_problem, unread
 from ..types import Artifact, Graph, Json, PathSource, StageNode
 from .keys import Change, KeyEnvironment, action_key, differences, preimage, suffix_of
 
@@ -216,12 +216,15 @@ class Planner:
 
     def _digest_path(self, node: StageNode, source: PathSource) -> Artifact:
         mark = source.mark or node.mark
+        path = f"{self.graph.root}/{source.path}"
         try:
-            artifact = self._store.digest_path(f"{self.graph.root}/{source.path}", self.graph.root)
+            artifact = self._store.digest_path(path, self.graph.root)
         except FileNotFoundError:
-            message, fix = f"{source.path} does not exist", ""
+            message, fix = f"{source.path} {link_problem(path) or 'does not exist'}", ""
         except OSError as error:
-            message, fix = f"{error.filename or source.path} can't be read: {error.strerror}", unread(error)
+            shown = str(error.filename or source.path).removeprefix(f"{self.graph.root}/")
+            said = link_problem(path) or f"can't be read: {error.strerror}"
+            message, fix = f"{shown} {said}", unread(error)
         except StoreError as error:
             message, fix = error.message, error.fix
         else:

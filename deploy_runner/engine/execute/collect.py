@@ -134,9 +134,7 @@ def read_result(folder: Path) -> dict[str, Any]:
             with open(open_file(entry), "rb") as file:
                 data = file.read()
             value = json.loads(data)
-            if (
-                b"\\ud" in data
-            ):  # It may have halves of characters (a name that is no UTF-8), which can't be written.
+            if b"\\u" in data:  # Halves of characters, of a name that is no UTF-8, can't be written.
                 value = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     except (OSError, ValueError, StoreError, RecursionError):
         return {}
