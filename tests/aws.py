@@ -49,11 +49,15 @@ def output_fn(result, accept):
 """
 
 
-def package(folder: Path, factor: float | str, *, name: str = "model.tar.gz", padding: int = 0) -> Path:
+def package(
+    folder: Path, factor: float | str, *, name: str = "model.tar.gz", padding: int = 0, device: str = ""
+) -> Path:
     """Write a package whose model multiplies by a factor; one that is no number doesn't start."""
     from deploy_runner.stages.package import archives
 
     parts = {"factor.txt": str(factor).encode(), "code/inference.py": INFERENCE.encode()}
+    if device:
+        parts["model.json"] = json.dumps({"device": device}).encode()
     if padding:
         parts["weights.bin"] = np.random.default_rng(0).bytes(padding)
     members = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, Literal
 
 from deploy_runner.sdk import (
@@ -27,6 +28,7 @@ from . import ir
 _LOSSY = 1e-2
 _WIDE = "OpenVINO computes float64 in float32: set `atol`, or stay with ONNX"
 _CONTROL = {"If", "Loop", "Scan"}
+_QUANTIZED = re.compile(r"Quantize|Integer|NBits|^QLinear|^QGemm|^QAttention")
 
 
 class OpenvinoConvert(Stage):
@@ -68,12 +70,12 @@ class OpenvinoConvert(Stage):
         bundle = bundles.load_bundle(inputs.reference)
         file = protos.onnx_file(inputs.model)
         proto = protos.load_proto(file, weights=False)
-        half = params.precision == "float16"
+        half, advice = params.precision == "float16", _advice(proto)
         try:
             made = openvino.convert_model(file)
         except Exception as error:
             raise StageError(f"OpenVINO can't convert the model: {ir.why(error)}",
-                             fix="stay with ONNX, or replace that operator") from error  # fmt: skip
+                             fix=advice or "stay with ONNX, or replace that operator") from error  # fmt: skip
         ir.save(made, outputs.model, _names(proto), half=half)
         model = ir.read(outputs.model)
         _check_ports(bundle, model)
@@ -84,12 +86,21 @@ class OpenvinoConvert(Stage):
             judging.judge(ctx, params, run, judged, lambda: (
                 "float16 has too few digits for some weights", "use `precision: float32`"
             ))  # fmt: skip
-        _gate(ctx, params, bundle, original, run)
+        _gate(ctx, params, bundle, original, run, advice)
         if any(node.op_type in _CONTROL for node in proto.graph.node):
             _check_choices(bundle, original, run)
         ctx.figure("by_default", _by_default(ctx, bundle, model))
         ctx.figure("bytes", protos.size_bytes(outputs.model))
         ctx.figure("cases", [case.name for case in bundle.cases])
+
+
+def _advice(proto: Any) -> str:
+    """Return what to do where a model that others have made smaller doesn't stay what it was."""
+    if any(_QUANTIZED.search(node.op_type) for node in proto.graph.node):
+        return "convert the float model of onnx.export, and quantize the result with openvino.quantize"
+    if any(tensor.data_type == tensor.FLOAT16 for tensor in proto.graph.initializer):
+        return "convert the float32 model of onnx.export with `precision: float16`"
+    return ""
 
 
 def _names(proto: Any) -> set[str]:
@@ -117,15 +128,16 @@ def _check_ports(bundle: Bundle, model: Any) -> None:
                                  fix="check whether it is dynamic in the ONNX model")  # fmt: skip
 
 
-def _gate(ctx: Context, params: OpenvinoConvert.Params, bundle: Bundle, original: Model, run: Model) -> None:
+def _gate(
+    ctx: Context, params: OpenvinoConvert.Params, bundle: Bundle, original: Model, run: Model, fix: str
+) -> None:
     """Compare on the cases with the reference, and at sizes far from theirs with the ONNX model."""
     atol, rtol = params.atol, params.rtol
     if params.precision == "float16" and atol is None and rtol is None:
         atol = rtol = _LOSSY
     wide = any(port.dtype == "float64" for port in (*bundle.inputs, *bundle.outputs))
-    gate(
-        ctx, compare(bundle.cases, run, atol=atol, rtol=rtol), atol=atol, rtol=rtol, fix=_WIDE if wide else ""
-    )
+    fix = fix or (_WIDE if wide else "")
+    gate(ctx, compare(bundle.cases, run, atol=atol, rtol=rtol), atol=atol, rtol=rtol, fix=fix)
     far = far_case(bundle, original)
     if far is None:
         return
@@ -135,7 +147,7 @@ def _gate(ctx: Context, params: OpenvinoConvert.Params, bundle: Bundle, original
     except StageError as error:
         said = error.message
     if said:
-        raise GateError(f"at {far.name} the result differs from the original: {said}")
+        raise GateError(f"at {far.name} the result differs from the original: {said}", fix=fix)
 
 
 def _check_choices(bundle: Bundle, original: Model, run: Model) -> None:

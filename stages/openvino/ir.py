@@ -90,14 +90,19 @@ def runner(folder: Path, *, threads: int, outputs: Sequence[str] | None = None) 
     return running(compiled(read(folder), threads=threads), outputs)
 
 
+def _name(port: Any, known: Collection[str]) -> str:
+    """Return a port's name, that of several which is `known`: what a cast leaves unchanged has both names."""
+    found: list[str] = sorted(port.names)
+    return next((name for name in found if name in known), found[0])
+
+
 def running(opened: Any, outputs: Sequence[str] | None = None) -> Model:
     """Return a compiled model as a function of arrays by name."""
-    inputs = [port.get_any_name() for port in opened.inputs]
     known = [name for port in opened.outputs for name in sorted(port.names)]
     wanted = known if outputs is None else [name for name in outputs if name in known]
 
     def run(arrays: Mapping[str, Any]) -> dict[str, Any]:
-        feed = taken(arrays, inputs)
+        feed = taken(arrays, [_name(port, arrays) for port in opened.inputs])
         try:
             results = opened(feed)
         except Exception as error:

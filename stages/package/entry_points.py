@@ -5,14 +5,16 @@ from __future__ import annotations
 import shutil
 import symtable
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy_runner.sdk import StageError
 
-from ...server import handlers
-from . import raw
+from ... import server
+from ...server import devices, handlers, problems
+from ...server.devices import Device
+from . import image, raw
 
 if TYPE_CHECKING:
     # So that the key holds the source of what is packed.
@@ -36,10 +38,11 @@ _ENTRY = '''\
 
 def built_in() -> dict[str, Path]:
     """Return the files of the built-in inference.py by their name in a package."""
-    here = Path(__file__)
+    runtime = [Path(str(module.__file__)) for module in (server, devices, problems)]
     return {
-        "code/inference.py": here.with_name("sagemaker_inference.py"),
+        "code/inference.py": Path(__file__).with_name("sagemaker_inference.py"),
         "code/handlers.py": Path(handlers.__file__),
+        **{f"code/runtime/{path.name}": path for path in runtime},
     }
 
 
@@ -70,11 +73,22 @@ def members(staged: Path, script: Path | None, lines: Sequence[str], wheels: Pat
     return found | {name: staged / name for name in ("config.yaml", "deployment.py")}
 
 
-def requirements(format_: str, io: Path | None) -> list[str]:
-    """Return the lines of requirements.txt: the tested versions; numpy's and torch's are the image's."""
-    pinned = ["onnxruntime"] if format_ == "onnx" else []
+def requirements(format_: str, io: Path | None, device: Device = "cpu") -> list[str]:
+    """Return the lines of requirements.txt: the tested versions; numpy's and torch's are the image's.
+
+    Raises StageError where what runs the model on the device isn't installed.
+    """
+    pinned = [image.runtime(format_, device)] if format_ == "onnx" else []
     pinned += [name for name in raw.libraries(io) if name != raw.FORMS]
-    return ["numpy", *(f"{name}=={version(name)}" for name in pinned), *raw.own_requirements(io)]
+    return ["numpy", *map(_pin, pinned), *raw.own_requirements(io)]
+
+
+def _pin(name: str) -> str:
+    try:
+        return f"{name}=={version(name.partition('[')[0])}"
+    except PackageNotFoundError:
+        raise StageError(f"{name} is not installed, and the container gets the version that was tried here",
+                         fix=f"pip install '{name}', or set `requirements`") from None  # fmt: skip
 
 
 def _missing(script: Path) -> list[str]:

@@ -129,10 +129,13 @@ def requirements(roots: Iterable[str]) -> list[str]:
 
 def roots(server: str, format_: str, device: Device) -> list[str]:
     """Return the distributions that the server itself imports."""
-    runtime = _RUNTIMES[format_]
-    if device == "cuda" and runtime == "onnxruntime":
-        runtime = "onnxruntime-gpu[cuda,cudnn]"
-    return [*_SERVERS[server], *_ALWAYS, runtime]
+    return [*_SERVERS[server], *_ALWAYS, runtime(format_, device)]
+
+
+def runtime(format_: str, device: Device) -> str:
+    """Return the distribution that runs a model's format on a device."""
+    found = _RUNTIMES[format_]
+    return "onnxruntime-gpu[cuda,cudnn]" if (found, device) == ("onnxruntime", "cuda") else found
 
 
 def environment(

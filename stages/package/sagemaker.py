@@ -20,7 +20,6 @@ from deploy_runner.sdk import (
     StageError,
     StageInputs,
     StageOutputs,
-    StageParams,
     first_line,
 )
 
@@ -29,6 +28,7 @@ from ...server.handlers import Handlers
 from ..model import bundles
 from ..model.answers import answering
 from ..model.compare import compare, gate
+from ..verify import runtime
 from . import archives, entry_points, packed, raw, smoke
 
 
@@ -45,7 +45,7 @@ class PackageSagemaker(Stage):
     facets = ("arch", "isa")
     extra = "sagemaker"
 
-    class Params(StageParams):
+    class Params(runtime.OnDevice):
         """What goes in."""
 
         requirements: list[str] | None = Field(
@@ -91,13 +91,15 @@ class PackageSagemaker(Stage):
                 "which SageMaker's own containers needn't have",
                 fix="use onnx.export, or package.container, whose image answers /invocations too",
             )
+        if params.device != "cpu":
+            described["device"] = params.device
         staged = ctx.workdir / "staged"
         staged.mkdir()
         text = json.dumps(described, indent=2, sort_keys=True)
         (staged / "model.json").write_text(text + "\n", "utf-8")
         lines = params.requirements
         if lines is None:
-            lines = entry_points.requirements(described["format"], inputs.io)
+            lines = entry_points.requirements(described["format"], inputs.io, params.device)
         members = files | {"model.json": staged / "model.json"} | raw.members(inputs.io)
         members |= entry_points.members(staged, inputs.code, lines, inputs.wheels)
         tar_digest = archives.pack(outputs.package, members)
@@ -150,16 +152,14 @@ def _try(
     ctx: Context, params: PackageSagemaker.Params, inputs: PackageSagemaker.Inputs,
     outputs: PackageSagemaker.Outputs, folder: Path,
 ) -> None:  # fmt: skip
-    from ..verify import runtime
-
+    bundle = bundles.load_bundle(inputs.reference) if inputs.reference else None
+    run = runtime.open_model(ctx, inputs.model, bundle, device=params.device) if bundle else None
     with _told("is imported"):
         code = Handlers(folder)
     with _told("calls model_fn"):
         code.load()
-    if inputs.reference is None:
+    if bundle is None or run is None:
         return
-    bundle = bundles.load_bundle(inputs.reference)
-    run = runtime.open_model(ctx, inputs.model, bundle)
     cases = [replace(c, outputs=run(c.inputs), allowed={}) for c in bundle.cases]
     form = _form(code, cases[0])
 

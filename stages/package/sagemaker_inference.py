@@ -5,6 +5,8 @@ text/csv (one sample a line, for models with one input), application/x-npy (one 
 application/x-npz. Responses: application/json, text/csv or application/x-npy. Lists and lines of
 samples have them first, wherever the model has its batch; arrays have the model's own shape.
 
+The model runs on the device that model.json says, and on no other.
+
 With io/ beside the model, pictures, texts, sounds and rows are taken too, and {"data": values}, and
 answered as io/io.json says.
 """
@@ -23,6 +25,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)  # Whoever loads this file by its path alone has it nowhere.
 
 from handlers import CSV, JSON, NPY, NPZ, Refused, arrays_of, listed, only, reason, rows_of, written  # noqa: E402
+from runtime.devices import onnx_session, torch_device  # noqa: E402
 
 LISTED = ("samples",)
 
@@ -62,17 +65,19 @@ def model_fn(model_dir: str) -> dict[str, Any]:
     """Load the model, and model.json which names its inputs and outputs."""
     with open(os.path.join(model_dir, "model.json"), encoding="utf-8") as file:
         described = json.load(file)
+    file_name, device = os.path.join(model_dir, described["file"]), described.get("device", "cpu")
     if described["format"] == "onnx":
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(
-            os.path.join(model_dir, described["file"]), providers=["CPUExecutionProvider"]
-        )
-        return {"described": described, "session": session}
+        return {
+            "described": described,
+            "session": onnx_session(file_name, onnxruntime.SessionOptions(), device),
+        }
     import torch
 
-    program = torch.jit.load(os.path.join(model_dir, described["file"]), map_location="cpu")
-    return {"described": described, "program": program.eval()}
+    place = torch_device(device)
+    program = torch.jit.load(file_name, map_location=place)
+    return {"described": described, "program": program.eval(), "place": place}
 
 
 def input_fn(body: str | bytes, content_type: str) -> dict[Any, Any]:
@@ -172,12 +177,13 @@ def _run(model: dict[str, Any], feed: dict[str, Any]) -> list[Any]:
 
     try:
         with torch.no_grad():
-            result = model["program"](*(torch.from_numpy(array) for array in feed.values()))
+            arrays = [torch.from_numpy(array).to(model["place"]) for array in feed.values()]
+            result = model["program"](*arrays)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         raise Refused(400, f"the model doesn't take it: {reason(error)}") from None
-    return [leaf.numpy() for leaf in torch.utils._pytree.tree_leaves(result)]
+    return [leaf.cpu().numpy() for leaf in torch.utils._pytree.tree_leaves(result)]
 
 
 def _samples(listed: Any, port: dict[str, Any]) -> Any:

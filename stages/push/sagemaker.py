@@ -23,6 +23,7 @@ from .aws import invoking, objects, smoke_samples
 from .aws.client import Aws, AwsPush
 from .aws.component import ComponentDeployment, carried
 from .aws.endpoint import Deployment, SmokeTest
+from .aws.gpu import require_gpu
 from .aws.model_registry import Registration
 from .aws.packed_model import PackedModel, package_upload, put_package
 from .aws.settings import EndpointParams
@@ -165,6 +166,8 @@ class _Release:
         self._shadow = self._tried(inputs.shadow)
         tried = _model(aws, params, self._shadow) if self._shadow else None
         self._models = [self.model, tried] if tried else [self.model]
+        for package in filter(None, (inputs.package, inputs.shadow)):
+            require_gpu(package, self.model.image, None if params.serverless else params.instance_type)
         self.deployment = _deployment(aws, params, self.model, tried)
 
     def _tried(self, package: Path | None) -> objects.Upload | None:

@@ -20,6 +20,7 @@ from deploy_runner.sdk import (
 from ..package.smoke import JSON_TYPE
 from .aws import objects
 from .aws.client import Aws, AwsPush
+from .aws.gpu import require_gpu
 from .aws.packed_model import ModelParams, PackedModel, named, or_none, package_upload, put_package
 from .aws.waiting import show, waiting
 
@@ -91,6 +92,7 @@ class _Job:
         self.model = PackedModel(
             aws, params, owner=params.job, url=self._package.uri, digest=self._package.digest
         )
+        require_gpu(inputs.package, self.model.image, params.instance_type)
         files = _files(inputs.data)
         self._content_type = params.content_type or _type_of(files)
         digests = {path.name: sha256_file(path) for path in files}

@@ -30,6 +30,14 @@ def test_a_model_on_a_gpu_agrees_with_the_original(model: Digits, tmp_path: Path
         run_stage(stage(uses), tmp_path / uses, inputs=given, params={"device": "cuda"})
 
 
+@pytest.mark.parametrize("kind", ["onnx", "torchscript"])
+def test_a_package_for_sagemaker_answers_from_a_gpu(model: Digits, tmp_path: Path, kind: str) -> None:
+    """Its own code is asked with the reference cases, and compared with the model there."""
+    given = {"model": getattr(model, kind), "reference": model.bundle}
+    made = run_stage(stage("package.sagemaker"), tmp_path / "p", inputs=given, params={"device": "cuda"})
+    assert made.figures["max_abs"] < 1e-4
+
+
 def test_the_provider_is_cuda() -> None:
     import onnx
     import onnxruntime

@@ -232,6 +232,25 @@ def test_an_operator_that_openvino_lacks_is_named(tmp_path: Path, openvino: None
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("made", "fix"),
+    [
+        ("onnx.quantize_static", "quantize the result with openvino.quantize"),
+        ("onnx.quantize_dynamic", "quantize the result with openvino.quantize"),
+        ("onnx.float16", "the float32 model of onnx.export with `precision: float16`"),
+    ],
+)
+def test_what_is_small_before_has_its_advice(
+    tmp_path: Path, openvino: None, bundle: Path, fp32: Path, made: str, fix: str
+) -> None:
+    more = {"calibration": CALIBRATION} if made == "onnx.quantize_static" else {"reference": bundle}
+    small = run(made, tmp_path, inputs={"model": fp32, **more})["model"]
+    with pytest.raises(GateError, match="differs from the original by up to") as error:
+        convert(tmp_path, small, bundle)
+    assert fix in error.value.fix
+
+
+@pytest.mark.slow
 def test_what_verifies_takes_it(tmp_path: Path, openvino: None, bundle: Path, digits: Path) -> None:
     pair = {"candidate": digits, "reference": bundle}
     assert run("verify.parity", tmp_path, inputs=pair).figures["max_abs"] < 1e-4

@@ -45,6 +45,10 @@ def test_a_package_is_reproducible_and_has_the_containers_layout(
         "code/handlers.py",
         "code/inference.py",
         "code/requirements.txt",
+        "code/runtime",
+        "code/runtime/__init__.py",
+        "code/runtime/devices.py",
+        "code/runtime/problems.py",
         "config.yaml",
         "deployment.py",
         "model.json",
@@ -136,7 +140,7 @@ def test_a_users_script_is_taken_as_the_toolkit_takes_it(
     model = fp32 if script == "TRANSFORM" else traced
     inputs = {"model": model, "reference": bundle, "code": tmp_path / "train.py"}
     made = run_stage(stage("package.sagemaker"), tmp_path / "p", inputs=inputs)
-    packed = {name for name in made.figures["members"] if name.startswith("code/")}
+    packed = {n for n in made.figures["members"] if n.startswith("code/") and "/runtime/" not in n}
     assert packed == {"code/handlers.py", "code/requirements.txt", *members}
     asked = []
 

@@ -54,6 +54,25 @@ def test_a_push_converges_and_an_update_moves_the_endpoint_last(tmp_path: Path) 
     assert answer(10.0) == 20.0
 
 
+CPU_IMAGE = "763104351884.dkr.ecr.us-east-1.amazonaws.com/ray:serve-ml-sagemaker-cpu-v1"
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"instance_type": "ml.g5.xlarge", "image_uri": CPU_IMAGE}, "cpu-v1 has no CUDA"),
+        ({}, "`instance_type: ml.m5.large` has none"),
+        ({"serverless": {"concurrency": 1}}, "a `serverless` endpoint has none"),
+    ],
+)
+def test_a_package_for_a_gpu_goes_where_one_is(tmp_path: Path, params: dict[str, Any], said: str) -> None:
+    given = {"package": package(tmp_path, 2, device="cuda")}
+    with pytest.raises(StageError, match=f"the package runs on a GPU, and .*{said}"):
+        deploy(tmp_path, 2, inputs=given, **params)
+    assert client("sagemaker").list_models()["Models"] == []
+    deploy(tmp_path, 2, inputs=given, instance_type="ml.g5.xlarge")
+
+
 def test_a_container_that_does_not_start_leaves_what_was_served(tmp_path: Path) -> None:
     with pytest.raises(
         GateError, match="the endpoint e failed to start and was removed: .*ping health check"

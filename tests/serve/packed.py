@@ -22,7 +22,7 @@ def loaded_code(folder: Path) -> Handlers:
 
 def write_code(folder: Path) -> Path:
     """Put the built-in code beside a model; return its inference.py."""
-    (folder / "code").mkdir()
     for name, file in built_in().items():
+        (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(file, folder / name)
     return folder / "code" / "inference.py"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from deploy_runner.testing import run_stage
 from tests.bundles import stage
 from tests.conftest import Project
 from tests.installed import installed
+from tests.serve import models
 from tests.serve.models import Digits
+from tests.serve.packed import loaded_code, write_code
 from tests.serve.server import refusal
 
 
@@ -50,9 +53,14 @@ def test_a_silent_fall_back_to_the_cpu_is_refused(digits: Digits, tmp_path: Path
         ],
         check=True,
     )
+    fell_back = "onnxruntime can't use a GPU here, and took the CPU: Failed to load libcu"
     done = project.cli("serve", str(digits.onnx), "--device", "cuda", exits=2, PYTHONPATH=str(libs))
-    assert "onnxruntime can't use a GPU here, and took the CPU: Failed to load libcu" in done.stderr
+    assert fell_back in done.stderr
     assert done.stdout == ""
+    shutil.copytree(digits.onnx, project.folder / "onnx")
+    project.pipeline("package: {uses: package.sagemaker, inputs: {model: onnx/}, with: {device: cuda}}")
+    found = project.run(exits=1, PYTHONPATH=str(libs), CUDA_VISIBLE_DEVICES="0")["stages"]["package"]
+    assert f"code/inference.py fails when it calls model_fn: UnfitArtifact: {fell_back}" in found["error"]
 
 
 def test_a_stage_on_a_gpu_asks_for_one(digits: Digits, project: Project) -> None:
@@ -71,6 +79,32 @@ def test_a_container_for_a_gpu_is_tried_on_one(digits: Digits, tmp_path: Path) -
     given = {"model": digits.onnx, "reference": digits.bundle}
     with pytest.raises(StageError, match=r"^onnxruntime \S+ is built for the CPU alone \("):
         run_stage(stage("package.container"), tmp_path / "c", inputs=given, params={"device": "cuda"})
+
+
+def test_a_package_for_a_gpu_is_tried_on_one(digits: Digits, tmp_path: Path) -> None:
+    def pack(kind: str, **params: object) -> None:
+        given = {"model": getattr(digits, kind), "reference": digits.bundle}
+        place = tmp_path / str(len(list(tmp_path.iterdir())))
+        run_stage(stage("package.sagemaker"), place, inputs=given, params={"device": "cuda", **params})
+
+    with pytest.raises(
+        StageError, match=r"^onnxruntime-gpu\[cuda,cudnn\] is not installed, and the container"
+    ):
+        pack("onnx")
+    with pytest.raises(StageError, match=r"^onnxruntime \S+ is built for the CPU alone \("):
+        pack("onnx", requirements=["numpy"])
+    with pytest.raises(StageError, match=r"^torch \S+ is built for the CPU alone \("):
+        pack("torchscript")
+
+
+def test_a_packages_own_code_never_takes_another_device_than_its_own(tmp_path: Path) -> None:
+    model = models.two_outputs(tmp_path / "model")
+    ports = [{"name": "x", "dtype": "float32", "shape": [1, 2], "batch": 0}]
+    described = {"format": "onnx", "file": "model.onnx", "inputs": ports, "outputs": [], "device": "cuda"}
+    (model / "model.json").write_text(json.dumps(described))
+    write_code(model)
+    with pytest.raises(Exception, match=r"^onnxruntime \S+ is built for the CPU alone \("):
+        loaded_code(model)
 
 
 def test_the_image_for_a_gpu_names_its_runtime_and_how_to_start_it() -> None:

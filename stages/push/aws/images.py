@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
 
-__all__ = ["IMAGES", "SUCCESSOR", "Image", "advice", "environment"]
+__all__ = ["IMAGES", "SUCCESSOR", "Image", "advice", "environment", "is_for_cpu"]
 
 SUCCESSOR = "ray:serve-ml-sagemaker-cpu-v1"
 _PYTORCH = {
@@ -64,6 +64,12 @@ def environment(uri: str) -> dict[str, str]:
     """Return the variables that a container of this image gets unless the user sets them."""
     name, _ = _name_and_tag(uri)
     return dict(IMAGES[name].environment) if name in IMAGES else {}
+
+
+def is_for_cpu(uri: str) -> bool:
+    """Say whether this is AWS's image without CUDA, as its tag says; of other images nothing is known."""
+    name, tag = _name_and_tag(uri)
+    return name in IMAGES and "cpu" in tag.split("-")
 
 
 def _name_and_tag(uri: str) -> tuple[str, str]:

@@ -6,11 +6,20 @@ documentation, the page of each is named beside it.
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 from deploy_runner.sdk import Field
 
-__all__ = ["EXCLUDED", "RANGES", "Excluded", "Range", "limited"]
+__all__ = ["ACCELERATED", "EXCLUDED", "RANGES", "Excluded", "Range", "has_gpu", "limited"]
+
+ACCELERATED = {"gpu": r"ml\.(g|p)\d", "neuron": r"ml\.(inf|trn)\d"}
+"""How the types of instances begin that have a GPU of NVIDIA's, or a chip of AWS's own."""
+
+
+def has_gpu(instance_type: str) -> bool:
+    """Say whether instances of this type have GPUs of NVIDIA's."""
+    return re.match(ACCELERATED["gpu"], instance_type) is not None
 
 
 class Range(NamedTuple):

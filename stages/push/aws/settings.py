@@ -14,7 +14,7 @@ from pydantic import model_validator
 from deploy_runner.sdk import Field, StageParams
 
 from .autoscaling import Scaling
-from .limits import EXCLUDED, RANGES, limited
+from .limits import ACCELERATED, EXCLUDED, RANGES, has_gpu, limited
 from .packed_model import ModelParams
 
 __all__ = ["Asynchronous", "Autoscaling", "Capture", "Component", "EndpointParams", "Serverless", "Shadow"]
@@ -30,7 +30,6 @@ _AMIS = Literal[
     "al2-ami-sagemaker-inference-neuron-2",
     "al2023-ami-sagemaker-inference-gpu-4-1",
 ]
-_ACCELERATED = {"gpu": r"ml\.(g|p)\d", "neuron": r"ml\.(inf|trn)\d"}
 _MODES = {"requests": ("Input",), "responses": ("Output",), "both": ("Input", "Output")}
 
 
@@ -188,7 +187,7 @@ class EndpointParams(ModelParams):
     @model_validator(mode="after")
     def _goes_together(self) -> EndpointParams:
         self._exclude()
-        if self.serverless and re.match(_ACCELERATED["gpu"], self.instance_type):
+        if self.serverless and has_gpu(self.instance_type):
             raise ValueError(
                 f"a `serverless` endpoint has no GPU: leave out `instance_type: {self.instance_type}`"
             )
@@ -209,7 +208,7 @@ class EndpointParams(ModelParams):
 
     def _fits(self, ami: str) -> None:
         kind = "neuron" if "neuron" in ami else "gpu"
-        if not re.match(_ACCELERATED[kind], self.instance_type):
+        if not re.match(ACCELERATED[kind], self.instance_type):
             raise ValueError(f"`inference_ami: {ami}` is for instances with {kind}, not {self.instance_type}")
 
     def _scales(self, scaling: Autoscaling) -> None:

@@ -1,0 +1,45 @@
+"""What a package that runs on a GPU needs of AWS: an image and instances that have one."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import zlib
+from contextlib import suppress
+from pathlib import Path
+
+from deploy_runner.sdk import StageError
+
+from . import images, limits
+
+__all__ = ["require_gpu"]
+
+_DESCRIBED = "model.json"
+
+
+def require_gpu(package: Path, image: str, instance_type: str | None) -> None:
+    """Raise StageError where a package needs a GPU and what starts it has none; None is serverless."""
+    if _device(package) == "cpu":
+        return
+    if images.is_for_cpu(image):
+        raise StageError(
+            f"the package runs on a GPU, and AWS's image {image.rpartition('/')[2]} has no CUDA",
+            fix="set `image_uri` to the image for GPUs, or `device: cpu` in package.sagemaker",
+        )
+    if not limits.has_gpu(instance_type or ""):
+        what = f"`instance_type: {instance_type}`" if instance_type else "a `serverless` endpoint"
+        raise StageError(f"the package runs on a GPU, and {what} has none",
+                         fix="set `instance_type` to a type with GPUs, e.g. ml.g5.xlarge")  # fmt: skip
+
+
+def _device(package: Path) -> str:
+    """Return where a package of package.sagemaker runs; of another file nothing is known, so `cpu`."""
+    with suppress(tarfile.TarError, OSError, EOFError, zlib.error, ValueError, KeyError, TypeError):  # noqa: SIM117
+        with tarfile.open(package, "r|gz") as archive:
+            for entry in archive:
+                if entry.isfile() and entry.name == _DESCRIBED:
+                    file = archive.extractfile(entry)
+                    return str(json.loads(file.read())["device"]) if file else "cpu"
+                if entry.isfile() and entry.name > _DESCRIBED:
+                    break  # Members are sorted by name: what follows, the weights, needn't be unpacked.
+    return "cpu"
