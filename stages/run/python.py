@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from pydantic import ConfigDict
 
-from deploy_runner.sdk import Code, Context, Field, Stage, StageInputs, StageOutputs, StageParams
+from deploy_runner.sdk import (
+    Code,
+    Context,
+    Field,
+    Stage,
+    StageError,
+    StageInputs,
+    StageOutputs,
+    StageParams,
+    closest,
+)
 
 
 class RunPython(Stage):
@@ -50,4 +61,28 @@ class RunPython(Stage):
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Call the function."""
         function = ctx.load(params.function)
-        function(ctx, dict(inputs.model_extra or {}), dict(outputs.model_extra or {}), **params.params)
+        paths = dict(inputs.model_extra or {}), dict(outputs.model_extra or {})
+        _check(params.function, function, params.params)
+        function(ctx, *paths, **params.params)
+
+
+def _check(name: str, function: Any, params: dict[str, Any]) -> None:
+    """Raise StageError if the function can't be called with these parameters."""
+    if not callable(function):
+        raise StageError(f"{name} is not a function")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return  # Of some functions in C Python knows no signature.
+    known = signature.parameters
+    if all(p.kind is not p.VAR_KEYWORD for p in known.values()):
+        for param in params:
+            if param not in known:
+                raise StageError(f"{name} has no parameter {param!r}", fix=closest(param, list(known)[3:]))
+    try:
+        signature.bind("ctx", "inputs", "outputs", **params)
+    except TypeError as error:
+        raise StageError(
+            f"{name}{signature} can't be called: {error}",
+            fix=f"declare it as {function.__name__}(ctx, inputs, outputs{''.join(f', {p}' for p in params)})",
+        ) from None
