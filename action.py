@@ -39,7 +39,9 @@ class Wrong(Exception):
 
 def main(step: str) -> int:
     """Run a step of the action and return its exit code."""
-    inputs = {name: str(value).strip() for name, value in json.loads(os.environ["INPUTS"]).items()}
+    # GitHub keeps the case in which a workflow writes the name of an input.
+    given = json.loads(os.environ["INPUTS"])
+    inputs = {name.lower(): str(value).strip() for name, value in given.items()}
     try:
         return STEPS[step](inputs)
     except Wrong as wrong:

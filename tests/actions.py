@@ -179,8 +179,10 @@ def run_action(job: Job, **inputs: str) -> Done:
     spec = yaml.safe_load((ROOT / "action.yml").read_text())
     env = job.env
     named = {name.replace("_", "-"): value for name, value in inputs.items()}
-    given = {**{n: i.get("default", "") for n, i in spec["inputs"].items()}, **named}
-    assert given.keys() == spec["inputs"].keys()
+    known = {name.lower() for name in named}  # GitHub compares names without their case, and keeps it.
+    defaults = {n: i.get("default", "") for n, i in spec["inputs"].items()}
+    given = {**{n: value for n, value in defaults.items() if n not in known}, **named}
+    assert known <= defaults.keys()
     steps: dict[str, Any] = {}
     contexts = {**job.contexts, "inputs": given, "steps": steps, "env": env}
     done = Done()

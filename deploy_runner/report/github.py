@@ -95,7 +95,7 @@ class GithubReporter(PlainReporter):
 
 
 def job_summary(record: RunRecord) -> str:
-    """Return the run as Markdown for `$GITHUB_STEP_SUMMARY`."""
+    """Return the run as Markdown for `$GITHUB_STEP_SUMMARY`, what has failed first."""
     data = record.data
     counts = ", ".join(f"{data[state]} {state}" for state in COUNTED if data[state])
     rows = [
@@ -106,7 +106,7 @@ def job_summary(record: RunRecord) -> str:
         "| stage | state | time | figures |",
         "|---|---|---:|---|",
     ]
-    for id_, stage in record.stages.items():
+    for id_, stage in sorted(record.stages.items(), key=lambda item: item[1]["state"] != "failed"):
         figures = stage["figures"] if isinstance(stage["figures"], dict) else {}
         said = str(stage.get("error") or "") or figures_line(figures)
         rows.append(

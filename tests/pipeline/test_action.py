@@ -53,7 +53,7 @@ def test_every_line_of_an_input_counts_and_none_is_code(job: Job) -> None:
     assert "| a | ran |" in first.summary
     # A second call in the same job continues with the store of the first, which is newer than what was saved.
     second = run_action(
-        job, working_directory=f"{IN}/", stages="a b c", set=f"stages.a.with.suffix={json.dumps(suffix)}"
+        job, working_directory=f"{IN}/", Stages="a b c", set=f"stages.a.with.suffix={json.dumps(suffix)}"
     )
     assert states(second) == {"a": "hit", "b": "ran", "c": "ran"}
     assert len(set(job.cache.keys)) == 2
