@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from .commands.options import Verb, fill, given
-from .errors import DeployRunnerError, SpecError
+from .errors import DeployRunnerError, Problem, SpecError
 
 __all__ = ["build_parser", "main"]
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in argv:
             raise
         said = _as_ours(error)
-        _complain(said)
+        _complain(said, argv)
         return said.exit_code
 
 
@@ -140,15 +140,16 @@ def _as_ours(error: DeployRunnerError | OSError | ImportError) -> DeployRunnerEr
     return DeployRunnerError(str(error.strerror or error))
 
 
-def _complain(error: DeployRunnerError) -> None:
+def _complain(error: DeployRunnerError, argv: Sequence[str]) -> None:
+    problems = error.problems if isinstance(error, SpecError) else (Problem(error.message, fix=error.fix),)
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        from .report.github import annotation
+        from .report.github import show_problems
 
-        if isinstance(error, SpecError):
-            for p in error.problems:
-                print(annotation("error", p.message, file=p.file, line=p.line, column=p.column))
-        else:
-            print(annotation("error", str(error)))
-    count = len(error.problems) if isinstance(error, SpecError) else 1
-    prefix = f"{count} problems:\n" if count > 1 else "error: "
+        show_problems(problems, sys.stderr, os.environ if argv[0] == "run" else {})
+    if "--json" in argv:
+        import json
+
+        said = [problem._asdict() for problem in problems]
+        print(json.dumps({"error": str(error), "exit_code": error.exit_code, "problems": said, "stages": {}}))
+    prefix = f"{len(problems)} problems:\n" if len(problems) > 1 else "error: "
     print(f"{prefix}{error}", file=sys.stderr)

@@ -1,12 +1,14 @@
 """A runner of GitHub Actions in small: it runs this project's action and the jobs of a workflow that use it.
 
 Scripts run in bash, with the environment and the files that GitHub gives them; expressions are evaluated.
-Of the actions of others only the cache's are played: immutable entries in a folder, found by their key or
-by the beginning of one, the newest first.
+Of the actions of others only the cache's are played, by GitHub's rules: an entry belongs to the branch (or
+pull request) that saved it and to the path it was saved from, can't be replaced, and is found by its key or
+by the beginning of one, the newest first, in the run's own branch before the base and the default branch.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -14,8 +16,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from tests.conftest import ROOT, clean_environment
 __all__ = ["ActionsCache", "Done", "Job", "run_action", "run_job", "steps_of"]
 
 BIN = Path(sys.executable).parent
-_TOKEN = re.compile(r"'[^']*'|&&|\|\||==|!=|!|[()]|[a-z_]+\(\)|[A-Za-z_][\w.-]*|\s+")
+_TOKEN = re.compile(r"'[^']*'|&&|\|\||==|!=|!|[()]|[a-z_]+\(\)|toJSON\b|[A-Za-z_][\w.-]*|\s+")
 _WORDS = {"&&": " and ", "||": " or ", "!": " not "}
 _SKIPPED = ("actions/setup-python@", "actions/checkout@", "aws-actions/")
 
@@ -39,25 +41,37 @@ class ActionsCache:
         folder.mkdir()
         self.keys: list[str] = []
         self.rejected: list[str] = []
+        self.visible: int | None = None  # How many entries jobs find that run at the same time.
 
-    def save(self, key: str, path: Path) -> None:
-        """Save a folder under a key, unless that has an entry: it can't be replaced."""
-        assert path.is_dir()
-        if key in self.keys:
+        self._of: list[tuple[str, str]] = []
+
+    def save(self, key: str, ref: str, path: str, folder: Path) -> None:
+        """Save a folder for a ref, unless the key has an entry there: it can't be replaced."""
+        assert folder.is_dir()
+        assert len(key) <= 512
+        assert "," not in key
+        if (key, ref, path) in self._entries():
             self.rejected.append(key)
             return
-        shutil.copytree(path, self._folder / str(len(self.keys)), symlinks=True)
+        shutil.copytree(folder, self._folder / str(len(self.keys)), symlinks=True)
         self.keys.append(key)
+        self._of.append((ref, path))
 
-    def restore(self, keys: list[str], path: Path) -> None:
+    def restore(self, keys: list[str], refs: list[str], path: str, folder: Path) -> None:
         """Copy the newest entry back whose key is, or begins with, the first that matches."""
-        for wanted in keys:
-            found = [n for n, key in enumerate(self.keys) if key == wanted] or [
-                n for n, key in enumerate(self.keys) if key.startswith(wanted)
-            ]
-            if found:
-                shutil.copytree(self._folder / str(found[-1]), path, symlinks=True, dirs_exist_ok=True)
-                return
+        for ref in refs:
+            entries = enumerate(self._entries()[: self.visible])
+            mine = [(n, key) for n, (key, *of) in entries if of == [ref, path]]
+            for wanted in keys:
+                found = [n for n, key in mine if key == wanted] or [
+                    n for n, key in mine if key.startswith(wanted)
+                ]
+                if found:
+                    shutil.copytree(self._folder / str(found[-1]), folder, symlinks=True, dirs_exist_ok=True)
+                    return
+
+    def _entries(self) -> list[tuple[str, str, str]]:
+        return [(key, *of) for key, of in zip(self.keys, self._of, strict=True)]
 
 
 @dataclass
@@ -68,11 +82,14 @@ class Job:
     cache: ActionsCache
     event: str = "push"
     ref: str = "refs/heads/main"
+    base: str = ""
     run_id: str = "1"
     secrets: Mapping[str, str] = field(default_factory=dict)
     vars: Mapping[str, str] = field(default_factory=dict)
+    matrix: Mapping[str, str] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     cancel_when: Path | None = None
+    install: bool = False
 
     @property
     def contexts(self) -> dict[str, Any]:
@@ -80,7 +97,13 @@ class Job:
         return {
             "github": {"event_name": self.event, "ref": self.ref, "run_id": self.run_id},
             "runner": {"os": "Linux", "arch": "X64"}, "secrets": self.secrets, "vars": self.vars,
+            "matrix": self.matrix,
         }  # fmt: skip
+
+    @property
+    def refs(self) -> list[str]:
+        """The branches whose cache entries the job can restore, in GitHub's order."""
+        return [ref for ref in (self.ref, self.base, "refs/heads/main") if ref]
 
 
 @dataclass
@@ -90,6 +113,8 @@ class Done:
     success: bool = True
     outputs: dict[str, str] = field(default_factory=dict)
     log: str = ""
+    summary: str = ""
+    path: list[str] = field(default_factory=list)
 
 
 def steps_of(action: Path = ROOT / "action.yml") -> list[dict[str, Any]]:
@@ -107,8 +132,9 @@ def evaluate(expression: str, contexts: Mapping[str, Any], *, success: bool) -> 
         assert token, expression[at:]
         at, text = token.end(), token[0]
         is_name = text[0].isalpha() and not text.endswith("()")
+        is_name = is_name and text != "toJSON"
         code += repr(_value(text, contexts)) if is_name else words.get(text, _WORDS.get(text, text))
-    return eval(code, {"__builtins__": {}})
+    return eval(code, {"__builtins__": {}, "toJSON": json.dumps})
 
 
 def _value(name: str, contexts: Mapping[str, Any]) -> Any:
@@ -144,20 +170,26 @@ def run_job(workflow: Path, name: str, job: Job) -> Done:
         texts = {**spec.get("env", {}), **declared.get("env", {}), **step.get("env", {})}
         env = {k: filled(v, job.contexts) for k, v in texts.items()}
         inputs = {k: filled(v, job.contexts) for k, v in step.get("with", {}).items()}
-        done = run_action(job, env={**job.env, **env}, **inputs)
+        done = run_action(replace(job, env={**job.env, **env}), **inputs)
     return done
 
 
-def run_action(job: Job, *, env: Mapping[str, str] | None = None, **inputs: str) -> Done:
-    """Run the action in a job; it is installed already."""
+def run_action(job: Job, **inputs: str) -> Done:
+    """Run the action in a job; unless the job says `install`, with what is installed already."""
     spec = yaml.safe_load((ROOT / "action.yml").read_text())
-    env = job.env if env is None else env
-    given = {**{n: i.get("default", "") for n, i in spec["inputs"].items()}, **inputs}
+    env = job.env
+    named = {name.replace("_", "-"): value for name, value in inputs.items()}
+    known = {name.lower() for name in named}  # GitHub compares names without their case, and keeps it.
+    defaults = {n: i.get("default", "") for n, i in spec["inputs"].items()}
+    given = {**{n: value for n, value in defaults.items() if n not in known}, **named}
+    assert known <= defaults.keys()
     steps: dict[str, Any] = {}
     contexts = {**job.contexts, "inputs": given, "steps": steps, "env": env}
     done = Done()
     for step in spec["runs"]["steps"]:
-        if step.get("uses", "").startswith(_SKIPPED) or step["name"].startswith("Install"):
+        if step.get("uses", "").startswith(_SKIPPED) or (
+            step["name"].startswith("Install") and not job.install
+        ):
             continue
         if not _holds(step.get("if", "success()"), contexts, success=done.success):
             continue
@@ -168,10 +200,10 @@ def run_action(job: Job, *, env: Mapping[str, str] | None = None, **inputs: str)
         values = {k: filled(v, contexts, success=done.success) for k, v in step["with"].items()}
         if "cache/restore@" in step["uses"]:
             keys = [values["key"], *values.get("restore-keys", "").split()]
-            job.cache.restore(keys, job.checkout / values["path"])
+            job.cache.restore(keys, job.refs, values["path"], job.checkout / values["path"])
         else:
             assert "cache/save@" in step["uses"], step
-            job.cache.save(values["key"], job.checkout / values["path"])
+            job.cache.save(values["key"], job.ref, values["path"], job.checkout / values["path"])
     done.outputs = {k: filled(o["value"], contexts) for k, o in spec["outputs"].items()}
     return done
 
@@ -187,17 +219,20 @@ def _script(
 ) -> dict[str, str]:
     temp = job.checkout.parent / f"{job.checkout.name}-temp"
     temp.mkdir(exist_ok=True)
-    for name in ("output", "summary"):
+    for name in ("output", "summary", "path"):
         (temp / name).write_text("")
+    (temp / "step.sh").write_text(step["run"])
     given = {k: filled(v, contexts, success=done.success) for k, v in step.get("env", {}).items()}
     process = subprocess.Popen(
-        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
+        ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", str(temp / "step.sh")],
         cwd=job.checkout / filled(step.get("working-directory", "."), contexts),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={
             **clean_environment(), "PATH": f"{BIN}:{os.environ['PATH']}", "RUNNER_TEMP": str(temp),
             "GITHUB_ACTIONS": "true", "GITHUB_EVENT_NAME": job.event, "GITHUB_REF": job.ref,
-            "GITHUB_OUTPUT": str(temp / "output"), "GITHUB_STEP_SUMMARY": str(temp / "summary"), **env, **given,
+            "GITHUB_ACTION_PATH": str(ROOT), "GITHUB_WORKSPACE": str(job.checkout),
+            "GITHUB_OUTPUT": str(temp / "output"), "GITHUB_STEP_SUMMARY": str(temp / "summary"),
+            "GITHUB_PATH": str(temp / "path"), **env, **given,
         },
     )  # fmt: skip
     if job.cancel_when is not None and step.get("id") == "run":
@@ -206,5 +241,14 @@ def _script(
         process.send_signal(signal.SIGINT)  # To the shell alone, as the runner does.
     done.log += process.communicate(timeout=300)[0]
     done.success = done.success and process.returncode == 0
-    lines = (temp / "output").read_text().splitlines()
-    return dict(line.split("=", 1) for line in lines)
+    done.summary += (temp / "summary").read_text()
+    done.path += (temp / "path").read_text().splitlines()
+    return dict(_outputs((temp / "output").read_text().split("\n")))
+
+
+def _outputs(lines: list[str]) -> Iterator[tuple[str, str]]:
+    """Read what a step has set: NAME=VALUE, or NAME<<END and the lines before END."""
+    rest = iter(lines)
+    for line in filter(None, rest):
+        name, given, end = re.split(r"(=|<<)", line, maxsplit=1)
+        yield name, end if given == "=" else "\n".join(iter(lambda end=end: next(rest), end))

@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from ..types import Event, RunOptions, StageResult
@@ -115,11 +114,10 @@ def run_and_show(
         print(f"warning: stages were not kept from {', '.join(lacks)}", file=sys.stderr)
     if record.exit_code == _INTERRUPTED:
         print("interrupted; finished artifacts are kept, run again to continue", file=sys.stderr)
-    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        from ..report.github import job_summary
+    if "GITHUB_STEP_SUMMARY" in os.environ:
+        from ..report.github import add_to_summary, job_summary
 
-        with Path(summary).open("a", encoding="utf-8") as file:
-            file.write(job_summary(record))
+        add_to_summary(job_summary(record), os.environ)
     if view.json:
         print(json.dumps(record.summary(), ensure_ascii=False))
     return record

@@ -2,24 +2,57 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TextIO
 
 from ..engine.runs import COUNTED, RunRecord
+from ..errors import Problem, counted
 from ..types import Event, Graph
 from .lines import duration, figures_line
 from .terminal import PlainReporter
 
-__all__ = ["GithubReporter", "annotation", "job_summary"]
+__all__ = ["GithubReporter", "add_to_summary", "annotation", "job_summary", "show_problems"]
+
+_SUMMARY_BYTES = 1_000_000  # GitHub shows nothing of a summary above 1 MiB.
 
 
 def annotation(level: str, message: str, *, file: str = "", line: int = 0, column: int = 0) -> str:
     """Return a workflow command that puts a message beside a line of a file.
 
-    Escapes as the runner's toolkit does: `%`, CR and LF in the message, `:` and `,` in a property.
+    Escapes as the runner's toolkit does: `%`, CR and LF in the message, `:` and `,` in a property. GitHub
+    finds a file by its path in the repository, not in the working directory.
     """
-    properties = {"file": file, "line": line, "col": column}
+    properties = {"file": file and _in_repository(file), "line": line, "col": column}
     shown = ",".join(f"{k}={_property(str(v))}" for k, v in properties.items() if v)
     return f"::{level}{' ' if shown else ''}{shown}::{_data(message)}"
+
+
+def _in_repository(file: str) -> str:
+    path = Path(os.path.abspath(file))
+    workspace = Path(os.environ.get("GITHUB_WORKSPACE") or os.curdir).resolve()
+    above = [p for p in path.parents if p.resolve() == workspace or workspace in p.resolve().parents]
+    if not above:
+        return file
+    root = next((p for p in above if (p / ".git").exists()), above[-1])  # `checkout` may have a `path:`.
+    return path.relative_to(root).as_posix()
+
+
+def show_problems(problems: Sequence[Problem], stream: TextIO, environ: Mapping[str, str]) -> None:
+    """Annotate what has ended a command before its first stage, and add it to the job summary."""
+    for p in problems:
+        said = str(Problem(p.message, fix=p.fix))
+        print(annotation("error", said, file=p.file, line=p.line, column=p.column), file=stream, flush=True)
+    rows = [f"- {_cell(str(problem))}" for problem in problems]
+    add_to_summary("\n".join(["### deploy-runner: not run", "", *rows, ""]), environ)
+
+
+def add_to_summary(text: str, environ: Mapping[str, str]) -> None:
+    """Append to the job summary, if GitHub requests one."""
+    if summary := environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(summary).open("a", encoding="utf-8") as file:
+            file.write(text)
 
 
 def _data(text: str) -> str:
@@ -57,7 +90,7 @@ class GithubReporter(PlainReporter):
 
 
 def job_summary(record: RunRecord) -> str:
-    """Return the run as Markdown for `$GITHUB_STEP_SUMMARY`."""
+    """Return the run as Markdown for `$GITHUB_STEP_SUMMARY`, what has failed first."""
     data = record.data
     counts = ", ".join(f"{data[state]} {state}" for state in COUNTED if data[state])
     rows = [
@@ -68,13 +101,25 @@ def job_summary(record: RunRecord) -> str:
         "| stage | state | time | figures |",
         "|---|---|---:|---|",
     ]
-    for id_, stage in record.stages.items():
+    for id_, stage in sorted(record.stages.items(), key=lambda item: item[1]["state"] != "failed"):
         figures = stage["figures"] if isinstance(stage["figures"], dict) else {}
         said = str(stage.get("error") or "") or figures_line(figures)
         rows.append(
             f"| {_cell(id_)} | {stage['state']} | {duration(float(str(stage['seconds'])))} | {_cell(said)} |"
         )
-    return "\n".join(rows) + "\n"
+    fits = list(_first(rows))
+    if left := len(rows) - len(fits):
+        fits += ["", f"The run's report has {counted(left, 'more stage')}."]
+    return "\n".join(fits) + "\n"
+
+
+def _first(rows: Sequence[str]) -> Iterator[str]:
+    left = _SUMMARY_BYTES
+    for row in rows:
+        left -= len(row.encode(errors="replace")) + 1
+        if left < 0:
+            return
+        yield row
 
 
 def _cell(text: str) -> str:

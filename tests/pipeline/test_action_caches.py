@@ -144,12 +144,13 @@ def test_a_cancelled_run_keeps_what_it_built(repository: Repository, cache: Acti
 
 def test_a_run_that_never_began_saves_nothing(repository: Repository, cache: ActionsCache) -> None:
     run_action(repository.job())
-    repository.project.write("pipeline.yaml", "version: 1\nname: x\nstages: {a: {uses: text.uper}}\n")
+    repository.project.write("pipeline.yaml", "version: 1\nname: x\nstages: {a: {use: text.upper}}\n")
     done = run_action(repository.job())
     assert not done.success
     assert len(cache.keys) == 1
 
 
+@pytest.mark.slow
 def test_what_is_saved_was_collected(repository: Repository, cache: ActionsCache, tmp_path: Path) -> None:
     job = repository.job()
     for times in range(1, 11):
@@ -169,6 +170,92 @@ def test_a_pull_request_reads_the_cache_and_saves_none(repository: Repository, c
     assert len(cache.keys) == 1
     skipped = run_job(EXAMPLES / "deploy.yml", "production", repository.job(**PULL_REQUEST))
     assert skipped.outputs == {"skipped": "true"}
+
+
+@pytest.mark.slow
+def test_after_a_merge_production_is_all_hits(repository: Repository, cache: ActionsCache) -> None:
+    """A pull request of a fork, which has no secret, reads what main has; its merge builds the rest once."""
+    deploy = EXAMPLES / "deploy.yml"
+    main = {"secrets": {"HF_TOKEN": "t"}}
+    assert run_job(deploy, "dry-run", repository.job(**main)).success
+    repository.project.write("in.txt", "changed")
+    fork = repository.job(**PULL_REQUEST)
+    assert set(states(run_job(deploy, "dry-run", fork)).values()) == {"ran"}
+    assert len(cache.keys) == 1
+    merged = run_job(deploy, "dry-run", repository.job(run_id="2", **main))
+    assert set(states(merged).values()) == {"ran"}
+    production = run_job(deploy, "production", repository.job(run_id="2", **main))
+    assert set(states(production).values()) == {"hit"}
+    assert set(states(run_job(deploy, "dry-run", repository.job(**PULL_REQUEST))).values()) == {"hit"}
+    assert len(cache.keys) == 2
+    assert cache.rejected == []
+
+
+def test_no_run_that_anybody_can_trigger_saves_what_main_restores(
+    repository: Repository, cache: ActionsCache
+) -> None:
+    """Such runs have the default branch's name, so that GitHub's own isolation doesn't cover them."""
+    assert run_action(repository.job(event="issue_comment"), stages="a").success
+    assert run_action(repository.job(event="pull_request_target"), stages="a").success
+    assert cache.keys == []
+
+
+@pytest.mark.slow
+def test_each_branch_has_its_own_entries_and_reads_those_of_main(
+    repository: Repository, cache: ActionsCache
+) -> None:
+    feature = {"ref": "refs/heads/feature"}
+    assert states(run_action(repository.job(**feature), stages="a")) == {"a": "ran"}
+    assert states(run_action(repository.job(), stages="a")) == {"a": "ran"}
+    assert states(run_action(repository.job(ref="refs/heads/other"), stages="a")) == {"a": "hit"}
+    assert len(cache.keys) == 2
+
+
+@pytest.mark.slow
+def test_two_pipelines_of_one_repository_have_entries_of_their_own(
+    repository: Repository, cache: ActionsCache
+) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(repository.project.folder / "stages", repository.project.folder / name / "stages")
+        repository.project.write(f"{name}/in.txt", name)
+        shutil.copy(repository.project.folder / "pipeline.yaml", repository.project.folder / name)
+    both = repository.job()
+    for name in ("one", "two"):
+        assert set(states(run_action(both, working_directory=name)).values()) == {"ran"}
+    for name in ("two", "./one/"):
+        again = run_action(repository.job(run_id="2"), working_directory=name)
+        assert set(states(again).values()) == {"hit"}
+    assert len(cache.keys) == 2
+
+
+@pytest.mark.slow
+def test_a_store_of_the_machine_is_neither_restored_nor_saved(
+    repository: Repository, cache: ActionsCache, tmp_path: Path
+) -> None:
+    """A self-hosted runner whose jobs share `DEPLOY_RUNNER_HOME`."""
+    home = {"DEPLOY_RUNNER_HOME": str(tmp_path / "home")}
+    assert states(run_action(repository.job(env=home), stages="a")) == {"a": "ran"}
+    job = repository.job(env=home)
+    assert states(run_action(job, stages="a")) == {"a": "hit"}
+    assert cache.keys == []
+    assert not (job.checkout / ".deploy-runner").exists()
+
+
+@pytest.mark.slow
+def test_the_legs_of_a_matrix_end_with_all_hits(repository: Repository, cache: ActionsCache) -> None:
+    """They run at the same time and can't see each other; what each adds is restored by the next run."""
+    for run, expected in enumerate(["ran ran", "ran hit", "hit hit"]):
+        jobs = [repository.job(run_id=str(run), matrix={"times": times}) for times in ("2", "3")]
+        # Both have restored before either saves: the second's checkout has no entry of the first.
+        known = len(cache.keys)
+        found = []
+        for job in jobs:
+            cache.visible = known
+            done = run_action(job, stages="b", set=f"stages.b.with.times={job.matrix['times']}")
+            found.append(states(done)["b"])
+        cache.visible = None
+        assert " ".join(found) == expected
+    assert cache.rejected == []
 
 
 # A shared cache ------------------------------------------------------------------------------
@@ -218,8 +305,8 @@ def test_a_failed_run_keeps_what_it_built_in_the_shared_cache(
     stages = "a: {uses: text.upper, inputs: {text: in.txt}}\nbad: {uses: text.odd, with: {how: gate}}"
     head = (repository.project.folder / "pipeline.yaml").read_text().splitlines()[-1] + "\n"
     repository.project.pipeline(stages, head=head)
-    given = {"remote": remote, "push": "true", "env": {"DEPLOY_RUNNER_CACHE_KEY": KEY}}
-    assert not run_action(repository.job(), **given).success  # type: ignore[arg-type]
+    writer = repository.job(env={"DEPLOY_RUNNER_CACHE_KEY": KEY})
+    assert not run_action(writer, remote=remote, push="true").success
     assert states(run_action(repository.job(), remote=remote)) == {"a": "hit", "bad": "failed"}
     assert cache.keys == []
 

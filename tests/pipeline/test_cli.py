@@ -274,7 +274,7 @@ def test_actions_get_groups_annotations_and_a_summary(project: Project, tmp_path
     assert "| bad | failed |" in summary.read_text()
     project.pipeline("bad: {uses: text.od}")
     done = project.cli("run", exits=2, GITHUB_ACTIONS="true")
-    assert "::error file=pipeline.yaml,line=4,col=15::there is no stage type 'text.od'" in done.stdout
+    assert "::error file=pipeline.yaml,line=4,col=15::there is no stage type 'text.od'" in done.stderr
 
 
 def test_a_terminal_gets_colours_unless_no_color(chain: Project) -> None:

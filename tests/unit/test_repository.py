@@ -157,7 +157,6 @@ def test_our_own_files_are_written_in_one_place_only() -> None:
     reasons = {
         "cli.py main": "standard output goes nowhere when its reader has gone",
         "commands/scaffold.py Planned.take": "the user's checkpoint is copied beside the new pipeline",
-        "commands/running.py run_and_show": "the job summary of GitHub is appended to",
         "engine/execute/ask.py _answered": "a pipe",
         "engine/execute/dispatch.py Dispatch.log": "a log that only grows",
         "engine/execute/families.py _Posted.detach": "a file of the kernel",
@@ -175,6 +174,7 @@ def test_our_own_files_are_written_in_one_place_only() -> None:
         "local/oci.py _Handler._complete": "private to the registry of a dry run",
         "local/oci.py _Handler._put_manifest": "private to the registry of a dry run",
         "local/servers.py _process": "the log of a dry run's server",
+        "report/github.py add_to_summary": "the job summary of GitHub is appended to",
         "store/cas.py Store.place": "an object: synced and renamed as store/files.py does, by descriptors",
         "store/files.py _create": "the one place",
         "store/files.py copy_private": "a copy for a worker, which is no file of ours",
