@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -183,7 +184,7 @@ def base_python() -> str:
     return str(Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}"))
 
 
-def run_as(python: str, project: Project, *args: str, exits: int = 0, **env: str) -> str:
+def run_as(python: str, project: Project, *args: str, exits: Any = 0, **env: str) -> str:
     done = subprocess.run(
         [python, "-m", "deploy_runner", *args], cwd=project.folder, env={**project.env, **env},
         capture_output=True, text=True, timeout=300, check=False,
