@@ -100,7 +100,7 @@ def _parse(argv: Sequence[str]) -> Verb:
 
 def _complete() -> None:
     """Answer a shell that asks what may follow, and end."""
-    from .completing import complete, verb_in
+    from .commands.completing import complete, verb_in
 
     verb = verb_in(os.environ.get("COMP_LINE", ""))
     complete(build_parser(verb if verb in _MODULES else ""), verb)

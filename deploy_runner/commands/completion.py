@@ -23,7 +23,7 @@ class Completion(NamedTuple):
 
     def __call__(self) -> int:
         """Print it."""
-        from ..completing import script
+        from .completing import script
 
         print(script(self.shell))
         return 0

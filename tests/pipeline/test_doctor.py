@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,7 +71,7 @@ def test_doctor_as_json_names_the_stages_of_each_check(project: Project) -> None
 
 @pytest.mark.slow
 def test_doctor_says_which_store_is_used_and_why(chain: Project, tmp_path: Path) -> None:
-    def store(exits: int = 0, **env: str) -> str:
+    def store(exits: Any = 0, **env: str) -> str:
         lines = chain.cli("doctor", exits=exits, **env).stdout.splitlines()
         (said,) = [line for line in lines if line[5:].startswith("store: ")]
         return said

@@ -16,11 +16,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .commands.options import DEFAULT_PIPELINE, Selection
-from .errors import DeployRunnerError
+from ..errors import DeployRunnerError
+from .options import DEFAULT_PIPELINE, Selection
 
 if TYPE_CHECKING:
-    from .engine.runs import RunRecord
+    from ..engine.runs import RunRecord
 
 __all__ = ["complete", "script", "verb_in"]
 
@@ -104,8 +104,8 @@ def _yaml_files(prefix: str, **given: Any) -> Iterator[str]:
 
 def _names(selection: Selection, verb: str) -> Iterator[str]:
     """Yield the stages of a pipeline, and where it is wanted their outputs."""
-    from .commands.outputs import rows_of
-    from .pipeline.loader import load_yaml
+    from ..pipeline.loader import load_yaml
+    from .outputs import rows_of
 
     with suppress(DeployRunnerError, OSError, ValueError, AttributeError, KeyError):
         tree = load_yaml(Path(selection.path).read_text("utf-8"), selection.path)
@@ -118,8 +118,8 @@ def _names(selection: Selection, verb: str) -> Iterator[str]:
 
 
 def _records(path: str, config: tuple[str, ...]) -> Iterator[RunRecord]:
-    from .api import place_of
-    from .engine.runs import recorded_runs
+    from ..api import place_of
+    from ..engine.runs import recorded_runs
 
     home, files = place_of(path, config)
     if (home / "secret").is_file() or os.environ.get("DEPLOY_RUNNER_CACHE_KEY"):
@@ -134,7 +134,7 @@ def _runs(parsed_args: argparse.Namespace, **given: Any) -> list[str]:
 
 def _types(**given: Any) -> list[str]:
     found = set()
-    for folder in (Path(__file__).parent / "stages", Path("stages")):
+    for folder in (Path(__file__).parent.parent / "stages", Path("stages")):
         for file in folder.rglob("*.py"):
             found.update(_USES.findall(file.read_text("utf-8", errors="replace")))
     return sorted(found)
