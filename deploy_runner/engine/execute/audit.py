@@ -32,6 +32,8 @@ _ROOT_MARKS = frozenset(
 )  # fmt: skip
 """What programs look for unasked, in their folder and those above, to find where they are used."""
 _OWN_FOLDERS = frozenset(("inputs", "outputs", "scratch"))
+_READS_SOURCES = frozenset(("inspect.py", "linecache.py", "traceback.py", "warnings.py"))
+_HERE = os.path.dirname(__file__)
 _LIBRARY = os.path.dirname(os.__file__) + os.sep
 _PACKAGES = (f"{_LIBRARY}site-packages{os.sep}", f"{_LIBRARY}dist-packages{os.sep}")
 
@@ -175,10 +177,19 @@ class ReadGuard:
                 return os.path.dirname(copy)
         if not self._is_undeclared(real) or os.path.basename(real) in _ROOT_MARKS or self._is_around(real):
             return None
-        if not _by_realpath():
+        if not (_by_realpath() or self._is_source(real)):
             self._note("looked for", real)
             self._refuse(text)
         return None
+
+    def _is_source(self, real: str) -> bool:
+        """Say whether the text of code that is loaded already is looked for, by the name in its messages."""
+        frame: FrameType | None = sys._getframe(3)
+        while frame is not None and (_is_own(frame) or _is_standard(frame)):
+            if os.path.basename(frame.f_code.co_filename) in _READS_SOURCES:
+                return True
+            frame = frame.f_back
+        return real.endswith(".py") and not (frame is not None and self._code_name(frame))
 
     def _is_around(self, real: str) -> bool:
         """Say whether a folder is one that something declared is in."""
@@ -212,7 +223,7 @@ class ReadGuard:
     def _asked_by_code(self) -> bool:
         """Say whether the stage's own code asks, not a library that it uses."""
         frame: FrameType | None = sys._getframe(1)
-        while frame is not None and (frame.f_code.co_filename == __file__ or _is_standard(frame)):
+        while frame is not None and (_is_own(frame) or _is_standard(frame)):
             frame = frame.f_back
         return frame is not None and bool(self._code_name(frame))
 
@@ -227,6 +238,10 @@ class ReadGuard:
 
 def _is_in(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder + os.sep)
+
+
+def _is_own(frame: FrameType) -> bool:
+    return os.path.dirname(frame.f_code.co_filename) == _HERE
 
 
 def _is_standard(frame: FrameType) -> bool:
