@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -99,72 +98,6 @@ def test_a_lightning_checkpoint_beside_its_code(here: Project) -> None:
     assert "by Lightning 2.6.6, epoch 4" in head
     assert "# from model.scale [1] to criterion.weight [3]" in head
     assert head.startswith("# yaml-language-server: $schema=pipeline.schema.json\n")
-
-
-@pytest.mark.slow
-def test_an_onnx_file_of_somebody_else(here: Project) -> None:
-    shutil.copy(ROOT / "examples/detector/detector.onnx", here.folder)
-    here.write(".gitignore", "*.pyc")
-    here.write("configs/dry-run.yaml", "target: {name: dry-run, live: false}\n")
-    said = here.cli("init", "detector.onnx", "--goal", "sagemaker").stdout
-    assert "kept configs/dry-run.yaml, which already exists" in said
-    assert (here.folder / ".gitignore").read_text() == "*.pyc\n.deploy-runner/\n"
-    assert here.run()["failed"] == 0
-    assert written(here)["package"]["inputs"]["model"] == "${{ stages.model.outputs.onnx }}"
-    _follows_the_schema_line(here.folder / "pipeline.yaml")
-    lacks = here.cli("plan", "--config", "configs/production.yaml", exits=2).stderr
-    assert (
-        "doesn't set target.aws.region, target.aws.bucket, target.aws.role_arn and target.aws.image_uri"
-        in lacks
-    )
-
-
-def _follows_the_schema_line(pipeline: Path) -> None:
-    """Validate a pipeline as an editor does, by what its first line names, and again with a misspelt key."""
-    import jsonschema
-
-    head = pipeline.read_text().splitlines()[0]
-    place = pipeline.parent / head.removeprefix("# yaml-language-server: $schema=")
-    validator = jsonschema.Draft202012Validator(json.loads(place.read_text()))
-    content = yaml.safe_load(pipeline.read_text())
-    assert list(validator.iter_errors(content)) == []
-    content["stages"]["parity"]["inputs"]["candidat"] = "x"
-    assert "candidat" in str(next(validator.iter_errors(content)))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("goal", ["triton", "kserve", "oci"])
-def test_goals_for_what_others_serve_and_keep(goal: str, tmp_path: Path) -> None:
-    project = Project(tmp_path / "My détector v2")
-    shutil.copy(ROOT / "examples/detector/detector.onnx", project.folder / "mon modèle.onnx")
-    project.cli("init", "mon modèle.onnx", "--goal", goal)
-    assert project.run()["failed"] == 0
-    _follows_the_schema_line(project.folder / "pipeline.yaml")
-    if goal != "triton":
-        name = {"kserve": "target.aws.bucket", "oci": "target.oci.registry"}[goal]
-        assert name in project.cli("plan", "--config", "configs/production.yaml", exits=2).stderr
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("goal", ["openvino", "mlflow", "coreml"])
-def test_goals_whose_packages_few_have(goal: str, here: Project) -> None:
-    here.write("model.py", (DIGITS / "model.py").read_text())
-    shutil.copy(DIGITS / "digits.pt", here.folder)
-    here.cli("init", "digits.pt", "--goal", goal, "--factory", "model.py:build", "--shape", "1,1,8,8")
-    here.cli("validate")
-    _follows_the_schema_line(here.folder / "pipeline.yaml")
-
-
-@pytest.mark.slow
-def test_a_project_that_can_not_be_written_is_one_sentence(here: Project) -> None:
-    if os.getuid() == 0:
-        pytest.skip("root writes anywhere")
-    shutil.copy(ROOT / "examples/detector/detector.onnx", here.folder)
-    here.folder.chmod(0o555)
-    try:
-        assert "error: " in here.cli("init", "detector.onnx", exits=None).stderr
-    finally:
-        here.folder.chmod(0o755)
 
 
 @pytest.mark.slow
