@@ -106,12 +106,33 @@ class StoreError(DeployRunnerError):
     """The store cannot be read or written: the disk is full or read-only, or permission is missing."""
 
 
-def closest(name: str, known: Iterable[str]) -> str:
-    """Return the fix "did you mean 'x'?" for the nearest known spelling, or nothing."""
-    from difflib import get_close_matches
+_LOOKED_AT, _COMPARED, _LONGEST = 2000, 100, 100
 
-    near = get_close_matches(name, list(known), n=1)
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Return the fix "did you mean 'x'?" for the nearest known spelling, or nothing.
+
+    It takes a limited time: of many names those are compared that begin and end most alike, and very long
+    ones are not.
+    """
+    from difflib import get_close_matches
+    from heapq import nlargest
+    from itertools import islice
+
+    if len(name) > _LONGEST:
+        return ""
+    names = list(islice((k for k in known if len(k) <= _LONGEST), _LOOKED_AT))
+    if len(names) > _COMPARED:
+        names = nlargest(_COMPARED, names, key=lambda k: _shared(name, k) + _shared(name[::-1], k[::-1]))
+    near = get_close_matches(name, names, n=1)
     return f"did you mean {near[0]!r}?" if near else ""
+
+
+def _shared(one: str, other: str) -> int:
+    """Return how long the beginning is that two names share."""
+    return next(
+        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
 
 
 def _rebuild(

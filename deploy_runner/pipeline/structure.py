@@ -8,9 +8,10 @@ from ..errors import SpecError, closest
 from ..types import Executor, Json, Kind, OutputSpec, RemoteSpec
 from . import interface
 from .drafts import Draft, Ground
-from .expressions import Scope, Variables, resolve
+from .expressions import Budget, Scope, Variables, resolve
 from .inputs import leaves_project
 from .loader import plain
+from .misplaced import misplaced, of_stage
 from .spec import (
     STAGE_ID,
     CacheSpec,
@@ -25,11 +26,16 @@ from .spec import (
 
 __all__ = ["add_draft", "make_scope", "read_cache", "read_executor", "read_structure", "read_target"]
 
+_CHARACTERS = 8000
+"""What the references may expand to, for each stage that a pipeline may have."""
+_LONGEST_NAME = 100
+
 
 def read_structure(ground: Ground) -> PipelineSpec | None:
     """Validate the whole structure; stages that don't fit are reported and left out."""
     data = plain(ground.root)
     assert isinstance(data, dict)
+    ground.problems += misplaced(ground.root)
     stages = data.get("stages")
     if isinstance(stages, dict):
         _check_stage_shapes(ground, stages)
@@ -60,6 +66,12 @@ def _check_stage_shapes(ground: Ground, stages: dict[str, Json]) -> None:
         if not STAGE_ID.match(name):
             ground.say(tree.child_marks(name), f"{name!r} is not a valid stage name",
                       "use letters, digits, _ and -")  # fmt: skip
+        elif len(name) > _LONGEST_NAME:
+            ground.say(tree.child_marks(name), f"a stage's name has at most {_LONGEST_NAME} characters")
+        if next(of_stage(name, node), None):  # It is said.
+            ground.broken.add(name)
+            del stages[name]
+            continue
         try:
             StageSpec.model_validate(stages[name])
         except ValidationError as error:
@@ -88,7 +100,8 @@ def make_scope(ground: Ground, spec: PipelineSpec) -> Scope:
             ground.say(mark, f"the environment variable {name} is not set", f"export {name}=…")
         else:
             env[name] = value
-    scope = Scope(spec.name, lambda path: None, env)
+    budget = Budget(_CHARACTERS * spec.max_instances)
+    scope = Scope(spec.name, lambda path: None, env, budget=budget)
     scope.variables = Variables(ground.root.value.get("vars"), scope, ground.problems)
     return scope
 
