@@ -7,6 +7,7 @@ from typing import TextIO
 
 from ..engine.runs import COUNTED, RunRecord
 from ..types import Event, Graph, StageResult
+from .folding import fold
 from .lines import counts_line, duration, figures_line
 from .terminal import PlainReporter
 
@@ -74,12 +75,14 @@ def job_summary(record: RunRecord) -> str:
         "| stage | state | time | figures |",
         "|---|---|---:|---|",
     ]
-    for id_, stage in record.stages.items():
+    stages = [(id_, None if s.get("error") else str(s["state"])) for id_, s in record.stages.items()]
+    for label, index in fold(stages):
+        id_ = stages[index][0]
+        stage = record.stages[id_]
         figures = stage["figures"] if isinstance(stage["figures"], dict) else {}
         said = str(stage.get("error") or "") or figures_line(figures)
-        rows.append(
-            f"| {_cell(id_)} | {stage['state']} | {duration(float(str(stage['seconds'])))} | {_cell(said)} |"
-        )
+        more = f"{duration(float(str(stage['seconds'])))} | {_cell(said)}" if label == id_ else "|"
+        rows.append(f"| {_cell(label)} | {stage['state']} | {more} |")
     return "\n".join(rows) + "\n"
 
 
