@@ -30,6 +30,7 @@ __all__ = [
     "closest",
     "closest_path",
     "counted",
+    "cut",
 ]
 
 
@@ -113,18 +114,47 @@ class StoreError(DeployRunnerError):
     """The store cannot be read or written: the disk is full or read-only, or permission is missing."""
 
 
-def closest(name: str, known: Iterable[str]) -> str:
-    """Return the fix "did you mean 'x'?" for the nearest known spelling, in capitals or not, or nothing."""
-    from difflib import get_close_matches
+_LOOKED_AT, _COMPARED, _LONGEST = 2000, 100, 100
+_SHOWN = 80
 
-    spelled = {other.casefold(): other for other in known}
-    near = get_close_matches(name.casefold(), list(spelled), n=1)
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Return the fix "did you mean 'x'?" for the nearest known spelling, in capitals or not, or nothing.
+
+    It takes a limited time: of many names those are compared that begin and end most alike, and very long
+    ones are not.
+    """
+    from difflib import get_close_matches
+    from heapq import nlargest
+    from itertools import islice
+
+    if len(name) > _LONGEST:
+        return ""
+    meant = name.casefold()
+    spelled = {k.casefold(): k for k in islice((k for k in known if len(k) <= _LONGEST), _LOOKED_AT)}
+    names = list(spelled)
+    if len(names) > _COMPARED:
+        names = nlargest(_COMPARED, names, key=lambda k: _shared(meant, k) + _shared(meant[::-1], k[::-1]))
+    near = get_close_matches(meant, names, n=1)
     return f"did you mean {spelled[near[0]]!r}?" if near else ""
 
 
 def counted(number: int, noun: str) -> str:
     """Return a number with a noun that takes an s: "1 stage", "2 stages", "1,000 stages"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def cut(value: object) -> str:
+    """Return a value as a sentence shows it: not all of a very long one."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+
+
+def _shared(one: str, other: str) -> int:
+    """Return how long the beginning is that two names share."""
+    return next(
+        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
 
 
 def _rebuild(

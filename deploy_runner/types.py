@@ -147,7 +147,8 @@ class StageNode(NamedTuple):
     `inputs` is flat: a single input is `model`; the members of a mapping or list input are
     `candidates/fp32`, `samples/0`. `params` is the canonical JSON of the validated `with:`, with
     `{"$secret": NAME}` where a secret stands. `module` and `class_name` say where the stage
-    type lives; `stage_dir` is the folder that `module` is a file of.
+    type lives; `stage_dir` is the folder that `module` is a file of. At most `max_parallel` instances of its
+    matrix run at the same time, if it isn't 0.
     """
 
     id: str
@@ -175,6 +176,7 @@ class StageNode(NamedTuple):
     target: Mapping[str, Json]
     mark: Mark
     lineage: bool = False
+    max_parallel: int = 0
 
     @property
     def upstream(self) -> tuple[str, ...]:

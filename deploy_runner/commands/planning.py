@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from ..errors import DeployRunnerError, counted
+from ..report.folding import fold
 from ..types import Json
 from .advice import advice
 from .options import JsonSwitch, Option, Selection
@@ -54,9 +56,17 @@ class Plan(NamedTuple):
             ]
             print(json.dumps({"target": pipeline.graph.target.get("name"), "actions": rows}))
             return
-        width = max((len(a.stage) for a in actions), default=0)
-        for action in actions:
-            print(f"{action.stage:<{width}}  {action.state:<8} {action.reason}".rstrip())
+        # What an instance waits for is another instance: only the stage is told where many are one line.
+        said_of = [(a.state, re.sub(r"\[[^]]*\]", "[…]", a.reason)) for a in actions]
+        alone = {*drift, *said}
+        lines = fold(
+            [(a.stage, None if a.stage in alone else s) for a, s in zip(actions, said_of, strict=True)]
+        )
+        width = max((len(label) for label, _ in lines), default=0)
+        for label, index in lines:
+            action = actions[index]
+            reason = action.reason if label == action.stage else said_of[index][1]
+            print(f"{label:<{width}}  {action.state:<8} {reason}".rstrip())
             notes = [f"note: {line}" for line in said.get(action.stage, ())]
             for line in (*drift.get(action.stage, ()), *notes):
                 print(f"{'':<{width}}    {line}")

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
 from ..errors import Problem, SpecError, StageError, closest
 from ..registry import Registry
 from ..sdk import StageParams
-from ..types import Graph, Json, Resources, Scalar, SourceFile, StageNode
+from ..types import Graph, Json, Mark, Resources, SourceFile, StageNode
 from ..usercode import loading
 from ..usercode.advice import how_to_install
 from . import interface
-from .drafts import Draft, Ground
-from .expressions import Scope, Variables, resolve, secret_name
+from .drafts import Draft, Enough, Ground
+from .expressions import Refused, Scope, Variables, resolve, secret_name
 from .graph import find_cycle, topological_order
 from .inputs import find_inputs
 from .loader import Node, plain
-from .matrices import expand
+from .matrices import expand_all
 from .misfits import find_mark, problems_of
 from .overlay import Document
 from .refusals import credentials_in_the_open, stores_file
@@ -37,6 +38,9 @@ from .structure import (
 
 __all__ = ["build"]
 
+_MOST_WRONG = 20
+_SHOWN = 12
+
 
 def build(
     document: Document, path: Path, environ: Mapping[str, str], registry: Registry
@@ -46,7 +50,9 @@ def build(
     Raises SpecError with all problems.
     """
     ground = Ground(document, path, environ, registry)
-    graph = _graph(ground)
+    graph = None
+    with suppress(Enough):
+        graph = _graph(ground)
     if ground.problems:
         raise SpecError(list(dict.fromkeys(ground.problems)))
     assert graph is not None
@@ -60,6 +66,7 @@ def _graph(ground: Ground) -> Graph | None:
     spec = read_structure(ground)
     if spec is None:
         return None
+    ground.max_instances = spec.max_instances
     scope = make_scope(ground, spec)
     variables = scope.variables
     assert isinstance(variables, Variables)
@@ -69,14 +76,10 @@ def _graph(ground: Ground) -> Graph | None:
     executor = read_executor(ground, spec, scope)
     for name, stage in spec.stages.items():
         add_draft(ground, name, stage)
-    for draft in ground.drafts.values():
-        expand(ground, draft, scope)
+    expand_all(ground, scope)
     nodes: dict[str, StageNode] = {}
     for draft in ground.drafts.values():
-        for id_, matrix in draft.instances.items():
-            node = _instance(ground, draft, id_, matrix, scope, target)
-            if node is not None:
-                nodes[id_] = node
+        nodes |= {node.id: node for node in _instances(ground, draft, scope, target)}
     _check_new_variables(ground, variables.used, values)
     order = _order(ground, nodes)
     return Graph(
@@ -103,55 +106,107 @@ def _check_new_variables(ground: Ground, used: set[str], values: Mapping[str, Js
             ground.say(mark, f"nothing refers to vars.{name}", near)
 
 
-def _instance(
-    ground: Ground,
-    draft: Draft,
-    id_: str,
-    matrix: dict[str, Scalar],
-    scope: Scope,
-    target: dict[str, Json],
-) -> StageNode | None:
-    own = Scope(scope.name, scope.variables, scope.env, matrix, allow_secrets=True)
-    params = _params(ground, draft, own)
-    inputs = find_inputs(ground, draft, matrix, own)
-    env = _env(ground, draft, scope)
-    if params is None:
-        return None
+class _Fitted(NamedTuple):
+    """Parameters that fit their stage type, and what they need."""
+
+    given: StageParams
+    params: dict[str, Json]
+    code: tuple[SourceFile, ...]
+    packages: tuple[str, ...]
+    resources: Resources
+    secrets: tuple[str, ...]
+    weight: int
+
+
+def _instances(ground: Ground, draft: Draft, scope: Scope, target: dict[str, Json]) -> Iterator[StageNode]:
+    """Yield the nodes of a stage. What its instances have in common is found once."""
+    env, needs, resources = _env(ground, draft, scope), _needs(ground, draft), _resources(ground, draft)
     cls, kind = draft.type.cls, draft.type
+    mark = ground.root.value["stages"].child_marks(draft.name)
+    names = {name for values in draft.instances.values() for name in values}
+    alike: _Fitted | None = None
+    wrong = 0
+    for id_, matrix in draft.instances.items():
+        before = len(ground.problems)
+        own = Scope(
+            scope.name, scope.variables, scope.env, matrix, allow_secrets=True, others=names,
+            budget=scope.budget,
+        )  # fmt: skip
+        fitted = alike or _fitted(ground, draft, own, resources)
+        alike = None if own.varies else fitted
+        inputs = find_inputs(ground, draft, matrix, own)
+        ground.link(draft, mark, len(inputs) + len(needs))
+        if fitted is not None:
+            _check_inputs(ground, draft, mark, fitted.given, inputs)
+        if fitted is None or len(ground.problems) > before:
+            wrong += 1
+            if wrong == _MOST_WRONG:
+                return  # The others are wrong in the same way.
+            continue
+        _weigh(ground, mark, scope, fitted)
+        yield StageNode(
+            id=id_,
+            base=draft.name,
+            uses=draft.spec.uses,
+            matrix=matrix,
+            params=fitted.params,
+            inputs=inputs,
+            outputs=draft.outputs,
+            needs=needs,
+            env=env,
+            secrets=fitted.secrets,
+            module=kind.module,
+            class_name=cls.__name__,
+            stage_dir=str(kind.stage_dir),
+            implementation=kind.implementation,
+            code=fitted.code,
+            packages=fitted.packages,
+            facets=cls.facets + (("gpu",) if fitted.resources.gpu else ()),
+            preload=cls.preload,
+            network=cls.network,
+            converges=cls.converges,
+            trust=draft.spec.trust,
+            resources=fitted.resources,
+            target=target if cls.network else {},
+            mark=mark,
+            lineage=cls.lineage,
+            max_parallel=draft.spec.max_parallel or 0,
+        )
+
+
+def _check_inputs(
+    ground: Ground, draft: Draft, mark: Mark, params: StageParams, inputs: Mapping[str, object]
+) -> None:
     try:
         params.check_inputs({name.partition("/")[0] for name in inputs})
     except StageError as error:
-        mark = ground.root.value["stages"].child_marks(draft.name)
         ground.say(mark, f"stage {draft.name!r} ({draft.spec.uses}): {error.message}", error.fix)
+
+
+def _fitted(ground: Ground, draft: Draft, scope: Scope, resources: Resources) -> _Fitted | None:
+    params = _params(ground, draft, scope)
+    if params is None:
+        return None
     code, packages = _code(ground, draft, params)
-    resources = _resources(ground, draft, params.gpus_needed())
-    return StageNode(
-        id=id_,
-        base=draft.name,
-        uses=draft.spec.uses,
-        matrix=matrix,
-        params=_with_secrets(params.model_dump(mode="json")),
-        inputs=inputs,
-        outputs=draft.outputs,
-        needs=_needs(ground, draft),
-        env=env,
-        secrets=tuple(sorted(own.secrets)),
-        module=kind.module,
-        class_name=cls.__name__,
-        stage_dir=str(kind.stage_dir),
-        implementation=kind.implementation,
-        code=code,
-        packages=tuple(dict.fromkeys((*cls.packages, *kind.packages, *packages))),
-        facets=cls.facets + (("gpu",) if resources.gpu else ()),
-        preload=cls.preload,
-        network=cls.network,
-        converges=cls.converges,
-        trust=draft.spec.trust,
-        resources=resources,
-        target=target if cls.network else {},
-        mark=ground.root.value["stages"].child_marks(draft.name),
-        lineage=cls.lineage,
+    gpu = max(params.gpus_needed(), resources.gpu)
+    return _Fitted(
+        params,
+        _with_secrets(params.model_dump(mode="json")),
+        code,
+        tuple(dict.fromkeys((*draft.type.cls.packages, *draft.type.packages, *packages))),
+        resources._replace(gpu=gpu),
+        tuple(sorted(scope.secrets)),
+        len(json.dumps(params.model_dump(mode="json"))),
     )
+
+
+def _weigh(ground: Ground, mark: Mark, scope: Scope, fitted: _Fitted) -> None:
+    """Count the parameters of an instance against what all of the pipeline may be."""
+    try:
+        scope.budget.spend(fitted.weight)
+    except Refused as error:
+        ground.say(mark, str(error))
+        raise Enough from None
 
 
 def _params(ground: Ground, draft: Draft, scope: Scope) -> StageParams | None:
@@ -193,7 +248,7 @@ def _needs(ground: Ground, draft: Draft) -> tuple[str, ...]:
     return tuple(ids)
 
 
-def _resources(ground: Ground, draft: Draft, gpus: int) -> Resources:
+def _resources(ground: Ground, draft: Draft) -> Resources:
     spec = draft.spec
     memory, timeout = 0, 0.0
     try:
@@ -208,9 +263,7 @@ def _resources(ground: Ground, draft: Draft, gpus: int) -> Resources:
         if amount <= 0:
             ground.say(find_mark(draft.node, ("resources", "custom", name)),
                       f"the amount of {name} must be more than 0, not {amount:g}")  # fmt: skip
-    return Resources(
-        spec.resources.cpu, memory, timeout, max(gpus, spec.resources.gpu), spec.resources.custom
-    )
+    return Resources(spec.resources.cpu, memory, timeout, spec.resources.gpu, spec.resources.custom)
 
 
 def _code(ground: Ground, draft: Draft, params: BaseModel) -> tuple[tuple[SourceFile, ...], list[str]]:
@@ -269,7 +322,10 @@ def _order(ground: Ground, nodes: dict[str, StageNode]) -> list[str]:
     order = topological_order(upstream)
     if len(order) < len(nodes):
         cycle = find_cycle(upstream)
-        shown = " → ".join(reversed(cycle))
+        names = cycle[::-1]
+        if len(names) > _SHOWN:
+            names = [*names[: _SHOWN - 2], "…", names[-1]]
+        shown = " → ".join(names)
         ground.say(nodes[cycle[0]].mark, f"the stages depend on each other in a cycle: {shown}")
     return order
 

@@ -49,11 +49,12 @@ def find_cycle(upstream: Mapping[str, Sequence[str]]) -> list[str]:
     inside = set(upstream) - set(topological_order(upstream))
     # Every node left over needs a node left over: following any such need must come round.
     node = next((name for name in upstream if name in inside), None)
-    path: list[str] = []
+    path: dict[str, None] = {}
     while node is not None and node not in path:
-        path.append(node)
+        path[node] = None
         node = next((need for need in upstream[node] if need in inside), None)
-    return [*path[path.index(node) :], node] if node is not None else []
+    names = list(path)
+    return [*names[names.index(node) :], node] if node is not None else []
 
 
 def select(graph: Graph, targets: Iterable[str] | None) -> tuple[str, ...]:

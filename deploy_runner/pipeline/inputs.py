@@ -12,9 +12,12 @@ from . import interface
 from .drafts import Draft, Ground
 from .expressions import OutputRef, Scope, parse_output, resolve
 from .loader import Node
+from .partners import Partners
 from .refusals import stores_file
 
 __all__ = ["find_inputs", "leaves_project"]
+
+_SHOWN = 12
 
 _OF_THE_STORE = {
     "inside": ("belongs to the store and can't be an input", "use the output of a stage instead"),
@@ -124,7 +127,8 @@ def _referenced(
         fix = f"select one, e.g. stages.{ids[0]}.outputs.{ref.output}, or give this stage its matrix"
         ground.say(node.mark, message, fix)
         return []
-    fan_in = not ref.instance and any(axis not in matrix for axis in draft.axes)
+    own = draft.instances
+    fan_in = not ref.instance and (len(ids) > 1 or any(not own[id_].keys() <= matrix.keys() for id_ in ids))
     return [(id_ if fan_in else ref.stage, RefSource(id_, ref.output, spec.kind, node.mark)) for id_ in ids]
 
 
@@ -135,15 +139,13 @@ def _matching(
         id_ = f"{ref.stage}[{ref.instance}]"
         if id_ not in draft.instances:
             known = list(draft.instances)
-            fix = closest(id_, known) or f"the instances are {', '.join(known)}"
+            fix = closest(id_, known) or f"the instances are {', '.join(known[:_SHOWN])}"
             ground.say(node.mark, f"the matrix has no instance {id_}", fix)
             return []
         return [id_]
-    return [
-        id_
-        for id_, own in draft.instances.items()
-        if all(own[axis] == matrix[axis] for axis in own if axis in matrix)
-    ]
+    if draft.partners is None:
+        draft.partners = Partners(draft.instances)
+    return draft.partners.of(matrix)
 
 
 def _path_source(ground: Ground, path: str, node: Node) -> PathSource | None:

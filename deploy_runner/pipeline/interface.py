@@ -5,6 +5,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -69,13 +70,21 @@ def output_specs(stage: type[Stage]) -> Mapping[str, OutputSpec]:
 
 def code_references(model: BaseModel) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Yield (path of the parameter, reference) of every `Code` parameter that is set."""
-    for name, field in type(model).model_fields.items():
+    for name, marked in _code_fields(type(model)):
         value = getattr(model, name)
-        marked = any(isinstance(m, CodeReference) for m in (*field.metadata, *_metadata(field.annotation)))
         if isinstance(value, BaseModel):
             yield from (((name, *path), code) for path, code in code_references(value))
         elif marked:
             yield from (((name, *path), code) for path, code in _strings(value))
+
+
+@cache
+def _code_fields(model: type[BaseModel]) -> tuple[tuple[str, bool], ...]:
+    """Return each field's name, and whether it is declared as `Code`."""
+    return tuple(
+        (name, any(isinstance(m, CodeReference) for m in (*field.metadata, *_metadata(field.annotation))))
+        for name, field in model.model_fields.items()
+    )
 
 
 def _strings(value: Json) -> Iterator[tuple[tuple[str | int, ...], str]]:

@@ -1,8 +1,9 @@
 """YAML text → a tree of nodes that know their line and column.
 
 What is read is the YAML 1.2 core schema: `no` and `1:30` are strings, `010` is an error, a key
-given twice is an error. Size, depth, aliases and what they expand to are limited, so that a
-bomb is refused at once. The parser is libyaml's, used event by event, which does not recurse.
+given twice is an error. Size, depth, keys and what aliases expand to are limited, so that a
+bomb is refused at once; what is written out is limited by the size alone. The parser is
+libyaml's, used event by event, which does not recurse.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ __all__ = ["Node", "load_yaml", "plain", "read_text"]
 
 _MAX_BYTES = 1 << 20
 _MAX_DEPTH = 64
-_MAX_NODES = 100_000
+_MAX_ALIASED = 100_000
+_MAX_KEY = 1000
 _MAX_INT_DIGITS = 18
 
 _TAG = "tag:yaml.org,2002:"
@@ -37,6 +39,7 @@ _OCTAL_LOOKING = re.compile(r"[-+]?0[0-9]+\Z")
 _BASED = re.compile(r"0o[0-7]+\Z|0x[0-9a-fA-F]+\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)\Z|\.(nan|NaN|NAN)\Z")
+_TAGS = re.compile(r"^%TAG\b", re.MULTILINE)
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -99,21 +102,25 @@ def load_yaml(text: str, file: str) -> Node:
     if found := _UNPRINTABLE.search(text):
         sign = f"U+{ord(found.group()):04X}"
         raise _refusal(f"the character {sign} is not allowed", file, text[: found.start()])
+    if found := _TAGS.search(text):
+        raise _refusal("the directive %TAG is not allowed", file, text[: found.start()])
     try:
         return _Composer(file).compose(yaml.parse(text, Loader=yaml.CSafeLoader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         said = " ".join(part for part in (error.context, error.problem) if part)
-        fix = _fix_of_yaml(said, text.split("\n")[line - 1 : line])
+        fix = _fix_of_yaml(said, text.split("\n")[max(0, line - 2) : line])
         raise SpecError([Problem(f"not valid YAML: {said}", file, line, column, fix)]) from None
     except yaml.YAMLError as error:
         raise SpecError([Problem(f"not valid YAML: {error}", file, 1, 1)]) from None
 
 
 def _fix_of_yaml(said: str, lines: list[str]) -> str:
-    """Return what to do about what libyaml says of a line, for the errors that indentation causes."""
-    if any(line[: len(line) - len(line.lstrip())].count("\t") for line in lines):
+    """Return what to do about what libyaml says of the last of two lines."""
+    if any("${{" in line for line in lines):
+        return "put a `${{ … }}` between {} or [] in quotes"
+    if any(line[: len(line) - len(line.lstrip())].count("\t") for line in lines[-1:]):
         return "indent with spaces: YAML allows no tabs there"
     if "did not find expected key" in said or "did not find expected '-'" in said:
         return "indent the line exactly like the others of its block"
@@ -139,7 +146,7 @@ class _Composer:
         self._file = file
         self._open: list[_Open] = []
         self._anchors: dict[str, Node] = {}
-        self._nodes = 0
+        self._aliased = 0
         self._root: Node | None = None
 
     def compose(self, events: Iterator[yaml.Event]) -> Node:
@@ -192,12 +199,16 @@ class _Composer:
         if event.anchor not in self._anchors:
             raise self._error(event, f"there is no anchor &{event.anchor} before this alias")
         node = self._anchors[event.anchor]
+        self._count(event, node.weight, "aliases")
         self._add(event, Node(node.value, node.mark, node.keys, node.weight), None, quoted=True)
 
+    def _count(self, event: yaml.Event, values: int, what: str) -> None:
+        """Count what is not written out, but brought by an alias or a merge."""
+        self._aliased += values
+        if self._aliased > _MAX_ALIASED:
+            raise self._error(event, f"the {what} expand to more than {_MAX_ALIASED} values")
+
     def _add(self, event: yaml.Event, node: Node, anchor: str | None, *, quoted: bool) -> None:
-        self._nodes += node.weight
-        if self._nodes > _MAX_NODES or node.weight > _MAX_NODES:
-            raise self._error(event, f"the aliases expand to more than {_MAX_NODES} values")
         if anchor is not None:
             self._anchors[anchor] = node
         if not self._open:
@@ -218,6 +229,8 @@ class _Composer:
         if not isinstance(node.value, str):
             said = "a collection" if isinstance(node.value, (list, dict)) else repr(node.value)
             raise self._error(event, f"a key must be a string, not {said}", "put it in quotes")
+        if len(node.value) > _MAX_KEY:
+            raise self._error(event, f"a key is longer than {_MAX_KEY} characters")
         if node.value in parent.node.value:
             first = parent.node.keys[node.value]
             place = f"line {first.line}, column {first.column}"
@@ -240,9 +253,7 @@ class _Composer:
                 mark = source.mark
                 message = "'<<' merges a mapping, or a list of mappings"
                 raise SpecError([Problem(message, mark.file, mark.line, mark.column)])
-            self._nodes += len(source.value)
-            if self._nodes > _MAX_NODES:
-                raise self._error(event, f"the merges expand to more than {_MAX_NODES} values")
+            self._count(event, len(source.value), "merges")
             for name, child in source.value.items():
                 if name not in node.value:
                     node.value[name] = child

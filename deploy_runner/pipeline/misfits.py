@@ -15,13 +15,16 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from ..errors import Problem, closest
+from ..errors import Problem, closest, cut
 from ..types import Json, Mark
 from .loader import Node
 
 __all__ = ["find_mark", "problems_of"]
 
 Place = tuple[str | int, ...]
+
+_MOST = 200
+"""Of so many misfits the others tell nothing new, and all of a large file would take long."""
 
 
 class _Misfit(NamedTuple):
@@ -62,8 +65,8 @@ def problems_of(
     error: ValidationError, data: Json, node: Node, what: str, model: type[BaseModel]
 ) -> list[Problem]:
     """Return the problems of `data`, which `node` is the source of: `what` names it in their sentences."""
-    misfits = _in_value(model, data, ())
-    for detail in error.errors(include_url=False):
+    misfits = _in_value(model, data, ())[:_MOST]
+    for detail in error.errors(include_url=False)[:_MOST]:
         place = _followable(data, detail["loc"])
         judged = detail["type"] in {"value_error", "string_pattern_mismatch", *_LIMITS, *_LENGTHS}
         if not any(_overlap(place, misfit.place) for misfit in misfits) and (judged or not misfits):
@@ -216,7 +219,7 @@ def _shown(value: Json) -> str:
         return "a list"
     if value is None or isinstance(value, bool):
         return {None: "nothing", True: "true", False: "false"}[value]
-    return repr(value)
+    return cut(value)
 
 
 _LIMITS = {

@@ -13,6 +13,9 @@ from .loader import Node, load_yaml, read_text
 
 __all__ = ["DEFAULT_OVERLAY", "Document", "load_document", "merge"]
 
+_MAX_PATH = 2000
+_MAX_DEPTH = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
@@ -72,6 +75,8 @@ def _set_tree(expression: str) -> Node:
     names = path.split(".")
     if not equals or not all(names):
         raise UsageError(f"--set {expression!r} is not PATH=VALUE", fix="e.g. --set vars.opset=20")
+    if len(names) > _MAX_DEPTH:
+        raise UsageError(f"--set {names[0]}.…: the path has more than {_MAX_DEPTH} names")
     source = f"--set {expression}"
     mark = Mark(source, 0, 0)
     try:
@@ -95,6 +100,9 @@ def _relabel(node: Node, mark: Mark) -> None:
 
 
 def _collect_origins(node: Node, path: str, origins: dict[str, str]) -> None:
+    if len(path) > _MAX_PATH:
+        message = f"the keys from the top down to here are longer than {_MAX_PATH} characters together"
+        raise SpecError([Problem(message, node.mark.file, node.mark.line, node.mark.column)])
     if isinstance(node.value, dict):
         for name, child in node.value.items():
             _collect_origins(child, f"{path}.{name}" if path else name, origins)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import Problem
@@ -12,11 +12,9 @@ from ..store.namespace import store_homes, stores_own
 from ..types import Mark
 from .credentials import Credentials, is_credential
 from .loader import Node
+from .references import BadReference, Reference, pieces
 
 __all__ = ["credentials_in_the_open", "stores_file"]
-
-
-_SECRET = re.compile(r"\$\{\{\s*secrets\.(\w+)\s*\}\}")
 
 
 def credentials_in_the_open(root: Node, environ: Mapping[str, str]) -> Iterator[Problem]:
@@ -26,7 +24,7 @@ def credentials_in_the_open(root: Node, environ: Mapping[str, str]) -> Iterator[
     `--set "vars.token=$TOKEN"` brings a value as well as the file itself.
     """
     texts = list(_texts(root, ""))
-    known = Credentials(environ, {name for _, node in texts for name in _SECRET.findall(node.value)})
+    known = Credentials(environ, {name for _, node in texts for name in _secrets_in(node.value)})
     env = root.value.get("env")
     declared = env.value if env is not None and isinstance(env.value, dict) else {}
     for name, node in declared.items():
@@ -46,6 +44,13 @@ def credentials_in_the_open(root: Node, environ: Mapping[str, str]) -> Iterator[
     for path, node in texts:
         if not path.startswith("env.") and (what := known.held_in(node.value)):
             yield _problem(node.mark, f"{path} contains {what} in plain text", "NAME")
+
+
+def _secrets_in(text: str) -> Iterator[str]:
+    if "${{" in text:
+        with suppress(BadReference):  # It is said when the text is resolved.
+            names = [part.expression for part in pieces(text) if isinstance(part, Reference)]
+            yield from (name.removeprefix("secrets.") for name in names if name.startswith("secrets."))
 
 
 def _problem(mark: Mark, message: str, name: str) -> Problem:

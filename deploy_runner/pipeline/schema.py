@@ -20,6 +20,17 @@ from .spec import PipelineSpec
 __all__ = ["describe_stage_types", "json_schema"]
 
 _REFERENCE = {"type": "string", "pattern": r"\$\{\{.*\}\}", "description": "a reference"}
+_SCALAR = {"type": ["string", "number", "boolean", "null"]}
+_ROW = {"type": "object", "minProperties": 1, "additionalProperties": _SCALAR}
+_ROWS = {"anyOf": [{"type": "array", "items": _ROW}, _REFERENCE]}
+_MATRIX = {
+    "type": "object",
+    "properties": {
+        "include": _ROWS | {"description": "values to add to combinations, or combinations of their own"},
+        "exclude": _ROWS | {"description": "combinations that are left out"},
+    },
+    "additionalProperties": {"anyOf": [{"type": "array", "items": _SCALAR, "minItems": 1}, _REFERENCE]},
+}
 
 
 def json_schema(root: Path) -> dict[str, Any]:
@@ -35,7 +46,7 @@ def json_schema(root: Path) -> dict[str, Any]:
     params, shared = _params_schemas(types)
     definitions |= shared
     base["properties"]["uses"]["enum"] = [kind.cls.uses for kind in types]
-    base["properties"]["matrix"]["anyOf"] = [{"type": "object"}, _REFERENCE]
+    base["properties"]["matrix"]["anyOf"] = [_MATRIX, _REFERENCE]
     base["allOf"] = [_rule(kind, params[kind.cls.uses]) for kind in types]
     schema["properties"]["stages"]["additionalProperties"] = base
     schema["properties"]["stages"]["propertyNames"] = {"pattern": "^[A-Za-z_][A-Za-z0-9_-]*$"}

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from ..errors import cut
+
 __all__ = [
     "CacheSpec",
     "ExecutorSpec",
@@ -23,14 +25,15 @@ STAGE_ID = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
 _UNITS_BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
                 "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 _UNITS_SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*(ms|s|m|h|d)\s*")
 
 
 def parse_size(value: str | int) -> int:
     """Return bytes from `512MiB`, `2 GB` or a number. Raises ValueError for anything else."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
+    found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([A-Za-z]*)", str(value).strip())
     unit = found.group(2).upper() if found else ""
     if not found or unit not in _UNITS_BYTES:
-        raise ValueError(f"{value!r} is not a size such as 512MiB or 2GB")
+        raise ValueError(f"{cut(value)} is not a size such as 512MiB or 2GB")
     return int(float(found.group(1)) * _UNITS_BYTES[unit])
 
 
@@ -38,10 +41,14 @@ def parse_duration(value: str | int | float) -> float:
     """Return seconds from `90s`, `1h30m` or a number. Raises ValueError for anything else."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
-    parts = re.findall(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", str(value))
-    if not parts or "".join(f"{n}{u}" for n, u in parts) != re.sub(r"\s+", "", str(value)):
-        raise ValueError(f"{value!r} is not a duration such as 90s or 1h30m")
-    return sum(float(number) * _UNITS_SECONDS[unit] for number, unit in parts)
+    text, at, seconds = str(value).strip(), 0, 0.0
+    while at < len(text) or not text:
+        part = _DURATION.match(text, at)
+        if part is None:
+            raise ValueError(f"{cut(value)} is not a duration such as 90s or 1h30m")
+        seconds += float(part[1]) * _UNITS_SECONDS[part[2]]
+        at = part.end()
+    return seconds
 
 
 class _Model(BaseModel):
@@ -131,7 +138,12 @@ class StageSpec(_Model):
     )
     needs: list[str] = Field(default=[], description="stages that must finish first")
     matrix: dict[str, Any] | str = Field(
-        default={}, description="one instance of the stage for each combination of values"
+        default={},
+        description="one instance of the stage for each combination of values; `include` and `exclude` as in "
+        "GitHub Actions",
+    )
+    max_parallel: int | None = Field(
+        None, ge=1, description="how many instances of a matrix run at the same time; default: no limit"
     )
     env: list[str] = Field(default=[], description="environment variables that the stage receives")
     resources: ResourcesSpec = Field(default=ResourcesSpec(), description="resource limits")
@@ -151,4 +163,9 @@ class PipelineSpec(_Model):
     target: TargetSpec = Field(default=TargetSpec(), description="where pushes go")
     cache: CacheSpec = Field(default=CacheSpec(), description="a cache that several machines share")
     executor: ExecutorSpec = Field(default=ExecutorSpec(), description="where stages run")
+    max_instances: int = Field(
+        10_000,
+        ge=1,
+        description="the most stages that the pipeline may have, the instances of matrices included",
+    )
     stages: dict[str, StageSpec] = Field(description="the stages by name")

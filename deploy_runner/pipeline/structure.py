@@ -7,9 +7,10 @@ from pydantic import ValidationError
 from ..errors import SpecError, closest
 from ..types import Executor, Json, RemoteSpec
 from .drafts import Draft, Ground
-from .expressions import Scope, Variables, resolve
+from .expressions import Budget, Scope, Variables, resolve
 from .loader import Node, plain
 from .misfits import find_mark, problems_of
+from .misplaced import misplaced, of_stage
 from .outputs import find_outputs
 from .spec import (
     STAGE_ID,
@@ -23,6 +24,10 @@ from .spec import (
 
 __all__ = ["add_draft", "make_scope", "read_cache", "read_executor", "read_structure", "read_target"]
 
+_CHARACTERS = 8000
+"""What the references may expand to, for each stage that a pipeline may have."""
+_LONGEST_NAME = 100
+
 
 _ENV_OF_A_STAGE = (
     "list the names: `env: [NAME]`; the pipeline's own `env: {NAME: null}` takes one from the environment"
@@ -33,6 +38,7 @@ def read_structure(ground: Ground) -> PipelineSpec | None:
     """Validate the whole structure; stages that don't fit are reported and left out."""
     data = plain(ground.root)
     assert isinstance(data, dict)
+    ground.problems += misplaced(ground.root)
     stages = data.get("stages")
     if isinstance(stages, dict):
         _check_stage_shapes(ground, stages)
@@ -64,6 +70,12 @@ def _check_stage_shapes(ground: Ground, stages: dict[str, Json]) -> None:
         if not STAGE_ID.match(name):
             ground.say(tree.child_marks(name), f"{name!r} is not a valid stage name",
                       "use letters, digits, _ and -")  # fmt: skip
+        elif len(name) > _LONGEST_NAME:
+            ground.say(tree.child_marks(name), f"a stage's name has at most {_LONGEST_NAME} characters")
+        if next(of_stage(name, node), None):  # It is said.
+            ground.broken.add(name)
+            del stages[name]
+            continue
         try:
             StageSpec.model_validate(stages[name])
         except ValidationError as error:
@@ -104,7 +116,8 @@ def make_scope(ground: Ground, spec: PipelineSpec) -> Scope:
             ground.say(mark, f"the environment variable {name} is not set", f"export {name}=…")
         else:
             env[name] = value
-    scope = Scope(spec.name, lambda path: None, env)
+    budget = Budget(_CHARACTERS * spec.max_instances)
+    scope = Scope(spec.name, lambda path: None, env, budget=budget)
     scope.variables = Variables(ground.root.value.get("vars"), scope, ground.problems)
     return scope
 

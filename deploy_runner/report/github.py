@@ -10,6 +10,7 @@ from typing import TextIO
 from ..engine.runs import COUNTED, RunRecord
 from ..errors import Problem, counted
 from ..types import Event, Graph
+from .folding import fold
 from .lines import duration, figures_line
 from .terminal import PlainReporter
 
@@ -101,12 +102,13 @@ def job_summary(record: RunRecord) -> str:
         "| stage | state | time | figures |",
         "|---|---|---:|---|",
     ]
-    for id_, stage in sorted(record.stages.items(), key=lambda item: item[1]["state"] != "failed"):
+    found = sorted(record.stages.items(), key=lambda item: item[1]["state"] != "failed")
+    for label, index in fold([(id_, None if s.get("error") else str(s["state"])) for id_, s in found]):
+        id_, stage = found[index]
         figures = stage["figures"] if isinstance(stage["figures"], dict) else {}
         said = str(stage.get("error") or "") or figures_line(figures)
-        rows.append(
-            f"| {_cell(id_)} | {stage['state']} | {duration(float(str(stage['seconds'])))} | {_cell(said)} |"
-        )
+        more = f"{duration(float(str(stage['seconds'])))} | {_cell(said)}" if label == id_ else "|"
+        rows.append(f"| {_cell(label)} | {stage['state']} | {more} |")
     fits = list(_first(rows))
     if left := len(rows) - len(fits):
         fits += ["", f"The run's report has {counted(left, 'more stage')}."]

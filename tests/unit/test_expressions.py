@@ -88,6 +88,7 @@ def test_a_value_stands_in_a_references_place(text: str, expected: Any) -> None:
     assert type(found) is type(expected)
 
 
+LITERALLY = "for the characters '${{' themselves write ${{ '${{' }}"
 OPEN = "begin with one of stages, vars, env, secrets, matrix and pipeline"
 
 
@@ -97,8 +98,8 @@ OPEN = "begin with one of stages, vars, env, secrets, matrix and pipeline"
         ("${{ var.size }}", f"${{{{ var.size }}}} does not {OPEN}", "did you mean 'vars'?"),
         ("${{ vars }}", f"${{{{ vars }}}} does not {OPEN}", "did you mean 'vars'?"),
         ("${{ vars. }}", f"${{{{ vars. }}}} does not {OPEN}", "did you mean 'vars'?"),
-        ("${{ }}", f"${{{{  }}}} does not {OPEN}", ""),
-        ("${{ qqq.x }}", f"${{{{ qqq.x }}}} does not {OPEN}", ""),
+        ("${{ }}", f"${{{{  }}}} does not {OPEN}", LITERALLY),
+        ("${{ qqq.x }}", f"${{{{ qqq.x }}}} does not {OPEN}", LITERALLY),
         ("${{ pipeline.nme }}", "there is no ${{ pipeline.nme }}", "only pipeline.name"),
         ("${{ stages.a.outputs.b }}", "a stage's output can only be the whole value of an input", ""),
         ("${{ env.LEVLE }}", "env.LEVLE is not defined here", "did you mean 'LEVEL'?"),

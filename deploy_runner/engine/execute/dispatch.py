@@ -6,11 +6,14 @@ meanwhile. The lock is released only when the record is stored.
 
 from __future__ import annotations
 
+import heapq
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +48,13 @@ class _Waiting:
     claim: Claim | None = None
     told: bool = False
 
+    @property
+    def need(self) -> tuple[object, ...]:
+        """Return what is the same for stages that have room at the same time."""
+        node = self.node
+        limited = node.base if node.max_parallel else ""
+        return (limited, stays_here(node), *node.resources[:-1], *node.resources.custom.items())
+
 
 class Lost(NamedTuple):
     """A stage that can't run: these inputs have to be made again first."""
@@ -75,7 +85,8 @@ class Dispatch:
         self._emit = emit
         self._run_folder = run_folder
         self._environ = environ
-        self._waiting: list[_Waiting] = []
+        self._waiting: dict[tuple[object, ...], list[tuple[int, _Waiting]]] = {}  # A heap for each need.
+        self._arrived = 0
         self._running: dict[str, tuple[Action, Lock]] = {}
         self._count = 0
         self._done: list[StageResult | Lost] = []
@@ -107,7 +118,7 @@ class Dispatch:
 
     def drop_waiting(self, state: State, reason: str) -> None:
         """End what has not started yet with this state."""
-        for waiting in self._waiting:
+        for _, waiting in sorted(chain.from_iterable(self._waiting.values()), key=itemgetter(0)):
             self._done.append(StageResult(waiting.node.id, state, reason=reason))
             self._give_up(waiting)
         self._waiting.clear()
@@ -127,34 +138,56 @@ class Dispatch:
         Raises UsageError where the crew can't be used at all.
         """
         self._crew.prepare(node)
-        lock = self._store.lock(decision.key)
-        self._waiting.append(_Waiting(node, decision, upstream, forced, lock))
+        waiting = _Waiting(node, decision, upstream, forced, self._store.lock(decision.key))
+        self._arrived += 1
+        heapq.heappush(self._waiting.setdefault(waiting.need, []), (self._arrived, waiting))
         self._start_ready()
 
+    def _room(self, node: StageNode, beside: Sequence[StageNode] = ()) -> bool:
+        """Say whether a stage may be started now, and these others too."""
+        if node.max_parallel:
+            started = [*(action.node for action, _ in self._running.values()), *beside]
+            if sum(other.base == node.base for other in started) >= node.max_parallel:
+                return False
+        return self._crew.room(node, beside)
+
     def _start_ready(self) -> None:
+        """Start what can be started, in the order of arrival; one that has no room doesn't hold up others."""
         claimed: list[StageNode] = []
-        full: set[object] = set()
-        for waiting in list(self._waiting):
-            resources, stays = waiting.node.resources, stays_here(waiting.node)
-            need = (stays, *resources[:-1], *resources.custom.items())
-            if need in full:
-                continue
-            if not self._crew.room(waiting.node, claimed):
-                full.add(need)
-                continue
-            try:
-                if not waiting.lock.try_acquire():
+        kept: list[tuple[int, _Waiting]] = []
+        heads = [(heap[0][0], need) for need, heap in self._waiting.items()]
+        heapq.heapify(heads)
+        try:
+            while heads:
+                _, need = heapq.heappop(heads)
+                heap = self._waiting[need]
+                if not self._room(heap[0][1].node, claimed):
                     continue
-                if self._is_ours(waiting):
-                    self._waiting.remove(waiting)
-                    self._start(waiting)
-                elif not waiting.told:  # More than can be started is not claimed: other machines may make it.
-                    claimed.append(waiting.node)
-            except DeployRunnerError as error:
-                if waiting in self._waiting:
-                    self._waiting.remove(waiting)
-                self._give_up(waiting)
-                self._done.append(_failed(waiting.node, waiting.decision, error))
+                entry = heapq.heappop(heap)
+                if heap:
+                    heapq.heappush(heads, (heap[0][0], need))
+                if not self._try_start(entry[1], claimed):
+                    kept.append(entry)
+        finally:
+            for entry in kept:
+                heapq.heappush(self._waiting[entry[1].need], entry)
+            self._waiting = {need: heap for need, heap in self._waiting.items() if heap}
+
+    def _try_start(self, waiting: _Waiting, claimed: list[StageNode]) -> bool:
+        """Start a stage, or end it where that fails; say whether it waits no longer."""
+        try:
+            if not waiting.lock.try_acquire():
+                return False
+            if self._is_ours(waiting):
+                self._start(waiting)
+                return True
+            if not waiting.told:  # More than can be started is not claimed: other machines may make it.
+                claimed.append(waiting.node)
+        except DeployRunnerError as error:
+            self._give_up(waiting)
+            self._done.append(_failed(waiting.node, waiting.decision, error))
+            return True
+        return False
 
     def _is_ours(self, waiting: _Waiting) -> bool:
         """Say whether no other machine makes the action, as far as that is known by now."""
@@ -234,7 +267,7 @@ class Dispatch:
                 break
             self._tidy()
             # Another run may hold a lock: flock(2) can't be selected on.
-            blocked = any(self._crew.room(waiting.node) for waiting in self._waiting)
+            blocked = any(self._room(heap[0][1].node) for heap in self._waiting.values())
             for ended in self._crew.wait(_POLL_S if blocked else None):
                 self._take(ended)
         done, self._done = self._done, []

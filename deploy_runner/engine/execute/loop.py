@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Executed", "execute"]
 
 _TRIES = 3
-"""How often the inputs of one stage are made again because they is not available."""
+"""How often the inputs of one stage are made again because they are not available."""
 
 
 class Executed(NamedTuple):
@@ -133,6 +133,7 @@ class _Run:
         self._make_dispatch = make_dispatch
         self._dispatch: Dispatch | None = None
         self._fail_fast = fail_fast
+        self._failed = ""
         self._results: dict[str, StageResult] = {}
         self._ended: set[str] = set()
         self._looked_up: set[int] = set()
@@ -211,9 +212,8 @@ class _Run:
             if ended in ("failed", "skipped"):
                 cause = need if ended == "failed" else self._results[need].reason.rpartition(" ")[2]
                 return StageResult(node.id, "skipped", reason=f"it needs {cause}")
-        failed = next((r.id for r in self._results.values() if r.state == "failed"), None)
-        if self._fail_fast and failed is not None:
-            return StageResult(node.id, "skipped", reason=f"--fail-fast: {failed}")
+        if self._fail_fast and self._failed:
+            return StageResult(node.id, "skipped", reason=f"--fail-fast: {self._failed}")
         return None
 
     def _make_again(self, lost: Lost) -> None:
@@ -240,6 +240,8 @@ class _Run:
         self._results[result.id] = result
         self._made[result.id] = result.outputs
         self._emit(Event("stage-finished", time.time(), result.id, result=result))
+        if result.state == "failed":
+            self._failed = self._failed or result.id
         if result.state == "failed" and self._fail_fast and self._dispatch is not None:
             self._dispatch.drop_waiting("skipped", f"--fail-fast: {result.id}")
         followers = self._again.pop(result.id, []) if result.id in self._ended else self._followers[result.id]
