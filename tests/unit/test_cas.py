@@ -230,7 +230,10 @@ def test_a_path_that_is_no_input_is_refused(store: Store, tmp_path: Path) -> Non
     with pytest.raises(FileNotFoundError, match="No such file"):
         store.digest_path(f"{root}/none", str(root))
     os.mkfifo(root / "pipe")
-    with pytest.raises(StoreError, match=rf"\A{root}/pipe is neither a file nor a folder \(use the path of a regular file\)\Z"):
+    with pytest.raises(
+        StoreError,
+        match=rf"\A{root}/pipe is neither a file nor a folder \(use the path of a regular file\)\Z",
+    ):
         store.digest_path(f"{root}/pipe", str(root))
     (root / "out").symlink_to("/etc/passwd")
     with pytest.raises(StoreError, match="out points outside the project"):
