@@ -22,7 +22,7 @@ _MISSING = re.compile(
 
 
 class Undeclared(NamedTuple):
-    """What the key of a stage doesn't know of: what happened to which path of the project, how to mend it.
+    """What the key of a stage doesn't know of: what happened to which path of the project, how to fix it.
 
     `new` says that the path can be declared as a further input.
     """
