@@ -151,9 +151,12 @@ def _has_more(folder: str, node: StageNode) -> bool:
 
 
 def undeclared_module(error: Mapping[str, str], node: StageNode, root: str) -> tuple[str, str] | None:
-    """Return what to say of a missing module that is a file or a folder of the project, else None."""
+    """Return what to say of a missing module that is a file or a folder of the project, else None.
+
+    What the extra of a stage type brings is none, whatever is named like it.
+    """
     top = error.get("module", "").partition(".")[0]
-    if not top.isidentifier():
+    if not top.isidentifier() or "deploy-runner[" in error["fix"]:
         return None
     entry = next((os.path.dirname(f.path) for f in node.code), "")
     for folder in _folders(node, root):
