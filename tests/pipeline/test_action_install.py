@@ -142,7 +142,18 @@ def test_advice_to_install_an_extra_takes_no_strangers_package_of_the_same_name(
     run_action(job, **given)
     wheel(job.checkout / "dist", "deploy_runner", "99", source="raise SystemExit('a stranger')")
     python = job.checkout.parent / f"{job.checkout.name}-temp/deploy-runner/venv/bin/python"
-    pip = [BASE / "python3", "-m", "pip", "--python", python, "install", "-q", "--no-index", "-f", "dist"]
+    pip = [
+        str(BASE / "python3"),
+        "-m",
+        "pip",
+        "--python",
+        str(python),
+        "install",
+        "-q",
+        "--no-index",
+        "-f",
+        "dist",
+    ]
     subprocess.run([*pip, "deploy-runner[onnx]"], cwd=job.checkout, check=True)
     assert installed(job) == {"deploy_runner-0.9", "tiny-1.5"}
 
@@ -225,7 +236,7 @@ def test_the_action_installs_its_own_commit(chain: Project, tmp_path: Path, job:
     # The line of the README, with the repository beside the user's own project.
     (line,) = re.findall(r"^\$ pip (install .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
     (checkout.parent / "own").mkdir()
-    pip = [BASE / "python3", "-m", "pip", *shlex.split(line), "--dry-run", "--no-deps"]
+    pip = [str(BASE / "python3"), "-m", "pip", *shlex.split(line), "--dry-run", "--no-deps"]
     said = subprocess.run(pip, cwd=checkout.parent / "own", capture_output=True, text=True, check=True)
     assert re.search(r"Would install deploy-runner-\d", said.stdout)
 

@@ -13,7 +13,13 @@ def test_a_summary_of_very_many_stages_begins_with_the_failed_ones_and_says_what
     entry: dict[str, Any] = {"state": "ran", "seconds": 1.0, "figures": {"letters": 1}, "error": ""}
     stages = {f"größe[{n}]": entry for n in range(40_000)}
     stages["bad"] = {**entry, "state": "failed", "error": "a | b <c>\nd"}
-    data = {**dict.fromkeys(COUNTED, 0), "name": "n", "target": "t", "seconds": 1.0, "stages": stages}
+    data: dict[str, Any] = {
+        **dict.fromkeys(COUNTED, 0),
+        "name": "n",
+        "target": "t",
+        "seconds": 1.0,
+        "stages": stages,
+    }
     text = job_summary(RunRecord(Path("x"), data))
     assert len(text.encode()) < 2**20
     rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
