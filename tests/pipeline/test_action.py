@@ -34,7 +34,7 @@ def states(done: Done) -> dict[str, str]:
     return {id_: stage["state"] for id_, stage in result_of(done)["stages"].items()}
 
 
-def test_every_line_of_an_input_counts_and_none_is_code(job: Job) -> None:
+def test_every_line_of_an_input_counts_and_none_is_code(job: Job, tmp_path: Path) -> None:
     """A file with Windows line ends, comments, quotes, and text that a shell would execute."""
     job.event = "workflow_dispatch"
     suffix = "'$(touch pwned)`touch pwned`\" ${HOME} x y"
@@ -51,12 +51,15 @@ def test_every_line_of_an_input_counts_and_none_is_code(job: Job) -> None:
     assert not list(job.checkout.rglob("pwned"))
     assert json.loads(Path(first.outputs["result-file"]).read_text()) == result_of(first)
     assert "| a | ran |" in first.summary
-    # A second call in the same job continues with the store of the first, which is newer than what was saved.
+    # A second call in the same job continues with the store of the first, whatever others have saved meanwhile.
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/secret").write_bytes(bytes(32))
+    job.cache.save("deploy-runner-Linux-X64-2-other", job.ref, f"{IN}/.deploy-runner", tmp_path / "other")
     second = run_action(
         job, working_directory=f"{IN}/", Stages="a b c", set=f"stages.a.with.suffix={json.dumps(suffix)}"
     )
     assert states(second) == {"a": "hit", "b": "ran", "c": "ran"}
-    assert len(set(job.cache.keys)) == 2
+    assert len(set(job.cache.keys)) == 3
     assert job.cache.rejected == []
 
 

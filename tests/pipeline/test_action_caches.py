@@ -233,11 +233,12 @@ def test_a_store_of_the_machine_is_neither_restored_nor_saved(
     repository: Repository, cache: ActionsCache, tmp_path: Path
 ) -> None:
     """A self-hosted runner whose jobs share `DEPLOY_RUNNER_HOME`."""
+    run_action(repository.job(), stages="a")
     home = {"DEPLOY_RUNNER_HOME": str(tmp_path / "home")}
     assert states(run_action(repository.job(env=home), stages="a")) == {"a": "ran"}
     job = repository.job(env=home)
     assert states(run_action(job, stages="a")) == {"a": "hit"}
-    assert cache.keys == []
+    assert len(cache.keys) == 1
     assert not (job.checkout / ".deploy-runner").exists()
 
 
