@@ -151,7 +151,7 @@ class Dispatch:
         return self._crew.room(node, beside)
 
     def _start_ready(self) -> None:
-        """Start what can be started, in the order of arrival; one that has no room doesn't hold up others."""
+        """Start what can be started, in the order of arrival; one without room doesn't hold up others."""
         claimed: list[StageNode] = []
         kept: list[tuple[int, _Waiting]] = []
         heads = [(heap[0][0], need) for need, heap in self._waiting.items()]
