@@ -122,6 +122,7 @@ def test_every_component_of_the_key_counts(component: str, changed: Callable[[],
         NODE._replace(matrix={"n": 1}),
         NODE._replace(resources=Resources(8, 1 << 30, 3.0)),
         NODE._replace(preload=("torch",)),
+        NODE._replace(max_parallel=2),
         NODE._replace(inputs={"text": PathSource("elsewhere.txt", "file", Mark("p.yaml", 2, 2))}),
         NODE._replace(params={"times": 2, "suffix": "é"}),
     ],
@@ -135,7 +136,7 @@ def test_a_component_that_is_added_to_a_stage_is_put_in_the_key_or_named_here() 
     counted = {"uses", "params", "inputs", "outputs", "implementation", "code", "packages", "facets", "env", "target",
                "trust"}  # fmt: skip
     left_out = {"id", "base", "matrix", "needs", "secrets", "module", "class_name", "stage_dir", "preload", "network",
-                "converges", "resources", "mark", "lineage"}  # fmt: skip
+                "converges", "resources", "mark", "lineage", "max_parallel"}  # fmt: skip
     assert set(StageNode._fields) == counted | left_out
 
 
