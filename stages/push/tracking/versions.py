@@ -153,7 +153,7 @@ class Models(Service):
             except MlflowException as error:  # Whatever it was, its client says that the path is wrong.
                 raise MlflowException(f"{name} can't be read back: {first_line(error)}") from error
             if sha256_file(found) != sha256_file(path):
-                raise StageError(f"{name} of {self.name} has a different digest when read back")
+                raise MlflowException(f"{name} of {self.name} has a different digest when read back")
             found.unlink()
 
     def lost(self, version: Any, files: Mapping[str, Path]) -> str:
