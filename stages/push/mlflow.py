@@ -97,25 +97,26 @@ class PushMlflow(Push):
         """Find or make the version, then move the alias to it."""
         ctx = models.ctx
         files, digest = digest_of(inputs.model, inputs.reference)
-        before = models.aliased(params.alias)
-        found = models.with_digest(digest)
+        before = models.trying(lambda: models.aliased(params.alias))
+        found = models.trying(lambda: models.with_digest(digest))
         if found is None:
             folder = save(ctx, inputs.model, files, inputs.reference)
             tags = params.tags | {DIGEST: digest} | ({"commit": ctx.commit} if ctx.commit else {})
-            found = models.register(folder, files, digest, params.experiment or params.name, tags)
-        elif lost := models.lost(found, files):
+            experiment = params.experiment or params.name
+            found = models.trying(lambda: models.register(folder, files, digest, experiment, tags))
+        elif lost := models.trying(lambda: models.lost(found, files)):
             raise ConflictError(f"version {found.version} of {params.name} has this digest, but no {lost}",
                                 fix="delete that version, then run again")  # fmt: skip
-        models.move(params.alias, before, str(found.version))
+        models.trying(lambda: models.move(params.alias, before, str(found.version)))
         ctx.figure("digest", digest)
         return {"model": params.name, "alias": params.alias, "digest": digest}
 
     def findings(self, models: Models, params: Params, inputs: Inputs) -> list[Finding]:
         """Compare the version and the alias with what the pipeline says."""
         files, digest = digest_of(inputs.model, inputs.reference)
-        found = models.with_digest(digest)
-        lost = models.lost(found, files) if found else ""
-        aliased = models.aliased(params.alias)
+        found = models.trying(lambda: models.with_digest(digest))
+        lost = models.trying(lambda: models.lost(found, files)) if found else ""
+        aliased = models.trying(lambda: models.aliased(params.alias))
         return [
             Finding("version", digest, f"no {lost}" if lost else digest if found else "missing"),
             Finding(
@@ -127,12 +128,12 @@ class PushMlflow(Push):
 
     def restore(self, models: Models, params: Params, to: str) -> str:
         """Move the alias to the version before, or to the one whose digest begins with `to`."""
-        now = models.aliased(params.alias)
-        wanted = models.matching(to) if to else models.previous(params.alias)
+        now = models.trying(lambda: models.aliased(params.alias))
+        wanted = models.trying(lambda: models.matching(to) if to else models.previous(params.alias))
         if now is None or wanted is None or wanted.version == now.version:
             raise StageError(f"the alias {params.alias} of {params.name} has no previous version",
                              fix="specify a digest: --to DIGEST")  # fmt: skip
-        models.move(params.alias, now, str(wanted.version))
+        models.trying(lambda: models.move(params.alias, now, str(wanted.version)))
         digest = wanted.tags[DIGEST][:_SHORT]
         return f"{params.alias} is version {wanted.version} ({digest}) instead of {now.version}"
 

@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 
 from deploy_runner.stages.model import protos
-from tests import venvs
+from tests import mlflow_server, venvs
 from tests.conftest import HELD, Project
-from tests.ports import answers, free, started
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +78,7 @@ class Product:
 
 @pytest.fixture(scope="module")
 def server_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return venvs.made(tmp_path_factory.mktemp("mlflow") / "venv", "mlflow>=3.17,<4", "onnx", "onnxruntime")
+    return mlflow_server.interpreter(tmp_path_factory.mktemp("mlflow") / "venv")
 
 
 @pytest.fixture(scope="module")
@@ -101,16 +100,7 @@ def product(python: Path, tmp_path: Path, fp32: Path, bundle: Path) -> Product:
 
 @pytest.fixture
 def server(server_python: Path, tmp_path: Path) -> Iterator[str]:
-    (port,) = free(1)
-    folder = tmp_path / "server"
-    folder.mkdir()
-    command = [
-        server_python, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port, "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{folder}/store.db", "--artifacts-destination", folder / "artifacts",
-    ]  # fmt: skip
-    url = f"http://127.0.0.1:{port}"
-    env = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
-    with started(command, folder / "log", ready=lambda: answers(f"{url}/health"), env=env, limit_s=400):
+    with mlflow_server.running(server_python, tmp_path / "server") as url:
         yield url
 
 

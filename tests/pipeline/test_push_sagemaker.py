@@ -62,7 +62,7 @@ CPU_IMAGE = "763104351884.dkr.ecr.us-east-1.amazonaws.com/ray:serve-ml-sagemaker
     [
         ({"instance_type": "ml.g5.xlarge", "image_uri": CPU_IMAGE}, "cpu-v1 has no CUDA"),
         ({}, "`instance_type: ml.m5.large` has none"),
-        ({"serverless": {"concurrency": 1}}, "a `serverless` endpoint has none"),
+        ({"serverless": {"max_concurrency": 1}}, "a `serverless` endpoint has none"),
     ],
 )
 def test_a_package_for_a_gpu_goes_where_one_is(tmp_path: Path, params: dict[str, Any], said: str) -> None:

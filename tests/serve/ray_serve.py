@@ -31,13 +31,13 @@ from tests.waiting import wait_until
 __all__ = ["RayServe", "interpreter", "ray_serve"]
 
 _STARTED_S = 300
-_TRIES = 3
+_NODE_S, _TRIES = 90, 3
 _NODE = f"""
 import time
 from ray._private import services, utils
 from ray.scripts.scripts import main
 
-def get_node(*given, once=services.get_node, ends=time.monotonic() + {_STARTED_S}):
+def get_node(*given, once=services.get_node, ends=time.monotonic() + {_NODE_S}):
     while True:
         try:
             return once(*given)
@@ -50,7 +50,7 @@ utils.get_dashboard_dependency_error = lambda: "not wanted"
 main()
 """
 """`ray start` with the small kind of agents, for which Ray waits 15 s, and the time that the node needs: by
-itself Ray gives it 30 s, as no variable changes, and on a machine with a load of 15 it took up to 70."""
+itself Ray gives it 30 s, as no variable changes, and on a machine with a load of 15 it took up to 70. One that isn't up by then never is, so it is tried again."""
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "PYTHONDONTWRITEBYTECODE": "1",
     "RAY_prestart_worker_first_driver": "0", "RAY_agent_register_timeout_ms": "300000",

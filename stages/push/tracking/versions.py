@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from deploy_runner.sdk import ConflictError, StageError, sha256_file
+from deploy_runner.sdk import ConflictError, StageError, first_line, sha256_file
 
 from ..converging import Service
 
 __all__ = ["DIGEST", "Models"]
 
+_T = TypeVar("_T")
 DIGEST = "deploy_runner.digest"
 _BEFORE = "deploy_runner.before."
 _ARTIFACTS = "model"
+_EXISTS = "RESOURCE_ALREADY_EXISTS"
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """What a server says of a model, and of an alias, that doesn't exist."""
 
@@ -26,6 +29,22 @@ class Models(Service):
 
     client: Any
     name: str
+
+    def trying(self, step: Callable[[], _T]) -> _T:
+        """Return what a step returns; repeat it where an answer breaks off or isn't MLflow's.
+
+        Its client repeats requests, but not those. A step finds what it has made before.
+        """
+        from mlflow.exceptions import MlflowException
+
+        for tried in itertools.count(1):
+            try:
+                return step()
+            except MlflowException as error:
+                broken = error.error_code == "INTERNAL_ERROR" and "Max retries exceeded" not in str(error)
+                if not broken or not self.backoff.wait(tried, first_line(error)):
+                    raise
+        raise AssertionError
 
     def aliased(self, alias: str) -> Any | None:
         """Return the version that an alias names, or None."""
@@ -70,8 +89,9 @@ class Models(Service):
         run = self._run(experiment, digest)
         self.client.log_artifacts(run, str(folder), _ARTIFACTS)
         self._read_back(run, files)
-        self.client.create_model_version(self.name, f"runs:/{run}/{_ARTIFACTS}", run, tags=dict(tags))
-        self.transcript.add("CreateModelVersion", model=self.name, digest=digest)
+        if self.with_digest(digest) is None:
+            self.transcript.add("CreateModelVersion", model=self.name, digest=digest)
+            self.client.create_model_version(self.name, f"runs:/{run}/{_ARTIFACTS}", run, tags=dict(tags))
         return self._only(digest, run)
 
     def _ensure_model(self) -> None:
@@ -80,30 +100,60 @@ class Models(Service):
         try:
             self.client.create_registered_model(self.name)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            if error.error_code != _EXISTS:
                 raise
         else:
             self.transcript.add("CreateRegisteredModel", model=self.name)
 
     def _run(self, experiment: str, digest: str) -> str:
-        """Return the run of a digest: one that a push which was killed has left, or a new one."""
+        """Return the run of a digest: one that a push which was killed has left, or a new one.
+
+        Others of it, which a lost answer has had the client make, are deleted.
+        """
+        place = self._place(experiment)
+        runs = self._runs(place, digest)
+        if not runs:
+            self.transcript.add("CreateRun", experiment=experiment, digest=digest)
+            self.client.create_run(place, tags={DIGEST: digest})
+            runs = self._runs(place, digest)
+        run, *again = runs
+        for row in again:
+            self.client.delete_run(row.info.run_id)
+        if run.info.status == "RUNNING":
+            self.client.set_terminated(run.info.run_id)
+        return str(run.info.run_id)
+
+    def _place(self, experiment: str) -> str:
+        """Return the id of an experiment, which is made if it is missing."""
+        from mlflow.exceptions import MlflowException
+
         found = self.client.get_experiment_by_name(experiment)
-        place = found.experiment_id if found else self.client.create_experiment(experiment)
-        runs = self.client.search_runs([place], f"tags.`{DIGEST}` = '{digest}'", max_results=1)
-        if runs:
-            return str(runs[0].info.run_id)
-        run = str(self.client.create_run(place, tags={DIGEST: digest}).info.run_id)
-        self.client.set_terminated(run)
-        self.transcript.add("CreateRun", experiment=experiment, digest=digest)
-        return run
+        if found is None:
+            try:
+                return str(self.client.create_experiment(experiment))
+            except MlflowException as error:
+                if error.error_code != _EXISTS:
+                    raise
+            found = self.client.get_experiment_by_name(experiment)
+        return str(found.experiment_id)
+
+    def _runs(self, place: str, digest: str) -> list[Any]:
+        """Return the runs of a digest, the oldest first: of several pushes each takes the same."""
+        found = self.client.search_runs([place], f"tags.`{DIGEST}` = '{digest}'")
+        return sorted(found, key=lambda row: (row.info.start_time, row.info.run_id))
 
     def _read_back(self, run: str, files: Mapping[str, Path]) -> None:
+        from mlflow.exceptions import MlflowException
+
         target = self.ctx.workdir / "read_back"
-        target.mkdir()
+        target.mkdir(exist_ok=True)
         for name, path in files.items():
-            found = Path(self.client.download_artifacts(run, f"{_ARTIFACTS}/{name}", str(target)))
+            try:
+                found = Path(self.client.download_artifacts(run, f"{_ARTIFACTS}/{name}", str(target)))
+            except MlflowException as error:  # Whatever it was, its client says that the path is wrong.
+                raise MlflowException(f"{name} can't be read back: {first_line(error)}") from error
             if sha256_file(found) != sha256_file(path):
-                raise StageError(f"{name} of {self.name} has a different digest when read back")
+                raise MlflowException(f"{name} of {self.name} has a different digest when read back")
             found.unlink()
 
     def lost(self, version: Any, files: Mapping[str, Path]) -> str:
@@ -129,8 +179,8 @@ class Models(Service):
         if (str(found.version) if found else "") == old:
             if old:
                 self.client.set_registered_model_tag(self.name, f"{_BEFORE}{alias}", old)
-            self.client.set_registered_model_alias(self.name, alias, version)
             self.transcript.add("SetRegisteredModelAlias", model=self.name, alias=alias)
+            self.client.set_registered_model_alias(self.name, alias, version)
             found = self.aliased(alias)
         if found is None or str(found.version) != version:
             named = f"version {found.version}" if found else "nothing"
