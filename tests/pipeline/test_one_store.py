@@ -54,8 +54,7 @@ def test_gc_in_one_project_keeps_what_the_last_run_of_every_other_needs(
     assert other.run(**store)["hit"] == 1
     assert project.run(**store)["hit"] == 1
     # The store moves: every project is where it was, seen from it no more, and still there.
-    moved = {**store, "DEPLOY_RUNNER_HOME": str(tmp_path / "another/disk/store")}
-    Path(moved["DEPLOY_RUNNER_HOME"]).parent.mkdir(parents=True)
+    moved = {**store, "DEPLOY_RUNNER_HOME": str(tmp_path / "another-disk")}
     Path(store["HOME"], "store/of mine").rename(moved["DEPLOY_RUNNER_HOME"])
     project.cli("cache", "gc", "--keep-runs", "1", **moved)
     assert other.run(**moved)["hit"] == 1
