@@ -114,7 +114,7 @@ def _packs_a_container(person: Newcomer, used_port: int) -> None:
     person.types(IMAGE)
     person.types(GET_IMAGE)
     assert DOCKER[0] == "docker build -t digits image"
-    assert "EXPOSE 8000" in (person.folder / "image/Dockerfile").read_text()
+    assert "docker build -t digits" in (person.folder / "image/Dockerfile").read_text()
     assert "is not a model" in person.errs("deploy-runner serve endpoint")
     assert "is not a model" in person.errs("deploy-runner serve weights.weights")
     assert "nomodel" in person.errs("deploy-runner serve onnx --reference nomodel")

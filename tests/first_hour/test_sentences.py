@@ -36,7 +36,8 @@ def _begins(person: Newcomer) -> None:
     outside = person.errs("deploy-runner init film-reviews other")
     assert outside.endswith(" KiB with --copy, or name a folder that contains it)")
     _, installed = person.follows(RUN, at_most=5)
-    assert {"deploy-runner[onnx]", "deploy-runner[hub]"} <= set(installed)
+    assert "deploy-runner[onnx]" in installed
+    assert {"deploy-runner[transformers]", "deploy-runner[torch]"} & set(installed)
     assert "5 stages: 5 hit" in person.types(RUN)
     assert "FAIL" not in person.types("deploy-runner doctor")
 
