@@ -42,8 +42,8 @@ def _follows_the_schema_line(pipeline: Path) -> None:
     validator = jsonschema.Draft202012Validator(json.loads(place.read_text()))
     content = yaml.safe_load(pipeline.read_text())
     assert list(validator.iter_errors(content)) == []
-    content["stages"]["parity"]["inputs"]["candidat"] = "x"
-    assert "candidat" in str(next(validator.iter_errors(content)))
+    content["stages"]["model"]["inputs"]["wieghts"] = "x"
+    assert "wieghts" in str(next(validator.iter_errors(content)))
 
 
 @pytest.mark.slow
