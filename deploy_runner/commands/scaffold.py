@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -96,6 +97,9 @@ class Init(NamedTuple):
             raise UsageError(
                 f"{target} already exists", fix=f"rename it first, or run it: {_command(target)}"
             )
+        if project.exists() and not os.access(project, os.W_OK):
+            fix = "name a folder of your own as the project, with --copy"
+            raise UsageError(f"{project.resolve()} can't be written", fix=fix)
         if self.factory is not None:
             _require_form(self.factory)
         files = Planned(project)

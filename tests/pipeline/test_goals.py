@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -41,8 +42,8 @@ def _follows_the_schema_line(pipeline: Path) -> None:
     validator = jsonschema.Draft202012Validator(json.loads(place.read_text()))
     content = yaml.safe_load(pipeline.read_text())
     assert list(validator.iter_errors(content)) == []
-    content["stages"]["parity"]["inputs"]["candidat"] = "x"
-    assert "candidat" in str(next(validator.iter_errors(content)))
+    content["stages"]["model"]["inputs"]["wieghts"] = "x"
+    assert "wieghts" in str(next(validator.iter_errors(content)))
 
 
 @pytest.mark.slow
@@ -67,3 +68,15 @@ def test_goals_whose_packages_few_have(goal: str, tmp_path: Path) -> None:
     here.cli("init", "digits.pt", "--goal", goal, "--factory", "model.py:build", "--shape", "1,1,8,8")
     here.cli("validate")
     _follows_the_schema_line(here.folder / "pipeline.yaml")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_project_that_can_not_be_written_is_said_before_anything_is_looked_at(tmp_path: Path) -> None:
+    here = Project(tmp_path / "project")
+    shutil.copy(ROOT / "examples/detector/detector.onnx", here.folder)
+    here.folder.chmod(0o555)
+    try:
+        said = here.cli("init", "detector.onnx", exits=2).stderr
+    finally:
+        here.folder.chmod(0o755)
+    assert "can't be written (name a folder of your own as the project, with --copy)" in said
