@@ -68,10 +68,23 @@ def manifest(members: list[Member]) -> bytes:
 
 
 def members_in(data: bytes) -> list[Member]:
-    """Return what a manifest lists."""
-    return [
-        Member(m["path"], m.get("digest", ""), m.get("size", 0), m.get("x", False)) for m in json.loads(data)
-    ]
+    """Return what a manifest lists. Raises ValueError for what is none, as where a path leaves the folder.
+
+    The digest proves what the bytes are, not that they were written as a manifest.
+    """
+    try:
+        rows = [
+            (m["path"], m.get("digest", ""), m.get("size", 0), m.get("x", False)) for m in json.loads(data)
+        ]
+        members = [Member(*row) for row in rows]
+        leaving = [
+            m.path for m in members if not {"", "..", "."}.isdisjoint(m.path.removesuffix("/").split("/"))
+        ]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"no manifest: {error}") from None
+    if leaving:
+        raise ValueError(f"{leaving[0]!r} leaves the folder")
+    return members
 
 
 def folder_artifact(members: list[Member]) -> Artifact:

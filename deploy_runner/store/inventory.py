@@ -90,7 +90,7 @@ def _members(remote: Remote, digest: str) -> Iterator[str]:
         return
     try:
         digests = [member.digest for member in members_in(found[0])]
-    except (ValueError, KeyError, TypeError):
+    except ValueError:
         return  # Somebody's record calls another object a folder.
     yield from filter(_is_digest, digests)
 

@@ -53,6 +53,31 @@ def test_a_folder_is_its_files_and_a_list_of_them(store: Store) -> None:
     assert not [path for path in store.new_tmp().rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize(
+    "listed",
+    [
+        [{"path": "../../bin/ls", "digest": digest(b"weights"), "size": 7, "x": True}],
+        [{"path": "/etc/x", "digest": digest(b"weights"), "size": 7, "x": False}],
+        [{"path": "a/../../b/"}],
+        [{"path": "a//b", "digest": digest(b"weights"), "size": 7, "x": False}],
+        ["a"],
+        [{"name": "a"}],
+        {"a": 1},
+    ],
+    ids=str,
+)
+def test_a_file_that_passes_for_the_list_of_a_folder_writes_nothing(
+    store: Store, tmp_path: Path, listed: object
+) -> None:
+    store.ingest(file(store))
+    artifact = store.ingest(file(store, json.dumps(listed).encode(), "listed"))
+    place = tmp_path / "in/deep"
+    place.mkdir(parents=True)
+    with pytest.raises(StoreError, match=rf"the manifest of folder {artifact.digest} is lost or damaged"):
+        store.materialise(artifact._replace(kind="folder"), place / "copy")
+    assert not [path for path in (tmp_path / "in").rglob("*") if path != place]
+
+
 def test_a_copy_is_private_and_has_its_files_modes(store: Store, tmp_path: Path) -> None:
     store.materialise(store.ingest(folder(store)), tmp_path / "folder")
     store.materialise(store.ingest(file(store)), tmp_path / "file")
