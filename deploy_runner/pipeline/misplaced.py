@@ -36,7 +36,7 @@ def of_stage(name: str, stage: Node) -> Iterator[Problem]:
     """Yield a problem for each reference in a stage's keys, and in its fixed parts, such as `timeout`."""
     yield from (problem for node in _nodes(stage) for problem in _keys(node.keys))
     for key, child in stage.value.items() if isinstance(stage.value, dict) else ():
-        if key not in _READ_OF_STAGE:
+        if key not in _READ_OF_STAGE and not (key == "env" and isinstance(child.value, dict)):  # No list.
             yield from _values(child, key, f"change it by an overlay, or by `--set stages.{name}.{key}=…`")
 
 

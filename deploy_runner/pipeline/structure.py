@@ -107,10 +107,6 @@ def make_scope(ground: Ground, spec: PipelineSpec) -> Scope:
     for name, default in spec.env.items():
         ground.env_names.add(name)
         value = ground.environ.get(name, default)
-        if default is not None and "${{" in default:
-            mark = find_mark(ground.root, ("env", name))
-            message = f"the default of {name} is plain text, in which no reference is replaced"
-            ground.say(mark, message, f"`{name}: null` takes {name} from the environment")
         if value is None:
             mark = find_mark(ground.root, ("env", name), key=True)
             ground.say(mark, f"the environment variable {name} is not set", f"export {name}=…")

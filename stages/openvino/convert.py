@@ -65,11 +65,11 @@ class OpenvinoConvert(Stage):
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Convert, save, load back, compare."""
-        import openvino
-
         bundle = bundles.load_bundle(inputs.reference)
         file = protos.onnx_file(inputs.model)
         proto = protos.load_proto(file, weights=False)
+        import openvino
+
         half, advice = params.precision == "float16", _advice(proto)
         try:
             made = openvino.convert_model(file)

@@ -29,7 +29,7 @@ SIGNATURE, PROVENANCE, MATERIALS = "model.sig", "provenance.json", "sbom.cdx.jso
 class PackageSign(Stage):
     """Put artifacts into a folder with SLSA provenance and an ML-BOM, and sign all of it offline.
 
-    The signature is an OpenSSF model signature: `deploy-runner verify` and `model_signing verify` check
+    The signature is an OpenSSF model signature: `deploy-runner verify PATH` and `model_signing verify` check
     it. With the same key the signature's bytes differ each time it is made: ECDSA is randomised.
     """
 

@@ -330,7 +330,9 @@ def test_without_a_compiler_one_sentence_says_so_and_doctor_names_it(
     project.write("bundle/bundle.json", "{}")
     project.pipeline("aot: {uses: torch.aot, inputs: {model: bundle}}")
     said = project.cli("doctor", exits=1, PATH=str(tmp_path)).stdout
-    assert "FAIL g++: missing, needed by aot (install it, e.g. apt-get install g++)" in said
+    assert (
+        "FAIL g++: missing, needed by aot at pipeline.yaml:4:3 (install it, e.g. apt-get install g++)" in said
+    )
     assert "ok   g++: " in project.cli("doctor", exits=None).stdout
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(StageError, match="torch.aot needs the compiler g\\+\\+, which is not on the PATH"):

@@ -98,7 +98,7 @@ def test_without_the_extra_it_is_named(tmp_path: Path) -> None:
     """)
     error = project.run(exits=1)["stages"]["ir"]["error"]
     assert re.fullmatch(
-        r"the module openvino, which ir.py:\d+ imports, is not installed \(pip install 'deploy-runner\[openvino\]'\)",
+        r"the module openvino, which convert.py:\d+ imports, is not installed \(pip install 'deploy-runner\[openvino\]'\)",
         error,
     )
 

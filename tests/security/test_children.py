@@ -133,4 +133,5 @@ def test_a_project_is_reached_by_a_link(project: Project, tmp_path: Path) -> Non
     done = project.cli("run", str(place / "pipeline.yaml"), "--json", exits=1)
     stages = json.loads(done.stdout.splitlines()[-1])["stages"]
     assert [row["state"] for row in stages.values()] == ["ran", "ran", "failed"]
-    assert "it read data/extra.csv, which is not declared" in stages["c"]["error"]
+    assert "it read data/extra.csv (" in stages["c"]["error"]
+    assert "), which is not declared" in stages["c"]["error"]

@@ -50,7 +50,7 @@ def look(target: Attacked) -> None:
     stages = target.run()["stages"]
     assert "error" not in stages["look"], stages["look"]["error"]
     assert stages["good"]["state"] == "ran"
-    assert "it read data/extra.csv, which is not declared" in stages["sneaky"]["error"]
+    assert "it read data/extra.csv (stages/texts.py:63), which is not declared" in stages["sneaky"]["error"]
     assert secret.stat().st_size == 32
     printed = target.cli("get", "look.o", "--to", str(folder / "seen"))
     assert printed.returncode == 0, printed.stderr

@@ -273,15 +273,3 @@ def test_a_project_may_not_shadow_a_built_in_stage_type(project: Project) -> Non
     project.write("stages/mine.py", own)
     project.pipeline("a: {uses: run.command, with: {command: 'true'}}")
     assert "the stage type 'run.command' is already defined in run/command.py" in problems(project)[0]
-
-
-def test_a_default_under_env_is_no_place_for_references(project: Project) -> None:
-    project.pipeline(
-        "a: {uses: run.command, env: [E], outputs: {o: o}, with: {command: 'true'}}",
-        head='env: {E: "${{ env.E }}"}\n',
-    )
-    project.env["E"] = "set"
-    assert problems(project) == [
-        "pipeline.yaml:3:10: the default of E is plain text, in which no reference is replaced "
-        "(`E: null` takes E from the environment)"
-    ]

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from deploy_runner.errors import StoreError
 from deploy_runner.store.actions import ActionRecord
 from deploy_runner.store.cas import Store
 from deploy_runner.store.locks import Lock
@@ -32,12 +31,6 @@ def test_a_process_has_one_temporary_folder_until_it_closes(store: Store) -> Non
     assert second.is_dir()
     store.close()
     store.close()
-
-
-def test_a_file_where_the_store_should_be_is_said(tmp_path: Path) -> None:
-    (tmp_path / "home").touch()
-    with pytest.raises(StoreError, match=rf"\A{tmp_path}/home: File exists\Z"):
-        Store(tmp_path / "home")
 
 
 def test_what_ended_processes_left_is_swept_and_nothing_else(store: Store) -> None:

@@ -11,7 +11,7 @@ from deploy_runner.report.github import job_summary
 
 def test_a_summary_of_very_many_stages_begins_with_the_failed_ones_and_says_what_it_leaves_out() -> None:
     entry: dict[str, Any] = {"state": "ran", "seconds": 1.0, "figures": {"letters": 1}, "error": ""}
-    stages = {f"größe[{n}]": entry for n in range(40_000)}
+    stages = {f"größe-{n}": entry for n in range(40_000)}
     stages["bad"] = {**entry, "state": "failed", "error": "a | b <c>\nd"}
     data: dict[str, Any] = {
         **dict.fromkeys(COUNTED, 0),

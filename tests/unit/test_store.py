@@ -280,5 +280,5 @@ def test_a_read_only_or_full_disk_is_one_sentence(tmp_path: Path) -> None:
 
 def test_a_file_where_the_store_should_be_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "home").write_text("")
-    with pytest.raises(StoreError, match="home: File exists"):
+    with pytest.raises(StoreError, match="home is a file"):
         Store(tmp_path / "home")

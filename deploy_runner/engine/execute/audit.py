@@ -125,6 +125,8 @@ class ReadGuard:
 
     def _read(self, real: str, text: str) -> None:
         if self._is_undeclared(real) and not os.path.isdir(real):
+            if real in self._relative and self._is_source(real):
+                return
             # Looking for a file that doesn't exist changes nothing: the runner sees whether it does.
             self._note("read", real)
             self._refuse(text)
