@@ -301,7 +301,7 @@ def test_a_pipeline_nests_the_example_and_keeps_the_keys_order_from_ruining_it(t
 WRONG = [
     ("{b: {x: {shap: [2]}}}", "shap", "has no 'example.b.x.shap' (did you mean 'shape'?)"),
     ("{b: [{shape: [2], dtype: int65}]}", "int65", "'example.b.0.dtype' must be 'float32'"),
-    ("{b: {x: {shape: [2]}, y: 3}}", "3", "'example.b.y' must be a mapping, not 3"),
+    ("{b: {x: {shape: [2]}, y: 3}}", "3", "'example.b.y' must be a mapping or a list, not 3"),
     ("{shape: [2], dtyp: int64}", "dtyp", "has no 'example.dtyp' (did you mean 'dtype'?)"),
     ("[{shape: [2]}]", "[{", "'example' must be a mapping, not a list"),
 ]

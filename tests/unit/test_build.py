@@ -74,7 +74,7 @@ def problems(project: Project) -> list[str]:
         ("a: {uses: run.command, outputs: {f: ./}, with: {command: 'true'}}",
          "pipeline.yaml:4:36: f: './' is not a name and a path inside the outputs"),
         ('a: {uses: run.command, env: {E: "${{ env.E }}"}, with: {command: \'true\'}}',
-         "pipeline.yaml:4:31: stage 'a': 'env' must be a list, not a mapping (list the names: `env: [NAME]`; the "
+         "pipeline.yaml:4:31: stage 'a': 'env' must be a list of strings, not a mapping (list the names: `env: [NAME]`; the "
          "pipeline's own `env: {NAME: null}` takes one from the environment)"),
         ("a: {uses: run.python, with: {function: nope.py:f}}", "pipeline.yaml:4:42: nope.py does not exist in"),
         ("a: {uses: run.python, with: {function: code.py:fnc}}",

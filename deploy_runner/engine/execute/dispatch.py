@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from ...errors import DeployRunnerError
 from ...store.actions import ActionRecord
 from ...store.cas import Claim, Store
+from ...store.files import writing
 from ...store.locks import Lock
 from ...store.removal import remove_tree
 from ...types import Artifact, Event, Graph, RunOptions, StageNode, StageResult, State
@@ -151,7 +152,7 @@ class Dispatch:
         return self._crew.room(node, beside)
 
     def _start_ready(self) -> None:
-        """Start what can be started, in the order of arrival; one without room doesn't hold up others."""
+        """Start what can be started, in the order of arrival; one that must wait doesn't hold up others."""
         claimed: list[StageNode] = []
         kept: list[tuple[int, _Waiting]] = []
         heads = [(heap[0][0], need) for need, heap in self._waiting.items()]
@@ -248,9 +249,10 @@ class Dispatch:
             self._emit(progress_event(action.node.id, line))
             return
         path = self._run_folder / "logs" / f"{action.node.id}.log"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
         self._emit(Event("stage-log", time.time(), action.node.id, line))
 
     # Ending ----------------------------------------------------------------------------------
@@ -277,13 +279,15 @@ class Dispatch:
         self._unrecorded.append((lock, action, ended.record))
         if result.evidence:
             place = self._run_folder / "refused" / action.node.id
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(result.evidence, place)
+            with writing(place):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.rename(result.evidence, place)
             result = result._replace(evidence=str(place))
         if self._options.keep_workdirs and action.work.exists():
             kept = self._run_folder / "workdirs" / action.node.id
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            action.work.rename(kept)
+            with writing(kept):
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                action.work.rename(kept)
             result = result._replace(workdir=str(kept))
         self._trash.append(action.folder)
         self._done.append(Lost(action.node.id, ended.lost) if ended.lost else result)
