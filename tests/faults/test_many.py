@@ -134,6 +134,7 @@ def race(project: Project, seconds: float) -> int:
     return total
 
 
+@pytest.mark.slow
 def test_gc_takes_nothing_that_a_run_needs(project: Project) -> None:
     assert race(project, 6) >= RUNS
 

@@ -204,11 +204,13 @@ def test_an_input_without_a_batch_is_left_whole(brought: Brought) -> None:
     assert_stages_right(brought, normal(x=(5, 6, 8), attn_mask=(6, 6)), "onnx", "trace")
 
 
+@pytest.mark.slow
 @case("label-batch_size")
 def test_any_label_may_name_the_batch(brought: Brought) -> None:
     assert_stages_right(brought, normal(input=(7, 3, 8, 8)), "onnx", "trace", "pt2")
 
 
+@pytest.mark.slow
 @case("weight-norm-old-names")
 def test_what_load_state_dict_renames_is_taken(brought: Brought) -> None:
     assert_stages_right(brought, normal(x=(5, 3, 9)), "onnx", "trace", "pt2")
@@ -219,6 +221,7 @@ def test_a_state_that_is_no_tensor_comes_along(brought: Brought) -> None:
     assert_stages_right(brought, normal(x=(5, 4)), "onnx")
 
 
+@pytest.mark.slow
 @case("factory-on-meta")
 def test_a_factory_may_build_without_memory(brought: Brought) -> None:
     rows(brought, 0)
@@ -228,6 +231,7 @@ def test_a_factory_may_build_without_memory(brought: Brought) -> None:
         assert_right(brought.file(stage, SUFFIXES.get(stage, "")), module.eval(), normal(x=(5, 6)))
 
 
+@pytest.mark.slow
 @case("child-called-module")
 def test_a_child_may_have_the_name_of_a_training_wrapper(brought: Brought) -> None:
     assert_stages_right(brought, normal(x=(5, 4)), "onnx")

@@ -126,6 +126,7 @@ def test_rollback_serves_what_was_there_before_and_any_earlier_digest(live: Proj
     assert answer(10.0) == 40.0
 
 
+@pytest.mark.slow
 def test_promote_approves_the_registered_version(live: Project) -> None:
     live.run(*LIVE)
     assert (

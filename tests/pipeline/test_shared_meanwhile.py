@@ -54,6 +54,7 @@ def test_an_upload_is_interrupted_and_nothing_is_lost(s3_machines: Machines, buc
     assert not any(path for path in (first.folder / ".deploy-runner/tmp").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_download_that_stalls_is_interrupted(s3_machines: Machines, bucket: Bucket, number: int) -> None:
     s3_machines.machine("first", BIG).run()

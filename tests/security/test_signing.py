@@ -85,6 +85,7 @@ def test_a_change_upstream_that_keeps_the_bytes_is_signed_anew(
     assert project.states(SIGNING_KEY=private)["signed"] == "ran"
 
 
+@pytest.mark.slow
 def test_a_copy_in_a_bucket_and_on_the_hub_is_verified(
     signed: tuple[Project, Path, Path, str], tmp_path: Path
 ) -> None:

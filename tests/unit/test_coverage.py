@@ -22,6 +22,7 @@ def test_the_pipeline_runs():
 """
 
 
+@pytest.mark.slow
 def test_lines_that_only_a_confined_worker_runs_are_counted(tmp_path: Path) -> None:
     project = Project(tmp_path / "project")
     project.write("steps.py", "def write(ctx, inputs, outputs): outputs['text'].write_text('done')")
