@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from coverage import CoverageData
 
 from deploy_runner.engine.execute import server, supervisor, worker
