@@ -39,6 +39,8 @@ _OCTAL_LOOKING = re.compile(r"[-+]?0[0-9]+\Z")
 _BASED = re.compile(r"0o[0-7]+\Z|0x[0-9a-fA-F]+\Z")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)\Z|\.(nan|NaN|NAN)\Z")
+_BARE_REFERENCE = re.compile(r"(?<![${])[{\[](?!\{)[^\"'\n]*\$\{\{")
+"""One between {} or [] that isn't in quotes."""
 _TAGS = re.compile(r"^%TAG\b", re.MULTILINE)
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -118,7 +120,7 @@ def load_yaml(text: str, file: str) -> Node:
 
 def _fix_of_yaml(said: str, lines: list[str]) -> str:
     """Return what to do about what libyaml says of the last of two lines."""
-    if any("${{" in line for line in lines):
+    if any(_BARE_REFERENCE.search(line) for line in lines):
         return "put a `${{ … }}` between {} or [] in quotes"
     if any(line[: len(line) - len(line.lstrip())].count("\t") for line in lines[-1:]):
         return "indent with spaces: YAML allows no tabs there"
