@@ -116,14 +116,16 @@ def stages_for(found: Found, goal: Goal, name: str) -> Stages:
     return stages | _GOALS[goal](found, onnx, name)
 
 
+def _judged(uses: str, inputs: dict[str, Any], **params: str) -> dict[str, Any]:
+    """Return a stage that takes the ONNX file once the gates have let it through."""
+    stage = {"uses": uses, "needs": ["checked", "parity"], "inputs": inputs}
+    return stage | ({"with": params} if params else {})
+
+
 def _sagemaker(found: Found, onnx: str, name: str) -> Stages:
     package = "${{ stages.package.outputs."
     return {
-        "package": {
-            "uses": "package.sagemaker",
-            "needs": ["checked", "parity"],
-            "inputs": {"model": onnx, "reference": MODEL},
-        },
+        "package": _judged("package.sagemaker", {"model": onnx, "reference": MODEL}),
         "endpoint": {
             "uses": "push.sagemaker",
             "inputs": {"package": f"{package}package }}}}", "smoke": f"{package}smoke }}}}"},
@@ -134,38 +136,19 @@ def _sagemaker(found: Found, onnx: str, name: str) -> Stages:
 
 def _docker(found: Found, onnx: str, name: str) -> Stages:
     image = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._")
-    return {
-        "image": {
-            "uses": "package.container",
-            "needs": ["checked", "parity"],
-            "inputs": {"model": onnx, "reference": MODEL},
-            "with": {"name": image},
-        }
-    }
+    return {"image": _judged("package.container", {"model": onnx, "reference": MODEL}, name=image)}
 
 
 def _hub(found: Found, onnx: str, name: str) -> Stages:
     own = {"weights": {"weights": WEIGHTS}, "transformers": {"folder": found.path}}.get(found.kind, {})
     plain = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._]+", "-", name))[:_LONGEST_REPO]
-    return {
-        "hub": {
-            "uses": "push.hub",
-            "needs": ["checked", "parity"],
-            "inputs": {**own, "models": {"fp32": onnx}, "reference": MODEL},
-            "with": {"repo": plain.strip("-._").removesuffix(".git") or "model"},
-        }
-    }
+    inputs = {**own, "models": {"fp32": onnx}, "reference": MODEL}
+    return {"hub": _judged("push.hub", inputs, repo=plain.strip("-._").removesuffix(".git") or "model")}
 
 
 def _triton(found: Found, onnx: str, name: str) -> Stages:
-    return {
-        "triton": {
-            "uses": "package.triton",
-            "needs": ["checked", "parity"],
-            "inputs": {"model": onnx, "reference": MODEL},
-            "with": {"name": _plain(name)},
-        }
-    }
+    inputs = {"model": onnx, "reference": MODEL}
+    return {"triton": _judged("package.triton", inputs, name=_plain(name))}
 
 
 def _kserve(found: Found, onnx: str, name: str) -> Stages:
@@ -186,25 +169,12 @@ def _kserve(found: Found, onnx: str, name: str) -> Stages:
 
 
 def _oci(found: Found, onnx: str, name: str) -> Stages:
-    return {
-        "registry": {
-            "uses": "push.oci",
-            "needs": ["checked", "parity"],
-            "inputs": {"artifact": onnx},
-            "with": {"repository": f"models/{_plain(name)}"},
-        }
-    }
+    return {"registry": _judged("push.oci", {"artifact": onnx}, repository=f"models/{_plain(name)}")}
 
 
 def _mlflow(found: Found, onnx: str, name: str) -> Stages:
-    return {
-        "registered": {
-            "uses": "push.mlflow",
-            "needs": ["checked", "parity"],
-            "inputs": {"model": onnx, "reference": MODEL},
-            "with": {"name": _plain(name)},
-        }
-    }
+    inputs = {"model": onnx, "reference": MODEL}
+    return {"registered": _judged("push.mlflow", inputs, name=_plain(name))}
 
 
 def _openvino(found: Found, onnx: str, name: str) -> Stages:

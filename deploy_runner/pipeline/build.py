@@ -188,15 +188,15 @@ def _fitted(ground: Ground, draft: Draft, scope: Scope, resources: Resources) ->
     if params is None:
         return None
     code, packages = _code(ground, draft, params)
-    gpu = max(params.gpus_needed(), resources.gpu)
+    gpu, dumped = max(params.gpus_needed(), resources.gpu), params.model_dump(mode="json")
     return _Fitted(
         params,
-        _with_secrets(params.model_dump(mode="json")),
+        _with_secrets(dumped),
         code,
         tuple(dict.fromkeys((*draft.type.cls.packages, *draft.type.packages, *packages))),
         resources._replace(gpu=gpu),
         tuple(sorted(scope.secrets)),
-        len(json.dumps(params.model_dump(mode="json"))),
+        len(json.dumps(dumped)),
     )
 
 

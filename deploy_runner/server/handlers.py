@@ -188,7 +188,6 @@ def _device() -> str:
 
 
 def _read(data: bytes, kind: str) -> Any:
-
     if kind == JSON:
         value = json.loads(data)
         if isinstance(value, dict):

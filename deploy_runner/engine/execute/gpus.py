@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 
-from ...errors import StageError
+from ...errors import StageError, counted
 from ...types import Resources
 
 __all__ = ["VISIBLE", "devices", "require", "usable"]
@@ -51,5 +51,5 @@ def require(wanted: Resources, environ: Mapping[str, str]) -> None:
         raise StageError(f"it needs the resource {name!r}, which a local run doesn't know", fix=fix)
     count = len(usable(environ))
     if wanted.gpu > count:
-        lack = f"{wanted.gpu} GPU{'s' if wanted.gpu > 1 else ''}, and this machine has {count or 'none'}"
+        lack = f"{counted(wanted.gpu, 'GPU')}, and this machine has {count or 'none'}"
         raise StageError(f"it needs {lack}{f' in {VISIBLE}' if VISIBLE in environ else ''}", fix=fix)
