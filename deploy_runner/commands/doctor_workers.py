@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from threading import Timer
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import DeployRunnerError
+from ..errors import DeployRunnerError, counted
 from ..types import Graph, StageNode
 from ..usercode.advice import how_to_install
 from ..usercode.installed import distributions, normal, search_path, version_in
@@ -73,7 +73,7 @@ def workers(pipeline: Pipeline) -> Iterator[Check]:
                 tried.update(mine)
     server.stop()
     if not failed:
-        yield Check("workers", True, f"start, and load {len(kinds)} stage types")
+        yield Check("workers", True, f"start, and load {counted(len(kinds), 'stage type')}")
     yield from (Check(module, True, "installed") for module in sorted(tried - refused.keys()))
     for cause in dict.fromkeys(refused.values()):
         alike = [module for module in sorted(refused) if refused[module] == cause]
