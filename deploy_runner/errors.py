@@ -31,6 +31,7 @@ __all__ = [
     "closest_path",
     "counted",
     "cut",
+    "shortened",
 ]
 
 
@@ -146,7 +147,11 @@ def counted(number: int, noun: str) -> str:
 
 def cut(value: object) -> str:
     """Return a value as a sentence shows it: not all of a very long one."""
-    text = repr(value)
+    return shortened(repr(value))
+
+
+def shortened(text: str) -> str:
+    """Return a text as a sentence shows it: not all of a very long one."""
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 

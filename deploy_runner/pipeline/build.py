@@ -19,7 +19,7 @@ from ..usercode.advice import how_to_install
 from . import interface
 from .drafts import Draft, Enough, Ground
 from .expressions import Refused, Scope, Variables, resolve, secret_name
-from .graph import find_cycle, topological_order
+from .graph import find_cycle, shown_cycle, topological_order
 from .inputs import find_inputs
 from .loader import Node, plain
 from .matrices import expand_all
@@ -39,7 +39,6 @@ from .structure import (
 __all__ = ["build"]
 
 _MOST_WRONG = 20
-_SHOWN = 12
 
 
 def build(
@@ -322,10 +321,7 @@ def _order(ground: Ground, nodes: dict[str, StageNode]) -> list[str]:
     order = topological_order(upstream)
     if len(order) < len(nodes):
         cycle = find_cycle(upstream)
-        names = cycle[::-1]
-        if len(names) > _SHOWN:
-            names = [*names[: _SHOWN - 2], "…", names[-1]]
-        shown = " → ".join(names)
+        shown = shown_cycle(cycle[::-1])
         ground.say(nodes[cycle[0]].mark, f"the stages depend on each other in a cycle: {shown}")
     return order
 

@@ -13,6 +13,7 @@ from ..errors import Problem, closest
 from ..types import SECRET_MARK, Json, Mark
 from .credentials import is_credential
 from .foreign import foreign, shown
+from .graph import shown_cycle
 from .loader import Node, plain
 from .references import BadReference, Reference, pieces, whole
 
@@ -25,7 +26,7 @@ _SECRET = re.compile(f"{SECRET_MARK}(\\w+)\x01\\Z")
 _LITERAL = re.compile(r"'((?:[^']|'')*)'\Z")
 _ROOTS = ("stages", "vars", "env", "secrets", "matrix", "pipeline")
 _MAX_DEPTH = 64
-_SHOWN_NAMES = 12
+_MOST_CIRCLES = 12
 _NODE = 100
 """What a value counts for beside its characters."""
 
@@ -262,17 +263,16 @@ class Variables:
                 self._done[current] = self._resolved(current)
                 del path[current]
             elif need in path:
-                self._circles[current, need] = " → ".join(self._circle(path, need))
+                self._circles[current, need] = shown_cycle(self._circle(path, need))
             else:
                 path[need] = self._named_by(need)
 
     def _circle(self, path: Mapping[str, object], need: str) -> list[str]:
-        """Return the names from `need` to the end of the path, and `need` again; a few of many."""
-        if len(self._circles) >= _SHOWN_NAMES:
+        """Return the names from `need` to the end of the path, and `need` again; of many circles only `need`."""
+        if len(self._circles) >= _MOST_CIRCLES:
             return [need, "…", need]
         names = list(path)
-        circle = [*names[names.index(need) :], need]
-        return circle if len(circle) <= _SHOWN_NAMES else [*circle[: _SHOWN_NAMES - 2], "…", need]
+        return [*names[names.index(need) :], need]
 
     def _resolved(self, name: str) -> Json:
         node = self._members[name]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
+from ..errors import shortened
 from .credentials import is_credential
 
 __all__ = ["foreign", "shown"]
 
-_SHOWN = 80
 _OPERATOR = re.compile(r"\|\||&&|[=!<>(\[*,]")
 _INDEX = re.compile(r"(\w+)\[['\"]?([\w-]+)['\"]?\]\Z")
 _FACT = re.compile(r"(github|runner)\.([a-z_]+)\Z")
@@ -18,8 +18,7 @@ _CONTEXTS = ("github", "runner", "steps", "needs", "job", "jobs", "inputs", "str
 
 def shown(expression: str) -> str:
     """Return a reference as it is written, shortened where it is long."""
-    text = expression if len(expression) <= _SHOWN else f"{expression[: _SHOWN - 1]}…"
-    return f"${{{{ {text} }}}}"
+    return f"${{{{ {shortened(expression)} }}}}"
 
 
 def foreign(expression: str) -> tuple[str, str] | None:
