@@ -268,7 +268,7 @@ class Variables:
                 path[need] = self._named_by(need)
 
     def _circle(self, path: Mapping[str, object], need: str) -> list[str]:
-        """Return the names from `need` to the end of the path, and `need` again; of many circles only `need`."""
+        """Return the names from `need` to the path's end, and `need` again; of many circles only `need`."""
         if len(self._circles) >= _MOST_CIRCLES:
             return [need, "…", need]
         names = list(path)
