@@ -18,8 +18,8 @@ from ..usercode import loading
 from ..usercode.advice import how_to_install
 from . import interface
 from .drafts import Draft, Enough, Ground
-from .expressions import Refused, Scope, Variables, resolve, secret_name
-from .graph import find_cycle, shown_cycle, topological_order
+from .expressions import Refused, Scope, Variables, resolve, secret_name, shown_cycle
+from .graph import find_cycle, topological_order
 from .inputs import find_inputs
 from .loader import Node, plain
 from .matrices import expand_all

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,11 +13,13 @@ from ..errors import Problem, closest
 from ..types import SECRET_MARK, Json, Mark
 from .credentials import is_credential
 from .foreign import foreign, shown
-from .graph import shown_cycle
 from .loader import Node, plain
 from .references import BadReference, Reference, pieces, whole
 
-__all__ = ["Budget", "OutputRef", "Refused", "Scope", "Variables", "parse_output", "resolve", "secret_name"]
+__all__ = [
+    "Budget", "OutputRef", "Refused", "Scope", "Variables", "parse_output", "resolve", "secret_name",
+    "shown_cycle",
+]  # fmt: skip
 
 _OUTPUT = re.compile(
     r"stages\.(?P<stage>[A-Za-z_][\w-]*)(?P<instance>\[[^\]]*\])?\.outputs\.(?P<output>[\w-]+)\Z"
@@ -27,6 +29,7 @@ _LITERAL = re.compile(r"'((?:[^']|'')*)'\Z")
 _ROOTS = ("stages", "vars", "env", "secrets", "matrix", "pipeline")
 _MAX_DEPTH = 64
 _MOST_CIRCLES = 12
+_SHOWN = 12
 _NODE = 100
 """What a value counts for beside its characters."""
 
@@ -297,6 +300,13 @@ class Variables:
                 with suppress(BadReference):  # `resolve` says it.
                     names = [p.expression.split(".") for p in pieces(value) if isinstance(p, Reference)]
                     yield from (n[1] for n in names if n[0] == "vars" and n[1:] and n[1] in self._members)
+
+
+def shown_cycle(names: Sequence[str]) -> str:
+    """Return a cycle as a sentence shows it: of a long one the beginning and the end."""
+    if len(names) > _SHOWN:
+        names = [*names[: _SHOWN - 2], "…", names[-1]]
+    return " → ".join(names)
 
 
 def _depth(value: Json) -> int:

@@ -7,16 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ..errors import UsageError, closest
 from ..types import Graph
 
-__all__ = ["find_cycle", "select", "shown_cycle", "topological_order"]
-
-_SHOWN = 12
-
-
-def shown_cycle(names: Sequence[str]) -> str:
-    """Return a cycle as a sentence shows it: of a long one the beginning and the end."""
-    if len(names) > _SHOWN:
-        names = [*names[: _SHOWN - 2], "…", names[-1]]
-    return " → ".join(names)
+__all__ = ["find_cycle", "select", "topological_order"]
 
 
 def topological_order(upstream: Mapping[str, Sequence[str]]) -> list[str]:
