@@ -12,8 +12,9 @@ from pathlib import Path
 from ..errors import StoreError
 
 __all__ = [
-    "NEW", "clear_the_way", "copy_private", "fsync_folder", "open_regular", "read_existing", "read_or_none",
-    "refuse_exhaustion", "remove_whatever", "store_error", "write_atomic", "write_once", "writing",
+    "NEW", "clear_the_way", "clone", "copy_content", "copy_private", "fsync_folder", "open_regular",
+    "read_existing", "read_or_none", "refuse_exhaustion", "remove_whatever", "store_error", "write_atomic",
+    "write_once", "writing",
 ]  # fmt: skip
 
 NEW = ".new"
@@ -222,22 +223,26 @@ def copy_private(source: str | os.PathLike[str], target: str | os.PathLike[str],
     try:
         fd_out = os.open(target, flags, mode)
         try:
-            _copy_content(fd_in, fd_out)
+            if not clone(fd_in, fd_out):
+                copy_content(fd_in, fd_out)
         finally:
             os.close(fd_out)
     finally:
         os.close(fd_in)
 
 
-def _copy_content(fd_in: int, fd_out: int) -> None:
+def clone(fd_in: int, fd_out: int) -> bool:
+    """Have a new file share an open one's blocks until one is written; say whether the disk can do that."""
     import fcntl
 
-    try:
+    with suppress(OSError):
         fcntl.ioctl(fd_out, _FICLONE, fd_in)
-    except OSError:
-        pass
-    else:
-        return
+        return True
+    return False
+
+
+def copy_content(fd_in: int, fd_out: int) -> None:
+    """Copy one open file into another, both from their beginning. Raises OSError."""
     try:
         while os.copy_file_range(fd_in, fd_out, _CHUNK_BYTES):
             pass

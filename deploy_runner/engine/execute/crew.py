@@ -10,7 +10,7 @@ import selectors
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 
 from ...errors import DeployRunnerError, StageError
 from ...store.cas import Store
@@ -151,13 +151,11 @@ class LocalCrew:
 
         node = action.node
         services = load_class(node.module, node.class_name, node.stage_dir).services
-        stack = ExitStack()
-        action.close = stack.close
 
         def log(line: str) -> None:
             self._audience.log(action, line)
 
-        return stack.enter_context(dry_run(action.folder / "servers", services=services, log=log))
+        return action.stack.enter_context(dry_run(action.folder / "servers", services=services, log=log))
 
     # Watching --------------------------------------------------------------------------------
 
@@ -273,10 +271,12 @@ class LocalCrew:
             for line in action.lines(b"\n"):
                 self._audience.log(action, line)
         self._close_pipe(action)
-        action.close()
         del self._running[action.name]
-        result, record = finish(action, status, self._store, self.project, seconds=seconds, spawn_error=error)
-        self._ended.append(Ended(action, result, record))
+        try:
+            ended = finish(action, status, self._store, self.project, seconds=seconds, spawn_error=error)
+        finally:
+            action.close()
+        self._ended.append(Ended(action, *ended))
 
     def close(self) -> None:
         """End everything that still runs."""
