@@ -12,9 +12,9 @@ from pathlib import Path
 from ..errors import StoreError
 
 __all__ = [
-    "NEW", "clear_the_way", "clone", "copy_content", "copy_private", "fsync_folder", "open_regular",
-    "read_existing", "read_or_none", "refuse_exhaustion", "remove_whatever", "store_error", "write_atomic",
-    "write_once", "writing",
+    "NEW", "clear_the_way", "clone", "copy_content", "copy_private", "fsync_folder", "new_private",
+    "open_regular", "read_existing", "read_or_none", "refuse_exhaustion", "remove_whatever", "store_error",
+    "write_atomic", "write_once", "writing",
 ]  # fmt: skip
 
 NEW = ".new"
@@ -218,10 +218,9 @@ def copy_private(source: str | os.PathLike[str], target: str | os.PathLike[str],
 
     Never a link: who writes the copy must not change the original. Raises OSError.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     fd_in = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        fd_out = os.open(target, flags, mode)
+        fd_out = new_private(target, mode)
         try:
             if not clone(fd_in, fd_out):
                 copy_content(fd_in, fd_out)
@@ -229,6 +228,11 @@ def copy_private(source: str | os.PathLike[str], target: str | os.PathLike[str],
             os.close(fd_out)
     finally:
         os.close(fd_in)
+
+
+def new_private(target: str | os.PathLike[str], mode: int) -> int:
+    """Return a descriptor of a new file, which is to be a worker's. Raises OSError."""
+    return os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
 
 
 def clone(fd_in: int, fd_out: int) -> bool:

@@ -308,7 +308,7 @@ def raise_failure(
             raise StageError(lookup.message, fix=lookup.fix)
     if error:
         message, fix = undeclared_module(error, action.node, root) or (error["message"], error["fix"])
-        fix = advice(action.held, message) or fix
+        fix = advice(action.held, str(action.work), message) or fix
         fix = "; ".join([*([fix] if fix else []), *(f"{row.message}: {row.fix}" for row in found[:1])])
         raise _error_class(error["class"])(message, fix=fix)
     if os.WIFSIGNALED(status):
@@ -334,7 +334,9 @@ def _last_line(action: Action, root: str) -> str:
     """Return what the worker printed last, and which file of the project it speaks of without seeing it."""
     last = next((line for line in reversed(action.tail) if line.strip()), "")
     said = f"last line of output: {last.strip()[:300]}" if last else ""
-    hint = advice(action.held, last) or unseen_file(last, action.node, root, os.path.realpath(action.folder))
+    hint = advice(action.held, str(action.work), last) or unseen_file(
+        last, action.node, root, os.path.realpath(action.folder)
+    )
     if not hint and any(text in last for text in _FULL):
         hint = f"free some space in {action.folder.parent} and run again"
     return f"{said}; {hint}" if hint else said

@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import stat as stat_module
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from ...store.copies import copied
-from ...store.files import clone, copy_content
+from ...store.files import clone, copy_content, new_private
 from ...store.stat import Fingerprint, StatMemo, sha256_file, state_of
 from .kernel import attempt, bind, make_read_only
 
@@ -25,7 +25,6 @@ _SMALLEST_BYTES = 1 << 20
 """A smaller file is copied: that takes no longer than to mount it, and the copy can be written."""
 _MOST = 64
 """Of one stage: each is a descriptor."""
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 _REFUSED = (
@@ -34,7 +33,6 @@ _REFUSED = (
     "Device or resource busy",
     "Operation not permitted",
 )
-_PLACES = ("/work/inputs/", "/work/outputs/", "/work/scratch/")
 
 
 class _File(NamedTuple):
@@ -80,9 +78,12 @@ class Held:
             os.close(self._files.pop().fd)
 
 
-def advice(held: Held, said: str) -> str:
-    """Return what to do where a stage's words say that it was refused to write to an input, or to a copy."""
-    if held.states and any(why in said for why in _REFUSED) and any(place in said for place in _PLACES):
+def advice(held: Held, work: str, said: str) -> str:
+    """Return what to do where a stage's words say that it was refused to write to an input, or to a copy.
+
+    `work` is the folder of the stage.
+    """
+    if held.states and f"{work}/" in said and any(why in said for why in _REFUSED):
         how = "`cp --no-preserve=mode` or shutil.copyfile"
         return f"an input of 1 MiB or more can't be written, moved or removed: copy its content by {how}"
     return ""
@@ -116,17 +117,17 @@ class Places:
         state, digest = self._held.get(source, ((), ""))
         if not state or mode & 0o111:  # An object is not executable, though what it is of may be.
             return copied(source, target, mode)
-        with (
-            open(os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb", buffering=0) as file,
-            open(os.open(target, _NEW, mode), "wb", buffering=0) as new,
-        ):
-            fd = file.fileno()
+        with ExitStack() as stack:
+            fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            stack.callback(os.close, fd)
+            new = new_private(target, mode)
+            stack.callback(os.close, new)
             known = list(state_of(os.fstat(fd))) == state
-            if clone(fd, new.fileno()):
+            if clone(fd, new):
                 return str(digest) if known and digest else sha256_file(target)
             if known and _mounted(fd, str(target)):
                 return str(digest) or sha256_file(fd)
-            copy_content(fd, new.fileno())
+            copy_content(fd, new)
         return sha256_file(target)
 
 
