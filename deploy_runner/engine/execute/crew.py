@@ -82,6 +82,8 @@ class LocalCrew:
 
     def room(self, node: StageNode, beside: Sequence[StageNode] = ()) -> bool:
         """Say whether a stage's resources are free, with these others too."""
+        if self._finishing and self._options.fail_fast:
+            return False  # Nothing is started after a failure: whether it is one is not known yet.
         used = [*(action.node.resources for action in self._running.values()), *(n.resources for n in beside)]
         if not used:
             return True  # A stage that needs more than there is runs alone.

@@ -52,16 +52,19 @@ def prepare() -> None:
 @cache
 def _comes_back() -> bool:
     """Say whether this process may make children in a new namespace of processes, and then others here."""
-    return succeeds(lambda: _apart(lambda: None))
+    return succeeds(lambda: _apart(lambda here: None))
 
 
-def _apart(act: Callable[[], _T]) -> _T:
-    """Do something while the children of this process are those of a new namespace of processes."""
+def _apart(act: Callable[[int], _T]) -> _T:
+    """Do something while the children of this process are those of a new namespace of processes.
+
+    It gets the descriptor of the present one, which no child is to keep.
+    """
     here = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     try:
         unshare(NEWPID)
         try:
-            return act()
+            return act(here)
         finally:
             return_to(here, NEWPID)
     finally:
@@ -76,7 +79,10 @@ def fork(work: _Work, *, network: bool, close: Callable[[], None]) -> tuple[int,
     """
     ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
 
-    def supervise(*, apart: bool) -> int:
+    def supervise(here: int = -1) -> int:
+        apart = here >= 0
+        if apart:
+            os.close(here)
         ours.close()
         close()
         _lead()
@@ -86,8 +92,8 @@ def fork(work: _Work, *, network: bool, close: Callable[[], None]) -> tuple[int,
     with theirs:
         try:
             if holds(SYS_ADMIN) and _comes_back():
-                return _apart(lambda: _child(lambda: supervise(apart=True))), ours
-            return _child(lambda: supervise(apart=False)), ours
+                return _apart(lambda here: _child(lambda: supervise(here))), ours
+            return _child(supervise), ours
         except OSError:
             ours.close()
             raise
