@@ -275,6 +275,9 @@ class Store:
                     # not a record without its object, which would have to be healed.
                     os.fsync(fd)
                     self._place(entry.name, digest, folder=entry.folder, file=fd)
+                    now = os.fstat(fd)
+                    if (now.st_size, now.st_mtime_ns) == (st.st_size, st.st_mtime_ns):
+                        self.memo.vouch(self._object(digest), state_of(now), digest)
         finally:
             os.close(fd)
         return Member(entry.path, digest, st.st_size, folders.is_executable(st.st_mode))

@@ -12,8 +12,9 @@ from pathlib import Path
 from ..errors import StoreError
 
 __all__ = [
-    "NEW", "clear_the_way", "copy_private", "fsync_folder", "open_regular", "read_existing", "read_or_none",
-    "refuse_exhaustion", "remove_whatever", "store_error", "write_atomic", "write_once", "writing",
+    "NEW", "clear_the_way", "clone", "copy_content", "copy_private", "fsync_folder", "new_private",
+    "open_regular", "read_existing", "read_or_none", "refuse_exhaustion", "remove_whatever", "store_error",
+    "write_atomic", "write_once", "writing",
 ]  # fmt: skip
 
 NEW = ".new"
@@ -217,27 +218,35 @@ def copy_private(source: str | os.PathLike[str], target: str | os.PathLike[str],
 
     Never a link: who writes the copy must not change the original. Raises OSError.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     fd_in = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        fd_out = os.open(target, flags, mode)
+        fd_out = new_private(target, mode)
         try:
-            _copy_content(fd_in, fd_out)
+            if not clone(fd_in, fd_out):
+                copy_content(fd_in, fd_out)
         finally:
             os.close(fd_out)
     finally:
         os.close(fd_in)
 
 
-def _copy_content(fd_in: int, fd_out: int) -> None:
+def new_private(target: str | os.PathLike[str], mode: int) -> int:
+    """Return a descriptor of a new file, which is to be a worker's. Raises OSError."""
+    return os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+
+
+def clone(fd_in: int, fd_out: int) -> bool:
+    """Have a new file share an open one's blocks until one is written; say whether the disk can do that."""
     import fcntl
 
-    try:
+    with suppress(OSError):
         fcntl.ioctl(fd_out, _FICLONE, fd_in)
-    except OSError:
-        pass
-    else:
-        return
+        return True
+    return False
+
+
+def copy_content(fd_in: int, fd_out: int) -> None:
+    """Copy one open file into another, both from their beginning. Raises OSError."""
     try:
         while os.copy_file_range(fd_in, fd_out, _CHUNK_BYTES):
             pass

@@ -72,14 +72,15 @@ class StatMemo:
         self._key = b""
         self._rows: dict[str, tuple[Fingerprint, str, str]] | None = None
         self._new: dict[str, tuple[Fingerprint, str]] = {}
+        self._own: dict[str, tuple[Fingerprint, str]] = {}
         self._db: sqlite3.Connection | None = None
         self._lock = RLock()  # Transfers of a shared cache verify in threads of their own.
 
     def lookup(self, path: str, state: Fingerprint) -> str | None:
         """Return the remembered digest of `path` in exactly this state, or None."""
-        new = self._new.get(path)
-        if new is not None:
-            return new[1] if new[0] == state else None
+        for new in (self._new.get(path), self._own.get(path)):
+            if new is not None and new[0] == state:
+                return new[1]
         if self._rows is None:
             with self._lock:
                 rows = self._execute("SELECT * FROM memo")
@@ -114,6 +115,10 @@ class StatMemo:
         if time.time_ns() - max(state[1], state[2]) >= _SETTLED_NS:
             with self._lock:
                 self._new[path] = (state, digest)
+
+    def vouch(self, path: str, state: Fingerprint, digest: str) -> None:
+        """Keep, for this process alone, the digest of a file which nobody could write to meanwhile."""
+        self._own[path] = (state, digest)
 
     def flush(self) -> None:
         """Write what was learnt. Concurrent writers wait for each other, at most 5 s."""

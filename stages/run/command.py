@@ -12,8 +12,9 @@ class RunCommand(Stage):
 
     The command finds the paths of its files in the environment variables `INPUT_NAME` and `OUTPUT_NAME`, the
     names in capitals, and runs in a private folder; it makes the folders among its outputs itself. A text is
-    run by `sh -eu`, a list without a shell. It runs again if the command changes, or the content of an input:
-    a script of your own is an input, too.
+    run by `sh -eu`, a list without a shell. An input of 1 MiB or more is read-only: write to a copy of its
+    content (`cp --no-preserve=mode`). It runs again if the command changes, or the content of an input: a
+    script of your own is an input, too.
     """
 
     uses = "run.command"

@@ -24,9 +24,10 @@ class RunPython(Stage):
     """Call a function of your own on declared inputs and outputs.
 
     The function is called as `function(ctx, inputs, outputs, **params)`. `inputs` and `outputs` are dicts:
-    each name under `inputs:` and `outputs:` with its `pathlib.Path`. The inputs are private copies. It writes
-    every output to its path; where that ends with `/` in the pipeline, it makes a folder there. `params` are
-    passed by keyword, as YAML has them. What it returns is ignored; what it prints is in the log.
+    each name under `inputs:` and `outputs:` with its `pathlib.Path`. No other stage sees its inputs; a file
+    of 1 MiB or more is read-only, so write to a copy of its content (`shutil.copyfile`). It writes every
+    output to its path; where that ends with `/` in the pipeline, it makes a folder there. `params` are passed
+    by keyword, as YAML has them. What it returns is ignored; what it prints is in the log.
 
     `ctx` is the `Context` of the API reference: `ctx.log(text)`, `ctx.figure(name, value)` for what the
     record and the report show, `ctx.seed`, `ctx.threads`, and `ctx.workdir` for temporary files. To fail,

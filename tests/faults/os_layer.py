@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ class Recorder:
     def __init__(self, home: str, disk: Disk) -> None:
         self._home = home
         self._disk = disk
+        self._guard = threading.RLock()
 
     def install(self) -> None:
         """Begin to tell."""
@@ -35,8 +37,9 @@ class Recorder:
 
     def _told(self, tell: Callable[..., None], real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            tell(*args, **kwargs)
-            return real(*args, **kwargs)
+            with self._guard:  # The runner has threads that wait for the disk.
+                tell(*args, **kwargs)
+                return real(*args, **kwargs)
 
         return call
 

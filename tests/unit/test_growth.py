@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
+from deploy_runner.api import load, run
 from deploy_runner.errors import SpecError
 from deploy_runner.pipeline.loader import load_yaml
 from deploy_runner.pipeline.spec import parse_duration, parse_size
@@ -183,3 +185,16 @@ def test_of_many_problems_the_first_hundred_are_said(project: Project) -> None:
     with pytest.raises(SpecError, match="there is no vars.x") as caught:
         compile_(project)
     assert len(caught.value.problems) == 100
+
+
+@pytest.mark.slow
+def test_a_run_grows_with_its_stages(tmp_path: Path) -> None:
+    def ran(n: int) -> int:
+        project = Project(tmp_path / str(n))
+        project.pipeline("\n".join(f"s{i}: {COMMAND.format(f'echo {i} > $OUTPUT_O')}" for i in range(n)))
+        pipeline = load(project.folder / "pipeline.yaml")
+        return calls_of(lambda: run(pipeline))
+
+    ran(1)
+    none, once, tenfold = ran(1), ran(30), ran(300)
+    assert tenfold - none < 12 * (once - none)

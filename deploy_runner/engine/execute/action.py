@@ -6,21 +6,24 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...errors import DeployRunnerError, GateError, StageError
+from ...errors import DeployRunnerError, GateError, StageError, StoreError
 from ...pipeline.credentials import secret_values
 from ...silence import SILENCE
 from ...store.actions import ActionRecord
 from ...store.cas import Store
+from ...store.folders import walk
 from ...types import Event, Json, PathSource, StageNode, StageResult, State
 from ..keys import KeyEnvironment
 from ..plan import Decision
 from . import gpus
 from .collect import collect, keep_evidence, read_result
+from .held import Held, advice
 from .redact import Redactor
 from .sandbox import NOT_STARTED, Confinement
 from .undeclared import undeclared, undeclared_module, unseen_file
@@ -39,11 +42,15 @@ _FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 
 
 class Project(NamedTuple):
-    """What an action needs to know of its pipeline: the folder, whether its target is live, the run."""
+    """What an action needs to know of its pipeline: the folder, whether its target is live, the run.
+
+    Where it `keeps_workdirs` everything in them is a copy.
+    """
 
     root: str
     live: bool
     run: str = ""
+    keeps_workdirs: bool = False
 
 
 @dataclass(slots=True)
@@ -64,7 +71,8 @@ class Action:
     unfinished: bytes = b""
     tail: list[str] = field(default_factory=list)
     gpus: tuple[str, ...] = ()
-    close: Callable[[], None] = lambda: None
+    held: Held = field(default_factory=Held)
+    stack: ExitStack = field(default_factory=ExitStack)
 
     @property
     def name(self) -> str:
@@ -75,6 +83,11 @@ class Action:
     def work(self) -> Path:
         """Return the worker's private folder."""
         return self.folder / "work"
+
+    def close(self) -> None:
+        """Let go what the worker needed while it ran."""
+        self.held.close()
+        self.stack.close()
 
     def lines(self, data: bytes) -> list[str]:
         """Return the finished lines of what the worker printed, without secrets."""
@@ -116,6 +129,7 @@ def request(
     node = action.node
     digests = keys.digests(node.code)
     resources = node.resources
+    rows = [_staged(node, name, action.decision, project, store) for name in action.decision.inputs]
     return {
         "action": action.name,
         "stage": node.id,
@@ -124,7 +138,7 @@ def request(
         "stage_dir": node.stage_dir,
         "implementation": [file.path for file in node.implementation],
         "params": dict(node.params),
-        "inputs": [_staged(node, name, action.decision, project, store) for name in action.decision.inputs],
+        "inputs": rows,
         "outputs": {n: [o.path, o.kind, o.optional] for n, o in node.outputs.items()},
         "work": str(action.work),
         "result": str(action.folder / "result.json"),
@@ -150,7 +164,25 @@ def request(
         "devices": gpus.devices() if action.gpus else [],
         "memory_bytes": resources.memory_bytes,
         "require_sandbox": require_sandbox,
+        "held": {} if project.keeps_workdirs else _held(action, rows, store),
     }
+
+
+def _held(action: Action, rows: Iterable[Mapping[str, Any]], store: Store) -> dict[str, Any]:
+    """Hold what the worker may read where it is, and return its states."""
+    for row in rows:
+        if "pieces" in row:
+            for path, _, _, digest in row["pieces"]:
+                if path:
+                    action.held.offer(path, store.memo, shown=f"object {digest}")
+        elif row["kind"] == "file":
+            path = os.path.realpath(row["path"])
+            action.held.offer(path, store.memo, shown=row["source"], known_as=row["path"])
+        else:
+            with suppress(OSError, StoreError):  # The worker says it.
+                for name, path, _ in walk(row["path"]):
+                    action.held.offer(path, store.memo, shown=f"{row['source']}/{name}")
+    return action.held.states
 
 
 def _beside(node: StageNode) -> list[str]:
@@ -265,6 +297,10 @@ def raise_failure(
         raise StageError(spawn_error)
     if action.stopping:
         raise StageError(action.stopping, fix="raise `timeout:`, or make the stage faster")
+    if changed := action.held.changed():
+        raise StageError(
+            f"{changed} was written to while the stage read it", fix="run again once that is done"
+        )
     found = undeclared(result.get("undeclared", ()), action.node, root)
     error = result.get("error")
     for lookup in found:
@@ -272,6 +308,7 @@ def raise_failure(
             raise StageError(lookup.message, fix=lookup.fix)
     if error:
         message, fix = undeclared_module(error, action.node, root) or (error["message"], error["fix"])
+        fix = advice(action.held, str(action.work), message) or fix
         fix = "; ".join([*([fix] if fix else []), *(f"{row.message}: {row.fix}" for row in found[:1])])
         raise _error_class(error["class"])(message, fix=fix)
     if os.WIFSIGNALED(status):
@@ -297,7 +334,9 @@ def _last_line(action: Action, root: str) -> str:
     """Return what the worker printed last, and which file of the project it speaks of without seeing it."""
     last = next((line for line in reversed(action.tail) if line.strip()), "")
     said = f"last line of output: {last.strip()[:300]}" if last else ""
-    hint = unseen_file(last, action.node, root, os.path.realpath(action.folder))
+    hint = advice(action.held, str(action.work), last) or unseen_file(
+        last, action.node, root, os.path.realpath(action.folder)
+    )
     if not hint and any(text in last for text in _FULL):
         hint = f"free some space in {action.folder.parent} and run again"
     return f"{said}; {hint}" if hint else said

@@ -55,6 +55,7 @@ def ask(
     try:
         status = _answered(asked, action, log, used)
     finally:
+        action.close()
         if server is None:
             used.stop()
     result = read_result(folder)

@@ -10,7 +10,7 @@ import selectors
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 
 from ...errors import DeployRunnerError, StageError
 from ...store.cas import Store
@@ -20,6 +20,7 @@ from ..keys import KeyEnvironment
 from . import gpus
 from .action import Action, Project, finish, request
 from .arrivals import Arrivals, Arrived
+from .aside import Aside
 from .crews import Audience, Ended
 from .fork import ForkServer, ForkServers
 from .live import live_environment
@@ -29,6 +30,8 @@ from .supervisor import probe
 __all__ = ["LocalCrew"]
 
 _GRACE_S = 5.0
+_FINISHERS = 4
+"""At once: they hash, and wait for the disk."""
 
 
 class LocalCrew:
@@ -59,6 +62,8 @@ class LocalCrew:
         self._cpu = options.cpu or len(os.sched_getaffinity(0))
         self._memory = options.memory_bytes or 0
         self._running: dict[str, Action] = {}
+        self._finishing = 0
+        self._aside: Aside[Ended] = Aside(self.wake, threads=_FINISHERS)
         self._ended: list[Ended] = []
         self._selector = selectors.DefaultSelector()
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -68,7 +73,7 @@ class LocalCrew:
     @property
     def busy(self) -> bool:
         """Say whether an action has been added that `wait` has not returned."""
-        return bool(self._running or self._ended)
+        return bool(self._running or self._finishing or self._ended)
 
     # Starting --------------------------------------------------------------------------------
 
@@ -77,6 +82,8 @@ class LocalCrew:
 
     def room(self, node: StageNode, beside: Sequence[StageNode] = ()) -> bool:
         """Say whether a stage's resources are free, with these others too."""
+        if self._finishing and self._options.fail_fast:
+            return False  # Nothing is started after a failure: whether it is one is not known yet.
         used = [*(action.node.resources for action in self._running.values()), *(n.resources for n in beside)]
         if not used:
             return True  # A stage that needs more than there is runs alone.
@@ -151,13 +158,11 @@ class LocalCrew:
 
         node = action.node
         services = load_class(node.module, node.class_name, node.stage_dir).services
-        stack = ExitStack()
-        action.close = stack.close
 
         def log(line: str) -> None:
             self._audience.log(action, line)
 
-        return stack.enter_context(dry_run(action.folder / "servers", services=services, log=log))
+        return action.stack.enter_context(dry_run(action.folder / "servers", services=services, log=log))
 
     # Watching --------------------------------------------------------------------------------
 
@@ -169,6 +174,9 @@ class LocalCrew:
             for arrived in self._arrivals.take():
                 self._go_on(arrived)
             self._enforce_limits()
+            finished = self._aside.take()
+            self._finishing -= len(finished)
+            self._ended += finished
         ended, self._ended = self._ended, []
         return ended
 
@@ -213,7 +221,7 @@ class LocalCrew:
 
     def stop(self, action: Action, why: str) -> None:
         """End an action's processes: by SIGTERM, and after some seconds by SIGKILL."""
-        if not action.stopping:
+        if not action.stopping and action.name in self._running:  # It may just be finished.
             action.stopping = why
             action.kill_at_s = time.monotonic() + _GRACE_S
             action.signal(signal.SIGTERM)
@@ -265,7 +273,7 @@ class LocalCrew:
             action.pipe = -1
 
     def _exited(self, action: Action, status: int, error: str) -> None:
-        """Collect what a worker made; none of its processes lives any more."""
+        """Have what a worker made collected; none of its processes lives any more."""
         seconds = time.monotonic() - action.started_s
         while self._read_log(action):
             pass
@@ -273,10 +281,20 @@ class LocalCrew:
             for line in action.lines(b"\n"):
                 self._audience.log(action, line)
         self._close_pipe(action)
-        action.close()
         del self._running[action.name]
-        result, record = finish(action, status, self._store, self.project, seconds=seconds, spawn_error=error)
-        self._ended.append(Ended(action, result, record))
+        project = self.project
+
+        def end() -> Ended:
+            try:
+                return Ended(
+                    action,
+                    *finish(action, status, self._store, project, seconds=seconds, spawn_error=error),
+                )
+            finally:
+                action.close()
+
+        self._finishing += 1
+        self._aside.do(end)
 
     def close(self) -> None:
         """End everything that still runs."""
@@ -286,6 +304,7 @@ class LocalCrew:
             action.close()
             self._close_pipe(action)
         self._arrivals.close()
+        self._aside.close()
         self._servers.stop(grace_s=_GRACE_S if self._running else 0)
         self._selector.close()
         os.close(self._wake_r)

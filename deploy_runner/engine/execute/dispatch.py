@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -26,6 +27,7 @@ from ...store.removal import remove_tree
 from ...types import Artifact, Event, Graph, RunOptions, StageNode, StageResult, State
 from ..plan import Decision, Outputs, Planner
 from .action import Action, progress_event, secrets_of
+from .aside import Aside
 from .crews import Audience, Crew, Ended, stays_here
 from .live import credentials_of
 from .redact import Redactor
@@ -93,6 +95,7 @@ class Dispatch:
         self._trash: list[Path] = []
         self._unrecorded: list[tuple[Lock, Action, ActionRecord | None]] = []
         self._crew = hire(self)
+        self._aside: Aside[None] = Aside(self._crew.wake, threads=1)
         store.tell_claims(self._crew.wake)
         self._closing = False
         self._handlers = self._catch_signals()
@@ -293,20 +296,21 @@ class Dispatch:
         self._done.append(Lost(action.node.id, ended.lost) if ended.lost else result)
 
     def _tidy(self) -> None:
-        """Put records and remove folders: now, because the stages that waited have started.
-
-        A lock is given back only when its record is there, so that no other run does the work again.
-        """
+        """Have records put and folders removed: now, because the stages that waited have started."""
         while self._unrecorded:
-            lock, action, record = self._unrecorded.pop()
-            try:
-                if record is not None:
-                    self._store.records.put(record)
-                self._store.settle(action.decision.key, record, again=action.decision.state == "heal")
-            finally:
-                lock.release(remove=True)
+            self._aside.do(partial(self._record, *self._unrecorded.pop()))
         while self._trash:
-            remove_tree(self._trash.pop())
+            self._aside.do(partial(remove_tree, self._trash.pop()))
+        self._aside.take()
+
+    def _record(self, lock: Lock, action: Action, record: ActionRecord | None) -> None:
+        """Put a record; its lock is given back only then, so that no other run does the work again."""
+        try:
+            if record is not None:
+                self._store.records.put(record)
+            self._store.settle(action.decision.key, record, again=action.decision.state == "heal")
+        finally:
+            lock.release(remove=True)
 
     def close(self) -> None:
         """Stop what still runs, release the locks, and give the signals back.
@@ -317,8 +321,11 @@ class Dispatch:
         self._store.tell_claims(lambda: None)
         try:
             self._tidy()
+            self._aside.close()
+            self._aside.take()
         finally:
             try:
+                self._aside.close()
                 self._crew.close()
                 for _, lock in self._running.values():
                     lock.release()

@@ -13,7 +13,7 @@ from functools import cache
 
 from ...usercode.installed import distributions
 
-__all__ = ["SYSTEM", "hidden_among", "inside", "interpreter_paths", "without"]
+__all__ = ["SYSTEM", "hidden_among", "inside", "interpreter_paths", "real", "without"]
 
 SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/etc", "/proc", "/sys", "/opt")
 _OF_A_PREFIX = ("bin", "include", "lib", "lib64", "share", "pyvenv.cfg")
@@ -40,7 +40,7 @@ def _every_path() -> tuple[str, ...]:
 
 
 @cache
-def _real(path: str) -> str:
+def real(path: str) -> str:
     """Return a place without links; those of the system and of Python are found before a worker runs."""
     return os.path.realpath(path)
 
@@ -58,7 +58,7 @@ def _engine_paths() -> Iterator[str]:
 def hidden_among(paths: Iterable[str], hide: Iterable[str]) -> list[str]:
     """Return the real places of `hide` that lie in one of the paths, the outermost alone."""
     places = sorted({os.path.realpath(path) for path in hide} - set(SYSTEM))
-    known = tuple(f"{_real(path)}/" for path in paths)
+    known = tuple(f"{real(path)}/" for path in paths)
     found: list[str] = []
     for place in places:
         if f"{place}/".startswith(known) and not place.startswith(tuple(f"{other}/" for other in found)):
@@ -69,7 +69,7 @@ def hidden_among(paths: Iterable[str], hide: Iterable[str]) -> list[str]:
 def inside(hidden: Sequence[str]) -> list[str]:
     """Return what of the interpreter and of installed packages lies inside of hidden folders."""
     found: list[str] = []
-    for path in map(_real, _every_path()):
+    for path in map(real, _every_path()):
         if path in hidden:
             found += _parts(path)
         elif path.startswith(tuple(f"{place}/" for place in hidden)):

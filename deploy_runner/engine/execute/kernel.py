@@ -10,7 +10,8 @@ from contextlib import contextmanager, suppress
 from functools import cache
 
 __all__ = ["NEWIPC", "NEWNET", "NEWNS", "NEWPID", "attempt", "bind", "enter_user_namespace", "make_read_only",
-           "make_writable", "mount", "prctl", "release", "succeeds", "syscall", "unshare"]  # fmt: skip
+           "make_writable", "mount", "prctl", "release", "return_to", "succeeds", "syscall",
+           "unshare"]  # fmt: skip
 
 NEWNS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x00020000, 0x08000000, 0x10000000, 0x20000000, 0x40000000
 _MS_BIND, _MS_REC = 1 << 12, 1 << 14
@@ -42,6 +43,11 @@ def prctl(option: int, *given: object) -> int:
 def unshare(flags: int) -> None:
     """Leave namespaces for new ones; that of processes is for children only."""
     _checked(_libc().unshare(flags))
+
+
+def return_to(namespace: int, flags: int) -> None:
+    """Enter the namespace of an open descriptor, by setns(2)."""
+    _checked(_libc().setns(namespace, flags))
 
 
 def mount(source: str, target: str, kind: str, flags: int = 0, data: str = "") -> None:
@@ -76,7 +82,7 @@ def enter_user_namespace() -> None:
     unshare(NEWUSER)
     rows = {"setgroups": "deny", "uid_map": f"{user} {user} 1", "gid_map": f"{group} {group} 1"}
     for name, text in rows.items():
-        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+        with open(f"/proc/self/{name}", "w", encoding="utf-8") as file:
             file.write(text)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import stat as stat_module
 import struct
 from functools import cache
 
@@ -62,7 +63,7 @@ class Ruleset:
         with attempt():
             fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
             try:
-                if not os.path.isdir(f"/proc/self/fd/{fd}"):
+                if not stat_module.S_ISDIR(os.fstat(fd).st_mode):
                     rights &= _FILE_ONLY
                 syscall(_ADD_RULE, self._fd, _RULE_PATH_BENEATH, struct.pack("=Qi", rights, fd), 0)
             finally:

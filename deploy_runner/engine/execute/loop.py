@@ -81,7 +81,7 @@ def execute(
         modules = preloads(graph.stages[id_] for id_ in wanted)
         threads = options.cpu or len(os.sched_getaffinity(0))
         servers = ForkServers(modules, store.new_tmp, threads=threads, early=early)
-        project = Project(graph.root, graph.live, run_folder.name)
+        project = Project(graph.root, graph.live, run_folder.name, options.keep_workdirs)
         keys = planner.environment
 
         def hire(audience: Audience) -> Crew:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from functools import cache
 
 from .kernel import NEWNS, attempt, bind, make_read_only, make_writable, mount, unshare
 
-__all__ = ["OwnRoot"]
+__all__ = ["OwnRoot", "resolved"]
 
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 2, 4, 8, 1 << 14, 1 << 18
 _PLACE = "/sys"
@@ -77,7 +78,7 @@ class OwnRoot:
 
     def _show_links(self, path: str) -> str:
         """Make the links on a path visible; return the place without any."""
-        links, place = _resolved(path)
+        links, place = resolved(path)
         for link in links:
             if not self._is_shown(link):
                 os.makedirs(os.path.dirname(self.inside(link)), exist_ok=True)
@@ -117,8 +118,12 @@ class OwnRoot:
         os.chdir(here)
 
 
-def _resolved(path: str) -> tuple[list[str], str]:
-    """Return the links on the way to a path, and where they lead."""
+@cache
+def resolved(path: str) -> tuple[list[str], str]:
+    """Return the links on the way to a path, and where they lead.
+
+    Those of the system and of Python are found before a worker runs.
+    """
     links: list[str] = []
     place, rest = "/", path.split("/")
     while rest:

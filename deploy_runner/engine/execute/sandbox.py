@@ -17,7 +17,7 @@ from ...errors import UsageError
 from . import installation, landlock
 from .kernel import NEWIPC, NEWNET, attempt, enter_user_namespace, release, unshare
 from .privileges import DAC_OVERRIDE, SYS_ADMIN, drop_capabilities, holds, refuse_sockets
-from .root import OwnRoot
+from .root import OwnRoot, resolved
 
 __all__ = ["NOT_STARTED", "Confinement", "Sandbox", "warm_up"]
 
@@ -68,6 +68,8 @@ def warm_up() -> None:
     # Python lists each folder of its path once; a worker may read some files of a folder, not list it.
     importlib.machinery.PathFinder.find_spec("deploy_runner_lists_every_folder")
     landlock.abi()
+    for path in (*_visible(), *_DEVICES, _RESOLVER):
+        resolved(path)
 
 
 def _visible() -> tuple[str, ...]:
@@ -130,7 +132,7 @@ class Sandbox:
         if self._rules is None:
             return
         for path in paths:
-            for place in dict.fromkeys((path, os.path.realpath(path))):
+            for place in dict.fromkeys((path, installation.real(path))):
                 self._rules.allow(self._root.inside(place) if self._root else place, write=write)
 
     def close_up(
@@ -264,7 +266,7 @@ def _limit_pids() -> bool:
     """Limit the process ids of this process's own namespace; say whether it has a limit of its own."""
     if release() < _PID_MAX_IS_OWN:
         return False  # The limit would be the machine's.
-    with attempt(), open(_PID_MAX, "w", encoding="ascii") as file:
+    with attempt(), open(_PID_MAX, "w", encoding="utf-8") as file:
         file.write(str(_RESERVED_PIDS + most_processes()))
         return True
     return False

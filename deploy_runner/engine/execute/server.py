@@ -32,6 +32,7 @@ __all__ = ["main"]
 
 _LONGEST_BYTES = 1 << 16
 _DESCRIPTORS = 2
+_MOST_SPARES = 8
 
 
 def main(fd: int) -> None:
@@ -52,12 +53,16 @@ class _Worker(NamedTuple):
 
 
 class _Server:
-    """Forks a spare worker ahead of each request, so that nobody waits for the fork."""
+    """Forks spare workers ahead of the requests, so that nobody waits for the fork.
+
+    There is one, and one more for each request that found none while others ran.
+    """
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
         self._workers: dict[int, _Worker] = {}
-        self._spare: _Worker | None = None
+        self._spares: list[_Worker] = []
+        self._wanted = 1
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._selector = selectors.DefaultSelector()
 
@@ -66,9 +71,12 @@ class _Server:
         signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
         self._selector.register(self._channel, selectors.EVENT_READ)
         self._selector.register(self._wake_r, selectors.EVENT_READ)
-        self._fork_spare(network=False)
         while True:
-            for key, _ in self._selector.select():
+            lacks = len(self._spares) < self._wanted
+            events = self._selector.select(0 if lacks else None)
+            if not events and not self._fork_spare(network=False):
+                self._wanted = len(self._spares)  # No more can be made now: the next request says so.
+            for key, _ in events:
                 if key.fileobj is self._channel:
                     if not self._request():
                         self._kill_all()
@@ -94,18 +102,17 @@ class _Server:
             self._start(request, fds)
         for fd in fds:  # Before the next fork: they are one worker's, with its secrets and its log.
             os.close(fd)
-        self._fork_spare(network=False)
         return True
 
     def _start(self, request: dict[str, Any], fds: list[int]) -> None:
-        action = request["action"]
-        if self._spare is None or request["network"]:
-            self._fork_spare(network=request["network"])
-        if self._spare is None:
-            error = "no process can be created for the worker"
-            self._say({"event": "exited", "action": action, "status": 0, "error": error})
-            return
-        spare, self._spare = self._spare, None
+        action, network = request["action"], request["network"]
+        if network or not self._spares:
+            self._wanted = min(_MOST_SPARES, max(1, self._wanted + bool(self._workers and not network)))
+            if not self._fork_spare(network=network):
+                error = "no process can be created for the worker"
+                self._say({"event": "exited", "action": action, "status": 0, "error": error})
+                return
+        spare = self._spares.pop()
         with contextlib.suppress(OSError):
             socket.send_fds(spare.channel, [b"{}"], fds)
         self._workers[spare.pid] = spare._replace(action=action)
@@ -117,14 +124,15 @@ class _Server:
             with contextlib.suppress(Exception):
                 importlib.import_module(module)
         gc.freeze()
+        while self._spares:  # They lack what has been imported.
+            self._spares.pop().channel.close()
 
-    def _fork_spare(self, *, network: bool) -> None:
-        """Fork a worker that waits for its request; one that waits already is let go."""
-        if self._spare is not None:
-            self._spare.channel.close()
-            self._spare = None
+    def _fork_spare(self, *, network: bool) -> bool:
+        """Fork a worker that waits for its request; say whether it could be."""
         with contextlib.suppress(OSError):
-            self._spare = _Worker(*fork(_work, network=network, close=self._close))
+            self._spares.append(_Worker(*fork(_work, network=network, close=self._close)))
+            return True
+        return False
 
     def _close(self) -> None:
         """Close in a child what is the server's."""
@@ -132,7 +140,7 @@ class _Server:
         self._channel.close()
         for fd in (self._wake_r, self._wake_w):
             os.close(fd)
-        for other in self._workers.values():
+        for other in (*self._workers.values(), *self._spares):
             other.channel.close()
 
     def _reap(self) -> None:
@@ -146,9 +154,10 @@ class _Server:
                 return
             gone = self._workers.pop(pid, None)
             if gone is None:
+                self._spares = [spare for spare in self._spares if spare.pid != pid]
                 continue
             if status:  # Its supervisor was killed, and has ended nothing itself.
-                end_children([*self._workers, *([self._spare.pid] if self._spare else [])])
+                end_children([*self._workers, *(spare.pid for spare in self._spares)])
             end = ended(gone.channel, status)
             self._say({"event": "exited", "action": gone.action, "status": end.status,
                        "confinement": end.confinement})  # fmt: skip

@@ -1,7 +1,8 @@
 """Fork a process of which nothing outlives it, and no process outside is within its reach.
 
-Between it and its parent stands a supervisor, which ends every descendant. Where there may be a namespace
-of processes the kernel does that, once the namespace's first process ends; otherwise a subreaper does.
+Where there may be a namespace of processes the kernel ends every descendant, once the namespace's first
+process ends, which waits for the one that works; otherwise a subreaper does. Root's parent makes the first
+process itself; others may not come back from the new namespace, so that a supervisor in between makes it.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import signal
 import socket
 from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
-from typing import Any, NamedTuple, NoReturn
+from functools import cache
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
-from .kernel import NEWPID, attempt, enter_user_namespace, prctl, succeeds, unshare
+from .kernel import NEWPID, attempt, enter_user_namespace, prctl, return_to, succeeds, unshare
 from .privileges import SYS_ADMIN, holds
 from .sandbox import NOT_STARTED, Confinement, Sandbox
 
@@ -24,6 +26,7 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _FAILED = 70
 _LONGEST_BYTES = 1 << 16
 _Work = Callable[[socket.socket, Sandbox], int]
+_T = TypeVar("_T")
 
 
 class Ended(NamedTuple):
@@ -40,25 +43,56 @@ def prepare() -> None:
     namespace, in which it may make the others.
     """
     prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    if not holds(SYS_ADMIN) and succeeds(enter_user_namespace):
+    if holds(SYS_ADMIN):
+        _comes_back()
+    elif succeeds(enter_user_namespace):
         enter_user_namespace()
+
+
+@cache
+def _comes_back() -> bool:
+    """Say whether this process may make children in a new namespace of processes, and then others here."""
+    return succeeds(lambda: _apart(lambda here: None))
+
+
+def _apart(act: Callable[[int], _T]) -> _T:
+    """Do something while the children of this process are those of a new namespace of processes.
+
+    It gets the descriptor of the present one, which no child is to keep.
+    """
+    here = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        unshare(NEWPID)
+        try:
+            return act(here)
+        finally:
+            return_to(here, NEWPID)
+    finally:
+        os.close(here)
 
 
 def fork(work: _Work, *, network: bool, close: Callable[[], None]) -> tuple[int, socket.socket]:
     """Fork; `work` gets a socket to here and its sandbox, and the process ends with what it returns.
 
-    Returns the supervisor's process id, which is that of the whole process group, and our end of the
-    socket. `close` drops in the child what isn't its own. Raises OSError where no process can be made.
+    Returns the process id of what stands in between, which is that of the whole process group, and our end
+    of the socket. `close` drops in the child what isn't its own. Raises OSError where no process can be made.
     """
     ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
 
-    def supervise() -> int:
+    def supervise(here: int = -1) -> int:
+        apart = here >= 0
+        if apart:
+            os.close(here)
         ours.close()
         close()
-        return _supervise(theirs, work, network=network)
+        _lead()
+        act = _watch if apart else _supervise
+        return act(theirs, work, network=network)
 
     with theirs:
         try:
+            if holds(SYS_ADMIN) and _comes_back():
+                return _apart(lambda here: _child(lambda: supervise(here))), ours
             return _child(supervise), ours
         except OSError:
             ours.close()
@@ -80,27 +114,31 @@ def ended(ours: socket.socket, status: int) -> Ended:
     return Ended(said.get("status", status), Confinement.from_json(said.get("confinement", NOT_STARTED)))
 
 
-def _supervise(channel: socket.socket, work: _Work, *, network: bool) -> int:
+def _lead() -> None:
+    """Begin the process group, which ends with the parent."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # It is for the worker, which is in the same group.
     os.setsid()
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _supervise(channel: socket.socket, work: _Work, *, network: bool) -> int:
     prctl(_PR_SET_CHILD_SUBREAPER, 1)
     apart = False
     with attempt():
         unshare(NEWPID)
         apart = True
     if apart:
-        _wait_for(_child(lambda: _watch(channel, work, network=network, apart=True)))
+        _wait_for(_child(lambda: _watch(channel, work, network=network)))
     else:
         _watch(channel, work, network=network, apart=False)
         end_children()
     return 0
 
 
-def _watch(channel: socket.socket, work: _Work, *, network: bool, apart: bool) -> int:
+def _watch(channel: socket.socket, work: _Work, *, network: bool, apart: bool = True) -> int:
     """Run the worker and say how it ended. As a namespace's first process it takes the others with it."""
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     sandbox = Sandbox(network=network, own_processes=apart)

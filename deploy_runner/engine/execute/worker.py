@@ -33,6 +33,7 @@ from ...usercode.loading import load
 from . import installation
 from .audit import ReadGuard, Scope
 from .families import hand_over_without_sockets, shorten
+from .held import Places
 from .readiness import READY, refused
 from .sandbox import Confinement, Sandbox
 from .writes import WriteGuard
@@ -55,7 +56,7 @@ def run(request: dict[str, Any], sandbox: Sandbox, tell: Callable[[Confinement],
     ctx: Context | None = None
     result: dict[str, Any] = {}
     try:
-        inputs = _stage_inputs(request)
+        inputs = _stage_inputs(request, sandbox)
         tell(_confine(request, sandbox))
         cls = load_class(request["module"], request["class_name"], request["stage_dir"])
         asked = request.get("ask")
@@ -103,22 +104,23 @@ def _write_result(fd: int, result: Mapping[str, Any]) -> None:
         view = view[os.write(fd, view) :]
 
 
-def _stage_inputs(request: dict[str, Any]) -> dict[str, Path]:
-    """Copy every input into the private workdir; what is the project's is verified."""
+def _stage_inputs(request: dict[str, Any], sandbox: Sandbox) -> dict[str, Path]:
+    """Put every input into the private workdir, verified."""
     os.umask(0o022)
     work = Path(request["work"])
     for name in ("inputs", "outputs", "scratch"):
         (work / name).mkdir()
     os.chdir(work)
+    put = Places(request["held"], mounts=sandbox.has_own_root).put
     placed = {}
     for row in request["inputs"]:
         target = work / "inputs" / row["place"]
         target.parent.mkdir(parents=True, exist_ok=True)
         if "pieces" in row:
             with writing(target):
-                copy_pieces(map(tuple, row["pieces"]), target, folder=row["kind"] == "folder")
+                copy_pieces(map(tuple, row["pieces"]), target, folder=row["kind"] == "folder", put=put)
         else:
-            copy_path(row["path"], target, Artifact(*row["artifact"]), request["project"])
+            copy_path(row["path"], target, Artifact(*row["artifact"]), request["project"], put)
         placed[row["name"]] = target
     for path, _, _ in request["outputs"].values():
         (work / "outputs" / path).parent.mkdir(parents=True, exist_ok=True)
