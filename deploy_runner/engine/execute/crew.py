@@ -22,6 +22,7 @@ from .action import Action, Project, finish, request
 from .arrivals import Arrivals, Arrived
 from .crews import Audience, Ended
 from .fork import ForkServer, ForkServers
+from .images import images_of
 from .live import live_environment
 from .sandbox import NOT_STARTED, Confinement
 from .supervisor import probe
@@ -157,7 +158,12 @@ class LocalCrew:
         def log(line: str) -> None:
             self._audience.log(action, line)
 
-        return stack.enter_context(dry_run(action.folder / "servers", services=services, log=log))
+        return stack.enter_context(
+            dry_run(
+                action.folder / "servers", services=services, log=log,
+                images=images_of(action, self.project, self._store) if "aws" in services else {},
+            )
+        )  # fmt: skip
 
     # Watching --------------------------------------------------------------------------------
 
