@@ -70,7 +70,11 @@ def test_a_package_for_a_gpu_goes_where_one_is(tmp_path: Path, params: dict[str,
     with pytest.raises(StageError, match=f"the package runs on a GPU, and .*{said}"):
         deploy(tmp_path, 2, inputs=given, **params)
     if "serverless" not in params:
-        job = {"params": {"job": "j", **params}, "inputs": {**given, "data": tmp_path}, "target": TARGET}
+        job: dict[str, Any] = {
+            "params": {"job": "j", **params},
+            "inputs": {**given, "data": tmp_path},
+            "target": TARGET,
+        }
         with pytest.raises(StageError, match=f"the package runs on a GPU, and .*{said}"):
             run_stage(stage("push.transform"), tmp_path / "job", **job)
     assert client("sagemaker").list_models()["Models"] == []
