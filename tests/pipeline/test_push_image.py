@@ -57,6 +57,15 @@ def aws(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.usefixtures("aws")
 def test_an_image_is_deployed_alone_compared_moved_registered_and_taken_back(tmp_path: Path) -> None:
+    context = tmp_path / "context"
+    (context / "model").mkdir(parents=True)
+    with pytest.raises(StageError, match="`context` has no model/model.json .*package.container"):
+        deploy(tmp_path, TWO, inputs={"context": context})
+    (context / "model/model.json").write_text('{"device": "cuda"}')
+    with pytest.raises(
+        StageError, match="the image runs on a GPU, and `instance_type: ml.m5.large` has none"
+    ):
+        deploy(tmp_path, TWO, inputs={"context": context})
     first = deploy(tmp_path, TWO, registry={"group": "digits"})
     assert calls(first) == [
         "s3:CreateBucket", "sagemaker:CreateModelPackageGroup", "sagemaker:CreateModelPackage",
