@@ -79,9 +79,11 @@ def smoke(folder: Path, factor: float) -> Path:
 
 
 @contextmanager
-def local_aws(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Start the AWS of a dry run, point the clients to it, and yield its address."""
-    with dry_run(folder, services=("aws",), log=lambda line: None) as env:
+def local_aws(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, images: Mapping[str, Path] | None = None
+) -> Iterator[str]:
+    """Start the AWS of a dry run, which has these images, point the clients to it, and yield its address."""
+    with dry_run(folder, services=("aws",), log=lambda line: None, images=images) as env:
         for name, value in env.items():
             monkeypatch.setenv(name, value)
         yield env["AWS_ENDPOINT_URL"]

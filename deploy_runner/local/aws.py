@@ -2,6 +2,8 @@
 
     python -m deploy_runner.local.aws        prints {"url": …}, serves until stdin ends
 
+`--image NAME=FOLDER` is the image that was built from a context of `package.container`.
+
 Differences that are corrected (measured with moto 5.2.5): a name that exists is refused, an endpoint
 config needs its models, a config in use can't be deleted, a version of a model package is made once
 for a token and keeps its properties, an object whose bytes don't have the SHA-256 that was sent with
@@ -22,12 +24,13 @@ import re
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from .aws_autoscaling import check_targets
 from .aws_components import extend_components
 from .aws_endpoints import extend_endpoints
-from .aws_fleets import refuse, resource_arn
+from .aws_fleets import IMAGES, refuse, resource_arn
 from .aws_requests import check_requests
 from .aws_settings import hold_settings
 
@@ -217,11 +220,23 @@ def _plain(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, dict) else dict(vars(value))
 
 
+def _image(text: str) -> tuple[str, Path]:
+    name, _, folder = text.partition("=")
+    if not (Path(folder) / "Dockerfile").is_file():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FOLDER with a Dockerfile in the folder")
+    return name, Path(folder).absolute()
+
+
 def main(argv: list[str] | None = None) -> int:
     """Serve until standard input ends; print the address as one line of JSON."""
     parser = argparse.ArgumentParser(prog="python -m deploy_runner.local.aws", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="default: a free one")
+    parser.add_argument(
+        "--image", type=_image, action="append", default=[], metavar="NAME=FOLDER",
+        help="an image, and the context of package.container that it was built from; `*` is any other",
+    )  # fmt: skip
     args = parser.parse_args(argv)
+    IMAGES.update(args.image)
     from moto.server import ThreadedMotoServer
 
     extend_moto()

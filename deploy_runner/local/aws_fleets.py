@@ -1,6 +1,7 @@
-"""What serves an endpoint of the local AWS: a package's container, and the fleet of an update.
+"""What serves an endpoint of the local AWS: a container, and the fleet of an update.
 
-A container is a process that unpacks the package and serves it as SageMaker's inference toolkit does.
+A container is a process that unpacks a package and serves it as SageMaker's inference toolkit does, or that
+starts the server of an image whose build context is known.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 __all__ = [
+    "ANY",
+    "IMAGES",
     "Container",
     "Fleet",
     "container_of",
@@ -30,6 +33,9 @@ __all__ = [
     "store_object",
 ]
 
+ANY = "*"
+IMAGES: dict[str, Path] = {}
+"""The contexts of package.container by the names of the images that were built of them; ANY is any other."""
 _PLAIN_ENV = ("PATH", "LANG", "LD_LIBRARY_PATH")
 
 
@@ -49,7 +55,8 @@ def resource_arn(backend: Any, kind: str, name: str) -> str:
 class Container:
     """A process that serves one model; `said` is why it can't, once it has ended.
 
-    `shadow` is a container that is to be ready as well, and is sent `shadow_percent` of the requests.
+    An image that isn't known here has no process: it is ready, and rejects every request. `shadow` is a
+    container that is to be ready as well, and is sent `shadow_percent` of the requests.
     """
 
     shadow: Container | None = None
@@ -58,23 +65,34 @@ class Container:
     def __init__(self, backend: Any, model: Any) -> None:
         described = model.primary_container
         self._folder = tempfile.TemporaryDirectory()
-        package = Path(self._folder.name) / "model.tar.gz"
-        package.write_bytes(read_object(backend.account_id, described["ModelDataUrl"]) or b"")
-        env = {name: os.environ[name] for name in _PLAIN_ENV if name in os.environ}
-        env |= {"OMP_NUM_THREADS": "1", "HOME": self._folder.name} | described.get("Environment", {})
-        self._process = subprocess.Popen(
-            [sys.executable, "-sP", "-m", "deploy_runner.local.container", str(package)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env, text=True,
-        )  # fmt: skip
         self._url = ""
         self.said = ""
         self._started = threading.Event()
-        threading.Thread(target=self._read_address, daemon=True).start()
+        self._process: subprocess.Popen[str] | None = None
+        served = self._package(backend.account_id, described) or _context(described["Image"])
+        if served is None:
+            self.said = f"the local AWS doesn't have the image {described['Image']}: set the input `context`"
+            self._started.set()
+            return
+        env = {name: os.environ[name] for name in _PLAIN_ENV if name in os.environ}
+        env |= {"OMP_NUM_THREADS": "1", "HOME": self._folder.name} | described.get("Environment", {})
+        self._process = subprocess.Popen(
+            [sys.executable, "-sP", "-m", "deploy_runner.local.container", str(served)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env, text=True,
+        )  # fmt: skip
+        threading.Thread(target=self._read_address, args=(self._process.stdout,), daemon=True).start()
 
-    def _read_address(self) -> None:
-        assert self._process.stdout is not None
+    def _package(self, account: str, described: Mapping[str, Any]) -> Path | None:
+        """Return the model's package, or None for an image alone."""
+        if "ModelDataUrl" not in described:
+            return None
+        package = Path(self._folder.name) / "model.tar.gz"
+        package.write_bytes(read_object(account, described["ModelDataUrl"]) or b"")
+        return package
+
+    def _read_address(self, lines: IO[str]) -> None:
         try:
-            line = json.loads(self._process.stdout.readline())
+            line = json.loads(lines.readline())
         except ValueError:
             line = {"error": "it printed nothing"}
         self._url, self.said = line.get("url", ""), line.get("error", "")
@@ -85,12 +103,15 @@ class Container:
         """Return "starting", "ready" or "failed"."""
         if not self._started.is_set():
             return "starting"
-        if self._url and self.shadow is not None:
+        ready = bool(self._url) or self._process is None
+        if ready and self.shadow is not None:
             return self.shadow.state
-        return "ready" if self._url else "failed"
+        return "ready" if ready else "failed"
 
     def invoke(self, body: bytes, content_type: str, accept: str) -> tuple[int, str, bytes]:
         """Return the status, the content type and the body that the container answers."""
+        if self._process is None:
+            return 503, "text/plain", self.said.encode()
         headers = {"Content-Type": content_type, "Accept": accept}
         request = urllib.request.Request(f"{self._url}/invocations", body, headers)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -102,8 +123,9 @@ class Container:
 
     def stop(self) -> None:
         """End the process."""
-        self._process.kill()
-        self._process.communicate()
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
         self._folder.cleanup()
         if self.shadow is not None:
             self.shadow.stop()
@@ -122,6 +144,10 @@ class Instances(Container):
 
     def stop(self) -> None:
         """Do nothing: there is no process."""
+
+
+def _context(image: str) -> Path | None:
+    return IMAGES.get(image) or IMAGES.get(ANY)
 
 
 @dataclass(slots=True)

@@ -3,7 +3,8 @@
     python -m deploy_runner.local.container model.tar.gz     prints {"url": …}, serves until stdin ends
 
 `GET /ping` is 200 once the model is loaded. `POST /invocations` goes through the package's own
-`code/inference.py`, by the rules of SageMaker's toolkit.
+`code/inference.py`, by the rules of SageMaker's toolkit. Of a folder, a context of `package.container`, the
+image's own server is started.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from ..server.archives import unpack
 from ..server.handlers import Handlers
+from .image import serve
 
 __all__ = ["main"]
 
@@ -86,9 +88,14 @@ def start(package: Path, folder: Path, environ: Mapping[str, str]) -> http.serve
 def main(argv: list[str] | None = None) -> int:
     """Serve until standard input ends; print the address, or the error, as one line of JSON."""
     parser = argparse.ArgumentParser(prog="python -m deploy_runner.local.container", description=__doc__)
-    parser.add_argument("package", type=Path, help="model.tar.gz of package.sagemaker")
+    parser.add_argument(
+        "package", type=Path, help="model.tar.gz of package.sagemaker, or the context of package.container"
+    )
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
+        if args.package.is_dir():
+            serve(args.package.absolute(), Path(folder))
+            return 0
         try:
             server = start(args.package, Path(folder), os.environ)
         except Exception as error:

@@ -19,17 +19,25 @@ _START_S = 60.0
 
 @contextmanager
 def dry_run(
-    folder: Path, *, services: Sequence[str], log: Callable[[str], None]
+    folder: Path,
+    *,
+    services: Sequence[str],
+    log: Callable[[str], None],
+    images: Mapping[str, Path] | None = None,
 ) -> Iterator[Mapping[str, str]]:
     """Start "aws", "hub" and/or "oci" on free ports of loopback; yield the environment that leads there.
 
+    `images` are the contexts of package.container by the names of the images that "aws" has, `*` for any.
     "mlflow" is no server but a folder in the stage's own, which MLflow's client takes for one. The servers'
     state is below `folder`, and they end with the block, or with this process in whatever way it ends.
     Raises StageError where one can't start.
     """
     folder.mkdir(parents=True)
     commands = {
-        "aws": ["deploy_runner.local.aws"],
+        "aws": [
+            "deploy_runner.local.aws",
+            *(f"--image={name}={path}" for name, path in (images or {}).items()),
+        ],
         "hub": ["deploy_runner.local.hub", "--root", str(folder / "hub")],
         "oci": ["deploy_runner.local.oci", "--root", str(folder / "oci")],
     }

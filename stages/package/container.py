@@ -30,9 +30,9 @@ from deploy_runner.sdk import (
 
 from ..model import bundles
 from ..model.answers import answering
-from ..model.compare import compare, gate
+from ..model.compare import Model, compare, gate
 from ..verify import runtime
-from . import image, locked, packed, raw
+from . import image, locked, packed, raw, smoke
 
 if TYPE_CHECKING:
     from ...server import __main__, handlers, health, trial  # noqa: F401 - so that the key holds the server's source
@@ -109,10 +109,13 @@ class PackageContainer(Stage):
         """The context."""
 
         context: Folder = Output("context", "Dockerfile, app/, model/, requirements.txt, README.md")
+        smoke: File | None = Output("smoke.npz", "requests with the model's answers, for push.sagemaker")
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Describe, copy, write, try."""
         files, described = packed.model_files(inputs.model, inputs.reference)
+        if params.device != "cpu":
+            described["device"] = params.device
         folder = outputs.context
         own_code = raw.has_code(inputs.io)
         options = image.environment(
@@ -126,7 +129,7 @@ class PackageContainer(Stage):
         _copy(files, folder / "model")
         if inputs.io is not None:
             shutil.copytree(inputs.io, folder / "model" / "io", copy_function=shutil.copyfile)
-        cases = _cases(ctx, params, inputs)
+        run, cases = _cases(ctx, params, inputs)
         if cases:
             described["of_largest"] = _of_largest(folder / "model" / described["file"])
             bundles.write_cases(folder / "model" / "cases.npz", _telling(cases))
@@ -134,6 +137,8 @@ class PackageContainer(Stage):
         _copy_app(folder / "app")
         _write_texts(folder, params, described, options, inputs)
         _try(ctx, params, folder, options, cases)
+        if outputs.smoke is not None and cases:
+            smoke.write(outputs.smoke, smoke.packed_cases(cases, run), smoke.Form.NAMED)
         ctx.figure("bytes", sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()))
         ctx.figure("server", params.server)
 
@@ -184,13 +189,13 @@ def _write_texts(
 
 def _cases(
     ctx: Context, params: PackageContainer.Params, inputs: PackageContainer.Inputs
-) -> list[bundles.Case]:
-    """Return the reference inputs with what the model itself, by its runtime, gives for them."""
+) -> tuple[Model, list[bundles.Case]]:
+    """Return the model by its runtime, and the reference inputs with what it gives for them."""
     if inputs.reference is None:
-        return []
+        return (lambda arrays: {}), []
     bundle = bundles.load_bundle(inputs.reference)
     run = runtime.open_model(ctx, inputs.model, bundle, device=params.device)
-    return [replace(case, outputs=run(case.inputs), allowed={}) for case in bundle.cases]
+    return run, [replace(case, outputs=run(case.inputs), allowed={}) for case in bundle.cases]
 
 
 def _telling(cases: Sequence[bundles.Case]) -> list[bundles.Case]:

@@ -107,7 +107,7 @@ class _Release:
         )  # fmt: skip
 
     def upload(self) -> None:
-        objects.ensure_bucket(self._aws, self.manifest)
+        objects.ensure_bucket(self._aws, self.manifest.s3, self.manifest.bucket)
         for name, path in self._paths.items():
             upload = self._object(name, path, self.files[name], "application/octet-stream")
             objects.put_once(upload, self._aws.transcript)

@@ -1,4 +1,4 @@
-"""`push.sagemaker`: a package as a SageMaker endpoint, by names that hold its digest."""
+"""`push.sagemaker`: a package, or an image alone, as a SageMaker endpoint, by names that hold its digest."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from deploy_runner.sdk import (
     Field,
     File,
     Finding,
+    Folder,
     StageError,
     StageInputs,
     StageParams,
 )
 
 from ..package import smoke
-from .aws import invoking, objects, smoke_samples
+from .aws import invoking, names, objects, smoke_samples
 from .aws.client import Aws, AwsPush
 from .aws.component import ComponentDeployment, carried
 from .aws.endpoint import Deployment, SmokeTest
 from .aws.gpu import require_gpu
 from .aws.model_registry import Registration
 from .aws.packed_model import PackedModel, package_upload, put_package
+from .aws.release import NEEDS_DIGEST, kept_beside, release_of
 from .aws.settings import EndpointParams
 from .backoff import Backoff
 
@@ -80,9 +82,10 @@ class Registry(StageParams):
 class PushSagemaker(AwsPush):
     """Upload a package to S3, and converge model, endpoint config and endpoint to it.
 
-    The names of the model and of the config contain the digest of their content: an existing one is
-    compared, not created twice. The endpoint is updated last and waited for; its answers are compared
-    with the packed model's, and if they differ it is rolled back.
+    Without `package` the image is deployed alone, by its digest, with the model that it has. The names of the
+    model and of the config contain the digest of their content: an existing one is compared, not created
+    twice. The endpoint is updated last and waited for; its answers are compared with the packed model's, and
+    if they differ it is rolled back.
     """
 
     uses = "push.sagemaker"
@@ -101,73 +104,99 @@ class PushSagemaker(AwsPush):
         rtol: float | None = Field(None, ge=0, description="relative tolerance")
 
         def check_inputs(self, given: Collection[str]) -> None:
-            """Raise StageError for a shadow that is only half described."""
+            """Raise StageError for half of a shadow, and where nothing says what is deployed."""
             if ("shadow" in given) != (self.shadow is not None):
                 raise StageError(
                     "a shadow needs both a package and its share of the requests",
                     fix="set `inputs: {shadow: …}` and `with: {shadow: {percent: …}}`, or neither",
                 )
+            if "package" in given:
+                if "context" in given:
+                    raise StageError("`package` and `context` exclude each other: the image serves either",
+                                     fix="leave one out")  # fmt: skip
+            elif self.image_uri is None:
+                raise StageError(
+                    "nothing says what is deployed",
+                    fix="set `inputs: {package: …}`, or for an image that has a model of its own "
+                    "`with: {image_uri: REPOSITORY@sha256:…}`",
+                )
+            elif not names.image_digest(self.image_uri):
+                raise StageError(
+                    "without `package` the image is what is deployed, and `image_uri` doesn't name it by its "
+                    "digest", fix=NEEDS_DIGEST,
+                )  # fmt: skip
 
     class Inputs(StageInputs):
-        """The package."""
+        """The package, or nothing for an image alone."""
 
-        package: File = Field(description="model.tar.gz of package.sagemaker")
+        package: File | None = Field(
+            None,
+            description="model.tar.gz of package.sagemaker (left out: `image_uri` has a model of its own)",
+        )
+        context: Folder | None = Field(
+            None,
+            description="the context of package.container that the image was built from: a dry run starts it",
+        )
         smoke: File | None = Field(
-            None, description="the smoke.npz of package.sagemaker, which tests the endpoint"
+            None,
+            description="the smoke.npz of package.sagemaker or package.container, which tests the endpoint",
         )
         shadow: File | None = Field(None, description="another package, which `with: {shadow: …}` tries")
         reports: dict[str, File] | None = Field(None, description="verify reports, for the registry")
 
     def converge(self, aws: Aws, params: Params, inputs: Inputs, outputs: Any) -> dict[str, Any]:
         """Objects first, then what names them, the endpoint last; then read all back."""
-        release = _Release(aws, params, inputs)
-        names = release.converge()
-        aws.ctx.figure("package_sha256", release.upload.digest)
-        for name, value in names.items():
+        delivery = _Delivery(aws, params, inputs)
+        made, release = delivery.converge(), delivery.release
+        kind = "package" if release.package else "image"
+        aws.ctx.figure(f"{kind}_sha256", release.digest)
+        for name, value in made.items():
             aws.ctx.figure(name, value)
-        return {"package": release.upload.uri, "sha256": release.upload.digest, **names}
+        return {kind: release.url or delivery.model.image, "sha256": release.digest, **made}
 
     def findings(self, aws: Aws, params: Params, inputs: Inputs) -> list[Finding]:
         """Compare object, registry and endpoint with what the pipeline says."""
-        release = _Release(aws, params, inputs)
-        there = objects.is_there(release.upload)
-        found = [Finding("object", release.upload.uri, release.upload.uri if there else "missing")]
-        found += release.registration.findings() if release.registration else []
-        return found + release.deployment.findings(tested=inputs.smoke is not None)
+        delivery = _Delivery(aws, params, inputs)
+        found = []
+        if package := delivery.release.package:
+            there = objects.is_there(package)
+            found.append(Finding("object", package.uri, package.uri if there else "missing"))
+        found += delivery.registration.findings() if delivery.registration else []
+        return found + delivery.deployment.findings(tested=inputs.smoke is not None)
 
     def restore(self, aws: Aws, params: Params, to: str) -> str:
-        """Serve what was served before, or the newest package whose digest begins with `to`."""
+        """Serve what was served before, or the newest whose digest begins with `to`."""
         unnamed = PackedModel(aws, params, owner=params.endpoint, url="", digest="")
 
-        def stored_test(config: Mapping[str, Any], package: str) -> SmokeTest | None:
+        def stored_test(config: Mapping[str, Any], container: Mapping[str, Any]) -> SmokeTest | None:
             output = (config.get("AsyncInferenceConfig") or {"OutputConfig": {}})["OutputConfig"]
-            samples = smoke_samples.stored(aws, package)
+            samples = smoke_samples.stored(aws, kept_beside(container, _folder(aws, params)))
             return _smoke_test(aws, params, samples, output.get("S3OutputPath")) if samples else None
 
         return _deployment(aws, params, unnamed).roll_back(to, stored_test)
 
     def promote(self, ctx: Context, params: Params, inputs: Inputs, status: str) -> str:
-        """Set the approval status of the package's version in the registry."""
+        """Set the approval status of the version in the registry."""
         with self.service(ctx, params, Backoff(log=ctx.log)) as aws:
-            registration = _Release(aws, params, inputs).registration
+            registration = _Delivery(aws, params, inputs).registration
             if registration is None:
                 raise StageError(f"{ctx.stage} has no `registry`", fix="set `with: {registry: {group: …}}`")
             return registration.promote(status)
 
 
-class _Release:
-    """One package on its way: its upload, its registration and its deployment."""
+class _Delivery:
+    """A release on its way: its registration and its deployment."""
 
     def __init__(self, aws: Aws, params: PushSagemaker.Params, inputs: PushSagemaker.Inputs) -> None:
         self._aws, self._params, self._smoke = aws, params, inputs.smoke
-        self.upload = package_upload(aws, params, inputs.package, owner=params.endpoint)
+        self.release = release_of(aws, params, inputs.package, owner=params.endpoint)
         self.registration = self._registration(inputs.reports or {})
-        self.model = _model(aws, params, self.upload)
+        self.model = _model(aws, params, self.release.url, self.release.digest)
         self._shadow = self._tried(inputs.shadow)
-        tried = _model(aws, params, self._shadow) if self._shadow else None
+        tried = _model(aws, params, self._shadow.uri, self._shadow.digest) if self._shadow else None
         self._models = [self.model, tried] if tried else [self.model]
-        for package in filter(None, (inputs.package, inputs.shadow)):
-            require_gpu(package, self.model.image, None if params.serverless else params.instance_type)
+        for packed in filter(None, (inputs.package, inputs.context, inputs.shadow)):
+            require_gpu(packed, self.model.image, None if params.serverless else params.instance_type)
         self.deployment = _deployment(aws, params, self.model, tried)
 
     def _tried(self, package: Path | None) -> objects.Upload | None:
@@ -181,24 +210,25 @@ class _Release:
             return None
         return Registration(
             self._aws, group=self._params.registry.group, approval=self._params.registry.approval,
-            upload=self.upload, image=self._aws.setting(self._params, "image_uri"), reports=reports,
+            release=self.release, image=self._aws.setting(self._params, "image_uri"), reports=reports,
         )  # fmt: skip
 
     def converge(self) -> dict[str, str]:
         """Make what is missing, move the endpoint, wait, test; return the names."""
-        for upload in filter(None, (self.upload, self._shadow)):
-            put_package(self._aws, upload)
-        names = {}
+        self.release.put()
+        if self._shadow:
+            put_package(self._aws, self._shadow)
+        made = {}
         if self.registration is not None:
-            names["model_package"] = self.registration.register()
+            made["model_package"] = self.registration.register()
         for model in self._models:
             model.make()
         self.deployment.make_config()
         self.deployment.move(self._test if self._smoke else None)
         if self._smoke:
-            smoke_samples.store(self._aws, self.upload, self._smoke)
+            smoke_samples.store(self.release, self._smoke)
         deployed = self.deployment
-        return names | {
+        return made | {
             "model": self.model.name, "endpoint_config": deployed.config_name, "endpoint": deployed.endpoint
         }  # fmt: skip
 
@@ -226,10 +256,8 @@ def _smoke_test(aws: Aws, params: PushSagemaker.Params, path: Path, output: str 
     return test
 
 
-def _model(aws: Aws, params: PushSagemaker.Params, upload: objects.Upload) -> PackedModel:
-    return PackedModel(
-        aws, params, owner=params.endpoint, url=upload.uri, digest=upload.digest, carries=carried(params)
-    )
+def _model(aws: Aws, params: PushSagemaker.Params, url: str, digest: str) -> PackedModel:
+    return PackedModel(aws, params, owner=params.endpoint, url=url, digest=digest, carries=carried(params))
 
 
 def _deployment(

@@ -170,7 +170,7 @@ def test_a_rollback_is_tested_with_what_the_package_was_tested_with(aws: str, tm
         rolled_back(tmp_path)
     assert answer(10.0) == 30.0
     s3.delete_object(**place)
-    assert rolled_back(tmp_path, to=digest[:8]).endswith("no smoke.npz can be read beside its package")
+    assert rolled_back(tmp_path, to=digest[:8]).endswith("no smoke.npz of it can be read in S3")
     assert answer(10.0) == 20.0
 
 

@@ -69,6 +69,14 @@ def test_a_package_for_a_gpu_goes_where_one_is(tmp_path: Path, params: dict[str,
     given = {"package": package(tmp_path, 2, device="cuda")}
     with pytest.raises(StageError, match=f"the package runs on a GPU, and .*{said}"):
         deploy(tmp_path, 2, inputs=given, **params)
+    if "serverless" not in params:
+        job: dict[str, Any] = {
+            "params": {"job": "j", **params},
+            "inputs": {**given, "data": tmp_path},
+            "target": TARGET,
+        }
+        with pytest.raises(StageError, match=f"the package runs on a GPU, and .*{said}"):
+            run_stage(stage("push.transform"), tmp_path / "job", **job)
     assert client("sagemaker").list_models()["Models"] == []
     deploy(tmp_path, 2, inputs=given, instance_type="ml.g5.xlarge")
 

@@ -85,6 +85,18 @@ def scorer(folder: Path) -> Path:
     return _save(_model(graph), folder)
 
 
+def scaled(folder: Path, factor: float) -> Path:
+    """Write a model of `x` (float32 [batch, 3]) that answers `y`, its product with a factor."""
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "factor"], ["y"])],
+        "scaled",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(np.array([factor], np.float32), "factor")],
+    )
+    return _save(_model(graph), folder)
+
+
 def slow(folder: Path) -> Path:
     """Write a model of `x` (float32 [batch, 2]) that takes as many rounds as its largest number, and sums rows."""
     width = 64

@@ -7,6 +7,7 @@ installed by pip into a virtual environment of its own, in which deploy_runner c
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -17,7 +18,7 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -58,10 +59,10 @@ _SETTINGS = {
 
 
 class RayServe:
-    """A running Serve; `place` is its address."""
+    """A running Serve; `place` is its address, `routes` those of its packages."""
 
-    def __init__(self, place: str, run: subprocess.Popen[bytes], log: Path) -> None:
-        self.place, self._run, self._log = place, run, log
+    def __init__(self, place: str, routes: Collection[str], run: subprocess.Popen[bytes], log: Path) -> None:
+        self.place, self._routes, self._run, self._log = place, set(routes), run, log
 
     def ask(
         self, body: bytes, kind: str, accept: str = "application/json", *, route: str = "/"
@@ -93,9 +94,18 @@ class RayServe:
         wait_until(lambda: text in self.log, limit_s=_STARTED_S)
 
     def wait(self) -> None:
-        """Wait until it is healthy."""
-        wait_until(lambda: self.healthy() or self._run.poll() is not None, limit_s=_STARTED_S)
+        """Wait until it is healthy and knows every route: one that it doesn't know yet is that of /."""
+        wait_until(
+            lambda: (self.healthy() and self._routed()) or self._run.poll() is not None, limit_s=_STARTED_S
+        )
         assert self._run.poll() is None, self.log
+
+    def _routed(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.place}/-/routes", timeout=_STARTED_S) as answer:
+                return self._routes <= set(json.load(answer))
+        except urllib.error.URLError:
+            return False
 
 
 def interpreter(folder: Path) -> Path:
@@ -142,7 +152,7 @@ def ray_serve(python: Path, packages: Mapping[str, Path], folder: Path) -> Itera
         started = [*serve, "start", "--http-host=127.0.0.1", f"--http-port={place}"]
         subprocess.run(started, cwd=folder, env=env, stdout=out, stderr=out, check=True, timeout=_STARTED_S)
         run = stack.enter_context(_process([*serve, "run", str(config)], env, out))
-        yield RayServe(f"http://127.0.0.1:{place}", run, log)
+        yield RayServe(f"http://127.0.0.1:{place}", packages, run, log)
 
 
 def _node(stack: ExitStack, python: str, env: Mapping[str, str], out: IO[bytes], log: Path) -> int:

@@ -23,6 +23,7 @@ from .arrivals import Arrivals, Arrived
 from .aside import Aside
 from .crews import Audience, Ended
 from .fork import ForkServer, ForkServers
+from .images import images_of
 from .live import live_environment
 from .sandbox import NOT_STARTED, Confinement
 from .supervisor import probe
@@ -162,7 +163,12 @@ class LocalCrew:
         def log(line: str) -> None:
             self._audience.log(action, line)
 
-        return action.stack.enter_context(dry_run(action.folder / "servers", services=services, log=log))
+        return action.stack.enter_context(
+            dry_run(
+                action.folder / "servers", services=services, log=log,
+                images=images_of(action, self.project, self._store) if "aws" in services else {},
+            )
+        )  # fmt: skip
 
     # Watching --------------------------------------------------------------------------------
 

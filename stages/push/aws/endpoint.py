@@ -312,16 +312,17 @@ class Deployment:
 
     def _package_findings(self, model: Mapping[str, Any]) -> list[Finding]:
         container = model.get("PrimaryContainer") or {}
-        return [
-            Finding("package", self._model.url, container.get("ModelDataUrl", "none")),
-            Finding("image", self._model.image, container.get("Image", "none")),
-        ]
+        wanted = {"package": self._model.url, "image": self._model.image}
+        found = {"package": container.get("ModelDataUrl"), "image": container.get("Image")}
+        return drift.rows(wanted, wanted, found)
 
-    def roll_back(self, to: str, stored_test: Callable[[Mapping[str, Any], str], SmokeTest | None]) -> str:
+    def roll_back(
+        self, to: str, stored_test: Callable[[Mapping[str, Any], Mapping[str, Any]], SmokeTest | None]
+    ) -> str:
         """Serve the config before, or the newest whose digest begins with `to`; return what was done.
 
-        `stored_test` returns the smoke test of an endpoint config, as AWS describes it, and the package
-        in S3 that it serves, or None where there is none. Where it fails, the endpoint is taken back and
+        `stored_test` returns the smoke test of an endpoint config and of the container that it serves, both
+        as AWS describes them, or None where there is none. Where it fails, the endpoint is taken back and
         GateError raised.
         """
         found = self._wait("")
@@ -335,7 +336,7 @@ class Deployment:
                              fix="specify a digest: --to DIGEST")  # fmt: skip
         described = self._configs.describe(config)
         container = self._configs.model_of(described).get("PrimaryContainer") or {}
-        smoke_test = stored_test(described, container.get("ModelDataUrl", ""))
+        smoke_test = stored_test(described, container)
         self._note_served(before, config)
         self._update_to(config, before, at_once=True)
         refusal = _refusal(smoke_test) if smoke_test is not None else None
@@ -345,10 +346,9 @@ class Deployment:
         self._scaled.follow(config)
         digest = self._configs.tags(config).get(f"{TAG}:digest", "")
         self._tags.note({f"{TAG}:digest": digest}, tested=config if smoke_test else "")
-        said = (
-            "smoke-tested" if smoke_test else "not smoke-tested: no smoke.npz can be read beside its package"
-        )
-        return f"{self.endpoint} serves {config} (package {digest[:12]}) instead of {before}; {said}"
+        kind = "package" if container.get("ModelDataUrl") else "image"
+        said = "smoke-tested" if smoke_test else "not smoke-tested: no smoke.npz of it can be read in S3"
+        return f"{self.endpoint} serves {config} ({kind} {digest[:12]}) instead of {before}; {said}"
 
 
 def _refusal(smoke_test: SmokeTest) -> StageError | None:

@@ -1,4 +1,4 @@
-"""Register a package as a version of a SageMaker model package group, with its figures."""
+"""Register a package, or an image alone, as a version of a model package group, with its figures."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from deploy_runner.sdk import Finding, StageError, sha256_file
 from ...package.smoke import JSON_TYPE
 from . import objects
 from .client import Aws
+from .release import Release
 
 _DIGEST = "deploy-runner-digest"
 _MOST_PROPERTIES = 40
@@ -20,7 +21,7 @@ _MOST_PROPERTIES = 40
 
 
 class Registration:
-    """The version of `group` that is the uploaded package; `reports` are its verify reports by name."""
+    """The version of `group` that is this release; `reports` are its verify reports by name."""
 
     def __init__(
         self,
@@ -28,7 +29,7 @@ class Registration:
         *,
         group: str,
         approval: str,
-        upload: objects.Upload,
+        release: Release,
         image: str,
         reports: Mapping[str, Path],
     ) -> None:
@@ -37,7 +38,7 @@ class Registration:
         self._transcript = aws.transcript
         self._group = group
         self._approval = approval
-        self._upload = upload
+        self._release = release
         self._image = image
         self._reports = {name: json.loads(path.read_text("utf-8")) for name, path in reports.items()}
 
@@ -48,18 +49,18 @@ class Registration:
         if found is not None:
             return str(found["ModelPackageArn"])
         metrics = self._upload_metrics()
-        container = {"Image": self._image, "ModelDataUrl": self._upload.uri}
+        package = {"ModelDataUrl": self._release.url} if self._release.url else {}
         made = self._client.create_model_package(
             ModelPackageGroupName=self._group,
             ModelPackageDescription=f"made by deploy-runner, stage {self._ctx.stage}",
             InferenceSpecification={
-                "Containers": [container],
+                "Containers": [{"Image": self._image, **package}],
                 "SupportedContentTypes": [JSON_TYPE, "text/csv", "application/x-npy"],
                 "SupportedResponseMIMETypes": [JSON_TYPE, "text/csv", "application/x-npy"],
             },
             ModelApprovalStatus=self._approval,
             CustomerMetadataProperties=self._properties(),
-            ClientToken=hashlib.sha256(f"{self._group} {self._upload.digest}".encode()).hexdigest()[:36],
+            ClientToken=hashlib.sha256(f"{self._group} {self._release.digest}".encode()).hexdigest()[:36],
             **({"ModelMetrics": {"ModelQuality": {"Statistics": metrics}}} if metrics else {}),
         )
         self._transcript.add("sagemaker:CreateModelPackage", group=self._group, approval=self._approval)
@@ -86,7 +87,7 @@ class Registration:
             yield self._client.describe_model_package(ModelPackageName=row["ModelPackageArn"])
 
     def _version(self) -> dict[str, Any] | None:
-        wanted = self._upload.digest
+        wanted = self._release.digest
         return next(
             (v for v in self._versions() if v.get("CustomerMetadataProperties", {}).get(_DIGEST) == wanted),
             None,
@@ -100,27 +101,24 @@ class Registration:
             for figure, value in report.items()
             if isinstance(value, (int, float))
         }
-        known = {_DIGEST: self._upload.digest} | {k: v for k, v in origin.items() if v}
+        known = {_DIGEST: self._release.digest} | {k: v for k, v in origin.items() if v}
         return known | dict(sorted(figures.items())[:_MOST_PROPERTIES])
 
     def _upload_metrics(self) -> dict[str, str] | None:
-        """Put the reports beside the package; return the metrics source that names them."""
+        """Put the reports into the release's folder; return the metrics source that names them."""
         if not self._reports:
             return None
         path = self._ctx.workdir / "metrics.json"
         path.write_text(json.dumps(self._reports, sort_keys=True), "utf-8")
         digest = sha256_file(path)
-        key = f"{self._upload.key.rpartition('/')[0]}/metrics-{digest[:16]}.json"
-        upload = objects.Upload(
-            self._upload.s3, self._upload.bucket, key, path, digest, content_type=JSON_TYPE
-        )
+        upload = self._release.beside(f"metrics-{digest[:16]}.json", path, digest, JSON_TYPE)
         objects.put_once(upload, self._transcript)
         return {"ContentType": JSON_TYPE, "S3Uri": upload.uri}
 
     def findings(self) -> list[Finding]:
         """Return whether the package is registered, and its approval as it is."""
         found = self._found()
-        wanted = f"{self._group} has {self._upload.digest[:12]}"
+        wanted = f"{self._group} has {self._release.digest[:12]}"
         if found is None:
             return [Finding("model package", wanted, "not registered")]
         status = str(found["ModelApprovalStatus"])

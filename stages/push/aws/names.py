@@ -11,13 +11,19 @@ from typing import Annotated
 
 from deploy_runner.sdk import judged
 
-__all__ = ["Bucket", "Image", "Prefix", "Role", "Variable", "bucket", "image", "image_region", "role"]
+__all__ = [
+    "Bucket", "Image", "Prefix", "Role", "Variable", "bucket", "image", "image_digest", "image_region",
+    "role",
+]  # fmt: skip
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _ADDRESS = re.compile(r"\d+\.\d+\.\d+\.\d+")
 _RESERVED = ("xn--", "sthree-", "amzn-s3-demo-")
 _ROLE = re.compile(r"arn:aws[a-z\-]*:iam::\d{12}:role/?[a-zA-Z_0-9+=,.@\-_/]+")
 _ECR = re.compile(r"\d{12}\.dkr[.-]ecr(?:-fips)?\.([a-z0-9-]+)\.(?:amazonaws\.com|on\.aws)")
+_BY_DIGEST = re.compile(r"(?:[^@\s/]+/)*[^@\s/:]+@sha256:([0-9a-f]{64})")
+"""The form REPOSITORY@DIGEST; AWS takes a tag or a digest, not both:
+https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_ContainerDefinition.html"""
 _VARIABLE = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,1023}")
 _MOST = 1024
 """The length of a variable's value, of an S3 key, and of the address of a model's data."""
@@ -60,6 +66,12 @@ def image(uri: str) -> str:
 def image_region(uri: str) -> str:
     """Return the region of an image in Amazon's registry; nothing for one of another."""
     found = _ECR.match(uri)
+    return found.group(1) if found else ""
+
+
+def image_digest(uri: str) -> str:
+    """Return the SHA-256 of an image that is named by it; nothing for one that is named by a tag."""
+    found = _BY_DIGEST.fullmatch(uri)
     return found.group(1) if found else ""
 
 

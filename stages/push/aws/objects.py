@@ -246,11 +246,11 @@ def _abort_all(upload: Upload) -> None:
                 raise
 
 
-def ensure_bucket(aws: Aws, upload: Upload) -> None:
+def ensure_bucket(aws: Aws, s3: Any, bucket: str) -> None:
     """Make sure of a bucket. Raises StageError where there is none and it may not be made."""
     from botocore.exceptions import ClientError
 
-    s3, bucket, region = upload.s3, upload.bucket, aws.session.region_name
+    region = aws.session.region_name
     try:
         s3.head_bucket(Bucket=bucket)
     except ClientError as error:

@@ -1,4 +1,4 @@
-"""A package as a SageMaker model, by a name that holds the digest of all that it is made of."""
+"""A package, or an image alone, as a SageMaker model, whose name holds the digest of all it is made of."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ class ModelParams(StageParams):
 
 
 class PackedModel:
-    """The model whose package is at `url` (an `s3://` address) and has the SHA-256 `digest`.
+    """The model whose package is at `url` (an `s3://` address); nothing there is an image that has its own.
 
-    `carries` is what its name and its tags say besides.
+    `digest` is the SHA-256 of the package or of the image, `carries` what its name and its tags say besides.
     """
 
     def __init__(
@@ -80,10 +80,8 @@ class PackedModel:
         self.digest = digest
         self.role = aws.setting(params, "role_arn")
         self.image = aws.setting(params, "image_uri")
-        self._environment = {
-            "SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_SUBMIT_DIRECTORY": url,
-            **images.environment(self.image), **params.environment,
-        }  # fmt: skip
+        code = {"SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_SUBMIT_DIRECTORY": url} if url else {}
+        self._environment = {**code, **images.environment(self.image), **params.environment}
         self.network = params.network()
         made_of = (url, self.image, self.role, self._environment)
         self.name = named(owner, "model", *made_of, *filter(None, [self.network, carries]))
@@ -107,9 +105,8 @@ class PackedModel:
 
         found = or_none(self.describe)
         if found is None:
-            container = ContainerDefinition(
-                image=self.image, model_data_url=self.url, environment=self._environment
-            )
+            package = {"model_data_url": self.url} if self.url else {}
+            container = ContainerDefinition(image=self.image, environment=self._environment, **package)
             tags = [Tag(key=key, value=value) for key, value in (self.tags | self._carries).items()]
             network: dict[str, Any] = {}
             if vpc := self.network.get("VpcConfig"):
@@ -120,10 +117,12 @@ class PackedModel:
             objects.unless(lambda: Model.create(
                 model_name=self.name, primary_container=container, execution_role_arn=self.role,
                 tags=tags, **network, **self._aws.where), "already exist")  # fmt: skip
-            self._aws.transcript.add("sagemaker:CreateModel", name=self.name)
+            self._aws.transcript.add(
+                "sagemaker:CreateModel", name=self.name, **({} if self.url else {"image": self.image})
+            )
             found = self.describe()
-        served = found["PrimaryContainer"]["ModelDataUrl"]
-        if served != self.url:
+        served = found["PrimaryContainer"].get("ModelDataUrl") or found["PrimaryContainer"]["Image"]
+        if served != (self.url or self.image):
             raise ConflictError(f"the model {self.name} already exists and serves {served}")
         drift.require_same(f"the model {self.name}", self.network, found)
 
@@ -171,5 +170,5 @@ def package_upload(
 
 def put_package(aws: Aws, upload: objects.Upload) -> None:
     """Upload the package, once."""
-    objects.ensure_bucket(aws, upload)
+    objects.ensure_bucket(aws, upload.s3, upload.bucket)
     objects.put_once(upload, aws.transcript)

@@ -21,6 +21,8 @@ _ARTIFACTS = "model"
 _EXISTS = "RESOURCE_ALREADY_EXISTS"
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """What a server says of a model, and of an alias, that doesn't exist."""
+_PAGES = ("BAD_REQUEST", "ENDPOINT_NOT_FOUND")
+"""What its client says of a page with such a status, whoever has sent it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,14 +37,15 @@ class Models(Service):
 
         Its client repeats requests, but not those. A step finds what it has made before.
         """
-        from mlflow.exceptions import MlflowException
+        from mlflow.exceptions import MlflowException, RestException
 
         for tried in itertools.count(1):
             try:
                 return step()
             except MlflowException as error:
                 broken = error.error_code == "INTERNAL_ERROR" and "Max retries exceeded" not in str(error)
-                if not broken or not self.backoff.wait(tried, first_line(error)):
+                foreign = error.error_code in _PAGES and not isinstance(error, RestException)
+                if not (broken or foreign) or not self.backoff.wait(tried, first_line(error)):
                     raise
         raise AssertionError
 
