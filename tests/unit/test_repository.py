@@ -167,7 +167,7 @@ def test_our_own_files_are_written_in_one_place_only() -> None:
         "engine/execute/sandbox.py _limit_pids": "a file of the kernel",
         "engine/execute/worker.py run": "a worker's answer to the process that waits for it",
         "engine/runs.py Recorder._open_log": "a log that only grows",
-        "local/aws_fleets.py Container.__init__": "private to a container of a dry run",
+        "local/aws_fleets.py Container._package": "private to a container of a dry run",
         "local/hub_uploads.py UploadHandler._lfs_complete": "private to the Hub of a dry run",
         "local/hub_uploads.py UploadHandler._lfs_put": "private to the Hub of a dry run",
         "local/oci.py _Handler._begin": "private to the registry of a dry run",
