@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from deploy_runner import errors
+from deploy_runner.engine import keys
 from deploy_runner.engine.keys import (
     Change,
     KeyEnvironment,
@@ -23,6 +24,7 @@ from deploy_runner.engine.keys import (
     suffix_of,
 )
 from deploy_runner.types import (
+    SCHEMA_VERSION,
     Artifact,
     Mark,
     OutputSpec,
@@ -74,6 +76,32 @@ def key(
 def test_a_golden_key() -> None:
     """A key that changes makes everybody's artifacts anew: raise SCHEMA_VERSION and say so in the changelog."""
     assert key() == "e74c347af4d7e21dbc2614678eb9f4d66f1f3462ef3ec8ce1df8cdac84616e79"
+
+
+def test_a_preimage_calls_every_component_by_its_name() -> None:
+    node = NODE._replace(inputs={"text": NODE.inputs["text"], "tool": PathSource("tool")})
+    inputs = INPUTS | {"tool": Artifact("b" * 64, "file", 6, executable=True)}
+    assert preimage(node, inputs, {"text": ".txt", "tool": ""}, Machine()) == {
+        "schema": SCHEMA_VERSION,
+        "uses": "text.upper",
+        "implementation": {"texts.py": hashlib.sha256(b"stages/texts.py").hexdigest()},
+        "params": {"suffix": "é", "times": 2},
+        "inputs": {"text": ["a" * 64, "file", ".txt"], "tool": ["b" * 64, "file", ""]},
+        "outputs": {"text": ["out.txt", "file"]},
+        "code": {"step.py": hashlib.sha256(b"step.py").hexdigest()},
+        "packages": {"no-such-package": "absent"},
+        "env": {"LEVEL": "3"},
+        "facets": {"arch": "x86_64"},
+        "target": {"name": "local"},
+        "trust": True,
+        "executable": {"tool": True},
+    }
+
+
+def test_a_preimage_has_no_empty_component() -> None:
+    bare = NODE._replace(code=(), packages=(), env={}, facets=(), target={}, trust=False)
+    parts = ["schema", "uses", "implementation", "params", "inputs", "outputs"]
+    assert list(preimage(bare, INPUTS, {"text": ".txt"}, Machine())) == parts
 
 
 SOURCE = SourceFile("step.py", "elsewhere/step.py")
@@ -145,6 +173,7 @@ def test_a_component_that_is_added_to_a_stage_is_put_in_the_key_or_named_here() 
     [
         ("in.txt", ".txt"),
         ("a.b/data", ""),
+        ("a/b.c/data", ""),
         ("a.b/c.d/x.npz", ".npz"),
         ("x.tar.gz", ".tar.gz"),
         ("a.b/x.y.tar.gz", ".tar.gz"),
@@ -199,14 +228,43 @@ def test_a_package_counts_by_the_version_that_would_be_imported(
         assert {name: machine.version(name) for name in names} == found
 
 
+def test_a_package_counts_by_what_is_installed_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As onnxruntime_gpu, which has the module onnxruntime, counts where onnxruntime is declared."""
+    for name in ("own_build-2.0", "gpu_build-1.31"):
+        metadata = tmp_path / "site" / f"{name}.dist-info"
+        metadata.mkdir(parents=True)
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.partition('-')[0]}\n")
+        (metadata / "RECORD").write_text("some_module/__init__.py,,\n")
+    (tmp_path / "site/some_module").mkdir()
+    (tmp_path / "site/some_module/__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.syspath_prepend(tmp_path)  # The folder of a script, which does not count.
+    for name in ("some-module", "Some.Module"):
+        assert KeyEnvironment(str).version(name) == "gpu_build 1.31, own_build 2.0"
+
+
 def test_a_program_is_a_facet_by_the_version_that_it_prints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert KeyEnvironment(lambda path: path).facet("g++") == "absent"
-    (tmp_path / "g++").write_text("#!/bin/sh\necho 'g++ (Debian) 99.1'; echo more\n")
+    (tmp_path / "g++").write_text(
+        '#!/bin/sh\n[ "$*" = --version ] && echo " g++ (Debian) 99.1 "\necho more\n'
+    )
     (tmp_path / "g++").chmod(0o755)
     assert KeyEnvironment(lambda path: path).facet("g++") == "g++ (Debian) 99.1"
+
+
+@pytest.mark.parametrize("body", ["echo 1.0; exit 1", "printf '\\377\\n'", "exec /nowhere"])
+def test_a_program_that_prints_no_version_is_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    (tmp_path / "tool").write_text(f"#!/bin/sh\n{body}\n")
+    (tmp_path / "tool").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert KeyEnvironment(str).facet("tool") == "absent"
 
 
 def test_the_facets_are_those_of_this_machine() -> None:
@@ -217,6 +275,40 @@ def test_the_facets_are_those_of_this_machine() -> None:
     for _ in range(2):
         assert machine.facet("arch") == platform.machine()
         assert machine.facet("isa") == (",".join(has) or "baseline")
+
+
+@pytest.mark.parametrize(
+    ("cpu", "isa"),
+    [
+        (b"processor\t: 0\nmodel name\t: sve\nflags\t\t: fpu amx_int8 avx2 avx512\n", "avx2,amx_int8"),
+        (b"Features\t: fp i8mm asimd\nCPU part\t: 0xd40\n", "asimd,i8mm"),
+        (b"flags\t: avx2 avx512f\n\nflags\t: avx2 avx_vnni\n", "avx2,avx512f"),
+        (b"model name\t: caf\xe9\nflags\t: avx2\n", "avx2"),
+        (b"flags\t: fpu sse\n", "baseline"),
+        (b"", "baseline"),
+        (None, "baseline"),
+    ],
+)
+def test_what_kernels_choose_by_is_told_by_the_first_processor(
+    cpu: bytes | None, isa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "_CPU", str(tmp_path / "cpuinfo"))
+    if cpu is not None:
+        (tmp_path / "cpuinfo").write_bytes(cpu)
+    assert KeyEnvironment(str).facet("isa") == isa
+
+
+def test_gpus_count_by_the_kinds_that_the_driver_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by their number or their slots: which of two equal GPUs made an output is no matter."""
+    monkeypatch.setattr(keys, "_DRIVER", str(tmp_path))
+    assert KeyEnvironment(str).facet("gpu") == "none"
+    for slot, kind in enumerate(["NVIDIA H200", "NVIDIA A100-SXM4-80GB", "NVIDIA H200", "NVIDIA \xae"]):
+        (tmp_path / f"0000:0{slot}:00.0").mkdir()
+        text = f"Model: \t\t {kind}\nIRQ:   \t\t 30\nGPU Firmware: \t 570.1\n"
+        (tmp_path / f"0000:0{slot}:00.0/information").write_bytes(text.encode("latin-1"))
+    assert KeyEnvironment(str).facet("gpu") == "NVIDIA A100-SXM4-80GB, NVIDIA H200, NVIDIA \ufffd"
 
 
 LINKED = NODE._replace(inputs={"text": NODE.inputs["text"], "made": RefSource("b", "out")})
@@ -238,6 +330,8 @@ LINKED = NODE._replace(inputs={"text": NODE.inputs["text"], "made": RefSource("b
         ("inputs", {"gone": [1]}, {"gone": [2]}, "gone", "the input `gone` changed"),
         ("inputs", {}, {"text": [2]}, "text", "the input `text` was added"),
         ("inputs", {"text": [1]}, {}, "text", "the input `text` was removed"),
+        ("executable", None, {"text": True}, "text", "the input `text` is executable now"),
+        ("executable", {"text": True}, None, "text", "the input `text` is not executable any more"),
         ("implementation", {"x.py": "1"}, {"x.py": "2"}, "x.py", "the stage's code x.py changed"),
         ("implementation", {}, {"x.py": "2"}, "x.py", "the stage's code x.py was added"),
         ("code", {"x.py": "1"}, {"x.py": "2"}, "x.py", "code x.py changed"),
@@ -249,6 +343,7 @@ LINKED = NODE._replace(inputs={"text": NODE.inputs["text"], "made": RefSource("b
         ("facets", {"isa": "avx2"}, {"isa": "sve"}, "isa", 'the platform\'s isa "avx2" → "sve"'),
         ("target", {"name": "local"}, {"name": "live"}, "name", 'the target\'s name "local" → "live"'),
         ("outputs", {"o": ["a", "file"]}, {"o": ["b", "file"]}, "o", 'the output o ["a", "file"] → ["b", "file"]'),
+        ("outputs", {"o": ["a", "file"]}, ["a"], "", 'the output {"o": ["a", "file"]} → ["a"]'),
         ("uses", "text.upper", "text.lower", "", 'the stage type "text.upper" → "text.lower"'),
         ("trust", None, True, "", "trust none → true"),
         ("lineage", "1", "2", "", "the provenance of its inputs changed"),
