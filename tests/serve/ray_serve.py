@@ -7,6 +7,7 @@ installed by pip into a virtual environment of its own, in which deploy_runner c
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -17,7 +18,7 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -58,10 +59,10 @@ _SETTINGS = {
 
 
 class RayServe:
-    """A running Serve; `place` is its address."""
+    """A running Serve of applications at `routes`; `place` is its address."""
 
-    def __init__(self, place: str, run: subprocess.Popen[bytes], log: Path) -> None:
-        self.place, self._run, self._log = place, run, log
+    def __init__(self, place: str, run: subprocess.Popen[bytes], log: Path, routes: Collection[str]) -> None:
+        self.place, self._run, self._log, self._routes = place, run, log, set(routes)
 
     def ask(
         self, body: bytes, kind: str, accept: str = "application/json", *, route: str = "/"
@@ -77,11 +78,18 @@ class RayServe:
 
     def healthy(self) -> bool:
         """Return what the image's /ping says."""
+        return self._told("healthz") is not None
+
+    def _told(self, what: str) -> bytes | None:
         try:
-            with urllib.request.urlopen(f"{self.place}/-/healthz", timeout=_STARTED_S) as answer:
-                return bool(answer.status == 200)
+            with urllib.request.urlopen(f"{self.place}/-/{what}", timeout=_STARTED_S) as answer:
+                return bytes(answer.read())
         except urllib.error.URLError:
-            return False
+            return None
+
+    def _serves_all(self) -> bool:
+        """Say whether it has every route. It is healthy with the first, and / answers for those to come."""
+        return self._routes <= set(json.loads(self._told("routes") or b"{}"))
 
     @property
     def log(self) -> str:
@@ -93,8 +101,8 @@ class RayServe:
         wait_until(lambda: text in self.log, limit_s=_STARTED_S)
 
     def wait(self) -> None:
-        """Wait until it is healthy."""
-        wait_until(lambda: self.healthy() or self._run.poll() is not None, limit_s=_STARTED_S)
+        """Wait until it is healthy, with every route."""
+        wait_until(lambda: self._serves_all() or self._run.poll() is not None, limit_s=_STARTED_S)
         assert self._run.poll() is None, self.log
 
 
@@ -142,7 +150,7 @@ def ray_serve(python: Path, packages: Mapping[str, Path], folder: Path) -> Itera
         started = [*serve, "start", "--http-host=127.0.0.1", f"--http-port={place}"]
         subprocess.run(started, cwd=folder, env=env, stdout=out, stderr=out, check=True, timeout=_STARTED_S)
         run = stack.enter_context(_process([*serve, "run", str(config)], env, out))
-        yield RayServe(f"http://127.0.0.1:{place}", run, log)
+        yield RayServe(f"http://127.0.0.1:{place}", run, log, packages)
 
 
 def _node(stack: ExitStack, python: str, env: Mapping[str, str], out: IO[bytes], log: Path) -> int:
