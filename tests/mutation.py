@@ -31,7 +31,10 @@ LEAST = 0.85
 """The share of its mutants that a module's own tests have to notice."""
 
 MODULES = {
-    "keys": ("deploy_runner/engine/keys.py", ["tests/unit/test_keys.py"]),
+    "keys": (
+        "deploy_runner/engine/keys.py",
+        ["tests/unit/test_keys.py", "tests/unit/test_key_environment.py"],
+    ),
     "graph": ("deploy_runner/pipeline/graph.py", ["tests/unit/test_graph.py"]),
     "expressions": ("deploy_runner/pipeline/expressions.py", ["tests/unit/test_expressions.py"]),
     "compare": ("deploy_runner/stages/model/compare.py", ["tests/unit/test_compare.py"]),

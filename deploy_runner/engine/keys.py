@@ -40,6 +40,8 @@ _ISA_FLAGS = (
     "i8mm",
     "sve",
 )
+_CPU = "/proc/cpuinfo"
+_DRIVER = "/proc/driver/nvidia/gpus"
 
 
 def canonical(value: Any) -> bytes:
@@ -100,7 +102,7 @@ class KeyEnvironment:
 
     def _instead(self, name: str) -> str:
         """Return the distributions that have the module of that name, with their versions."""
-        origin = origin_of((name.replace("-", "_"),))
+        origin = origin_of((name,))
         owners = origin.distributions if origin else ()
         return ", ".join(f"{owner} {self.version(owner)}" for owner in owners) or "absent"
 
@@ -124,7 +126,7 @@ def _installed() -> dict[str, str]:
 
 def _isa() -> str:
     try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+        with open(_CPU, encoding="ascii", errors="replace") as file:
             flags = next((set(s.split()) for s in file if s.startswith(("flags", "Features"))), set())
     except OSError:
         flags = set()
@@ -134,7 +136,7 @@ def _isa() -> str:
 def _gpus() -> str:
     """Return the kinds of GPU that this machine has, by the names that NVIDIA's driver gives them."""
     found = set()
-    for place in glob.glob("/proc/driver/nvidia/gpus/*/information"):
+    for place in glob.glob(f"{_DRIVER}/*/information"):
         with open(place, encoding="utf-8", errors="replace") as file:
             found |= {line.partition(":")[2].strip() for line in file if line.startswith("Model:")}
     return ", ".join(sorted(found)) or "none"

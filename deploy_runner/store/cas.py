@@ -322,10 +322,9 @@ class Store:
                 return False
             os.fsync(fd)
             self._place(path, digest, file=fd)
-            path = ""
         finally:
             os.close(fd)
-            if path:
+            with suppress(FileNotFoundError):  # It has been renamed.
                 os.unlink(path)
         return True
 

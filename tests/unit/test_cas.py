@@ -208,6 +208,76 @@ def test_a_folder_whose_list_is_lost_can_not_be_read(store: Store) -> None:
         store.pieces(artifact)
 
 
+def test_a_store_says_what_it_has_and_what_it_lacks(store: Store) -> None:
+    artifact, listed = store.ingest(file(store)), store.ingest(folder(store))
+    record = ActionRecord("k" * 64, "a.b", {"file": artifact, "folder": listed}, {}, {})
+    assert store.find(record.key) is None
+    store.records.put(record)
+    assert store.find(record.key) == record
+    assert store.fetch(artifact)
+    assert store.lack_of(record) == ""
+    store.object_path(MEMBERS[1].digest).unlink()
+    assert store.lack_of(record) == "the output `folder` is missing in the store"
+    spoil(store.object_path(artifact.digest), b"weightz")
+    assert store.lack_of(record) == "the output `file` is damaged in the store"
+    assert not store.fetch(artifact)
+    assert store.problem(record.key) == ""
+    (store.home / "actions/kk" / f"{'k' * 62}.json").write_bytes(b"{}")
+    assert store.find(record.key) is None
+    said = "its action record is damaged, or was not written by this store for this action"
+    assert (store.problem(record.key), store.problem("j" * 64)) == (said, "")
+
+
+def test_a_store_that_is_not_shared_builds_everything_itself(store: Store) -> None:
+    assert (store.shares, store.reaches_all, store.claim("k" * 64)) == (False, True, "ours")
+
+
+WEIGHTS = digest(b"weights")
+
+
+def replaced(store: Store, instead: bytes | None) -> bool:
+    """Have an object written whose temporary name is another file's, or a link's, by the time it is placed."""
+
+    def write(fd: int) -> str:
+        os.write(fd, b"weights")
+        (name,) = [path for path in store.new_tmp().iterdir() if path.name.startswith(WEIGHTS)]
+        name.unlink()
+        if instead is None:
+            name.symlink_to(file(store))
+        else:
+            name.write_bytes(instead)
+        return WEIGHTS
+
+    return store.place(WEIGHTS, write)
+
+
+@pytest.mark.parametrize("instead", [b"malware", None])
+def test_only_the_file_that_was_hashed_becomes_an_object(store: Store, instead: bytes | None) -> None:
+    with pytest.raises(
+        StoreError, match=rf"\Aoutput .*{WEIGHTS}-[0-9a-f]+ was replaced while it was taken\Z"
+    ):
+        replaced(store, instead)
+    assert list(store.objects()) == []
+    assert not [path for path in store.new_tmp().iterdir() if path.name != "made"]
+
+
+def test_an_equal_object_that_another_run_has_placed_is_kept(store: Store) -> None:
+    assert replaced(store, b"weights")
+    assert store.state(Artifact(WEIGHTS, "file", 7)) == "present"
+
+
+def test_what_is_not_the_object_that_was_asked_for_is_not_placed(store: Store) -> None:
+    """As from a shared cache that answers with something else."""
+
+    def write(fd: int) -> str:
+        os.write(fd, b"malware")
+        return digest(b"malware")
+
+    assert not store.place(WEIGHTS, write)
+    assert list(store.objects()) == []
+    assert list(store.new_tmp().iterdir()) == []
+
+
 @pytest.mark.parametrize("deep", [False, True])
 def test_what_can_not_be_kept_is_refused_by_name(store: Store, tmp_path: Path, deep: bool) -> None:
     (tmp_path / "outside").write_text("x")

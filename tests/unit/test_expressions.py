@@ -8,12 +8,14 @@ import pytest
 
 from deploy_runner.errors import Problem, closest
 from deploy_runner.pipeline.expressions import (
+    Budget,
     OutputRef,
     Scope,
     Variables,
     parse_output,
     resolve,
     secret_name,
+    shown_cycle,
 )
 from deploy_runner.pipeline.loader import Node, load_yaml, plain
 from deploy_runner.types import Mark
@@ -80,6 +82,9 @@ def refused(text: str, *options: Any, **more: Any) -> tuple[str, str]:
         ("${{ vars.deep }}", {"rate": 0.5, "names": ["x", "y"], "off": False, "none": None}),
         ("${{ vars.deep.names }}", ["x", "y"]),
         ("}} ${{ vars.size }}", "}} 8"),
+        ("${{ '${{' }} is ${{ 'it''s }}' }}", "${{ is it's }}"),
+        ("${{ '''' }}", "'"),
+        ("${{ '' }}", ""),
     ],
 )
 def test_a_value_stands_in_a_references_place(text: str, expected: Any) -> None:
@@ -114,6 +119,8 @@ OPEN = "begin with one of stages, vars, env, secrets, matrix and pipeline"
         ("${{ vars.deep.names.x }}", "there is no vars.deep.names.x", ""),
         ("a${{ vars.deep }}", "${{ vars.deep }} is a list or mapping and can't be part of a string", ""),
         ("${{ vars.deep.names }}b", "${{ vars.deep.names }} is a list or mapping and can't be part of a string", ""),
+        ("${{ steps.a.outputs.b }}", "${{ steps.a.outputs.b }} is known to GitHub Actions only", "write ${{ stages.a.outputs.b }}"),
+        ("${{ 'a' 'b' }}", f"${{{{ 'a' 'b' }}}} does not {OPEN}", LITERALLY),
         ("${{ vars.size", "a '${{' is not closed by '}}'", ""),
         ("${{ vars.size }} and ${{ vars", "a '${{' is not closed by '}}'", ""),
     ],
@@ -169,10 +176,58 @@ def test_every_reference_of_a_tree_is_resolved_where_it_stands() -> None:
 
 
 def test_what_a_variable_holds_has_the_place_of_its_reference() -> None:
-    made, _, problems = scope()
+    made, _, problems = scope("deep: {names: [x, [y]], more: {z: {}}}")
     found = resolve(Node("${{ vars.deep }}", MARK), made, problems)
-    assert found.value["names"].mark == MARK
-    assert [child.mark for child in found.value["names"].value] == [MARK, MARK]
+    names, more = found.value["names"], found.value["more"]
+    below = [found, names, *names.value, *names.value[1].value, more, more.value["z"]]
+    assert [node.mark for node in below] == [MARK] * 7
+    assert plain(found) == {"names": ["x", ["y"]], "more": {"z": {}}}
+
+
+def test_a_place_varies_if_it_takes_a_value_of_the_matrix() -> None:
+    made, _, problems = scope()
+    for text, varies in (
+        ("${{ env.LEVEL }} ${{ vars.size }}", False),
+        ("${{ matrix.n }}", True),
+        ("${{ env.LEVEL }}", True),
+    ):
+        resolve(Node(text, MARK), made, problems)
+        assert made.varies is varies
+    assert not problems
+
+
+def test_a_value_that_only_other_instances_of_the_matrix_have_is_missing_in_this_one() -> None:
+    made, _, problems = scope()
+    made.matrix, made.others = {"os": "linux", "n": 3}, {"sdk"}
+    made.env = {}
+    for text in ("${{ matrix.sdk }}", "${{ env.sdk }}"):
+        resolve(Node(text, MARK), made, problems)
+    assert [(problem.message, problem.fix) for problem in problems] == [
+        (
+            'matrix.sdk is not defined in the instance of {os: "linux", n: 3}',
+            "begin `include` with a value for all: `- sdk: …`",
+        ),
+        ("env.sdk is not defined here", "declare it under `env:`"),
+    ]
+
+
+def test_what_references_expand_to_is_counted_together() -> None:
+    """A text counts by its characters, a value also by its nodes: 100 each."""
+    made, _, problems = scope('text: "12345"\nlist: [a, [b]]')
+    made.budget = Budget(limit=600)
+    for text, spent in (
+        ("${{ vars.text }}", 105),
+        ("<${{ vars.text }}>", 112),
+        ("plain", 112),
+        ("${{ vars.list }}", 514),
+    ):
+        resolve(Node(text, MARK), made, problems)
+        assert (made.budget.spent, problems) == (spent, [])
+    resolve(Node(86 * "x" + "${{ '' }}", MARK), made, problems)
+    assert (made.budget.spent, problems) == (600, [])
+    assert resolve(Node("x${{ '' }}", MARK), made, problems).value is None
+    said = "the references of the pipeline expand to more than 600 characters"
+    assert problems == [Problem(said, *MARK, "shorten them")]
 
 
 def test_every_wrong_reference_of_a_tree_is_said() -> None:
@@ -217,6 +272,52 @@ def test_variables_in_a_circle_are_refused_once(text: str, circle: str) -> None:
     variables.all()
     assert problems[0].message == f"vars refer to each other in a cycle: {circle}"
     assert len([p for p in problems if "in a cycle" in p.message]) == 1
+
+
+def test_a_long_cycle_is_shown_by_its_beginning_and_its_end() -> None:
+    names = [f"v{number}" for number in range(12)]
+    assert shown_cycle(names) == " → ".join(names)
+    assert shown_cycle([*names, "v0"]) == " → ".join([*names[:10], "…", "v0"])
+
+
+def test_of_many_cycles_the_later_ones_are_shown_by_their_name() -> None:
+    pairs = "\n".join(f'a{i}: "${{{{ vars.b{i} }}}}"\nb{i}: "${{{{ vars.a{i} }}}}"' for i in range(14))
+    _, variables, problems = scope(pairs)
+    variables.all()
+    assert [problem.message.partition(": ")[2] for problem in problems] == [
+        *(f"a{i} → b{i} → a{i}" for i in range(12)),
+        *(f"a{i} → … → a{i}" for i in (12, 13)),
+    ]
+
+
+def test_a_variable_that_was_in_a_cycle_is_empty_elsewhere() -> None:
+    """The cycle is an error of the variables, and said once: not of all that takes one of them."""
+    made, variables, problems = scope('a: "${{ vars.b }}"\nb: "${{ vars.a }}"')
+    variables.all()
+    assert len(problems) == 1
+    assert resolve(Node("${{ vars.a }}${{ vars.b }}", MARK), made, problems).value == "nullnull"
+    assert len(problems) == 1
+
+
+def test_variables_may_be_64_levels_deep_with_those_that_they_take() -> None:
+    inner, outer = "[" * 32 + "x" + "]" * 32, "{{k: {}}}"
+    for levels, expected in (
+        (32, []),
+        (33, [Problem("vars.b is nested deeper than 64 levels", "p.yaml", 2, 4)]),
+    ):
+        taking = '"${{ vars.a }}"'
+        for _ in range(levels):
+            taking = outer.format(taking)
+        _, variables, problems = scope(f"a: {inner}\nb: {taking}")
+        assert (variables("b") is None) is bool(expected)
+        assert problems == expected
+
+
+def test_the_variables_that_are_used_are_known() -> None:
+    _, variables, _ = scope()
+    variables("deep.rate")
+    variables("both")
+    assert variables.used == {"deep", "both"}
 
 
 def test_all_variables_are_resolved_and_every_wrong_one_is_said() -> None:

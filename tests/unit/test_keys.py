@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import platform
-import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +20,7 @@ from deploy_runner.engine.keys import (
     suffix_of,
 )
 from deploy_runner.types import (
+    SCHEMA_VERSION,
     Artifact,
     Mark,
     OutputSpec,
@@ -74,6 +72,32 @@ def key(
 def test_a_golden_key() -> None:
     """A key that changes makes everybody's artifacts anew: raise SCHEMA_VERSION and say so in the changelog."""
     assert key() == "e74c347af4d7e21dbc2614678eb9f4d66f1f3462ef3ec8ce1df8cdac84616e79"
+
+
+def test_a_preimage_calls_every_component_by_its_name() -> None:
+    node = NODE._replace(inputs={"text": NODE.inputs["text"], "tool": PathSource("tool")})
+    inputs = INPUTS | {"tool": Artifact("b" * 64, "file", 6, executable=True)}
+    assert preimage(node, inputs, {"text": ".txt", "tool": ""}, Machine()) == {
+        "schema": SCHEMA_VERSION,
+        "uses": "text.upper",
+        "implementation": {"texts.py": hashlib.sha256(b"stages/texts.py").hexdigest()},
+        "params": {"suffix": "é", "times": 2},
+        "inputs": {"text": ["a" * 64, "file", ".txt"], "tool": ["b" * 64, "file", ""]},
+        "outputs": {"text": ["out.txt", "file"]},
+        "code": {"step.py": hashlib.sha256(b"step.py").hexdigest()},
+        "packages": {"no-such-package": "absent"},
+        "env": {"LEVEL": "3"},
+        "facets": {"arch": "x86_64"},
+        "target": {"name": "local"},
+        "trust": True,
+        "executable": {"tool": True},
+    }
+
+
+def test_a_preimage_has_no_empty_component() -> None:
+    bare = NODE._replace(code=(), packages=(), env={}, facets=(), target={}, trust=False)
+    parts = ["schema", "uses", "implementation", "params", "inputs", "outputs"]
+    assert list(preimage(bare, INPUTS, {"text": ".txt"}, Machine())) == parts
 
 
 SOURCE = SourceFile("step.py", "elsewhere/step.py")
@@ -145,6 +169,7 @@ def test_a_component_that_is_added_to_a_stage_is_put_in_the_key_or_named_here() 
     [
         ("in.txt", ".txt"),
         ("a.b/data", ""),
+        ("a/b.c/data", ""),
         ("a.b/c.d/x.npz", ".npz"),
         ("x.tar.gz", ".tar.gz"),
         ("a.b/x.y.tar.gz", ".tar.gz"),
@@ -159,64 +184,6 @@ def test_a_staged_file_keeps_its_suffix(path: str, suffix: str) -> None:
     producer = NODE._replace(id="b", outputs={"text": OutputSpec(path, "file")})
     assert suffix_of(node, "own", {}) == suffix
     assert suffix_of(node, "made", {"b": producer}) == suffix
-
-
-def test_each_set_of_files_is_read_once() -> None:
-    asked: list[str] = []
-
-    def digest(path: str) -> str:
-        asked.append(path)
-        return path.upper()
-
-    machine = KeyEnvironment(digest)
-    files, others = (SourceFile("x.py", "a/x.py"), SourceFile("y.py", "y.py")), (SourceFile("z.py", "z.py"),)
-    for _ in range(2):
-        assert machine.digests(files) == {"x.py": "A/X.PY", "y.py": "Y.PY"}
-        assert machine.digests(others) == {"z.py": "Z.PY"}
-    assert asked == ["a/x.py", "y.py", "z.py"]
-
-
-def test_a_package_counts_by_the_version_that_would_be_imported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for folder, name in (("first", "a_b-1.0"), ("second", "a_b-2.0"), ("second", "other-3.0")):
-        metadata = tmp_path / folder / f"{name}.dist-info" / "METADATA"
-        metadata.parent.mkdir(parents=True)
-        metadata.write_text(f"Metadata-Version: 2.1\nName: x\nVersion: {name.rpartition('-')[2]}\n")
-    monkeypatch.syspath_prepend(tmp_path / "second")
-    monkeypatch.syspath_prepend(tmp_path / "first")
-    monkeypatch.syspath_prepend(tmp_path)  # The folder of a script, which does not count.
-    machine = KeyEnvironment(str)
-    names = ("A.b", "a-b", "other", "pytest", "no-such-package")
-    found = {
-        "A.b": "1.0",
-        "a-b": "1.0",
-        "other": "3.0",
-        "pytest": pytest.__version__,
-        "no-such-package": "absent",
-    }
-    for _ in range(2):
-        assert {name: machine.version(name) for name in names} == found
-
-
-def test_a_program_is_a_facet_by_the_version_that_it_prints(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert KeyEnvironment(lambda path: path).facet("g++") == "absent"
-    (tmp_path / "g++").write_text("#!/bin/sh\necho 'g++ (Debian) 99.1'; echo more\n")
-    (tmp_path / "g++").chmod(0o755)
-    assert KeyEnvironment(lambda path: path).facet("g++") == "g++ (Debian) 99.1"
-
-
-def test_the_facets_are_those_of_this_machine() -> None:
-    machine = KeyEnvironment(str)
-    cpu = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    of_kernels = ["avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve"]
-    has = [flag for flag in of_kernels if re.search(rf"^(flags|Features).*\b{flag}\b", cpu, re.MULTILINE)]
-    for _ in range(2):
-        assert machine.facet("arch") == platform.machine()
-        assert machine.facet("isa") == (",".join(has) or "baseline")
 
 
 LINKED = NODE._replace(inputs={"text": NODE.inputs["text"], "made": RefSource("b", "out")})
@@ -238,6 +205,8 @@ LINKED = NODE._replace(inputs={"text": NODE.inputs["text"], "made": RefSource("b
         ("inputs", {"gone": [1]}, {"gone": [2]}, "gone", "the input `gone` changed"),
         ("inputs", {}, {"text": [2]}, "text", "the input `text` was added"),
         ("inputs", {"text": [1]}, {}, "text", "the input `text` was removed"),
+        ("executable", None, {"text": True}, "text", "the input `text` is executable now"),
+        ("executable", {"text": True}, None, "text", "the input `text` is not executable any more"),
         ("implementation", {"x.py": "1"}, {"x.py": "2"}, "x.py", "the stage's code x.py changed"),
         ("implementation", {}, {"x.py": "2"}, "x.py", "the stage's code x.py was added"),
         ("code", {"x.py": "1"}, {"x.py": "2"}, "x.py", "code x.py changed"),
@@ -249,6 +218,7 @@ LINKED = NODE._replace(inputs={"text": NODE.inputs["text"], "made": RefSource("b
         ("facets", {"isa": "avx2"}, {"isa": "sve"}, "isa", 'the platform\'s isa "avx2" → "sve"'),
         ("target", {"name": "local"}, {"name": "live"}, "name", 'the target\'s name "local" → "live"'),
         ("outputs", {"o": ["a", "file"]}, {"o": ["b", "file"]}, "o", 'the output o ["a", "file"] → ["b", "file"]'),
+        ("outputs", {"o": ["a", "file"]}, ["a"], "", 'the output {"o": ["a", "file"]} → ["a"]'),
         ("uses", "text.upper", "text.lower", "", 'the stage type "text.upper" → "text.lower"'),
         ("trust", None, True, "", "trust none → true"),
         ("lineage", "1", "2", "", "the provenance of its inputs changed"),
