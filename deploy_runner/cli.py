@@ -93,8 +93,11 @@ def _parse(argv: Sequence[str]) -> Verb:
         parser.error("the verb comes first")
     name, *rest = argv
     verb = _class(name)
-    parser = argparse.ArgumentParser(prog=f"deploy-runner {name}", description=_about(verb))
+    parser = argparse.ArgumentParser(
+        prog=f"deploy-runner {name}", description=_about(verb), formatter_class=_Unmeasured
+    )
     _fill(parser, verb)
+    parser.formatter_class = argparse.HelpFormatter
     return given(verb, vars(parser.parse_intermixed_args(rest)))
 
 
@@ -118,6 +121,13 @@ def _about(verb: type[Verb]) -> str:
 def _fill(parser: argparse.ArgumentParser, verb: type[Verb]) -> None:
     fill(parser, verb)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+class _Unmeasured(argparse.HelpFormatter):
+    """Tries the names of options as they are declared: measuring the terminal loads every compressor."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=80)
 
 
 class _Version(argparse.Action):
