@@ -23,8 +23,8 @@ from typing import NamedTuple
 from ...errors import DeployRunnerError, StageError, StoreError
 from ...store.cas import Store
 from ...store.namespace import HOME_VARIABLE, configured_home
-from ...store.removal import remove_tree
 from ...store.opening import open_store
+from ...store.removal import remove_tree
 from ...store.shared import SharedStore
 from ...types import Artifact, RunOptions, StageResult
 from ..keys import KeyEnvironment
