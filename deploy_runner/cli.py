@@ -55,7 +55,8 @@ def start() -> int:
     What a start makes is used until the end: to look for garbage among it, 70 times as often, and once more
     as the process ends, takes a fifth of a run that has nothing to do.
     """
-    gc.set_threshold(_NEW_OBJECTS, *gc.get_threshold()[1:])
+    if sys.argv[1:2] != ["serve"]:  # There a request would wait for the collection of so many.
+        gc.set_threshold(_NEW_OBJECTS, *gc.get_threshold()[1:])
     try:
         return main()
     finally:
