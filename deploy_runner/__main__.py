@@ -8,6 +8,6 @@ import sys
 if __name__ == "__main__":
     if sys.path[:1] == [os.getcwd()]:  # A token.py or signal.py of the user's would hide Python's own.
         del sys.path[0]
-    from .cli import main
+    from .cli import start
 
-    sys.exit(main())
+    sys.exit(start())

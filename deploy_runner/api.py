@@ -67,7 +67,7 @@ class Pipeline:
     @cached_property
     def store(self) -> Store:
         """The store; the first access creates its folder."""
-        from .store.shared import open_store
+        from .store.opening import open_store
 
         opened = open_store(
             self.home,

@@ -68,7 +68,7 @@ class Registry:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._found: dict[str, StageType] = {}
-        self._project_read = False
+        self._project_read = self._installed_read = self._all_read = False
         self.absent: set[Path] = set()
         builtin = importlib.import_module(_BUILTIN)
         self._builtin_dir = Path(str(builtin.__file__)).parent
@@ -97,8 +97,10 @@ class Registry:
     def all(self) -> list[StageType]:
         """Return every stage type, by name."""
         self._read_project()
-        for file in _stage_files(self._builtin_dir, anywhere=False):
-            self._add(_BUILTIN, self._builtin_dir, file, "built-in")
+        if not self._all_read:
+            for file in _stage_files(self._builtin_dir, anywhere=False):
+                self._add(_BUILTIN, self._builtin_dir, file, "built-in")
+            self._all_read = True
         self._read_installed()
         return [self._found[uses] for uses in sorted(self._found)]
 
@@ -111,6 +113,8 @@ class Registry:
             self._add(package, self.project_dir, file, "project")
 
     def _read_installed(self) -> None:
+        if self._installed_read:
+            return
         from importlib.metadata import entry_points
 
         for entry in entry_points(group=GROUP):
@@ -121,6 +125,7 @@ class Registry:
             folder = Path(str(module.__file__)).parent
             for file in _stage_files(folder):
                 self._add(entry.value, folder, file, origin)
+        self._installed_read = True
 
     def _add(self, package: str, folder: Path, file: Path, origin: str) -> None:
         module = ".".join((package, *file.relative_to(folder).with_suffix("").parts))

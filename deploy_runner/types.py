@@ -181,8 +181,10 @@ class StageNode(NamedTuple):
     @property
     def upstream(self) -> tuple[str, ...]:
         """Return the ids of the stages that must finish before this one."""
-        refs = (s.stage for s in self.inputs.values() if isinstance(s, RefSource))
-        return tuple(dict.fromkeys((*refs, *self.needs)))
+        found = {source.stage: None for source in self.inputs.values() if isinstance(source, RefSource)}
+        for id_ in self.needs:
+            found[id_] = None
+        return tuple(found)
 
 
 class Executor(NamedTuple):

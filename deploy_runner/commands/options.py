@@ -7,7 +7,6 @@ is a Group stands for several options.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,8 @@ from typing import (
 )
 
 if TYPE_CHECKING:
+    import argparse
+
     from ..api import Pipeline
 
 __all__ = [
@@ -236,10 +237,17 @@ def to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+def _unreadable(message: str) -> Exception:
+    """Return what argparse shows of an option's value."""
+    from argparse import ArgumentTypeError
+
+    return ArgumentTypeError(message)
+
+
 def positive(text: str) -> int:
     """Read a whole number above 0."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+        raise _unreadable(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
@@ -250,7 +258,7 @@ def size(text: str) -> int:
     try:
         return parse_size(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        raise _unreadable(str(error)) from None
 
 
 def mapping(text: str) -> dict[str, object]:
@@ -262,7 +270,7 @@ def mapping(text: str) -> dict[str, object]:
     except yaml.YAMLError:
         found = None
     if ":" not in text or not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 'num_classes: 10, depth: 2'")
+        raise _unreadable(f"{text!r} is not of the form 'num_classes: 10, depth: 2'")
     return found
 
 
@@ -272,4 +280,4 @@ def whole_numbers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         said = f"{text!r} is not a list of whole numbers such as 1,3,32,32"
-        raise argparse.ArgumentTypeError(said) from None
+        raise _unreadable(said) from None

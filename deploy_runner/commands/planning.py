@@ -146,11 +146,11 @@ class Explain(NamedTuple):
 
     def __call__(self) -> int:
         """Print the verdict on each stage and every component that changed."""
-        names = self.selection.names
+        names = dict.fromkeys(self.selection.names)
         pipeline = self.selection.load()
         stages = pipeline.graph.stages
         found = [
-            one for one in pipeline.planner().explanations(names or None)
+            one for one in pipeline.planner().explanations(list(names) or None)
             if not names or one.stage in names or stages[one.stage].base in names
         ]  # fmt: skip
         if self.json:
@@ -180,7 +180,7 @@ def _folded(found: Iterable[Explanation]) -> Iterator[str]:
         if one.changes:
             return (one.stage, "")
         reason = "nothing changed" if one.state == "hit" else one.reason
-        return (f"{one.state}: {f'for {_some(one.causes)}' if one.causes else reason}",)
+        return (f"{one.state}: {f'for {_waited_for(one.causes)}' if one.causes else reason}",)
 
     for said, group in groupby(found, alike):
         row = list(group)
@@ -193,6 +193,14 @@ def _folded(found: Iterable[Explanation]) -> Iterator[str]:
 def _some(names: Sequence[str]) -> str:
     more = len(names) - _MOST_NAMES
     return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _waited_for(causes: Sequence[str]) -> str:
+    from ..engine.plan import MOST_CAUSES
+
+    if len(causes) <= MOST_CAUSES:
+        return _some(causes)
+    return f"{', '.join(causes[:_MOST_NAMES])} and more than {MOST_CAUSES - _MOST_NAMES} others"
 
 
 class Graph(NamedTuple):

@@ -8,10 +8,8 @@ timeouts and order are not in it, secrets are in it by name only.
 
 from __future__ import annotations
 
-import glob
 import json
 import os
-import subprocess
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -44,10 +42,12 @@ _CPU = "/proc/cpuinfo"
 _DRIVER = "/proc/driver/nvidia/gpus"
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def canonical(value: Any) -> bytes:
     """Return the canonical JSON of a value: sorted keys, no spaces, UTF-8, no NaN."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode("utf-8", "surrogatepass")
+    return _CANONICAL.encode(value).encode("utf-8", "surrogatepass")
 
 
 def action_key(image: Mapping[str, Json]) -> str:
@@ -135,6 +135,8 @@ def _isa() -> str:
 
 def _gpus() -> str:
     """Return the kinds of GPU that this machine has, by the names that NVIDIA's driver gives them."""
+    import glob
+
     found = set()
     for place in glob.glob(f"{_DRIVER}/*/information"):
         with open(place, encoding="utf-8", errors="replace") as file:
@@ -144,6 +146,8 @@ def _gpus() -> str:
 
 def _version_of(program: str) -> str:
     """Return the first line that a program says of its version, "absent" where there is none."""
+    import subprocess
+
     try:
         done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, ValueError, subprocess.SubprocessError):

@@ -6,8 +6,9 @@ they can't disagree.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Literal, NamedTuple
 
 from ..errors import DeployRunnerError, Problem, SpecError, StageError, StoreError
@@ -19,9 +20,12 @@ from ..store.folders import link_problem, unread
 from ..types import Artifact, Graph, Json, PathSource, StageNode
 from .keys import Change, KeyEnvironment, action_key, differences, preimage, suffix_of
 
-__all__ = ["Action", "Decision", "Explanation", "Identity", "Plan", "Planner"]
+__all__ = ["MOST_CAUSES", "Action", "Decision", "Explanation", "Identity", "Plan", "Planner"]
 
 Outputs = Mapping[str, Artifact]
+MOST_CAUSES = 100
+"""Of how many stages that one waits for an explanation says why they are out of date."""
+
 Verdict = Literal["hit", "miss", "heal", "converge"]
 
 
@@ -69,7 +73,8 @@ class Plan(NamedTuple):
 class Explanation(NamedTuple):
     """Why a stage is a hit or a miss, with every component that differs from the last run.
 
-    `decision` is None if a stage upstream is out of date; `causes` are then the stages that it waits for.
+    `decision` is None if a stage upstream is out of date; `causes` are then the stages that it waits for, and
+    where these are more than `MOST_CAUSES`, one more than that.
     """
 
     stage: str
@@ -85,6 +90,19 @@ class Explanation(NamedTuple):
         if self.decision is None:
             return self.reason.removeprefix("for ")
         return "; ".join(map(str, self.changes)) or self.reason
+
+
+def _merged(causes: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Return the causes together, one more than are shown at most.
+
+    Each of 10,000 stages may wait for each of 10,000 others.
+    """
+    found: dict[str, str] = {}
+    for some in causes:
+        found |= some
+        if len(found) > MOST_CAUSES:
+            return dict(islice(found.items(), MOST_CAUSES + 1))
+    return found
 
 
 class _Ahead:
@@ -294,8 +312,9 @@ class Planner:
         causes: dict[str, dict[str, str]] = {}
         for node, decision, waiting in self.decisions(targets):
             if decision is None:
-                roots = causes[node.id] = {r: why for need in waiting for r, why in causes[need].items()}
-                reason = f"for {'; '.join(f'{root}: {why}' for root, why in roots.items())}"
+                roots = causes[node.id] = _merged(causes[need] for need in waiting)
+                shown = [f"{root}: {why}" for root, why in islice(roots.items(), MOST_CAUSES)]
+                reason = f"for {'; '.join(shown)}{'; and others' if len(roots) > MOST_CAUSES else ''}"
                 changes = self._known_changes(node, made)
                 yield Explanation(node.id, "waits", reason, changes, causes=tuple(roots))
                 continue

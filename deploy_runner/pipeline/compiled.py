@@ -44,8 +44,10 @@ _ENGINE = ("pipeline/*.py", "usercode/*.py", "registry.py", "sdk.py", "types.py"
 """What of our own code decides what a compiled pipeline is."""
 _RACY_NS = 2_000_000_000
 
-_INPUTS, _OUTPUTS, _IMPLEMENTATION, _CODE, _RESOURCES, _MARK = map(
-    StageNode._fields.index, ("inputs", "outputs", "implementation", "code", "resources", "mark")
+_OWN = tuple(map(StageNode._fields.index, ("id", "base", "matrix", "params", "inputs", "mark")))
+"""Where the fields are that differ from stage to stage; many stages are equal in all others."""
+_OUTPUTS, _IMPLEMENTATION, _CODE, _RESOURCES = map(
+    StageNode._fields.index, ("outputs", "implementation", "code", "resources")
 )
 _TUPLES = tuple(map(StageNode._fields.index, ("needs", "secrets", "packages", "facets", "preload")))
 """Where the fields are that JSON has in another form."""
@@ -121,7 +123,8 @@ def _read(cache: Path, environ: Mapping[str, str], seal: Seal) -> Graph | None:
         body = seal.opened(data, "compiled", cache.stem)
         if body is None:
             return None
-        value = json.loads(body)
+        text = body.decode()
+        value = json.loads(text)
         if value["schema"] != [SCHEMA_VERSION, sys.version, search_path()]:
             return None
         if any(environ.get(name) != known for name, known in value["environ"].items()):
@@ -129,16 +132,16 @@ def _read(cache: Path, environ: Mapping[str, str], seal: Seal) -> Graph | None:
         if not all(_unchanged(*row) for row in value["files"]):
             return None
         graph = _graph_from_json(value["graph"])
-        return None if _exposes(graph, body.decode(), value["environ"], environ) else graph
+        return None if _exposes(graph, text, value["environ"], environ) else graph
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, StoreError):
         return None
 
 
-def _exposes(graph: Graph, body: str, used: Mapping[str, str | None], environ: Mapping[str, str]) -> bool:
+def _exposes(graph: Graph, text: str, used: Mapping[str, str | None], environ: Mapping[str, str]) -> bool:
     """Say whether the graph holds what has become a credential since: compiling again rejects it."""
     secrets = {name for node in graph.stages.values() if node.secrets for name in node.secrets}
     known = Credentials(environ, secrets)
-    return any(known.known(text) for text in (body, *used.values()) if text is not None)
+    return any(known.known(part) for part in (text, *used.values()) if part is not None)
 
 
 def _write(
@@ -183,12 +186,13 @@ def _content(file: str) -> str:
     return sha256(data).hexdigest()
 
 
-# The graph as JSON: rows instead of objects, and each list of source files only once. ---------
+# The graph as JSON: rows instead of objects, and what many of them have in common only once. ----
 
 
 def _graph_to_json(graph: Graph) -> dict[str, Any]:
     sources: dict[tuple[SourceFile, ...], int] = {}
-    rows = [_node_to_row(node, sources) for node in graph.stages.values()]
+    kinds: dict[str, int] = {}
+    rows = [_node_to_row(node, sources, kinds) for node in graph.stages.values()]
     return {
         "name": graph.name,
         "root": graph.root,
@@ -201,31 +205,32 @@ def _graph_to_json(graph: Graph) -> dict[str, Any]:
         "executor": list(graph.executor),
         "fields": StageNode._fields,
         "sources": [[[f.name, f.path] for f in files] for files in sources],
+        "kinds": list(map(json.loads, kinds)),
         "stages": rows,
     }
 
 
-def _node_to_row(node: StageNode, sources: dict[tuple[SourceFile, ...], int]) -> list[Any]:
-    """Return the fields of a node in their order, which the graph's JSON holds once."""
+def _node_to_row(
+    node: StageNode, sources: dict[tuple[SourceFile, ...], int], kinds: dict[str, int]
+) -> list[Any]:
+    """Return the number of the node's kind, which has its other fields in order, and its own fields."""
     named = node._asdict()
     named["matrix"], named["params"] = dict(node.matrix), dict(node.params)
     named["env"], named["target"] = dict(node.env), dict(node.target)
     named["inputs"] = {name: _source_to_row(source) for name, source in node.inputs.items()}
     named["implementation"] = sources.setdefault(node.implementation, len(sources))
     named["code"] = sources.setdefault(node.code, len(sources))
-    named["mark"] = _mark_to_row(node.mark)
-    return list(named.values())
-
-
-def _mark_to_row(mark: Mark | None) -> list[Any] | None:
-    return None if mark is None else [mark.file, mark.line, mark.column]
+    fields = list(named.values())
+    own = [fields[index] for index in _OWN]
+    for index in _OWN:
+        fields[index] = None
+    return [kinds.setdefault(json.dumps(fields), len(kinds)), *own]
 
 
 def _source_to_row(source: Source) -> list[Any]:
-    mark = _mark_to_row(source.mark)
     if isinstance(source, PathSource):
-        return [source.path, None, source.kind, mark]
-    return [source.stage, source.output, source.kind, mark]
+        return [source.path, None, source.kind, source.mark]
+    return list(source)
 
 
 def _graph_from_json(value: dict[str, Any]) -> Graph:
@@ -233,21 +238,30 @@ def _graph_from_json(value: dict[str, Any]) -> Graph:
     if tuple(value.pop("fields")) != StageNode._fields:
         raise ValueError
     sources = [tuple(SourceFile(*f) for f in files) for files in value.pop("sources")]
-    nodes = [_node_from_row(row, sources) for row in value.pop("stages")]
+    kinds = [_kind_from_row(row, sources) for row in value.pop("kinds")]
+    nodes = [_node_from_row(row, kinds) for row in value.pop("stages")]
     url, push, required, public_keys, timeout_s = value.pop("cache")
     cache = RemoteSpec(url, push, required, tuple(public_keys), timeout_s)
     executor = Executor(*value.pop("executor"))
     return Graph(stages={node.id: node for node in nodes}, cache=cache, executor=executor, **value)
 
 
-def _node_from_row(row: list[Any], sources: list[tuple[SourceFile, ...]]) -> StageNode:
-    row[_INPUTS] = {name: _source_from_row(source) for name, source in row[_INPUTS].items()}
+def _kind_from_row(row: list[Any], sources: list[tuple[SourceFile, ...]]) -> list[Any]:
     row[_OUTPUTS] = {name: OutputSpec(*output) for name, output in row[_OUTPUTS].items()}
     row[_IMPLEMENTATION], row[_CODE] = sources[row[_IMPLEMENTATION]], sources[row[_CODE]]
     for index in _TUPLES:
         row[index] = tuple(row[index])
-    row[_RESOURCES], row[_MARK] = Resources(*row[_RESOURCES]), Mark(*row[_MARK])
-    return StageNode._make(row)
+    row[_RESOURCES] = Resources(*row[_RESOURCES])
+    return row
+
+
+def _node_from_row(row: list[Any], kinds: list[list[Any]]) -> StageNode:
+    kind, id_, base, matrix, params, inputs, mark = row
+    inputs = {name: _source_from_row(source) for name, source in inputs.items()}
+    fields = kinds[kind].copy()
+    for index, value in zip(_OWN, (id_, base, matrix, params, inputs, Mark(*mark)), strict=True):
+        fields[index] = value
+    return StageNode._make(fields)
 
 
 def _source_from_row(row: list[Any]) -> Source:

@@ -67,8 +67,11 @@ def select(graph: Graph, targets: Iterable[str] | None) -> tuple[str, ...]:
         return tuple(graph.stages)
     wanted: set[str] = set()
     pending: list[str] = []
+    instances: dict[str, list[str]] = {}
+    for node in graph.stages.values():
+        instances.setdefault(node.base, []).append(node.id)
     for target in targets:
-        found = [n.id for n in graph.stages.values() if target in (n.id, n.base)]
+        found = instances.get(target) or ([target] if target in graph.stages else [])
         if not found:
             raise _unknown(target, graph)
         pending += found

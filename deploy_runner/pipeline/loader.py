@@ -1,17 +1,18 @@
 """YAML text → a tree of nodes that know their line and column.
 
 What is read is the YAML 1.2 core schema: `no` and `1:30` are strings, `010` is an error, a key
-given twice is an error. Size, depth, keys and what aliases expand to are limited, so that a
-bomb is refused at once; what is written out is limited by the size alone. The parser is
+given twice is an error. Depth, keys and what aliases expand to are limited, so that a bomb is refused
+at once; what is written out may be large: 16 MiB, and half a million keys and values. The parser is
 libyaml's, used event by event, which does not recurse.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -21,11 +22,14 @@ from ..types import Json, Mark
 
 __all__ = ["Node", "load_yaml", "plain", "read_text"]
 
-_MAX_BYTES = 1 << 20
+_MAX_BYTES = 16 << 20
+_MAX_NODES = 500_000
 _MAX_DEPTH = 64
 _MAX_ALIASED = 100_000
 _MAX_KEY = 1000
 _MAX_INT_DIGITS = 18
+
+_SHORTER = "write stages that differ in a few values once, with a `matrix:`"
 
 _TAG = "tag:yaml.org,2002:"
 _KNOWN_TAGS = {f"{_TAG}{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map")}
@@ -34,6 +38,8 @@ _WORDS: dict[str, Json] = {
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
+_NUMERIC = frozenset("+-.0123456789")
+"""What a number begins with."""
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)\Z")
 _OCTAL_LOOKING = re.compile(r"[-+]?0[0-9]+\Z")
 _BASED = re.compile(r"0o[0-7]+\Z|0x[0-9a-fA-F]+\Z")
@@ -45,13 +51,17 @@ _TAGS = re.compile(r"^%TAG\b", re.MULTILINE)
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
+_NO_KEYS: Mapping[str, Mark] = MappingProxyType({})
+"""One for all that are no mappings: of half a million values most are none."""
+
+
 @dataclass(slots=True)
 class Node:
     """A value of a YAML text with its place; `keys` are the places of a mapping's keys."""
 
     value: Any
     mark: Mark
-    keys: dict[str, Mark] = field(default_factory=dict)
+    keys: Mapping[str, Mark] = field(default_factory=lambda: _NO_KEYS)
     weight: int = 1
 
     def child_marks(self, name: str) -> Mark:
@@ -85,7 +95,7 @@ def read_text(path: Path, name: str, *, missing: str = "") -> str:
         said = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"{name} can't be read: {said}") from None
     if len(data) > _MAX_BYTES:
-        raise SpecError([Problem(f"the file is larger than {_MAX_BYTES} bytes", name, 1, 1)])
+        raise SpecError([Problem(f"the file is larger than {_MAX_BYTES >> 20} MiB", name, 1, 1, _SHORTER)])
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -137,6 +147,7 @@ class _Open:
 
     node: Node
     anchor: str | None
+    keys: dict[str, Mark]
     key: Node | None = None
     merges: list[Node] = field(default_factory=list)
 
@@ -148,19 +159,19 @@ class _Composer:
         self._file = file
         self._open: list[_Open] = []
         self._anchors: dict[str, Node] = {}
+        self._nodes = 0
         self._aliased = 0
         self._root: Node | None = None
 
     def compose(self, events: Iterator[yaml.Event]) -> Node:
         documents = 0
         for event in events:
-            if isinstance(event, yaml.DocumentStartEvent):
+            if isinstance(event, yaml.ScalarEvent):
+                self._add(event, Node(self._scalar(event), self._mark(event)), event.anchor)
+            elif isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
                     raise self._error(event, "a second document starts here", "keep one")
-            elif isinstance(event, yaml.ScalarEvent):
-                node = Node(self._scalar(event), self._mark(event))
-                self._add(event, node, event.anchor, quoted=not event.implicit[0])
             elif isinstance(event, yaml.AliasEvent):
                 self._alias(event)
             elif isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
@@ -186,14 +197,15 @@ class _Composer:
             raise self._error(event, f"the tag {event.tag} is not allowed", "remove it")
         if len(self._open) >= _MAX_DEPTH:
             raise self._error(event, f"nested deeper than {_MAX_DEPTH} levels")
-        node = Node({} if mapping else [], self._mark(event))
-        self._open.append(_Open(node, event.anchor))
+        keys: dict[str, Mark] = {}
+        node = Node({} if mapping else [], self._mark(event), keys)
+        self._open.append(_Open(node, event.anchor, keys))
 
     def _end(self, event: yaml.Event) -> None:
         done = self._open.pop()
         for merge in done.merges:
-            self._merge(event, done.node, merge)
-        self._add(event, done.node, done.anchor, quoted=True)
+            self._merge(event, done, merge)
+        self._add(event, done.node, done.anchor)
 
     def _alias(self, event: yaml.AliasEvent) -> None:
         if any(level.anchor == event.anchor for level in self._open):
@@ -202,7 +214,7 @@ class _Composer:
             raise self._error(event, f"there is no anchor &{event.anchor} before this alias")
         node = self._anchors[event.anchor]
         self._count(event, node.weight, "aliases")
-        self._add(event, Node(node.value, node.mark, node.keys, node.weight), None, quoted=True)
+        self._add(event, Node(node.value, node.mark, node.keys, node.weight), None)
 
     def _count(self, event: yaml.Event, values: int, what: str) -> None:
         """Count what is not written out, but brought by an alias or a merge."""
@@ -210,7 +222,10 @@ class _Composer:
         if self._aliased > _MAX_ALIASED:
             raise self._error(event, f"the {what} expand to more than {_MAX_ALIASED} values")
 
-    def _add(self, event: yaml.Event, node: Node, anchor: str | None, *, quoted: bool) -> None:
+    def _add(self, event: yaml.Event, node: Node, anchor: str | None) -> None:
+        self._nodes += 1
+        if self._nodes > _MAX_NODES:
+            raise self._error(event, f"the file contains more than {_MAX_NODES} keys and values", _SHORTER)
         if anchor is not None:
             self._anchors[anchor] = node
         if not self._open:
@@ -234,7 +249,7 @@ class _Composer:
         if len(node.value) > _MAX_KEY:
             raise self._error(event, f"a key is longer than {_MAX_KEY} characters")
         if node.value in parent.node.value:
-            first = parent.node.keys[node.value]
+            first = parent.keys[node.value]
             place = f"line {first.line}, column {first.column}"
             raise self._error(event, f"the key {node.value!r} is already defined at {place}")
         parent.key = node
@@ -246,9 +261,9 @@ class _Composer:
             parent.merges.append(node)
             return
         parent.node.value[key.value] = node
-        parent.node.keys[key.value] = key.mark
+        parent.keys[key.value] = key.mark
 
-    def _merge(self, event: yaml.Event, node: Node, merge: Node) -> None:
+    def _merge(self, event: yaml.Event, into: _Open, merge: Node) -> None:
         sources = merge.value if isinstance(merge.value, list) else [merge]
         for source in sources:
             if not isinstance(source.value, dict):
@@ -257,25 +272,29 @@ class _Composer:
                 raise SpecError([Problem(message, mark.file, mark.line, mark.column)])
             self._count(event, len(source.value), "merges")
             for name, child in source.value.items():
-                if name not in node.value:
-                    node.value[name] = child
-                    node.keys[name] = source.keys[name]
+                if name not in into.node.value:
+                    into.node.value[name] = child
+                    into.keys[name] = source.keys[name]
 
     def _scalar(self, event: yaml.ScalarEvent) -> Json:
-        if event.tag not in (None, "!") and event.tag not in _KNOWN_TAGS:
-            raise self._error(event, f"the tag {event.tag} is not allowed", "remove it")
         text: str = event.value
-        if event.tag == f"{_TAG}str" or (event.tag in (None, "!") and not event.implicit[0]):
+        if event.tag is None:
+            return self._core(event, text) if event.implicit[0] else text
+        if event.tag in ("!", f"{_TAG}str"):
             return text
+        if event.tag not in _KNOWN_TAGS:
+            raise self._error(event, f"the tag {event.tag} is not allowed", "remove it")
         value = self._core(event, text)
-        wanted = (event.tag or "").removeprefix(_TAG)
-        if wanted and wanted != _type_name(value):
+        wanted = event.tag.removeprefix(_TAG)
+        if wanted != _type_name(value):
             raise self._error(event, f"{text!r} is not a valid !!{wanted}")
         return value
 
     def _core(self, event: yaml.ScalarEvent, text: str) -> Json:
         if text in _WORDS:
             return _WORDS[text]
+        if text[0] not in _NUMERIC:
+            return text
         if _INT.match(text) or _BASED.match(text):
             if len(text) > _MAX_INT_DIGITS:
                 raise self._error(event, f"{text[:24]}… is a number that is too large", "quote it")

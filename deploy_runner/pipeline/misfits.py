@@ -100,7 +100,7 @@ def _in_model(model: type[BaseModel], data: Mapping[str, Json], place: Place) ->
     fields = {field.alias or name: field for name, field in model.model_fields.items()}
     meant = set()
     unknown = [] if model.model_config.get("extra") == "allow" else [key for key in data if key not in fields]
-    for key in unknown:
+    for key in unknown[:_MOST]:
         fix = closest(key, fields)
         meant.add(fix)
         listed = f"valid keys: {', '.join(fields)}" if fields else ""

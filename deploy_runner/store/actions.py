@@ -116,7 +116,7 @@ def record_body(record: ActionRecord) -> bytes:
 def record_of(key: str, body: bytes) -> ActionRecord | None:
     """Return the record that a body holds, or None where it is of another version of deploy-runner."""
     try:
-        value = json.loads(body)
+        value = json.loads(body.decode())  # Given bytes, `loads` would guess their encoding first.
         outputs = {n: Artifact(*a) for n, a in value["outputs"].items()}
         rest = (value["figures"], value["preimage"], value["seconds"], value.get("remote", ""))
         return ActionRecord(key, value["uses"], outputs, *rest)

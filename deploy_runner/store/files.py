@@ -24,6 +24,7 @@ _NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, err
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _FICLONE = 0x40049409
 _CHUNK_BYTES = 1 << 30
+_PART_BYTES = 1 << 16
 
 _OWN_PLACE = "set DEPLOY_RUNNER_HOME to a folder that can be written"
 _NOT_OURS = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
@@ -186,8 +187,14 @@ def read_existing(path: str | os.PathLike[str]) -> bytes | None:
 
 
 def _content(path: str | os.PathLike[str]) -> bytes:
-    with open(path, "rb", opener=open_regular) as file:
-        return file.read()
+    fd = open_regular(os.fspath(path), os.O_RDONLY)  # Not `open`: its buffers cost more than a small file.
+    try:
+        parts = []
+        while part := os.read(fd, _PART_BYTES):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(fd)
 
 
 def refuse_exhaustion(error: OSError, path: str | os.PathLike[str]) -> None:

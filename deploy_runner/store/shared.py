@@ -26,26 +26,13 @@ from .remote import PART_BYTES, Report, part_bytes
 from .sending import Sending
 from .transfer import download, read_parts
 
-__all__ = ["SharedStore", "open_store"]
+__all__ = ["SharedStore"]
 
 _REQUESTS_AT_ONCE = 16
 _SMALL_BYTES = 1 << 20
 _MEDIUM_AT_ONCE = 4
 
 _Made = TypeVar("_Made")
-
-
-def open_store(
-    home: Path,
-    *,
-    protected: Path | None = None,
-    remote: RemoteSpec | None = None,
-    environ: Mapping[str, str] = os.environ,
-) -> Store:
-    """Return the store in a folder, with the shared cache behind it if there is one."""
-    if remote is None:
-        return Store(home, protected=protected)
-    return SharedStore(home, remote, protected=protected, environ=environ)
 
 
 class SharedStore(Store):

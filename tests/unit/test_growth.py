@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,26 +14,11 @@ from deploy_runner.pipeline.loader import load_yaml
 from deploy_runner.pipeline.spec import parse_duration, parse_size
 from tests.conftest import Project
 from tests.unit.compiling import compile_
+from tests.unit.counting import calls_of
 
 LONG = 1 << 17
 """What grows with the square doesn't end at this size."""
 COMMAND = "{{uses: run.command, outputs: {{o: o}}, with: {{command: {}}}}}"
-
-
-def calls_of(work: Callable[[], object]) -> int:
-    """Return how many functions are called, in Python and in C."""
-    count = 0
-
-    def profile(frame: object, event: str, argument: object) -> None:
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    sys.setprofile(profile)
-    try:
-        work()
-    finally:
-        sys.setprofile(None)
-    return count
 
 
 def in_a_row(n: int) -> tuple[str, str]:
@@ -82,6 +66,12 @@ def plain_keys(n: int) -> tuple[str, str]:
     return "vars:\n" + "".join(f"  key{i}: {i}\n" for i in range(10 * n)), "a: " + COMMAND.format("x")
 
 
+def written_out(n: int) -> tuple[str, str]:
+    own = "{{uses: run.command, inputs: {{i: {}}}, outputs: {{o: o}}, with: {{command: x}}}}"
+    sources = ["in.txt", *(f"'${{{{ stages.s{i}.outputs.o }}}}'" for i in range(n))]
+    return "", "\n".join(f"s{i}: {own.format(source)}" for i, source in enumerate(sources))
+
+
 def wrong_names(n: int) -> tuple[str, str]:
     """Each of n wrong names has n names that it could be."""
     good = "".join(f"  good_name_{i}: 1\n" for i in range(n))
@@ -98,6 +88,7 @@ SHAPES = [
     pairs,
     included,
     plain_keys,
+    written_out,
     pytest.param(wrong_names, marks=pytest.mark.slow),
 ]
 

@@ -306,6 +306,16 @@ def test_a_waiting_stage_that_was_never_made_has_no_changes(bench: Bench) -> Non
     assert bench.planner().explain("a").changes == ()
 
 
+def test_of_the_stages_that_one_waits_for_a_hundred_are_explained(bench: Bench) -> None:
+    for count, end in ((100, "s99: not built before"), (101, "s99: not built before; and others")):
+        bench.nodes = {f"s{i}": node(f"s{i}") for i in range(count)}
+        bench.nodes |= {"z": node("z")._replace(needs=tuple(bench.nodes))}
+        found = bench.planner().explain("z")
+        assert found.causes == tuple(f"s{i}" for i in range(count))
+        assert found.reason.startswith("for s0: not built before; s1: not built before; ")
+        assert found.reason.endswith(f"; {end}")
+
+
 def refused(bench: Bench, message: str, place: str) -> None:
     with pytest.raises(SpecError, match=rf"\A{re.escape(f'{place}: {message}')}\Z"):
         bench.planner().plan()

@@ -43,6 +43,9 @@ def test_a_no_op_run_imports_nothing_heavy(chain: Project) -> None:
         name.startswith(("deploy_runner.engine.execute.crew", "deploy_runner.engine.execute.dispatch"))
         for name in found
     )
+    unused = {"argparse", "concurrent.futures", "dataclasses", "glob", "inspect", "logging", "random", "shutil",
+              "socket", "subprocess", "tempfile", "deploy_runner.store.shared"}  # fmt: skip
+    assert not found & unused
 
 
 def test_the_import_contracts_hold() -> None:

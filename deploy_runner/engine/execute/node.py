@@ -23,8 +23,9 @@ from typing import NamedTuple
 from ...errors import DeployRunnerError, StageError, StoreError
 from ...store.cas import Store
 from ...store.namespace import HOME_VARIABLE, configured_home
+from ...store.opening import open_store
 from ...store.removal import remove_tree
-from ...store.shared import SharedStore, open_store
+from ...store.shared import SharedStore
 from ...types import Artifact, RunOptions, StageResult
 from ..keys import KeyEnvironment
 from .action import Action
