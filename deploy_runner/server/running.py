@@ -81,10 +81,10 @@ def _listen(settings: Settings, count: int) -> list[socket.socket]:
     alone = socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
     if count == 1:
         return [alone]
-    address = alone.getsockname()  # Nobody else has it, who would share it otherwise.
+    port = alone.getsockname()[1]  # Nobody else has it, who would share it otherwise.
     alone.close()
     return [
-        socket.create_server(address[:2], family=family, backlog=_BACKLOG, reuse_port=True)
+        socket.create_server((settings.host, port), family=family, backlog=_BACKLOG, reuse_port=True)
         for _ in range(count)
     ]
 

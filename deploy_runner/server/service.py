@@ -151,10 +151,13 @@ class Service:
     def drain(self, number: int, then: Callable[[], None]) -> None:
         """Say from now on that the server isn't ready, and call `then` when requests end to be taken.
 
-        The second signal ends the process at once.
+        The second signal ends the process at once. A worker is ended by the first process: what is sent to
+        all processes of a service or a terminal comes to a worker twice, with what that passes on.
         """
         if self.draining:
-            os._exit(_FORCED)
+            if self._board is None:
+                os._exit(_FORCED)
+            return
         self.draining = self.lame = True
         self.log("draining", signal=signal.Signals(number).name)
 

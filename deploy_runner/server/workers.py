@@ -55,8 +55,9 @@ class Workers:
             if received is not None and received.si_signo == signal.SIGHUP:
                 self._tell(signal.SIGHUP)
             elif received is not None and received.si_signo in (signal.SIGTERM, signal.SIGINT):
-                self._code = _FORCED if self._draining else self._code
-                self._end(signal.Signals(received.si_signo))
+                again = self._draining
+                self._code = _FORCED if again else self._code
+                self._end(signal.SIGKILL if again else signal.Signals(received.si_signo))
             self._reap()
             self._replace()
         return self._code

@@ -6,9 +6,10 @@ import os
 import re
 import signal
 import socket
+import sys
 import urllib.parse
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.serve.models import Digits
-from tests.serve.server import LONG, Server, ask, client, refusal, serving, until
+from tests.serve.server import LONG, Server, ask, client, listening, refusal, running, serving, until
 
 IMAGE = [[0.5] * 64]
 CONNECTIONS = 40
@@ -84,7 +85,7 @@ def test_all_workers_count_reload_and_are_replaced(digits: Digits, other: Path, 
 
 
 @several
-def test_sigterm_answers_what_every_worker_runs(slow: Path, tmp_path: Path) -> None:
+def test_a_signal_to_all_processes_answers_what_every_worker_runs(slow: Path, tmp_path: Path) -> None:
     body = f"[[{LONG[0][0]}, 0]]".encode()
     request = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
     with crew(slow, tmp_path) as server, ExitStack() as stack:
@@ -95,22 +96,36 @@ def test_sigterm_answers_what_every_worker_runs(slow: Path, tmp_path: Path) -> N
         for connection in opened:
             connection.sendall(request)
         until(lambda: server.figures()["serve_running_batches"] == 2)
-        until(
-            lambda: sum(server.figures()[f"serve_{n}"] for n in ("queue_samples",)) > 0 or asked(server) > 0
-        )
-        server.signal(signal.SIGTERM)
+        os.killpg(server.process.pid, signal.SIGINT)
         server.wait_for("draining", 2)
         assert all(connection.recv(1 << 16).startswith(b"HTTP/1.1 200") for connection in opened)
         assert server.process.wait(60) == 0
 
 
+def started(artifact: Path, folder: Path, workers: int) -> AbstractContextManager[Server]:
+    command = [sys.executable, "-m", "deploy_runner", "serve", str(artifact), "--port", "0", "--json"]
+    return listening([*command, "--workers", str(workers)], folder=folder)
+
+
+@several
+def test_the_second_signal_ends_all_at_once(slow: Path, tmp_path: Path) -> None:
+    with started(slow, tmp_path, 2) as server:
+        with running(server, [[1e8, 0.0]]) as answer:
+            left = [psutil.Process(pid) for pid in pids(server)]
+            server.signal(signal.SIGTERM)
+            server.wait_for("draining", 2)
+            server.signal(signal.SIGTERM)
+            assert server.process.wait(60) == 130
+        assert isinstance(answer.exception(), ConnectionError)
+        assert not psutil.wait_procs(left, 60)[1]
+
+
 def test_the_first_process_that_is_killed_leaves_no_worker(digits: Digits, tmp_path: Path) -> None:
-    with serving(digits.onnx, "--workers", min(2, CORES), folder=tmp_path) as server:
+    with started(digits.onnx, tmp_path, min(2, CORES)) as server:
         left = [psutil.Process(pid) for pid in pids(server)]
         server.process.kill()
         server.process.wait(60)
         assert not psutil.wait_procs(left, 60)[1]
-        server.process.returncode = 0
 
 
 @pytest.mark.parametrize(
