@@ -45,6 +45,7 @@ def test_what_takes_longer_than_expected_goes_to_a_thread_and_comes_back(tmp_pat
         moved(server, SHORT, "loop")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("place", "expected"), [("loop", (3, 0)), ("thread", (0, 3))])
 def test_run_in_decides_it(digits: Digits, tmp_path: Path, place: str, expected: tuple[int, int]) -> None:
     with serving(digits.onnx, "--run-in", place, "--max-batch", "1", folder=tmp_path) as server:
@@ -53,6 +54,7 @@ def test_run_in_decides_it(digits: Digits, tmp_path: Path, place: str, expected:
         assert ran(server) == expected
 
 
+@pytest.mark.slow
 def test_a_model_that_takes_long_is_not_run_in_the_loop(slow: Path, tmp_path: Path) -> None:
     with serving(slow, folder=tmp_path) as server:
         assert server.wait_for("model")["in_loop"] == 0

@@ -84,6 +84,7 @@ def test_all_workers_count_reload_and_are_replaced(digits: Digits, other: Path, 
     assert {event["worker"] for event in server.events() if event["event"] == "stopped"} == {0, 1}
 
 
+@pytest.mark.slow
 @several
 def test_a_signal_to_all_processes_answers_what_every_worker_runs(slow: Path, tmp_path: Path) -> None:
     body = f"[[{LONG[0][0]}, 0]]".encode()
@@ -107,6 +108,7 @@ def started(artifact: Path, folder: Path, workers: int) -> AbstractContextManage
     return listening([*command, "--workers", str(workers)], folder=folder)
 
 
+@pytest.mark.slow
 @several
 def test_the_second_signal_ends_all_at_once(slow: Path, tmp_path: Path) -> None:
     with started(slow, tmp_path, 2) as server:
@@ -120,6 +122,7 @@ def test_the_second_signal_ends_all_at_once(slow: Path, tmp_path: Path) -> None:
         assert not psutil.wait_procs(left, 60)[1]
 
 
+@pytest.mark.slow
 def test_the_first_process_that_is_killed_leaves_no_worker(digits: Digits, tmp_path: Path) -> None:
     with started(digits.onnx, tmp_path, min(2, CORES)) as server:
         left = [psutil.Process(pid) for pid in pids(server)]
@@ -128,6 +131,7 @@ def test_the_first_process_that_is_killed_leaves_no_worker(digits: Digits, tmp_p
         assert not psutil.wait_procs(left, 60)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "workers", "threads"),
     [
