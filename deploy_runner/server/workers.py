@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -100,7 +101,10 @@ class Workers:
     def _start(self, worker: int) -> int:
         """Fork a worker; return the pipe that it writes to when it answers."""
         reading, writing = os.pipe()
-        pid = os.fork()
+        with warnings.catch_warnings():
+            # OpenBLAS has threads, which it ends and starts again around a fork; onnxruntime has none.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
         if pid:
             os.close(writing)
             self._running[pid] = (worker, time.monotonic())
