@@ -15,7 +15,7 @@ from typing import Literal
 
 from .environments import HERE, environment
 
-__all__ = ["CONTENDERS", "OURS", "Contender"]
+__all__ = ["CONSTANT", "CONTENDERS", "OURS", "Contender"]
 
 SERVERS = HERE / "servers"
 
@@ -56,10 +56,18 @@ def _bentoml(programs: Path, model: Path, port: int) -> list[str]:
             "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
 
 
+def _constant(programs: Path, model: Path, port: int) -> list[str]:
+    return [str(programs / "uvicorn"), "constant:app", "--port", str(port), "--no-access-log",
+            "--lifespan", "off"]  # fmt: skip
+
+
 _ONNX = ("onnxruntime==1.32.0", "numpy==2.4.6")
 OURS = Contender("ours", (), "onnx", _ours)
+CONSTANT = Contender("constant", (), "onnx", _constant)
+"""No contender, but what a request costs at least: ours is compared with it by CPU."""
 CONTENDERS = (
     OURS,
+    CONSTANT,
     Contender(
         "naive",
         ("fastapi==0.165.0", "uvicorn[standard]==0.54.0", "torch==2.13.0", "numpy==2.4.6"),

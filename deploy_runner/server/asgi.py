@@ -18,9 +18,9 @@ from starlette.requests import Request as FastRequest
 from . import arriving, routes
 from .batching import Entry
 from .connections import OVERDUE
+from .direct import CLIENT_GONE, READ, Posts
 from .openapi import openapi
 from .problems import Refused
-from .protocol import HEADER_LENGTH
 from .routes import Reply, Request
 from .service import Service
 
@@ -29,11 +29,6 @@ __all__ = ["App"]
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-_READ = {
-    name.encode(): name
-    for name in ("content-type", "content-length", "content-encoding", "accept", HEADER_LENGTH)
-}
-_CLIENT_GONE = 499
 _DRAINED = 2
 """Of a body without a length so many times its limit is read, so that the client can read the refusal."""
 
@@ -46,6 +41,8 @@ class App:
         self._max_body = service.settings.max_body
         self._access_log = service.settings.access_log
         self._posts = dict(routes.POSTS)
+        self.posts = Posts(service)
+        """What connections answer themselves."""
         self._fastapi = _fastapi(service)
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
@@ -69,7 +66,7 @@ class App:
         if path in self._posts:
             return path, self._posts[path]
         if path.startswith("/v2/models/") and path.endswith("/infer"):
-            return "/v2/infer", path[len("/v2/models/") : -len("/infer")]
+            return routes.INFER_ROUTE, path[len("/v2/models/") : -len("/infer")]
         return None
 
     async def _post(self, route: str, post: Any, scope: _Scope, receive: _Receive, send: _Send) -> int:
@@ -80,7 +77,7 @@ class App:
                 self._service.metrics.request(route, missing.status, 0.0)
                 return await self._send(missing, send, close=True)
             post = routes.INFER
-        headers = {_READ[n]: value.decode("latin-1") for n, value in scope["headers"] if n in _READ}
+        headers = {READ[n]: value.decode("latin-1") for n, value in scope["headers"] if n in READ}
         try:
             body = await self._body(headers, receive)
         except Refused as refused:
@@ -89,7 +86,7 @@ class App:
             return await self._send(refusal, send, close=True)
         if body is None:
             late = scope.get(OVERDUE)
-            status: int = _CLIENT_GONE if late is None else late.status
+            status: int = CLIENT_GONE if late is None else late.status
             self._service.metrics.request(route, status, 0.0)
             return status
         watcher = _Watcher(receive)
@@ -98,8 +95,8 @@ class App:
         except asyncio.CancelledError:
             if not watcher.gone:
                 raise
-            self._service.metrics.request(route, _CLIENT_GONE, 0.0)
-            return _CLIENT_GONE
+            self._service.metrics.request(route, CLIENT_GONE, 0.0)
+            return CLIENT_GONE
         finally:
             watcher.stop()
         return await self._send(reply, send, close=self._service.draining)
@@ -174,9 +171,9 @@ class _Watcher:
 
     async def _watch(self, entry: Entry) -> None:
         message = await self._receive()
-        if message["type"] == "http.disconnect" and not entry.future.done():
+        if message["type"] == "http.disconnect" and entry.tell is not None:
             self.gone = True
-            entry.future.cancel()
+            entry.answer(asyncio.CancelledError())
 
     def stop(self) -> None:
         """End the watching."""

@@ -14,15 +14,14 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
+from .placement import LOOP, THREAD, Placement
 from .ports import Arrays, joined, part
 from .problems import Overdue, Problem, QueueFull, Refused, TimedOut
 from .programs import Program
 
-__all__ = ["Batcher", "Entry", "Limits", "Observer"]
+__all__ = ["Batcher", "Entry", "Limits", "Observer", "Tell"]
 
 _SWEEP_S = 0.05
-_INLINE_S = 0.005
-"""A batch that took longer than this in the event loop was the last to be run there."""
 
 
 class Limits:
@@ -43,45 +42,46 @@ class Limits:
 class Observer(Protocol):
     """Is told what the batcher does."""
 
-    def batch(self, samples: int, seconds: float) -> None:
-        """Take note of a batch that was run."""
+    def batch(self, samples: int, seconds: float, place: str) -> None:
+        """Take note of a batch that was run in the event loop, or in a thread."""
         ...
+
+
+Tell = Callable[[Arrays | BaseException], object]
 
 
 class Entry:
     """A request that waits. `watch` is called once, with it, when it has waited for long.
 
     It must not hold the entry: what refers to itself is freed by the collector of garbage alone.
+    What is told the answer may, since the entry lets go of it then.
     """
 
-    __slots__ = ("arrays", "deadline", "future", "key", "queued", "queued_at", "rows", "watch")
+    __slots__ = ("arrays", "deadline", "key", "queued", "queued_at", "rows", "tell", "watch")
 
     def __init__(
-        self,
-        arrays: Arrays,
-        rows: int,
-        key: Hashable,
-        future: asyncio.Future[Arrays],
-        now: float,
-        timeout_s: float,
+        self, arrays: Arrays, rows: int, key: Hashable, tell: Tell, now: float, timeout_s: float
     ) -> None:
-        self.arrays, self.rows, self.key, self.future = arrays, rows, key, future
+        self.arrays, self.rows, self.key = arrays, rows, key
         self.queued_at, self.deadline = now, now + timeout_s
         self.queued = True
+        self.tell: Tell | None = tell
         self.watch: Callable[[Entry], None] | None = None
+
+    def answer(self, answer: Arrays | BaseException) -> None:
+        """Tell the answer to whoever waits for it, once."""
+        tell, self.tell = self.tell, None
+        if tell is not None:
+            tell(answer)
 
 
 class Batcher:
-    """Runs requests through a model; lives in one event loop.
+    """Runs requests through a model; lives in one event loop. `placement` says where a batch runs."""
 
-    `inline` runs batches in the loop itself, which is faster for models of less than a millisecond:
-    a thread would have to wait for the interpreter's lock.
-    """
-
-    def __init__(self, program: Program, limits: Limits, observer: Observer, *, inline: bool) -> None:
+    def __init__(self, program: Program, limits: Limits, observer: Observer, placement: Placement) -> None:
         self._run, self._limits, self._observer = program.run, limits, observer
         self._inputs, self._outputs = program.inputs, program.outputs
-        self._inline = inline
+        self._placement = placement
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="inference")
         self._queues: dict[Hashable, deque[Entry]] = {}
@@ -93,14 +93,13 @@ class Batcher:
         self.waiting = 0
         """Samples that wait."""
 
-    def submit(self, arrays: Arrays, rows: int, key: Hashable) -> Entry:
-        """Queue a request. Raises QueueFull."""
+    def submit(self, arrays: Arrays, rows: int, key: Hashable, tell: Tell) -> Entry:
+        """Queue a request, whose answer is told in a later turn of the event loop. Raises QueueFull."""
         size = rows or 1
         if self.waiting + size > self._limits.max_queue:
             said = f"{self.waiting} samples are waiting, the limit is {self._limits.max_queue}"
             raise QueueFull(Problem(("server",), said))
-        future = self._loop.create_future()
-        entry = Entry(arrays, size, key, future, time.monotonic(), self._limits.timeout_s)
+        entry = Entry(arrays, size, key, tell, time.monotonic(), self._limits.timeout_s)
         self.waiting += size
         self._queues.setdefault(key, deque()).append(entry)
         self._pending.append(entry)
@@ -112,15 +111,14 @@ class Batcher:
         return entry
 
     def drop(self, entry: Entry, error: BaseException | None = None) -> None:
-        """Take an entry out; whoever waits for it is told the error, or cancelled."""
+        """Take an entry out; whoever waits for it is told the error, or nothing more."""
         if entry.queued:
             entry.queued = False
             self.waiting -= entry.rows
-        if not entry.future.done():
-            if error is None:
-                entry.future.cancel()
-            else:
-                entry.future.set_exception(error)
+        if error is None:
+            entry.tell = None
+        else:
+            entry.answer(error)
 
     @property
     def running(self) -> bool:
@@ -129,7 +127,7 @@ class Batcher:
 
     async def drained(self) -> None:
         """Wait until nothing waits or runs, and let the thread go."""
-        while self._busy or any(not entry.future.done() for entry in self._pending):
+        while self._busy or any(entry.tell is not None for entry in self._pending):
             await asyncio.sleep(_SWEEP_S)
         self._threads.shutdown(wait=False)
 
@@ -153,14 +151,13 @@ class Batcher:
         if not entries:
             return
         self._last_entries = len(entries)
-        if self._inline:
-            started_s = time.monotonic()
-            self._finish(entries, *self._answers(entries))
-            self._inline = time.monotonic() - started_s < _INLINE_S
+        size = _size(entries)
+        if self._placement.in_loop(size):
+            self._finish(entries, size, LOOP, *self._answers(entries))
             return
         self._busy = True
         done = self._loop.run_in_executor(self._threads, self._answers, entries)
-        done.add_done_callback(lambda future: self._finish(entries, *future.result()))
+        done.add_done_callback(lambda future: self._finish(entries, size, THREAD, *future.result()))
 
     def _take(self) -> list[Entry]:
         """Return the oldest entry that waits, with those that can be run together with it."""
@@ -182,18 +179,20 @@ class Batcher:
     def _joins(self, rows: int, entry: Entry) -> bool:
         return entry.key is not None and rows + entry.rows <= self._limits.max_batch
 
-    def _answers(self, entries: Sequence[Entry]) -> tuple[list[Arrays | BaseException], float]:
-        """Run a batch; return what each entry is answered, and the seconds that it took.
+    def _answers(self, entries: Sequence[Entry]) -> tuple[list[Arrays | BaseException], float, float | None]:
+        """Run a batch; return what each entry is answered, and its seconds: all, and of CPU if measured.
 
         Where a batch fails its entries are run one by one: one's values must not fail another.
         """
+        cpu_s = time.thread_time() if self._placement.measures() else None
         started_s = time.perf_counter()
         answers: list[Arrays | BaseException]
         try:
             answers = list(self._together(entries))
         except Exception as error:
             answers = [error] if len(entries) == 1 else [self._alone(entry) for entry in entries]
-        return answers, time.perf_counter() - started_s
+        seconds = time.perf_counter() - started_s
+        return answers, seconds, None if cpu_s is None else time.thread_time() - cpu_s
 
     def _alone(self, entry: Entry) -> Arrays | BaseException:
         try:
@@ -212,26 +211,27 @@ class Batcher:
             start = stop
         return parts
 
-    def _finish(self, entries: Sequence[Entry], answers: Sequence[Any], seconds: float) -> None:
+    def _finish(
+        self,
+        entries: Sequence[Entry],
+        size: int,
+        place: str,
+        answers: Sequence[Any],
+        seconds: float,
+        cpu_s: float | None,
+    ) -> None:
         self._busy = False
-        self._observer.batch(sum(entry.rows for entry in entries), seconds)
+        self._observer.batch(sum(entry.rows for entry in entries), seconds, place)
+        self._placement.observe(size, seconds, cpu_s)
         for entry, answer in zip(entries, answers, strict=True):
-            if entry.future.done():
-                continue
-            if isinstance(answer, BaseException):
-                entry.future.set_exception(answer)
-            else:
-                entry.future.set_result(answer)
+            entry.answer(answer)
         if self._queues:
             self._plan()
 
     def _sweep(self) -> None:
         """Forget what is answered, end what is overdue, and watch what has been waiting."""
         now = time.monotonic()
-        for entry in self._pending:
-            if entry.queued and entry.future.done():  # Its client has gone.
-                self.drop(entry)
-        self._pending = deque(entry for entry in self._pending if not entry.future.done())
+        self._pending = deque(entry for entry in self._pending if entry.tell is not None)
         for entry in self._pending:
             if entry.deadline <= now:
                 self.drop(entry, _overdue(entry, self._limits.timeout_s))
@@ -241,6 +241,13 @@ class Batcher:
         self._sweeping = bool(self._pending)
         if self._sweeping:
             self._loop.call_later(_SWEEP_S, self._sweep)
+
+
+def _size(entries: Sequence[Entry]) -> int:
+    """Return how many values a batch's inputs have; what is run together has samples of one size."""
+    first = entries[0]
+    values = sum(array.size for array in first.arrays.values())
+    return values if len(entries) == 1 else values * sum(entry.rows for entry in entries) // first.rows
 
 
 def _overdue(entry: Entry, timeout_s: float) -> Refused:

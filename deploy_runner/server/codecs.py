@@ -13,6 +13,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ _DEEPEST = 3
 """So many objects within objects hold values: {"inputs": {NAME: values}}."""
 
 
+@lru_cache(maxsize=256)
 def kind_of(content_type: str) -> str:
     """Return a content type without its parameters: JSON where none is named."""
     return content_type.partition(";")[0].strip().lower() or JSON
@@ -253,7 +255,8 @@ def encode(outputs: Arrays, accept: str, ports: Ports) -> tuple[bytes, str]:
 _ANY = ("", "*/*", "application/*")
 
 
-def _accepted(accept: str) -> list[str]:
+@lru_cache(maxsize=256)
+def _accepted(accept: str) -> tuple[str, ...]:
     """Return the content types that are accepted, the most wanted first: of a weight q, as they are listed.
 
     Source: https://www.rfc-editor.org/rfc/rfc9110#name-accept
@@ -268,7 +271,7 @@ def _accepted(accept: str) -> list[str]:
             q = 1.0
         if q > 0:
             weighed.append((-q, kind))
-    return [kind for _, kind in sorted(weighed, key=lambda one: one[0])]
+    return tuple(kind for _, kind in sorted(weighed, key=lambda one: one[0]))
 
 
 def _csv(first: np.ndarray[Any, Any]) -> bytes:

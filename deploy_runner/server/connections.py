@@ -12,7 +12,9 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from . import arriving
+from .direct import Exchange, Posts, head
 from .problems import Refused
+from .routes import Reply
 
 __all__ = ["OVERDUE", "Connection"]
 
@@ -28,6 +30,13 @@ class Connection(HttpToolsProtocol):
     _head_bytes = 0
     _arrives: Any = None
     _since_s = 0.0
+    _known: tuple[object, bytes] = (None, b"")
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        app: Any = self.app
+        self._posts: Posts = app.posts
+        self._idle: object = self
 
     def data_received(self, data: bytes) -> None:
         """Take bytes, and refuse a head that is too large."""
@@ -40,6 +49,65 @@ class Connection(HttpToolsProtocol):
             self._refuse(arriving.head_too_large())
         elif self._has_head():
             self._head_bytes = 0
+
+    def on_headers_complete(self) -> None:
+        """Begin an exchange where the request is one of tensors, else what uvicorn begins."""
+        if self.transport.is_closing():
+            return
+        exchange = self._exchange()
+        if exchange is None:
+            super().on_headers_complete()
+            return
+        exchange.scope, exchange.send = self.scope, self._send
+        self.scope["path"] = exchange.path
+        exchange.keep_alive = self.parser.should_keep_alive()
+        self.cycle = exchange  # type: ignore[assignment]
+
+    def _exchange(self) -> Exchange | None:
+        parser, before = self.parser, self.cycle
+        usual = (
+            (before is None or before.response_complete)
+            and parser.get_method() == b"POST"
+            and parser.get_http_version() == "1.1"
+            and not (self.expect_100_continue or self.flow.write_paused or parser.should_upgrade())
+        )
+        return self._posts.exchange(self.url, self.headers) if usual else None
+
+    def on_message_complete(self) -> None:
+        """Answer what is all there."""
+        cycle: Any = self.cycle
+        if type(cycle) is Exchange:
+            cycle.ask()
+        else:
+            super().on_message_complete()
+
+    def _send(self, exchange: Exchange, reply: Reply) -> None:
+        exchange.response_started = exchange.response_complete = True
+        close = not exchange.keep_alive or self._posts.service.draining
+        if self._known[0] is not self.server_state.default_headers:
+            headers = self.server_state.default_headers
+            self._known = headers, b"".join(b"%s: %s\r\n" % header for header in headers)
+        self.transport.write(head(reply, self._known[1], close=close) + reply.body)
+        if close:
+            self.transport.close()
+        self.on_response_complete()
+
+    def on_response_complete(self) -> None:
+        """Begin the next request; `end_if_late` ends a connection that has none."""
+        self.server_state.total_requests += 1
+        self._idle = object()
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Drop the request that waits: its client has gone."""
+        super().connection_lost(exc)
+        cycle: Any = self.cycle
+        if type(cycle) is Exchange:
+            cycle.abandon()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what isn't HTTP as everything else is refused."""
@@ -62,28 +130,30 @@ class Connection(HttpToolsProtocol):
         arrives = self._arriving()
         if arrives is not self._arrives:
             self._arrives, self._since_s = arrives, now_s
-        elif arrives is self and now_s - self._since_s >= arriving.IDLE_S:
+        elif arrives is self._idle and now_s - self._since_s >= arriving.IDLE_S:
             self.transport.close()
         elif arrives is self.flow and now_s - self._since_s >= timeout_s:
             self.transport.abort()
-        elif arrives not in (None, self) and now_s - self._since_s >= timeout_s:
+        elif arrives not in (None, self._idle) and now_s - self._since_s >= timeout_s:
             self._refuse(arriving.late(timeout_s))
 
     def _arriving(self) -> object:
-        """Return what stands for the request that isn't all there; itself before the first; else None.
+        """Return what stands for the request that isn't all there, or for there being none; else None.
 
-        It is the flow while an answer waits to be read.
+        Before the first there is none. It is the flow while an answer waits to be read.
 
         While reading is paused, since another request is being answered, its time doesn't run.
         """
         if self.scope is None:
-            return self
+            return self._idle
         if self.flow.write_paused:
             return self.flow
         if self.flow.read_paused:
             return None
         if not self._has_head():
             return self.scope
+        if self.cycle.response_complete:
+            return self._idle
         return self.cycle if self.cycle.more_body else None
 
     def _refuse(self, why: Refused) -> None:
@@ -99,6 +169,8 @@ class Connection(HttpToolsProtocol):
             scope[OVERDUE] = why
             cycle.disconnected = True
             cycle.message_event.set()
+            if isinstance(cycle, Exchange):
+                cycle.abandon(why.status)
         self.transport.close()
 
 

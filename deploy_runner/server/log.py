@@ -11,13 +11,14 @@ __all__ = ["Log"]
 
 
 class Log:
-    """Writes events with their details."""
+    """Writes events with their details; `always` are those of all."""
 
-    def __init__(self, *, as_json: bool) -> None:
-        self._as_json = as_json
+    def __init__(self, *, as_json: bool, **always: Any) -> None:
+        self._as_json, self._always = as_json, always
 
     def __call__(self, event: str, **details: Any) -> None:
         """Write one event."""
+        details = self._always | details
         if self._as_json:
             line = json.dumps({"time": round(time.time(), 3), "event": event, **details}, ensure_ascii=False)
         else:

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
+from operator import add
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -21,7 +24,9 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-__all__ = ["CONTENT_TYPE", "Metrics"]
+from .placement import LOOP, THREAD
+
+__all__ = ["CONTENT_TYPE", "Metrics", "State"]
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -29,40 +34,86 @@ _INFERENCE_S = (0.00005, 0.0001, 0.00025, 0.0005, *_SECONDS)
 _SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
+_REQUESTS, _LATENCY, _SAMPLES_RUN, _INFERENCE = "requests", "latency", "samples", "inference"
+_PLACES, _RELOADS, _QUEUE, _RUNNING = "places", "reloads", "queue", "running"
+State = dict[str, Any]
+"""A worker's figures as JSON holds them: a histogram is a list of its counts, with its sum behind them."""
+
+
 class _Histogram:
     """Counts values by the first bound that isn't below them."""
 
-    __slots__ = ("_bounds", "_counts", "_sum")
+    __slots__ = ("_bounds", "figures")
 
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds, self._counts, self._sum = bounds, [0] * (len(bounds) + 1), 0.0
+    def __init__(self, bounds: Sequence[float], figures: list[float] | None = None) -> None:
+        self._bounds, self.figures = bounds, figures or [0] * (len(bounds) + 2)
 
     def observe(self, value: float) -> None:
         """Count a value."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+        self.figures[bisect_left(self._bounds, value)] += 1
+        self.figures[-1] += value
 
-    def add_to(self, family: HistogramMetricFamily, labels: Sequence[str]) -> None:
-        """Add what was counted to a family."""
-        total, buckets = 0, []
-        for bound, count in zip((*self._bounds, float("inf")), self._counts, strict=True):
-            total += count
-            buckets.append(("+Inf" if bound == float("inf") else str(float(bound)), total))
-        family.add_metric(labels, buckets, self._sum)
+
+def _add_to(
+    family: HistogramMetricFamily, labels: Sequence[str], bounds: Sequence[float], figures: Sequence[float]
+) -> None:
+    """Add what was counted to a family."""
+    total, buckets = 0.0, []
+    for bound, count in zip((*bounds, float("inf")), figures, strict=False):
+        total += count
+        buckets.append(("+Inf" if bound == float("inf") else str(float(bound)), total))
+    family.add_metric(labels, buckets, figures[-1])
+
+
+def _joined(one: Any, other: Any, of: Callable[[Any, Any], Any] = add) -> Any:
+    """Return the figures of two workers as those of one."""
+    if isinstance(one, dict):
+        return {
+            name: _joined(one[name], other[name], max if name == _RELOADS else of)
+            if name in one and name in other
+            else one.get(name, other.get(name))
+            for name in {**one, **other}
+        }
+    return [of(a, b) for a, b in zip(one, other, strict=True)] if isinstance(one, list) else of(one, other)
 
 
 class Metrics(Collector):
-    """All of a server's figures; each server has its own."""
+    """All of a server's figures, or of one of its workers; `others` has what the others have shown.
+
+    A reload is done by every worker, and counts once.
+    """
 
     def __init__(self, waiting: Callable[[], float], running: Callable[[], float]) -> None:
         self._waiting, self._running = waiting, running
+        self.others: Callable[[], Sequence[State]] = tuple
         self._requests: dict[tuple[str, int], int] = {}
         self._latency: dict[str, _Histogram] = {}
         self._samples, self._inference = _Histogram(_SAMPLES), _Histogram(_INFERENCE_S)
+        self._places = dict.fromkeys((LOOP, THREAD), 0)
         self._reloads = dict.fromkeys(("swapped", "refused", "unchanged"), 0)
         self._model: dict[str, str] = {}
         self._registry = CollectorRegistry()
         self._registry.register(self)
+
+    def state(self) -> State:
+        """Return this worker's figures."""
+        return {
+            _REQUESTS: {f"{status} {route}": n for (route, status), n in list(self._requests.items())},
+            _LATENCY: {route: histogram.figures for route, histogram in list(self._latency.items())},
+            _SAMPLES_RUN: self._samples.figures, _INFERENCE: self._inference.figures,
+            _PLACES: self._places, _RELOADS: self._reloads,
+            _QUEUE: self._waiting(), _RUNNING: int(self._running()),
+        }  # fmt: skip
+
+    def resume(self, state: State) -> None:
+        """Continue the figures of a worker that this one replaces."""
+        for key, count in state[_REQUESTS].items():
+            status, _, route = key.partition(" ")
+            self._requests[route, int(status)] = count
+        self._latency = {route: _Histogram(_SECONDS, figures) for route, figures in state[_LATENCY].items()}
+        self._samples = _Histogram(_SAMPLES, state[_SAMPLES_RUN])
+        self._inference = _Histogram(_INFERENCE_S, state[_INFERENCE])
+        self._places, self._reloads = state[_PLACES], state[_RELOADS]
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """Count an answer."""
@@ -73,8 +124,9 @@ class Metrics(Collector):
             histogram = self._latency[route] = _Histogram(_SECONDS)
         histogram.observe(seconds)
 
-    def batch(self, samples: int, seconds: float) -> None:
+    def batch(self, samples: int, seconds: float, place: str) -> None:
         """Count a batch."""
+        self._places[place] += 1
         self._samples.observe(samples)
         self._inference.observe(seconds)
 
@@ -88,29 +140,37 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family."""
+        others = self.others()
+        state = reduce(_joined, others, self.state())
         requests = CounterMetricFamily(
             "serve_requests", "Requests by route and status", labels=("route", "status")
         )
-        for (route, status), count in list(self._requests.items()):
-            requests.add_metric((route, str(status)), count)
+        for key, count in state[_REQUESTS].items():
+            status, _, route = key.partition(" ")
+            requests.add_metric((route, status), count)
         yield requests
         latency = HistogramMetricFamily(
             "serve_request_seconds", "Time to respond to a request", labels=("route",)
         )
-        for route, histogram in list(self._latency.items()):
-            histogram.add_to(latency, (route,))
+        for route, figures in state[_LATENCY].items():
+            _add_to(latency, (route,), _SECONDS, figures)
         yield latency
         samples = HistogramMetricFamily("serve_batch_samples", "Samples run together")
-        self._samples.add_to(samples, ())
+        _add_to(samples, (), _SAMPLES, state[_SAMPLES_RUN])
         yield samples
         inference = HistogramMetricFamily("serve_inference_seconds", "Time of one batch in the model")
-        self._inference.add_to(inference, ())
+        _add_to(inference, (), _INFERENCE_S, state[_INFERENCE])
         yield inference
-        yield GaugeMetricFamily("serve_queue_samples", "Samples waiting in the queue", self._waiting())
-        yield GaugeMetricFamily("serve_running_batches", "Batches in the model", self._running())
+        places = CounterMetricFamily("serve_batches", "Batches by where they ran", labels=("place",))
+        for place, count in state[_PLACES].items():
+            places.add_metric((place,), count)
+        yield places
+        yield GaugeMetricFamily("serve_queue_samples", "Samples waiting in the queue", state[_QUEUE])
+        yield GaugeMetricFamily("serve_running_batches", "Batches in the model", state[_RUNNING])
+        yield GaugeMetricFamily("serve_workers", "Processes that answer requests", 1 + len(others))
         yield InfoMetricFamily("serve_model", "The model being served", self._model)
         reloads = CounterMetricFamily("serve_reloads", "Reloads by result", labels=("result",))
-        for result, count in self._reloads.items():
+        for result, count in state[_RELOADS].items():
             reloads.add_metric((result,), count)
         yield reloads
 

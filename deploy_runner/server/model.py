@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ import numpy as np
 from .answered import open_io
 from .artifact import Artifact, find, fingerprint
 from .options import Settings
+from .placement import Placement
 from .ports import Arrays, Port, Ports, Sizes, joined, samples_first
 from .problems import Refused, UnfitArtifact
 from .programs import Program, open_program
@@ -24,13 +25,15 @@ from .raw.rawio import RawIo
 
 __all__ = ["Model", "load"]
 
-_SMALL_S = 0.001
-"""A full batch that takes less is run by one core, in the event loop."""
 _SIZES = (4, 16, 1)
 """Sizes that are tried for axes of any size, other than the first, where no reference case says one."""
 _LONG = (256, 16_000)
 """Those for a single such axis, too: a second of sound has so many samples."""
 _ROUNDS = 3
+_MOST_WORKERS = 8
+"""So many by default: each takes some 40 MB beside the weights, which they share."""
+_SAMPLE_S = 0.1
+"""A sample that takes more CPU is computed by all cores together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class Model:
     """A model and what was found out about it.
 
     `joins` says that requests may be run as one batch of at most `max_batch` samples, `why_alone` why not.
-    `example` has one sample.
+    `example` has one sample. `cpu_s` has the CPU seconds of batches by the number of their values.
     """
 
     artifact: Artifact
@@ -46,8 +49,9 @@ class Model:
     example: Arrays
     joins: bool
     why_alone: str
-    small: bool
+    cpu_s: Mapping[int, float]
     max_batch: int
+    workers: int
     threads: int
     scratch: ExitStack
     fingerprint: tuple[object, ...]
@@ -64,8 +68,12 @@ class Model:
         return self.program.outputs
 
 
-def load(settings: Settings, cores: int) -> Model:
-    """Load the artifact. Raises UnfitArtifact; then nothing of it is kept."""
+def load(settings: Settings, cores: int, workers: int = 0) -> Model:
+    """Load the artifact for one of so many workers. Raises UnfitArtifact; then nothing of it is kept.
+
+    Where `workers` is 0 their number is decided, too; if it is more than one, the program computes with one
+    thread, whatever `threads` says: it has started none, and can be forked.
+    """
     scratch = ExitStack()
     try:
         reference = Path(settings.reference) if settings.reference else None
@@ -73,18 +81,22 @@ def load(settings: Settings, cores: int) -> Model:
         place = Path(settings.artifact)
         state = fingerprint(place)
         artifact = find(place, partial(_folder, scratch), reference=reference, io=io, trust=settings.trust)
-        program = open_program(artifact, settings.threads or 1, settings.device)
+        program = open_program(artifact, 1, settings.device)
         example = _example(artifact, program)
         _try_cases(artifact, program, settings.atol, settings.rtol)
         max_batch = min([settings.max_batch, *_most_samples(program.inputs)])
         why = _why_alone(artifact, program, example, max_batch)
-        seconds = _seconds(program, example, 1 if why else max_batch)
-        threads = settings.threads or (1 if seconds < _SMALL_S else cores)
-        if threads != (settings.threads or 1):
+        values = sum(array.size for array in example.values())
+        cpu_s = {values * rows: _cpu_s(program, example, rows) for rows in {1, 1 if why else max_batch}}
+        small = Placement(settings.run_in, cpu_s, print).in_loop(max(cpu_s))
+        decided = workers or _workers(settings, artifact, min(cpu_s.values()), cores)
+        share = max(1, cores // decided)
+        threads = min(settings.threads or (1 if small else share), share)
+        if threads > 1 and (workers or decided == 1):
             program = open_program(artifact, threads, settings.device)
-            _seconds(program, example, 1)
+            _cpu_s(program, example, 1)
         return Model(
-            artifact, program, example, not why, why, seconds < _SMALL_S, max_batch, threads, scratch, state,
+            artifact, program, example, not why, why, cpu_s, max_batch, decided, threads, scratch, state,
             open_io(artifact.io, trust=settings.trust) if artifact.io else None,
         )  # fmt: skip
     except Refused as refused:
@@ -93,6 +105,17 @@ def load(settings: Settings, cores: int) -> Model:
     except UnfitArtifact:
         scratch.close()
         raise
+
+
+def _workers(settings: Settings, artifact: Artifact, sample_s: float, cores: int) -> int:
+    """Return how many processes answer: as is said, at most one for each core, else by the model.
+
+    What runs on one core in a tenth of a second is run by workers with a core each, which wait for nobody.
+    """
+    if settings.server == "flask" or settings.device != "cpu" or artifact.format != "onnx":
+        return 1
+    most = max(1, cores // (settings.threads or 1))
+    return min(settings.workers or (_MOST_WORKERS if sample_s < _SAMPLE_S else 1), most)
 
 
 def _folder(scratch: ExitStack) -> Path:
@@ -230,14 +253,14 @@ def _difference(alone: Sequence[Arrays], both: Arrays, outputs: Ports) -> str:
     return ""
 
 
-def _seconds(program: Program, example: Arrays, rows: int) -> float:
-    """Return the shortest time of a few runs of so many samples, in seconds; this also warms the model."""
+def _cpu_s(program: Program, example: Arrays, rows: int) -> float:
+    """Return the least CPU time of a few runs of so many samples, in seconds; this also warms the model."""
     batch = joined([example] * rows, program.inputs) if rows > 1 else example
     shortest = math.inf
     for _ in range(_ROUNDS):
-        started_s = time.perf_counter()
+        started_s = time.thread_time()
         program.run(batch)
-        shortest = min(shortest, time.perf_counter() - started_s)
+        shortest = min(shortest, time.thread_time() - started_s)
     return shortest
 
 
@@ -247,6 +270,7 @@ def describe(model: Model) -> dict[str, Any]:
         "digest": model.artifact.digest,
         "format": model.artifact.format,
         "batching": model.joins,
+        "workers": model.workers,
         "threads": model.threads,
         "cases": len(model.artifact.cases),
     } | ({"why_alone": model.why_alone} if model.why_alone else {})

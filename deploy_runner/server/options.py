@@ -8,11 +8,16 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from .devices import DEVICES, Device
+from .placement import PLACES
 
 __all__ = ["OPTIONS", "Option", "Settings", "add_options", "from_environment", "read_settings"]
 
 _PREFIX = "SERVE_"
-_CHOICES: Mapping[str, tuple[str, ...]] = {"server": ("fastapi", "flask"), "device": DEVICES}
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "server": ("fastapi", "flask"),
+    "device": DEVICES,
+    "run_in": PLACES,
+}
 _GIVEN_BY_SAGEMAKER = {"port": "SAGEMAKER_BIND_TO_PORT"}
 """https://docs.aws.amazon.com/sagemaker/latest/dg/build-multi-model-build-container.html"""
 _UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -84,7 +89,12 @@ OPTIONS = (
     Option("watch", False, "reload when the artifact changes, as SIGHUP does", None),
     Option("server", "fastapi", "fastapi, or flask", str, "KIND"),
     Option("device", "cpu", "cpu, or cuda: a GPU of NVIDIA's, by onnxruntime-gpu or torch", str, "KIND"),
-    Option("threads", 0, "cores for one inference (default: 1 for small models, else all)", _positive, "N"),
+    Option("workers", 0, "processes that answer, at most one for each core (default: by the cores and the "
+           "model)", _positive, "N"),
+    Option("threads", 0, "cores for one inference of a worker (default: 1 for small models, else its share)",
+           _positive, "N"),
+    Option("run_in", "auto", "where batches run: auto (by their CPU time, against that of a hand-over), "
+           "loop (the event loop), thread (beside it)", str, "PLACE"),
     Option("max_batch", 64, "largest number of samples run as one batch; 1 disables batching",
            _positive, "N"),
     Option("max_delay_us", 0, "how long a batch waits for more samples under load, in µs", _whole, "N"),
@@ -116,7 +126,9 @@ class Settings:
     watch: bool
     server: str
     device: Device
+    workers: int
     threads: int
+    run_in: str
     max_batch: int
     max_delay_us: int
     max_queue: int

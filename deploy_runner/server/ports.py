@@ -176,7 +176,9 @@ def joined(requests: Sequence[Arrays], inputs: Ports) -> Arrays:
 def part(outputs: Arrays, ports: Ports, start: int, stop: int) -> Arrays:
     """Return the outputs of the samples from `start` to `stop`, each of which has an axis of them."""
     return {
-        p.name: np.ascontiguousarray(outputs[p.name][(slice(None),) * (p.batch or 0) + (slice(start, stop),)])
+        p.name: np.ascontiguousarray(outputs[p.name][(slice(None),) * p.batch + (slice(start, stop),)])
+        if p.batch
+        else outputs[p.name][start:stop]
         for p in ports
     }
 
@@ -213,7 +215,7 @@ def as_array(
         info = np.iinfo(want)
         if int(found.min()) < info.min or int(found.max()) > info.max:
             raise _invalid(loc, port, f"a number is outside {info.min} to {info.max}")
-    if want.kind == "f" and _surely_fits(found, want):
+    if found.dtype == np.float64 and port.dtype in _LARGEST_SQUARED and _surely_fits(found, port.dtype):
         return _shaped(found.astype(want, order="C"), port, listed)
     with np.errstate(over="ignore"):
         array = found.astype(want, order="C")
@@ -224,15 +226,13 @@ def as_array(
     return _shaped(array, port, listed)
 
 
-def _surely_fits(found: np.ndarray[Any, Any], want: np.dtype[Any]) -> bool:
+def _surely_fits(found: np.ndarray[Any, Any], want: str) -> bool:
     """Say that all doubles are finite and in range: the sum of their squares is below the largest's square.
 
     Half the time of looking at each; where it says no, each is looked at.
     """
-    if found.dtype != np.float64:
-        return False
     flat = found.ravel()
-    return float(np.dot(flat, flat)) < _LARGEST_SQUARED[want.name]
+    return bool(flat.dot(flat) < _LARGEST_SQUARED[want])
 
 
 def _shaped(array: np.ndarray[Any, Any], port: Port, listed: bool) -> np.ndarray[Any, Any]:
@@ -263,20 +263,29 @@ def check(arrays: Mapping[str, np.ndarray[Any, Any]], ports: Ports, max_samples:
 
     Raises Invalid with everything that is wrong.
     """
-    problems = () if _sole(arrays, ports) else tuple(_problems(arrays, ports))
-    if problems:
-        raise Invalid(*problems)
-    counts = {arrays[port.name].shape[port.batch] for port in ports if port.batch is not None}
-    if max(counts, default=0) > max_samples:
-        said = f"the batch has {max(counts)} samples, the limit is {max_samples}"
+    if (count := _sole(arrays, ports)) is None:
+        if problems := tuple(_problems(arrays, ports)):
+            raise Invalid(*problems)
+        counts = {arrays[port.name].shape[port.batch] for port in ports if port.batch is not None}
+        count = counts.pop() if len(counts) == 1 else 0
+        largest = max(counts, default=count)
+    else:
+        largest = count
+    if largest > max_samples:
+        said = f"the batch has {largest} samples, the limit is {max_samples}"
         raise Invalid(Problem(("body", "inputs"), said))
-    return counts.pop() if len(counts) == 1 else 0
+    return count
 
 
-def _sole(arrays: Mapping[str, np.ndarray[Any, Any]], ports: Ports) -> bool:
-    """Say that there is one input and that it fits: the usual case, quickly."""
+def _sole(arrays: Mapping[str, np.ndarray[Any, Any]], ports: Ports) -> int | None:
+    """Return the number of samples where there is one input and that fits: the usual case, quickly."""
     port = ports[0]
-    return len(ports) == len(arrays) == 1 and port.name in arrays and port.fits(arrays[port.name].shape)
+    if len(ports) != 1 or len(arrays) != 1 or port.name not in arrays:
+        return None
+    shape = arrays[port.name].shape
+    if not port.fits(shape):
+        return None
+    return 0 if port.batch is None else shape[port.batch]
 
 
 def _problems(arrays: Mapping[str, np.ndarray[Any, Any]], ports: Ports) -> Iterable[Problem]:

@@ -19,7 +19,7 @@ from .raw.rawio import RawIo
 from .raw.requests import Given
 from .service import Live, Service
 
-__all__ = ["GETS", "INFER", "POSTS", "Reply", "Request", "answer"]
+__all__ = ["GETS", "INFER", "INFER_ROUTE", "POSTS", "TENSORS", "Ask", "Reply", "Request", "answer", "told"]
 
 _HTML = "text/html; charset=utf-8"
 _PLAIN_HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
@@ -42,7 +42,15 @@ class Request(NamedTuple):
     watch: Callable[[Entry], None]
 
 
+class Asked(NamedTuple):
+    """The tensors of a request, and what writes the reply of its outputs; it raises Refused."""
+
+    arrays: Arrays
+    write: Callable[[Arrays], Reply]
+
+
 _Post = Callable[[Service, Live, Request], Awaitable[Reply]]
+Ask = Callable[[Service, Live, Request], Asked]
 
 
 async def answer(route: str, post: _Post, service: Service, request: Request) -> Reply:
@@ -57,11 +65,16 @@ async def answer(route: str, post: _Post, service: Service, request: Request) ->
             request = request._replace(body=body)
         reply = await post(service, live, request)
     except Refused as refused:
-        reply = refusal(refused, protocol_v2=post is infer)
-        if refused.status == 500:
-            service.log("model error", route=route, error=str(refused))
+        reply = told(service, route, refused)
     service.metrics.request(route, reply.status, time.perf_counter() - started_s)
     return reply
+
+
+def told(service: Service, route: str, refused: Refused) -> Reply:
+    """Return a refusal in the words of a route; that the model failed is logged."""
+    if refused.status == 500:
+        service.log("model error", route=route, error=str(refused))
+    return refusal(refused, protocol_v2=route == INFER_ROUTE)
 
 
 def refusal(refused: Refused, *, protocol_v2: bool = False) -> Reply:
@@ -83,16 +96,37 @@ async def predict(service: Service, live: Live, request: Request) -> Reply:
         value = codecs.parse_json(request.body) if codecs.kind_of(content_type) == JSON else None
         if (reply := await _answered(service, live, live.io, request, value)) is not None:
             return reply
+    asked = ask_predict(service, live, request, value)
+    return asked.write(await _run(service, live, request, asked.arrays))
+
+
+def ask_predict(service: Service, live: Live, request: Request, value: Any = None) -> Asked:
+    """Return what a POST of tensors to /predict asks for; `value` is its JSON, if parsed. Raises Refused."""
+    content_type, accept = request.headers.get("content-type", ""), request.headers.get("accept", "")
     arrays = codecs.decode(request.body, content_type, live.inputs, service.settings.max_body, value)
-    outputs = await _run(service, live, request, arrays)
-    body, kind = codecs.encode(outputs, request.headers.get("accept", ""), live.outputs)
-    return Reply(200, body, kind)
+    return Asked(arrays, lambda outputs: Reply(200, *codecs.encode(outputs, accept, live.outputs)))
 
 
 async def _run(service: Service, live: Live, request: Request, arrays: Arrays) -> Arrays:
-    entry = service.submit(live, arrays)
+    future: asyncio.Future[Arrays] = asyncio.get_running_loop().create_future()
+    entry = service.submit(live, arrays, partial(_resolve, future))
     request.watch(entry)
-    return await entry.future
+    try:
+        return await future
+    except asyncio.CancelledError:
+        live.batcher.drop(entry)
+        raise
+
+
+def _resolve(future: asyncio.Future[Arrays], answer: Arrays | BaseException) -> None:
+    if future.done():
+        return
+    if isinstance(answer, asyncio.CancelledError):
+        future.cancel()
+    elif isinstance(answer, BaseException):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
 
 
 async def _answered(service: Service, live: Live, io: RawIo, request: Request, value: Any) -> Reply | None:
@@ -120,9 +154,24 @@ async def infer(service: Service, live: Live, request: Request) -> Reply:
     body, raw = protocol.split(request.body, request.headers.get(protocol.HEADER_LENGTH, ""))
     if live.io is not None and protocol_raw.has_bytes(body):
         return await _infer_raw(service, live, live.io, request, body, raw)
+    asked = _asked(service, live, body, raw)
+    return asked.write(await _run(service, live, request, asked.arrays))
+
+
+def ask_infer(service: Service, live: Live, request: Request) -> Asked:
+    """Return what a POST of tensors to /v2/models/M/infer asks for. Raises Refused."""
+    body, raw = protocol.split(request.body, request.headers.get(protocol.HEADER_LENGTH, ""))
+    return _asked(service, live, body, raw)
+
+
+def _asked(service: Service, live: Live, body: Mapping[str, Any], raw: memoryview) -> Asked:
     arrays, wanted = protocol.decode_infer(body, raw, live.inputs, live.outputs)
-    outputs = await _run(service, live, request, arrays)
-    return Reply(200, *protocol.encode_infer(outputs, wanted, service.name, live.version, live.outputs))
+
+    def write(outputs: Arrays) -> Reply:
+        found = protocol.encode_infer(outputs, wanted, service.name, live.version, live.outputs)
+        return Reply(200, *found)
+
+    return Asked(arrays, write)
 
 
 async def _infer_raw(
@@ -259,4 +308,6 @@ GETS: Mapping[str, Callable[[Service], Reply]] = {
     "/v2/health/ready": ready,
 }
 POSTS: Mapping[str, _Post] = {"/predict": predict, "/invocations": predict}
-INFER = infer
+INFER, INFER_ROUTE = infer, "/v2/infer"
+TENSORS: Mapping[str, Ask] = {"/predict": ask_predict, "/invocations": ask_predict, INFER_ROUTE: ask_infer}
+"""What reads a POST of tensors, by its route."""

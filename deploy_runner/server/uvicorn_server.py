@@ -63,5 +63,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):  # Whose request has outlasted `drain_s`.
+            connection.transport.abort()
         await self._service.stop()
         self._service.log("stopped")

@@ -53,7 +53,7 @@ def flask_app(service: Service, loop: asyncio.AbstractEventLoop) -> Flask:
 
     def infer(name: str, version: str = "") -> Response:
         missing = routes.unknown_model(service, name, version)
-        return _response(missing) if missing else post("/v2/infer", routes.INFER)
+        return _response(missing) if missing else post(routes.INFER_ROUTE, routes.INFER)
 
     def model(name: str, version: str = "") -> Response:
         return _response(routes.unknown_model(service, name, version) or routes.model_metadata(service))

@@ -38,7 +38,7 @@ def test_the_set_of_verbs_and_flags_is_frozen() -> None:
         "--key", "--certificate", "--status", "--list",
         "--access-log", "--atol", "--device", "--drain-s", "--host", "--lame-duck-s", "--max-batch", "--max-body",
         "--io", "--max-delay-us", "--max-queue", "--max-samples", "--name", "--port", "--reference", "--rtol",
-        "--server", "--threads", "--timeout-s", "--trust", "--watch",
+        "--run-in", "--server", "--threads", "--timeout-s", "--trust", "--watch", "--workers",
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest
 from tests.serve import models
 from tests.serve.ray_serve import interpreter
 from tests.serve.server import Server, serving
+
+os.environ.setdefault("SERVE_WORKERS", "1")
+"""What tests ask is one process, whatever the machine; tests of several say so."""
 
 
 @pytest.fixture(scope="session")

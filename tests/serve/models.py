@@ -97,8 +97,8 @@ def scaled(folder: Path, factor: float) -> Path:
     return _save(_model(graph), folder)
 
 
-def slow(folder: Path) -> Path:
-    """Write a model of `x` (float32 [batch, 2]) that takes as many rounds as its largest number, and sums rows."""
+def slow(folder: Path, base: int = 1000) -> Path:
+    """Write a model of `x` (float32 [batch, 2]) that sums rows, after `base` rounds and its largest number more."""
     width = 64
     matrix = numpy_helper.from_array(np.eye(width, dtype=np.float32), "matrix")
     state = helper.make_tensor_value_info("state", TensorProto.FLOAT, [width, width])
@@ -130,7 +130,7 @@ def slow(folder: Path) -> Path:
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 2])],
         [helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["batch"])],
         [matrix, numpy_helper.from_array(np.array([1], np.int64), "axes"),
-         numpy_helper.from_array(np.array(1000, np.float32), "base")],
+         numpy_helper.from_array(np.array(base, np.float32), "base")],
     )  # fmt: skip
     return _save(_model(graph), folder)
 
