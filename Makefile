@@ -47,6 +47,7 @@ targets: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.converting
 
 bench-serving: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.serving

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploy_runner.sdk import StageError, first_line, load_code
 
-from . import loading, programs, tensor_files
+from . import initial, loading, programs, tensor_files
 from .axes import Axis, rows
 from .calls import Arguments, adapted, call, narrowed
 from .nesting import Path as Place
@@ -104,6 +104,8 @@ class Bundle:
     """The file that holds the module, where no factory builds it: TorchScript, or an exported program."""
     operators: str = ""
     """What registers operators that the program uses, as a `Code` parameter names it."""
+    unsaved: str = ""
+    """The digest of what the module has beside its weights; nothing where it has to be built as it is."""
     hub_config: Mapping[str, Any] | None = None
     """What the class saves as config.json, where it is one of huggingface_hub's ModelHubMixin."""
 
@@ -186,13 +188,27 @@ class Bundle:
             if self.operators:
                 self._load(self.operators)
             return frozen(programs.module_of(self.folder / self.program))
-        factory: Callable[..., nn.Module] = self._load(self.factory)
-        module = build_module(factory, self.kwargs, self.factory)
-        loading.load(module, tensor_files.read(self.folder / "weights.safetensors"))
-        frozen(module)
+        module = self._undrawn() or self._built()
         if loading.is_lazy(module):
             self._run_once(module)
         return module
+
+    def _built(self) -> nn.Module:
+        factory: Callable[..., nn.Module] = self._load(self.factory)
+        module = build_module(factory, self.kwargs, self.factory)
+        loading.load(module, tensor_files.read(self.folder / "weights.safetensors"))
+        return frozen(module)
+
+    def _undrawn(self) -> nn.Module | None:
+        """Return the module built without initial weights, or None where it differs by them."""
+        if not self.unsaved:
+            return None
+        try:
+            with initial.undrawn():
+                module = self._built()
+        except Exception:  # The factory may look at its weights; if it fails otherwise, it will say so again.
+            return None
+        return module if initial.unsaved(module) == self.unsaved else None
 
     def _load(self, name: str) -> Any:
         code = self.folder / "code"
@@ -225,7 +241,8 @@ def load_bundle(folder: Path) -> Bundle:
         return Bundle(
             folder, factory, kwargs, ports["inputs"], ports["outputs"], allowed, axes,
             kept=data.get("kept"), program=Path(data.get("program", "")).name,
-            operators=data.get("operators", ""), hub_config=data.get("hub_config"),
+            operators=data.get("operators", ""), unsaved=data.get("unsaved", ""),
+            hub_config=data.get("hub_config"),
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise StageError(

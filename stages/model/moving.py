@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from .protos import DATA_NAME, FILE_NAME, SINGLE_FILE_BYTES, clean, save_proto, tensors_of
 
@@ -25,7 +28,7 @@ def move_proto(model: onnx.ModelProto, source: Path, folder: Path) -> Path:
     """Write a model that was read without its weights into a folder, as save_proto does.
 
     External data, in `source`, is copied without being read into memory: into the model's file, or if
-    large into one beside it.
+    large into one beside it. A file of it that is laid out so already is moved there.
     """
     outside = [tensor for tensor in tensors_of(model) if tensor.data_location == 1]
     if not outside:
@@ -36,9 +39,28 @@ def move_proto(model: onnx.ModelProto, source: Path, folder: Path) -> Path:
     if sum(_place(tensor, source)[2] for tensor in outside) < SINGLE_FILE_BYTES:
         _write_whole(model, source, file)
     else:
-        gather_data(model, source, folder)
+        if (whole := _laid_out(outside, source)) is None:
+            gather_data(model, source, folder)
+        else:
+            whole.replace(folder / DATA_NAME)
+            for tensor in outside:
+                next(entry for entry in tensor.external_data if entry.key == "location").value = DATA_NAME
         file.write_bytes(model.SerializeToString(deterministic=True))
     return file
+
+
+def _laid_out(outside: Sequence[onnx.TensorProto], source: Path) -> Path | None:
+    """Return the one file that has all external data and little else, each tensor aligned, if it is so."""
+    places = [_place(tensor, source) for tensor in outside]
+    (file, *others) = {file for file, _, _ in places}
+    if (
+        others
+        or file.parent != source
+        or any(offset % _ALIGNMENT for _, offset, length in places if length >= _ALIGNMENT)
+    ):
+        return None
+    room = _ALIGNMENT * len(places) + sum(length for _, _, length in places)
+    return file if file.stat().st_size <= room else None
 
 
 def _write_whole(model: onnx.ModelProto, source: Path, file: Path) -> None:
@@ -61,12 +83,12 @@ def _write_whole(model: onnx.ModelProto, source: Path, file: Path) -> None:
     weights = [(tensor, *_head(tensor, source)) for tensor in model.graph.initializer]
     fields = [_field(_INITIALIZER, len(head) + follows) + head for _, head, follows in weights]
     total = len(graph) + sum(map(len, fields)) + sum(follows for _, _, follows in weights)
-    with file.open("wb") as written:
-        written.write(rest.SerializeToString(deterministic=True) + _field(_GRAPH, total) + graph)
+    with file.open("wb", buffering=0) as written:
+        _write(written, rest.SerializeToString(deterministic=True) + _field(_GRAPH, total) + graph)
         for (tensor, _, follows), field in zip(weights, fields, strict=True):
-            written.write(field)
+            _write(written, field)
             if follows:
-                written.writelines(_chunks(tensor, source))
+                _copy(tensor, source, written)
 
 
 def _head(tensor: onnx.TensorProto, source: Path) -> tuple[bytes, int]:
@@ -96,7 +118,7 @@ def _varint(value: int) -> bytes:
 def gather_data(model: onnx.ModelProto, source: Path, folder: Path) -> None:
     """Copy the external data of a model from `source` into one file of a folder."""
     folder.mkdir(exist_ok=True)
-    with (folder / DATA_NAME).open("wb") as data:
+    with (folder / DATA_NAME).open("wb", buffering=0) as data:
         for tensor in tensors_of(model):
             if tensor.data_location == 1:
                 _append(tensor, source, data)
@@ -122,11 +144,11 @@ def take_data(model: onnx.ModelProto, source: Path, folder: Path) -> None:
         load_external_data_for_model(model, str(source))
 
 
-def _append(tensor: onnx.TensorProto, source: Path, data: BinaryIO) -> None:
+def _append(tensor: onnx.TensorProto, source: Path, data: FileIO) -> None:
     """Copy a tensor's external data to the end of `data`, and say so in the tensor."""
-    data.write(b"\0" * (-data.tell() % _ALIGNMENT))
+    _write(data, b"\0" * (-data.tell() % _ALIGNMENT))
     start = data.tell()
-    data.writelines(_chunks(tensor, source))
+    _copy(tensor, source, data)
     del tensor.external_data[:]
     for key, value in (("location", DATA_NAME), ("offset", start), ("length", data.tell() - start)):
         tensor.external_data.add(key=key, value=str(value))
@@ -140,10 +162,21 @@ def _place(tensor: onnx.TensorProto, source: Path) -> tuple[Path, int, int]:
     return file, offset, length
 
 
-def _chunks(tensor: onnx.TensorProto, source: Path) -> Iterator[bytes]:
+def _copy(tensor: onnx.TensorProto, source: Path, to: FileIO) -> None:
+    """Copy a tensor's external data to where a file is, by the kernel alone where it does that."""
     path, offset, left = _place(tensor, source)
-    with path.open("rb") as file:
+    with path.open("rb", buffering=0) as file:
+        with suppress(OSError, AttributeError):
+            while left > 0 and (copied := os.copy_file_range(file.fileno(), to.fileno(), left, offset)):
+                offset, left = offset + copied, left - copied
         file.seek(offset)
         while left > 0 and (chunk := file.read(min(left, _CHUNK_BYTES))):
-            yield chunk
+            _write(to, chunk)
             left -= len(chunk)
+
+
+def _write(file: FileIO, data: bytes) -> None:
+    """Write all of it: one call may write less."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]

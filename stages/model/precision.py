@@ -10,7 +10,7 @@ file has 8 times of room.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +22,14 @@ from .flattening import flatten_outputs
 if TYPE_CHECKING:
     from torch import nn
 
+    from .bundles import Case
+
 __all__ = ["Precise", "eps_of", "fits_twice"]
 
 _LARGEST_BYTES = 500 << 20
 """Above it no second copy is made, of twice the size."""
+_MANY = 256
+"""The largest error of so many numbers says what it is for others; that of a few may be small by chance."""
 
 
 def eps_of(dtype: str) -> float | None:
@@ -63,6 +67,24 @@ class Precise:
         except Exception:  # Some modules can't be copied, or refuse another type.
             return cls(None)
 
+    def of_cases(
+        self, cases: Sequence[Case], alike: Sequence[Hashable], dtypes: Mapping[str, str]
+    ) -> dict[str, dict[str, dict[str, float]]]:
+        """Return `allowed` by case; of those that are `alike` (but for their batch) one is run in float64.
+
+        The others are allowed the same share of their largest value.
+        """
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        measured: dict[Hashable, dict[str, dict[str, float]]] = {}
+        for case, kind in zip(cases, alike, strict=True):
+            if kind in measured:
+                found[case.name] = _shared(measured[kind], case.outputs, dtypes)
+                continue
+            found[case.name] = self.allowed(case.inputs, case.outputs, dtypes)
+            if all(array.size >= _MANY for array in case.outputs.values()):
+                measured[kind] = found[case.name]
+        return found
+
     def allowed(
         self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], dtypes: Mapping[str, str]
     ) -> dict[str, dict[str, float]]:
@@ -70,16 +92,11 @@ class Precise:
         exact = self._run(inputs, list(outputs))
         found: dict[str, dict[str, float]] = {}
         for name, array in outputs.items():
-            eps = eps_of(dtypes[name])
-            if eps is None:
-                found[name] = {"scale": largest(array), "allowed": 0.0}
-                continue
             true = exact.get(name)
             if true is None or true.shape != array.shape:
-                found[name] = {"scale": largest(array), "allowed": eps_limit(array, eps=eps)}
-                continue
-            own, scale = _error(array, true), largest(true)
-            found[name] = {"scale": scale, "own_error": own, "allowed": 8 * own + 16 * eps * scale}
+                found[name] = _row(array, dtypes[name], largest(array), None)
+            else:
+                found[name] = _row(array, dtypes[name], largest(true), _error(array, true))
         return found
 
     def _run(self, arrays: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
@@ -98,6 +115,28 @@ class Precise:
             return {}
         kept = {name: t.numpy() for name, t in flat.items() if t.dtype == torch.float64}
         return {} if watch.rounded else kept
+
+
+def _shared(
+    measured: Mapping[str, Mapping[str, float]], outputs: Mapping[str, Any], dtypes: Mapping[str, str]
+) -> dict[str, dict[str, float]]:
+    """Return what is allowed by the error, as a share of the largest value, that another case had."""
+    found = {}
+    for name, array in outputs.items():
+        scale, own = largest(array), measured[name].get("own_error")
+        if own is not None:
+            own *= scale / (measured[name]["scale"] or 1.0)
+        found[name] = _row(array, dtypes[name], scale, own)
+    return found
+
+
+def _row(array: Any, dtype: str, scale: float, own: float | None) -> dict[str, float]:
+    eps = eps_of(dtype)
+    if eps is None:
+        return {"scale": largest(array), "allowed": 0.0}
+    if own is None:
+        return {"scale": scale, "allowed": eps_limit(array, eps=eps)}
+    return {"scale": scale, "own_error": own, "allowed": 8 * own + 16 * eps * scale}
 
 
 def _rounding() -> Any:

@@ -96,6 +96,7 @@ class ModelPrepare(Stage):
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Build, load, check, run, store."""
+        ctx.progress(0, "building the model and loading its weights")
         factory = ctx.load(params.factory)
         kwargs = config_files.arguments(factory, inputs.config, params.kwargs)
         module = bundles.build_module(factory, kwargs, params.factory)

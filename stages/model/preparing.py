@@ -14,6 +14,7 @@ from . import bundles
 from .axes import Axis
 from .checklist import OutputParams, Ports, batches, checklist, digests, judged, record
 from .eager import Eager
+from .initial import unsaved
 from .precision import Precise
 from .variation import Source, explore, output_port
 
@@ -81,22 +82,27 @@ def prepare(
     bundles.frozen(module)
     arguments = bundles.arguments_of(port for port, _ in source.ports)
     eager = Eager(module, asked.output_names, arguments)
-    before, batch = digests(module), source.batch
+    before, beside, batch = digests(module), unsaved(module), source.batch
+    ctx.progress(0.2, "running the model at two or more sizes of each axis")
     found = explore(source, axes, eager)
     outs = [output_port(name, dtype, found, batch) for name, dtype in eager.dtypes.items()]
     ports = Ports([port for port, _ in source.ports], outs)
+    ctx.progress(0.5, "running the pre-save checklist")
     independent = batches(eager, found, ports, asked.batch_tolerance, named=named)
     if not named and batch is not None:
         ports, independent = judged(batch, ports, independent)
     lines = checklist(eager, found, ports, before, independent,
                       expect_shape=asked.expect_shape, nonfinite=asked.nonfinite)  # fmt: skip
+    ctx.progress(0.7, "measuring the model's own rounding in float64")
     exact = Precise.of(module, arguments)
     described = {
-        "precision": {c.name: exact.allowed(c.inputs, c.outputs, eager.dtypes) for c in found.cases},
+        "precision": exact.of_cases(found.cases, found.apart_from(batch), eager.dtypes),
         "axes": [axis.as_dict() for axis in found.axes.values()],
         "kept": eager.kept,
+        "unsaved": beside,
         **_hub_config(module),
     }
+    ctx.progress(0.9, "storing weights and reference outputs")
     _write(folder, origin, ports, described, found.cases)
     if eager.left_out:
         ctx.figure("left_out", eager.left_out)  # type: ignore[arg-type]

@@ -115,6 +115,10 @@ class Variation:
     others: Mapping[str, Any] = field(default_factory=dict)
     """Inputs of the first case's sizes with other values."""
 
+    def apart_from(self, batch: str | None) -> list[tuple[tuple[str, int], ...]]:
+        """Return the sizes of each case without that of the batch."""
+        return [tuple((n, size) for n, size in sizes.items() if n != batch) for sizes in self.sizes]
+
     def __str__(self) -> str:
         """Say which sizes of each axis were run, and what follows from those that were refused."""
         parts = []

@@ -67,3 +67,27 @@ def test_external_weights_are_put_into_the_file_as_they_are(tmp_path: Path, thre
             onnxruntime.InferenceSession(m.SerializeToString()).run(None, feeds)[0] for m in (whole, made)
         )
         np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("laid_out", [True, False], ids=["aligned", "not aligned"])
+def test_large_weights_that_lie_as_they_have_to_are_not_copied(
+    tmp_path: Path, laid_out: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moving, "SINGLE_FILE_BYTES", 1024)
+    source = tmp_path / "source"
+    source.mkdir()
+    onnx.save(model(), source / "model.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    read = protos.load_proto(source, weights=False)
+    if not laid_out:
+        data = (source / "w.bin").read_bytes()
+        (source / "w.bin").write_bytes(b"\0" * 100 + data)
+        for tensor in protos.tensors_of(read):
+            for entry in tensor.external_data:
+                entry.value = str(int(entry.value) + 100) if entry.key == "offset" else entry.value
+    number = (source / "w.bin").stat().st_ino
+    moving.move_proto(read, source, tmp_path / "made")
+    assert sorted(file.name for file in (tmp_path / "made").iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert ((tmp_path / "made/model.onnx.data").stat().st_ino == number) == laid_out
+    made = onnx.load(tmp_path / "made/model.onnx")
+    for before, after in zip(model().graph.initializer, made.graph.initializer, strict=True):
+        np.testing.assert_array_equal(numpy_helper.to_array(after), numpy_helper.to_array(before))

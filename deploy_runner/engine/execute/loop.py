@@ -9,7 +9,7 @@ import heapq
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -72,13 +72,13 @@ def execute(
         if options.force and (not targets or id_ in targets or graph.stages[id_].base in targets)
     )  # fmt: skip
 
-    def make_dispatch() -> Dispatch:
+    def make_dispatch(pending: Iterable[StageNode]) -> Dispatch:
         from .action import Project
         from .crew import LocalCrew
         from .dispatch import Dispatch
         from .fork import ForkServers, preloads
 
-        modules = preloads(graph.stages[id_] for id_ in wanted)
+        modules = preloads(pending)
         threads = options.cpu or len(os.sched_getaffinity(0))
         servers = ForkServers(modules, store.new_tmp, threads=threads, early=early)
         project = Project(graph.root, graph.live, run_folder.name, options.keep_workdirs)
@@ -122,7 +122,7 @@ class _Run:
         wanted: tuple[str, ...],
         forced: frozenset[str],
         emit: Callable[[Event], None],
-        make_dispatch: Callable[[], Dispatch],
+        make_dispatch: Callable[[Iterable[StageNode]], Dispatch],
         *,
         fail_fast: bool,
     ) -> None:
@@ -198,7 +198,8 @@ class _Run:
             self._end(_hit(node, decision))
             return
         if self._dispatch is None:
-            self._dispatch = self._make_dispatch()
+            pending = [other for id_, other in self._nodes.items() if id_ not in self._results]
+            self._dispatch = self._make_dispatch(pending)
         self._dispatch.add(node, decision, self._made, forced=node.id in self._forced)
 
     def _refusal(self, node: StageNode) -> StageResult | None:
