@@ -97,8 +97,12 @@ def test_nothing_is_collected_from_the_protected_store_either(tmp_path: Path) ->
 
 def test_what_was_hashed_is_written_down_on_closing(store: Store) -> None:
     artifact = store.ingest(file(store))
-    assert store.state(artifact) == "present"
+    assert store.state(artifact) == "present"  # It has just been hashed.
     store.close()
+    assert not (store.home / "stat.sqlite").exists()
+    later = Store(store.home)
+    assert later.state(artifact) == "present"
+    later.close()
     assert (store.home / "stat.sqlite").exists()
 
 

@@ -1,4 +1,4 @@
-"""Work in threads beside the main one: it waits for the disk, and the main one goes on."""
+"""Work in threads beside the main one, which need not wait for the disk then."""
 
 from __future__ import annotations
 
