@@ -71,5 +71,5 @@ def scorer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that takes as long as it is asked to."""
-    return models.slow(tmp_path_factory.mktemp("slow") / "model")
+    """A model that takes as long as it is asked to; in a thread, since at least five times what the loop runs."""
+    return models.slow(tmp_path_factory.mktemp("slow") / "model", 4000)
