@@ -19,27 +19,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from .costs import cost
 from .environments import HERE, environment
 from .peers import PEERS, Peer
 
 
 def timed(command: list[str], folder: Path) -> float:
     """Run a command and return its seconds."""
-    started = time.perf_counter()
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - started
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
-    return seconds
-
-
-def cost(command: list[str], folder: Path) -> tuple[float, int]:
-    """Return the seconds of CPU that a command took, and the bytes that it had written."""
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert not process.returncode, command
-    return used.ru_utime + used.ru_stime, used.ru_oublock * 512
+    return cost(command, folder).wall_s
 
 
 def interleaved(work: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
@@ -168,12 +155,12 @@ class Bench:
         written = []
 
         def read() -> float:
-            seconds, count = cost([*ours, "read", "--force"], folder)
-            written.append(count)
-            return seconds
+            found = cost([*ours, "read", "--force"], folder)
+            written.append(found.written_bytes)
+            return found.cpu_s
 
         found = interleaved(
-            {"ours": read, "by hand": lambda: cost(["sha256sum", str(made)], folder)[0]}, self.rounds
+            {"ours": read, "by hand": lambda: cost(["sha256sum", str(made)], folder).cpu_s}, self.rounds
         )
         self.figures |= {f"CPU of reading {size >> 20} MiB, {name}": s for name, s in found.items()}
         most = max(written) >> 20

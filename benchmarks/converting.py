@@ -9,14 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +20,7 @@ from typing import NamedTuple
 import yaml
 
 from .by_hand.models import EXAMPLES
+from .costs import Cost, cost
 from .environments import HERE
 
 ROOT = HERE.parent
@@ -32,35 +29,28 @@ EXPORT_GOAL, COLD_GOAL = 1.3, 1.2
 _SAVE = "import torch; from benchmarks.by_hand import models; torch.manual_seed(0); "
 
 
-class Cost(NamedTuple):
-    """What a command took."""
+class Ratio(NamedTuple):
+    """What one takes to what the other takes."""
 
-    cpu_s: float
-    wall_s: float
+    cpu: float
+    wall: float
 
 
-def cost(command: Sequence[str | Path], folder: Path, home: Path) -> Cost:
+def ran(command: Sequence[str | Path], folder: Path, home: Path) -> Cost:
     """Run a command, whose store is `home`."""
     env = {"PYTHONPATH": str(ROOT), "DEPLOY_RUNNER_HOME": str(home), "HF_HUB_DISABLE_XET": "1",
            "HF_HUB_DISABLE_PROGRESS_BARS": "1", "AWS_EC2_METADATA_DISABLED": "true",
            "OMP_NUM_THREADS": "1"}  # fmt: skip
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(
-        command, cwd=folder, env=os.environ | env, capture_output=True, text=True, check=False
-    )
-    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(map(str, command))} failed:\n{done.stdout}\n{done.stderr[-3000:]}")
-    return Cost(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall)
+    return cost(command, folder, env)
 
 
-def in_turns(name: str, ours: Callable[[], Cost], bare: Callable[[], Cost], rounds: int) -> list[Cost]:
+def in_turns(name: str, ours: Callable[[], Cost], bare: Callable[[], Cost], rounds: int) -> list[Ratio]:
     """Return the ratios of each round."""
     ratios = []
     for turn in range(rounds):
         found = {run: run() for run in ((ours, bare) if turn % 2 else (bare, ours))}
         a, b = found[ours], found[bare]
-        ratios.append(Cost(a.cpu_s / b.cpu_s, a.wall_s / b.wall_s))
+        ratios.append(Ratio(a.cpu_s / b.cpu_s, a.wall_s / b.wall_s))
         shown = ", ".join(
             f"{who} {c.cpu_s:.1f} s of CPU in {c.wall_s:.1f} s" for who, c in (("ours", a), ("by hand", b))
         )
@@ -68,7 +58,7 @@ def in_turns(name: str, ours: Callable[[], Cost], bare: Callable[[], Cost], roun
     return ratios
 
 
-def export(name: str, folder: Path, rounds: int) -> list[Cost]:
+def export(name: str, folder: Path, rounds: int) -> list[Ratio]:
     """Compare the two stages, whose weights are ready, with the bare exporter."""
     folder.mkdir()
     shutil.copyfile(HERE / "by_hand/models.py", folder / "models.py")
@@ -83,24 +73,24 @@ def export(name: str, folder: Path, rounds: int) -> list[Cost]:
     (folder / "pipeline.yaml").write_text(text)
     home = folder / "home"
     save = f"{_SAVE}torch.save(models.{name}().state_dict(), 'model.pt')"
-    cost([sys.executable, "-c", save], folder, home)
-    cost([*RUN, "pipeline.yaml", "weights"], folder, home)
+    ran([sys.executable, "-c", save], folder, home)
+    ran([*RUN, "pipeline.yaml", "weights"], folder, home)
     by_hand = [sys.executable, "-m", "benchmarks.by_hand.export", name, "model.pt", "bare.onnx"]
     forced = [*RUN, "pipeline.yaml", "model", "onnx", "--force"]
-    found = in_turns(name, lambda: cost(forced, folder, home), lambda: cost(by_hand, folder, home), rounds)
+    found = in_turns(name, lambda: ran(forced, folder, home), lambda: ran(by_hand, folder, home), rounds)
     shutil.rmtree(folder)
     return found
 
 
-def cold(folder: Path, rounds: int) -> list[Cost]:
+def cold(folder: Path, rounds: int) -> list[Ratio]:
     """Compare the example with an empty store with the script."""
 
     def ours() -> Cost:
         shutil.rmtree(folder / "home", ignore_errors=True)
-        return cost([*RUN, "pipeline.yaml"], ROOT, folder / "home")
+        return ran([*RUN, "pipeline.yaml"], ROOT, folder / "home")
 
     script: list[str | Path] = [sys.executable, "-m", "benchmarks.by_hand.digits", folder / "by-hand"]
-    return in_turns("example", ours, lambda: cost(script, ROOT, folder / "home"), rounds)
+    return in_turns("example", ours, lambda: ran(script, ROOT, folder / "home"), rounds)
 
 
 def main() -> int:
@@ -117,11 +107,11 @@ def main() -> int:
         for name in ("resnet50",) if args.quick else EXAMPLES:
             found[f"exporting {name}"] = (export(name, folder / name, rounds), EXPORT_GOAL)
     for name, (rows, goal) in found.items():
-        middle = Cost(*(statistics.median(column) for column in zip(*rows, strict=True)))
-        missed |= middle.cpu_s > goal
+        middle = Ratio(*(statistics.median(column) for column in zip(*rows, strict=True)))
+        missed |= middle.cpu > goal
         ratios[name] = middle._asdict()
-        verdict = "MISSED " if middle.cpu_s > goal else "reached"
-        said = f"{middle.cpu_s:.2f} ({middle.wall_s:.2f} of its wall time)"
+        verdict = "MISSED " if middle.cpu > goal else "reached"
+        said = f"{middle.cpu:.2f} ({middle.wall:.2f} of its wall time)"
         print(f"{verdict}  {name}: at most {goal} times the CPU time by hand: {said}")
     results = HERE / "results"
     results.mkdir(exist_ok=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from .costs import children
 from .environments import HERE
 
 __all__ = ["Load", "press", "require_wrk"]
@@ -43,14 +43,9 @@ def require_wrk() -> None:
 def press(url: str, body: Path, *, seconds: int, clients: int) -> Load:
     """Post a file's bytes again and again from `clients` keep-alive connections."""
     command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "10s", "-s", str(SCRIPT), url]
-    before = _children_cpu_s()
+    before = children()
     done = subprocess.run(command, env=os.environ | {"BODY": str(body)}, capture_output=True, text=True,
                           check=False)  # fmt: skip
     if done.returncode:
         raise SystemExit(f"wrk failed:\n{done.stdout}\n{done.stderr}")
-    return Load(**json.loads(done.stdout.splitlines()[-1]), own_cpu_s=_children_cpu_s() - before)
-
-
-def _children_cpu_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    return Load(**json.loads(done.stdout.splitlines()[-1]), own_cpu_s=children().cpu_s - before.cpu_s)
