@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from .children import reaped
 from .log import Log
 
 __all__ = ["Workers"]
@@ -76,17 +77,10 @@ class Workers:
                 os.kill(pid, number)
 
     def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if not pid:
-                return
+        for pid, status in reaped():
+            # As the first process of a container it has others' children, too.
             worker, started_s = self._running.pop(pid, (-1, 0.0))
-            if (
-                worker < 0 or self._draining
-            ):  # As the first process of a container it has others' children, too.
+            if worker < 0 or self._draining:
                 continue
             now_s = time.monotonic()
             self._due[worker] = now_s + (_WAIT_S if now_s - started_s < _SOON_S else 0.0)

@@ -24,6 +24,7 @@ import signal
 import socket
 from typing import Any, NamedTuple
 
+from ...server.children import reaped
 from . import worker
 from .sandbox import Sandbox, warm_up
 from .supervisor import end_children, ended, fork, prepare, tell
@@ -145,13 +146,7 @@ class _Server:
 
     def _reap(self) -> None:
         """Report each worker that has ended, once nothing of it is left."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if not pid:
-                return
+        for pid, status in reaped():
             gone = self._workers.pop(pid, None)
             if gone is None:
                 self._spares = [spare for spare in self._spares if spare.pid != pid]
