@@ -7,18 +7,15 @@ import signal
 from contextlib import suppress
 
 import psutil
-import pytest
 
-from deploy_runner.engine.execute.supervisor import probe
 from tests.conftest import Project
+from tests.security.hostile import needs_mounts
 from tests.waiting import wait_until
 
 CONTENT = bytes(2 << 20)
 
 
-@pytest.mark.skipif(
-    "a root folder of its own" not in str(probe()), reason="this machine allows no namespace of mounts"
-)
+@needs_mounts
 def test_a_run_goes_on_after_a_spare_worker_was_killed(project: Project) -> None:
     big = project.write("big.bin", CONTENT)
     project.pipeline("""

@@ -9,16 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from deploy_runner.engine.execute.supervisor import probe
 from tests.conftest import Project
-from tests.security.hostile import NO_NAMESPACES, USER, Kernel, attacked
+from tests.security.hostile import NO_NAMESPACES, USER, Kernel, attacked, needs_mounts
 from tests.waiting import wait_until
 
 CONTENT = bytes(range(256)) * 8192
 KERNELS = {"root": Kernel(0), "a user": Kernel(USER), "root without namespaces": Kernel(0, NO_NAMESPACES)}
-needs_mounts = pytest.mark.skipif(
-    "a root folder of its own" not in str(probe()), reason="this machine allows no namespace of mounts"
-)
 
 
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)

@@ -15,10 +15,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from deploy_runner.engine.execute.supervisor import probe
 from tests.conftest import ROOT as ROOT_FOLDER
 from tests.conftest import TEXT_STAGES, Project
 
 USER = 23456
+needs_mounts = pytest.mark.skipif(
+    "a root folder of its own" not in str(probe()), reason="this machine allows no namespace of mounts"
+)
 
 # Becomes the runner, with less than this machine has: `given` says which system calls answer with what error,
 # whether /proc can't be written to (as where AppArmor refuses user namespaces), which user it is, and which
