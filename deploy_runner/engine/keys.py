@@ -40,8 +40,6 @@ _ISA_FLAGS = (
 )
 _CPU = "/proc/cpuinfo"
 _DRIVER = "/proc/driver/nvidia/gpus"
-
-
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 

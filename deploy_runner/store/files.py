@@ -12,9 +12,9 @@ from pathlib import Path
 from ..errors import StoreError
 
 __all__ = [
-    "NEW", "clear_the_way", "clone", "copy_content", "copy_private", "fsync_folder", "new_private",
-    "open_regular", "read_existing", "read_or_none", "refuse_exhaustion", "remove_whatever", "store_error",
-    "write_atomic", "write_once", "writing",
+    "NEW", "clear_the_way", "clone", "copy_private", "fsync_folder", "open_regular", "read_existing",
+    "read_or_none", "refuse_exhaustion", "remove_whatever", "store_error", "write_atomic", "write_once",
+    "writing",
 ]  # fmt: skip
 
 NEW = ".new"
@@ -220,28 +220,6 @@ def clear_the_way(path: str) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def copy_private(source: str | os.PathLike[str], target: str | os.PathLike[str], mode: int) -> None:
-    """Copy a file's content into a new file: a reflink where the disk can, else a copy.
-
-    Never a link: who writes the copy must not change the original. Raises OSError.
-    """
-    fd_in = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        fd_out = new_private(target, mode)
-        try:
-            if not clone(fd_in, fd_out):
-                copy_content(fd_in, fd_out)
-        finally:
-            os.close(fd_out)
-    finally:
-        os.close(fd_in)
-
-
-def new_private(target: str | os.PathLike[str], mode: int) -> int:
-    """Return a descriptor of a new file, which is to be a worker's. Raises OSError."""
-    return os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-
-
 def clone(fd_in: int, fd_out: int) -> bool:
     """Have a new file share an open one's blocks until one is written; say whether the disk can do that."""
     import fcntl
@@ -252,8 +230,30 @@ def clone(fd_in: int, fd_out: int) -> bool:
     return False
 
 
-def copy_content(fd_in: int, fd_out: int) -> None:
-    """Copy one open file into another, both from their beginning. Raises OSError."""
+def copy_private(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    mode: int,
+    share: Callable[[int, int], bool] = clone,
+) -> None:
+    """Have a new file with a file's content: what `share` makes of the two where it can, else a copy.
+
+    Never a link: who writes the copy must not change the original. Raises OSError.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    fd_in = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fd_out = os.open(target, flags, mode)
+        try:
+            if not share(fd_in, fd_out):
+                _copy_content(fd_in, fd_out)
+        finally:
+            os.close(fd_out)
+    finally:
+        os.close(fd_in)
+
+
+def _copy_content(fd_in: int, fd_out: int) -> None:
     try:
         while os.copy_file_range(fd_in, fd_out, _CHUNK_BYTES):
             pass

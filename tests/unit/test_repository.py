@@ -180,7 +180,7 @@ def test_our_own_files_are_written_in_one_place_only() -> None:
         "report/github.py add_to_summary": "the job summary of GitHub is appended to",
         "store/cas.py Store.place": "an object: synced and renamed as store/files.py does, by descriptors",
         "store/files.py _create": "the one place",
-        "store/files.py new_private": "a copy for a worker, which is no file of ours",
+        "store/files.py copy_private": "a copy for a worker, which is no file of ours",
         "store/locks.py Lock.__init__": "a lock's empty file",
         "store/locks.py Lock._open": "a lock's empty file",
         "store/stat.py StatMemo._connect": "SQLite writes its own",

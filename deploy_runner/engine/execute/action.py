@@ -23,7 +23,7 @@ from ..keys import KeyEnvironment
 from ..plan import Decision
 from . import gpus
 from .collect import collect, keep_evidence, read_result
-from .held import Held, advice
+from .held import SMALLEST_BYTES, Held, advice
 from .redact import Redactor
 from .sandbox import NOT_STARTED, Confinement
 from .undeclared import undeclared, undeclared_module, unseen_file
@@ -180,8 +180,9 @@ def _held(action: Action, rows: Iterable[Mapping[str, Any]], store: Store) -> di
             action.held.offer(path, store.memo, shown=row["source"], known_as=row["path"])
         else:
             with suppress(OSError, StoreError):  # The worker says it.
-                for name, path, _ in walk(row["path"]):
-                    action.held.offer(path, store.memo, shown=f"{row['source']}/{name}")
+                for name, path, found in walk(row["path"]):
+                    if found.st_size >= SMALLEST_BYTES:
+                        action.held.offer(path, store.memo, shown=f"{row['source']}/{name}")
     return action.held.states
 
 

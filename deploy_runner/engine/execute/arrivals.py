@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from ...errors import DeployRunnerError
 from ...store.cas import Store
 from ...types import Artifact, PathSource
 from .action import Action
+from .aside import Aside
 from .worker import PROGRESS
 
 __all__ = ["Arrivals", "Arrived"]
@@ -32,14 +33,14 @@ class _Stopped(Exception):
 
 
 class Arrivals:
-    """What is on its way to a crew: a thread per action, `wake` when it has ended."""
+    """What is on its way to a crew: of so many actions at once, `wake` when that of one has ended."""
 
-    def __init__(self, store: Store, log: Callable[[Action, str], None], wake: Callable[[], None]) -> None:
+    def __init__(
+        self, store: Store, log: Callable[[Action, str], None], wake: Callable[[], None], *, at_once: int
+    ) -> None:
         self._store = store
         self._log = log
-        self._wake = wake
-        self._threads: dict[str, threading.Thread] = {}
-        self._arrived: deque[Arrived] = deque()
+        self._aside: Aside[Arrived] = Aside(wake, threads=at_once)
 
     def await_inputs(self, action: Action) -> bool:
         """Say whether an action has to wait; `take` returns it when it need not any more."""
@@ -49,38 +50,27 @@ class Arrivals:
         )
         away = [artifact for artifact in dict.fromkeys(inputs) if self._store.state(artifact) != "present"]
         if away:
-            thread = threading.Thread(target=self._bring, args=(action, away))
-            self._threads[action.name] = thread
-            thread.start()
+            self._aside.do(partial(self._bring, action, away))
         return bool(away)
 
     def take(self) -> list[Arrived]:
         """Return what has ended since."""
-        taken = []
-        while self._arrived:
-            one = self._arrived.popleft()
-            self._threads.pop(one.action.name).join()
-            taken.append(one)
-        return taken
+        return self._aside.take()
 
     def close(self) -> None:
         """Wait for what is under way; for an action that is `stopping` it ends with the next bytes."""
-        for thread in self._threads.values():
-            thread.join()
+        self._aside.close()
 
-    def _bring(self, action: Action, away: list[Artifact]) -> None:
+    def _bring(self, action: Action, away: list[Artifact]) -> Arrived:
         report = self._reporter(action, sum(artifact.size for artifact in away))
-        arrived = Arrived(action, error="its inputs can't be downloaded")
         try:
-            lost = tuple(artifact for artifact in away if not self._store.fetch(artifact, report))
-            arrived = Arrived(action, lost)
+            return Arrived(action, tuple(a for a in away if not self._store.fetch(a, report)))
         except _Stopped:
-            arrived = Arrived(action)
+            return Arrived(action)
         except (DeployRunnerError, OSError) as error:
-            arrived = Arrived(action, error=str(error))
-        finally:  # Whatever happens here, the run doesn't wait for ever.
-            self._arrived.append(arrived)
-            self._wake()
+            return Arrived(action, error=str(error))
+        except Exception:  # Whatever happens here fails this action alone.
+            return Arrived(action, error="its inputs can't be downloaded")
 
     def _reporter(self, action: Action, total: int) -> Callable[[int], None]:
         lock = threading.Lock()

@@ -69,7 +69,7 @@ class LocalCrew:
         self._selector = selectors.DefaultSelector()
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._selector.register(self._wake_r, selectors.EVENT_READ, self._woken)
-        self._arrivals = Arrivals(store, audience.log, self.wake)
+        self._arrivals = Arrivals(store, audience.log, self.wake, at_once=self._cpu)
 
     @property
     def busy(self) -> bool:

@@ -269,6 +269,7 @@ class Dispatch:
             if self._done:
                 break
             self._tidy()
+            self._aside.take()
             # Another run may hold a lock: flock(2) can't be selected on.
             blocked = any(self._room(heap[0][1].node) for heap in self._waiting.values())
             for ended in self._crew.wait(_POLL_S if blocked else None):
@@ -301,7 +302,6 @@ class Dispatch:
             self._aside.do(partial(self._record, *self._unrecorded.pop()))
         while self._trash:
             self._aside.do(partial(remove_tree, self._trash.pop()))
-        self._aside.take()
 
     def _record(self, lock: Lock, action: Action, record: ActionRecord | None) -> None:
         """Put a record; its lock is given back only then, so that no other run does the work again."""
@@ -325,7 +325,6 @@ class Dispatch:
             self._aside.take()
         finally:
             try:
-                self._aside.close()
                 self._crew.close()
                 for _, lock in self._running.values():
                     lock.release()

@@ -10,23 +10,21 @@ from __future__ import annotations
 import os
 import stat as stat_module
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from ...store.copies import copied
-from ...store.files import clone, copy_content, new_private
+from ...store.files import clone, copy_private
 from ...store.stat import Fingerprint, StatMemo, sha256_file, state_of
 from .kernel import attempt, bind, make_read_only
 
-__all__ = ["Held", "Places", "advice"]
+__all__ = ["SMALLEST_BYTES", "Held", "Places", "advice"]
 
-_SMALLEST_BYTES = 1 << 20
+SMALLEST_BYTES = 1 << 20
 """A smaller file is copied: that takes no longer than to mount it, and the copy can be written."""
 _MOST = 64
 """Of one stage: each is a descriptor."""
-
-
 _REFUSED = (
     "Permission denied",
     "Read-only file system",
@@ -57,7 +55,7 @@ class Held:
         if len(self._files) == _MOST or path in self.states:
             return
         with suppress(OSError):
-            if os.stat(path).st_size < _SMALLEST_BYTES:
+            if os.stat(path).st_size < SMALLEST_BYTES:
                 return
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             found = os.fstat(fd)
@@ -117,25 +115,25 @@ class Places:
         state, digest = self._held.get(source, ((), ""))
         if not state or mode & 0o111:  # An object is not executable, though what it is of may be.
             return copied(source, target, mode)
-        with ExitStack() as stack:
-            fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            stack.callback(os.close, fd)
-            new = new_private(target, mode)
-            stack.callback(os.close, new)
-            known = list(state_of(os.fstat(fd))) == state
-            if clone(fd, new):
-                return str(digest) if known and digest else sha256_file(target)
-            if known and _mounted(fd, str(target)):
-                return str(digest) or sha256_file(fd)
-            copy_content(fd, new)
-        return sha256_file(target)
+        known = ""
+
+        def share(fd: int, new: int) -> bool:
+            nonlocal known
+            unchanged = list(state_of(os.fstat(fd))) == state
+            shared = clone(fd, new) or (unchanged and _mounted(fd, str(target)))
+            if shared and unchanged:
+                known = str(digest)
+            return shared
+
+        copy_private(source, target, mode, share)
+        return known or sha256_file(target)
 
 
 def _mounted(fd: int, target: str) -> bool:
-    """Mount an open file read-only over another; say whether this process may mount it."""
+    """Mount an open file read-only over another; say whether this process may."""
     with attempt():
         bind(f"/proc/self/fd/{fd}", target)
-    if os.fstat(fd).st_ino != os.stat(target).st_ino:
+    if not os.path.samestat(os.fstat(fd), os.stat(target)):
         return False
     make_read_only(target)
     return True

@@ -43,16 +43,14 @@ def prepare() -> None:
     namespace, in which it may make the others.
     """
     prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    if holds(SYS_ADMIN):
-        _comes_back()
-    elif succeeds(enter_user_namespace):
+    if not holds(SYS_ADMIN) and succeeds(enter_user_namespace):
         enter_user_namespace()
 
 
 @cache
 def _comes_back() -> bool:
     """Say whether this process may make children in a new namespace of processes, and then others here."""
-    return succeeds(lambda: _apart(lambda here: None))
+    return holds(SYS_ADMIN) and succeeds(lambda: _apart(lambda here: None))
 
 
 def _apart(act: Callable[[int], _T]) -> _T:
@@ -91,7 +89,7 @@ def fork(work: _Work, *, network: bool, close: Callable[[], None]) -> tuple[int,
 
     with theirs:
         try:
-            if holds(SYS_ADMIN) and _comes_back():
+            if _comes_back():
                 return _apart(lambda here: _child(lambda: supervise(here))), ours
             return _child(supervise), ours
         except OSError:
