@@ -161,11 +161,12 @@ def run(
     in advance. Raises SpecError as `plan` does, UsageError for an unknown stage or, with `require_sandbox`,
     on a machine that can't confine a stage fully, and StoreError if the store can't be written.
     """
+    from .engine.execute.interrupts import Interrupts
     from .engine.execute.loop import execute
 
     require_target(pipeline.graph, stages, pipeline.environ)
     started_s = time.time()
-    with pipeline.store.hold():
+    with pipeline.store.hold(), Interrupts() as interrupts:
         recorder = Recorder(pipeline.home, pipeline.graph, pipeline.files, now_s=started_s)
 
         emitting = Lock()
@@ -178,7 +179,7 @@ def run(
 
         pipeline.store.begin(lambda sentence: emit(Event("run-note", time.time(), text=sentence)))
         try:
-            results, interrupted = execute(
+            results = execute(
                 pipeline.graph,
                 pipeline.planner(),
                 pipeline.store,
@@ -186,16 +187,18 @@ def run(
                 targets=list(stages) or None,
                 emit=emit,
                 run_folder=recorder.folder,
+                interrupts=interrupts,
                 environ=pipeline.environ,
                 early=early,
             )
             exit_code = _INTERRUPTED
             try:
-                exit_code = _INTERRUPTED if interrupted else _exit_code(results)
-                if exit_code != _INTERRUPTED:
-                    pipeline.store.finish()
-            except (DeployRunnerError, KeyboardInterrupt) as error:
-                exit_code = getattr(error, "exit_code", _INTERRUPTED)
+                if not interrupts.come:
+                    with interrupts.raising():
+                        pipeline.store.finish()
+                    exit_code = _exit_code(results)
+            except DeployRunnerError as error:
+                exit_code = error.exit_code
                 raise
             finally:  # What is made is made, whether it was sent or not.
                 record = recorder.finish(results, now_s=time.time(), exit_code=exit_code)

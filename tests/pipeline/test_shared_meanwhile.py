@@ -43,10 +43,13 @@ def interrupted(project: Project, bucket: Bucket, asked: str, number: int) -> st
     return out + err
 
 
-def test_an_upload_is_interrupted_and_nothing_is_lost(s3_machines: Machines, bucket: Bucket) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_an_upload_is_interrupted_and_nothing_is_lost(
+    s3_machines: Machines, bucket: Bucket, number: int
+) -> None:
     first = s3_machines.machine("first", BIG)
     bucket.disturb(Fault("stall", "PUT", "/objects/", times=EVERY))
-    interrupted(first, bucket, "PUT*/objects/", signal.SIGINT)
+    interrupted(first, bucket, "PUT*/objects/", number)
     bucket.disturb()
     states = first.states()
     assert states["big"] == "hit"

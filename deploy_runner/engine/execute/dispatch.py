@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import heapq
 import os
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from functools import partial
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ...errors import DeployRunnerError
 from ...store.actions import ActionRecord
@@ -29,6 +28,7 @@ from ..plan import Decision, Outputs, Planner
 from .action import Action, progress_event, secrets_of
 from .aside import Aside
 from .crews import Audience, Crew, Ended, stays_here
+from .interrupts import Interrupts
 from .live import credentials_of
 from .redact import Redactor
 from .worker import PROGRESS
@@ -78,8 +78,8 @@ class Dispatch:
         run_folder: Path,
         environ: Mapping[str, str],
         hire: Callable[[Audience], Crew],
+        interrupts: Interrupts,
     ) -> None:
-        self.interrupted = False
         self._graph = graph
         self._planner = planner
         self._store = store
@@ -97,27 +97,13 @@ class Dispatch:
         self._crew = hire(self)
         self._aside: Aside[None] = Aside(self._crew.wake, threads=1)
         store.tell_claims(self._crew.wake)
-        self._closing = False
-        self._handlers = self._catch_signals()
+        self._interrupts = interrupts
+        interrupts.answer(self._crew.wake)
 
     @property
     def busy(self) -> bool:
         """Say whether anything is running, waiting, or to be fetched."""
         return bool(self._waiting or self._running or self._done)
-
-    # Signals ---------------------------------------------------------------------------------
-
-    def _catch_signals(self) -> dict[int, Any]:
-        import threading
-
-        if threading.current_thread() is not threading.main_thread():
-            return {}
-        return {n: signal.signal(n, self._interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
-
-    def _interrupt(self, number: int, frame: object) -> None:
-        self.interrupted = True
-        if not self._closing:
-            self._crew.wake()
 
     def drop_waiting(self, state: State, reason: str) -> None:
         """End what has not started yet with this state."""
@@ -263,7 +249,7 @@ class Dispatch:
     def wait(self) -> list[StageResult | Lost]:
         """Wait until at least one stage has ended, and return the results."""
         while not self._done:
-            if self.interrupted:
+            if self._interrupts.come:
                 self._stop_all()
             self._start_ready()
             if self._done:
@@ -313,24 +299,17 @@ class Dispatch:
             lock.release(remove=True)
 
     def close(self) -> None:
-        """Stop what still runs, release the locks, and give the signals back.
-
-        An interrupt meanwhile is one of the run, whose record is still to be written.
-        """
-        self._closing = True
+        """Stop what still runs and release the locks. An interrupt meanwhile is only noted."""
+        self._interrupts.note()
         self._store.tell_claims(lambda: None)
         try:
             self._tidy()
             self._aside.close()
             self._aside.take()
         finally:
-            try:
-                self._crew.close()
-                for _, lock in self._running.values():
-                    lock.release()
-            finally:
-                for number, handler in self._handlers.items():
-                    signal.signal(number, handler)
+            self._crew.close()
+            for _, lock in self._running.values():
+                lock.release()
 
 
 def _failed(node: StageNode, decision: Decision, error: DeployRunnerError) -> StageResult:

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ...errors import DeployRunnerError, UsageError
 from ...pipeline.graph import select
@@ -32,18 +32,12 @@ if TYPE_CHECKING:
     from .crews import Audience, Crew
     from .dispatch import Dispatch, Lost
     from .fork import ForkServer
+    from .interrupts import Interrupts
 
-__all__ = ["Executed", "execute"]
+__all__ = ["execute"]
 
 _TRIES = 3
 """How often the inputs of one stage are made again because they are not available."""
-
-
-class Executed(NamedTuple):
-    """Every stage's result; a run may be `interrupted` when no stage was running any more."""
-
-    results: dict[str, StageResult]
-    interrupted: bool
 
 
 def execute(
@@ -55,15 +49,16 @@ def execute(
     targets: Sequence[str] | None,
     emit: Callable[[Event], None],
     run_folder: Path,
+    interrupts: Interrupts,
     environ: Mapping[str, str] = os.environ,
     early: ForkServer | None = None,
-) -> Executed:
+) -> dict[str, StageResult]:
     """Make what the targets (all, if None) need and lack; return every stage's result.
 
-    A stage that fails is in the results, not raised. SIGINT and SIGTERM stop the workers; what
-    is not finished is "interrupted". The caller holds the store (`Store.hold`). `early` is a fork
-    server that was started ahead. Raises UsageError for an unknown target, and, if the sandbox is required,
-    where this machine can't confine a stage; StoreError where the store can't be used.
+    A stage that fails is in the results, not raised. Once a stage has to be made, interrupts stop the
+    workers, and what is not finished is "interrupted". The caller holds the store (`Store.hold`). `early` is
+    a fork server that was started ahead. Raises UsageError for an unknown target, and, if the sandbox is
+    required, where this machine can't confine a stage; StoreError where the store can't be used.
     """
     executor = _executor(graph, options, environ)
     wanted = select(graph, targets)
@@ -92,10 +87,12 @@ def execute(
 
             return RayCrew(project, store, keys, options, executor, audience, local, modules)
 
-        return Dispatch(graph, planner, store, options, emit, run_folder, environ, hire)
+        return Dispatch(graph, planner, store, options, emit, run_folder, environ, hire, interrupts)
 
     store.sweep_tmp()
-    return _Run(graph, planner, wanted, forced, emit, make_dispatch, fail_fast=options.fail_fast).go()
+    return _Run(
+        graph, planner, wanted, forced, emit, make_dispatch, interrupts, fail_fast=options.fail_fast
+    ).go()
 
 
 def _executor(graph: Graph, options: RunOptions, environ: Mapping[str, str]) -> Executor:
@@ -123,6 +120,7 @@ class _Run:
         forced: frozenset[str],
         emit: Callable[[Event], None],
         make_dispatch: Callable[[Iterable[StageNode]], Dispatch],
+        interrupts: Interrupts,
         *,
         fail_fast: bool,
     ) -> None:
@@ -131,6 +129,7 @@ class _Run:
         self._forced = forced
         self._emit = emit
         self._make_dispatch = make_dispatch
+        self._interrupts = interrupts
         self._dispatch: Dispatch | None = None
         self._fail_fast = fail_fast
         self._failed = ""
@@ -149,7 +148,7 @@ class _Run:
         self._ready = [self._position[id_] for id_, count in self._missing.items() if not count]
         self._order = wanted
 
-    def go(self) -> Executed:
+    def go(self) -> dict[str, StageResult]:
         try:
             while self._ready or (self._dispatch is not None and self._dispatch.busy):
                 while self._ready:
@@ -167,8 +166,7 @@ class _Run:
                 self._dispatch.close()
         keys = {id_: r.key for id_, r in self._results.items() if r.state in ("ran", "hit", "healed")}
         self._planner.last.update(keys)
-        interrupted = self._dispatch is not None and self._dispatch.interrupted
-        return Executed({id_: self._results[id_] for id_ in self._order}, interrupted)
+        return {id_: self._results[id_] for id_ in self._order}
 
     def _look_up(self) -> None:
         """Ask a shared cache for the records of all stages that are ready, before the first is decided."""
@@ -204,7 +202,7 @@ class _Run:
 
     def _refusal(self, node: StageNode) -> StageResult | None:
         """Return why a stage can't be run at all, if it can't."""
-        if self._dispatch is not None and self._dispatch.interrupted:
+        if self._interrupts.come:
             return StageResult(node.id, "interrupted", reason="the run was interrupted")
         for need in node.upstream:
             ended = self._results[need].state
