@@ -35,7 +35,8 @@ def test_the_page_for_browsers_recognises_a_picture(tmp_path: Path, browser: Web
         threading.Thread(target=server.serve_forever, daemon=True).start()
         browser.get(f"http://127.0.0.1:{server.server_port}/index.html")
         chooser = browser.find_element(By.CSS_SELECTOR, "input")
-        WebDriverWait(browser, 60).until(lambda _: chooser.get_property("onchange"))
+        loaded = "return document.querySelector('input').onchange !== null"
+        WebDriverWait(browser, 60).until(lambda b: b.execute_script(loaded))
         chooser.send_keys(str(reader.folder / "examples/digits/pictures/seven/1.png"))
         answer = browser.find_element(By.ID, "answer")
         WebDriverWait(browser, 60).until(lambda _: answer.text)
