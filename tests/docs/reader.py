@@ -131,8 +131,12 @@ class Reader:
 
 def _loose(line: str) -> str:
     """Return a line without what differs from run to run: numbers, digests, times, widths of columns."""
-    line = re.sub(r"ed25519:[\w+/=]+", "#", line)
-    line = re.sub(r"\b(?=\w*\d)[0-9a-f]{6,}", "#", line).replace("#… →", "# →")
-    line = re.sub(r"\d[\d.,]*(e[-+]\d+)?", "#", line)
-    line = re.sub(r"# (ms|s|B|KiB|MiB)\b", "# unit", line)
+    for pattern in (
+        r"ed25519:[\w+/=]+",
+        r"\d+\.\d+(e[-+]?\d+)?",
+        r"\b(?=\w*\d)[0-9a-f]{6,}",
+        r"\d+(e[-+]?\d+)?",
+    ):
+        line = re.sub(pattern, "#", line)
+    line = re.sub(r"(# (h|min) )?# (ms|s|min|B|KiB|MiB)\b", "# unit", line.replace("#… →", "# →"))
     return " ".join(line.split())
