@@ -41,7 +41,7 @@ def extras() -> str:
 def every_command() -> dict[str, list[str]]:
     """Return the words of each command line of ours in the README and the docs, by where it stands."""
     found: dict[str, list[str]] = {}
-    for page in sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")]):
+    for page in sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]):
         text = page.read_text()
         blocks = [body for _, kind, body in _BLOCK.findall(text) if kind in ("console", "text")]
         lines = [line.strip().removeprefix("$ ") for body in blocks for line in body.splitlines()]

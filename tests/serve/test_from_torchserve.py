@@ -1,4 +1,4 @@
-"""docs/from-torchserve.md: a handler of TorchServe's and its declaration answer the same pictures alike."""
+"""docs/coming-from/torchserve.md: a handler of TorchServe's and its declaration answer the same pictures alike."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import ROOT, Project
 from tests.serve.server import serving
 
-PAGE = (ROOT / "docs/from-torchserve.md").read_text()
+PAGE = (ROOT / "docs/coming-from/torchserve.md").read_text()
 
 
 def _blocks(kind: str) -> list[str]:
