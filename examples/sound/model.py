@@ -8,9 +8,7 @@ KINDS = ("cymbal", "hihat", "kick", "snare", "tom")
 
 
 def _block(few: int, many: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(few, many, 3, padding=1), nn.BatchNorm2d(many), nn.ReLU(), nn.MaxPool2d(2)
-    )
+    return nn.Sequential(nn.Conv2d(few, many, 3, padding=1), nn.BatchNorm2d(many), nn.ReLU(), nn.MaxPool2d(2))
 
 
 class Drums(nn.Module):
