@@ -7,7 +7,7 @@ from torch.nn import functional
 
 
 class Enlarge(nn.Module):
-    """Pictures (batch, 3, height, width) from 0 to 1 to (batch, 3, 2 height, 2 width): what bilinear misses."""
+    """Pictures (batch, 3, height, width) from 0 to 1 to pictures (batch, 3, 2 height, 2 width)."""
 
     def __init__(self, width: int = 24) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ Picture = NDArray[np.float32]
 
 
 def ssim(outputs: Picture, labels: Picture) -> float:
-    """Return the structural similarity of pictures, 1 if equal, as Wang et al. define it (2004), in windows of 8 x 8."""
+    """Return the structural similarity, 1 if equal (Wang et al. 2004), in windows of 8 x 8 pixels."""
     first, second = _windows(outputs), _windows(labels)
     a, b = first.mean(-1), second.mean(-1)
     covariance = ((first - a[..., None]) * (second - b[..., None])).mean(-1)

@@ -1,7 +1,7 @@
-"""Train the example: `python train.py` writes the checkpoint and the pieces of photographs, in under a minute.
+"""Train the example: `python train.py` writes the checkpoint and the pieces, in under a minute.
 
-Data: the two photographs that scikit-learn ships (both CC BY 2.0): china.jpg by Lan Nguyen and flower.jpg by dany13.
-Their left parts are for training; pieces of their right parts are held out. A small picture is the mean of 2 x 2 pixels.
+Data: the two photographs that scikit-learn ships, china.jpg and flower.jpg. Their left parts are for
+training; pieces of their right parts are held out. A small picture is the mean of 2 x 2 pixels.
 """
 
 from __future__ import annotations

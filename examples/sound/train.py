@@ -1,7 +1,7 @@
 """Train the example: `python train.py` writes the checkpoint and its spectrograms, in under a minute.
 
-The sounds are recordings of a drum kit (sounds/README.md). Of each drum's strokes, from soft to hard, every other
-one is held out.
+The sounds are recordings of a drum kit (sounds/README.md). Of each drum's strokes, from soft to hard, every
+other one is held out.
 """
 
 from __future__ import annotations

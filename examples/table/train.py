@@ -1,7 +1,7 @@
 """Train the example: `python train.py` writes the checkpoint and the held-out rows beside it, in seconds.
 
-Data: the Breast Cancer Wisconsin (Diagnostic) data set as scikit-learn ships it, 569 tumours. Of its 30 columns
-the ten means are used. 70 % of the rows are for training, 30 % are held out.
+Data: the Breast Cancer Wisconsin (Diagnostic) data set as scikit-learn ships it, 569 tumours. Of its 30
+columns the ten means are used. 70 % of the rows are for training, 30 % are held out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Write training.csv and heldout.csv from Django's translations: `pip install Django==5.2.19 && python collect.py`.
+"""Write training.csv and heldout.csv from the translations of an installed Django, 5.2.19 for those here.
 
 A message's translations all go into the same file: no held-out sentence has its counterpart in the training.
 """

@@ -1,4 +1,4 @@
-"""Train the example: `python train.py` writes the tokenizer, the checkpoint and samples beside it, in seconds.
+"""Train the example: `python train.py` writes the tokenizer, the checkpoint and samples, in seconds.
 
 The sentences are the messages of Django in eleven languages; collect.py has split them.
 """
