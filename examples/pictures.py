@@ -6,6 +6,7 @@ Each example is run where it is, and the top of the report of its last run goes 
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ def main(names: list[str]) -> None:
     options = webdriver.ChromeOptions()
     for argument in ("--headless=new", "--no-sandbox", "--hide-scrollbars", "--force-color-profile=srgb"):
         options.add_argument(argument)
-    browser = webdriver.Chrome(options)
+    browser = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
     try:
         browser.set_window_size(WIDTH, HEIGHT)
         for name in names:
