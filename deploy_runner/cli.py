@@ -71,6 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "_ARGCOMPLETE" in os.environ:
         _complete()
     try:
+        if argv[:1] == ["--version"]:
+            from .commands.installation import installation
+
+            print(installation())
+            return 0
         return _parse(argv)()
     except KeyboardInterrupt:
         print("interrupted; finished artifacts are kept, run again to continue", file=sys.stderr)
@@ -98,8 +103,9 @@ def build_parser(only: str = "") -> argparse.ArgumentParser:
         "3 a remote conflict, 130 interrupted.",
     )
     parser.add_argument(
-        "--version", action="version", version=f"deploy-runner {VERSION}", help="print the version and exit"
-    )
+        "--version", action="version", version=f"deploy-runner {VERSION}",
+        help="print the version and where it is installed from, and exit",
+    )  # fmt: skip
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for name in _MODULES:
         if only not in ("", name):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,25 @@ def test_the_action_fits_the_published_schema() -> None:
 
 def test_dependabot_fits_the_published_schema() -> None:
     check("check-jsonschema", "--builtin-schema", "vendor.dependabot", ".github/dependabot.yml")
+
+
+@pytest.mark.parametrize(
+    ("schema", "files"),
+    [
+        ("github-issue-forms", [".github/ISSUE_TEMPLATE/bug.yml", ".github/ISSUE_TEMPLATE/feature.yml"]),
+        ("github-issue-config", [".github/ISSUE_TEMPLATE/config.yml"]),
+        ("citation-file-format", ["CITATION.cff"]),
+    ],
+)
+def test_issue_forms_and_the_citation_fit_the_published_schemas(schema: str, files: list[str]) -> None:
+    check("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *files)
+
+
+def test_the_citation_names_the_version_and_the_licence_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert citation["repository-code"] == project["urls"]["Homepage"]
 
 
 def test_zizmor_finds_nothing() -> None:
