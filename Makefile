@@ -38,7 +38,7 @@ check: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/generate.py
-	PYTHONPATH=docs $(BIN)/python -m zensical build --strict
+	PYTHONPATH=docs $(BIN)/python -m zensical build --strict --clean
 	@echo "the site is in build/site; to read it: python3 -m http.server --directory build/site"
 
 formats: $(VENV)/.dev

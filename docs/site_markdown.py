@@ -1,7 +1,8 @@
 """Read the pages as GitHub does: an extension of Python-Markdown for the site.
 
 The pages are written for GitHub first. Links to files outside `docs/` lead to the repository, a block of
-`yaml-fragment` is coloured as YAML, and a list needs no empty line before it.
+`yaml-fragment` is coloured as YAML, a list needs no empty line before it, and what belongs to an item is
+indented by two spaces.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from markdown.preprocessors import Preprocessor
 
 _FENCE = re.compile(r"^( *)(`{3,})(\w+)?(?:-[\w-]+)?(.*)$")
 _OUTSIDE = re.compile(r"(\]\()(?:\.\./)+(?!\w+/?\.\.)([^)\s]*\))")
-_ITEM = re.compile(r"^(?:[-*]|\d+\.) ")
+_ITEM = re.compile(r"^ *(?:[-*]|\d+\.) ")
 
 
 class _AsOnGitHub(Preprocessor):
@@ -25,30 +26,33 @@ class _AsOnGitHub(Preprocessor):
     def run(self, lines: list[str]) -> list[str]:
         """Return the lines as Python-Markdown reads them."""
         done: list[str] = []
-        within = False
+        within = listed = False  # Within a block of code; within a list.
+        shift = ""
         for line in lines:
             fence = _FENCE.match(line)
+            if within and not fence:
+                done.append(shift + line if line else line)
+                continue
+            item, blank = _ITEM.match(line), not (done and done[-1].strip())
+            if item and not listed and not blank:
+                done.append("")
+            listed = bool(item) or (listed and (not blank or line[:1] in ("", " ")))
+            if fence and not within:
+                shift = " " * (_deeper(line) if listed else 0)
             if fence:
                 within = not within
                 indent, marks, kind, rest = fence.groups()
-                done.append(f"{indent}{marks}{kind or ''}{rest}")
-            elif within:
-                done.append(line)
-            else:
-                if _ITEM.match(line) and done and done[-1].strip() and not _in_list(done):
-                    done.append("")
-                done.append(_OUTSIDE.sub(rf"\g<1>{self._repository}\g<2>", line))
+                done.append(f"{shift}{indent}{marks}{kind or ''}{rest}")
+                continue
+            linked = _OUTSIDE.sub(rf"\g<1>{self._repository}\g<2>", line)
+            done.append(" " * _deeper(line) + linked if listed else linked)
         return done
 
 
-def _in_list(lines: list[str]) -> bool:
-    """Return whether the paragraph that the lines end with belongs to an item."""
-    for line in reversed(lines):
-        if not line.strip():
-            return False
-        if _ITEM.match(line) or line.startswith(" "):
-            return True
-    return False
+def _deeper(line: str) -> int:
+    """Return how many spaces a line of a list lacks: GitHub takes 2 or 3 for each level, Python-Markdown 4."""
+    spaces = len(line) - len(line.lstrip(" "))
+    return 4 * (spaces // 2) - spaces if spaces > 1 else 0
 
 
 class _Extension(Extension):
