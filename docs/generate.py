@@ -75,10 +75,10 @@ def _help(parser: argparse.ArgumentParser) -> Iterator[str]:
 def _keys(schema: Mapping[str, Any]) -> Iterator[str]:
     """Describe the keys of a pipeline file, by its schema."""
     yield from ("# The pipeline file", "")
-    yield "Generated from the [JSON Schema](pipeline.schema.json), by which editors complete and check the file."
+    yield "Generated from the [JSON Schema](pipeline.schema.json), by which editors complete and check it."
     yield "`deploy-runner schema > pipeline.schema.json` writes that of the stage types you have installed."
-    yield "[Writing a pipeline](writing-a-pipeline.md) explains the keys; [stage types](stages.md) lists what is"
-    yield "possible under `with:`."
+    yield "[Writing a pipeline](writing-a-pipeline.md) explains the keys; [stage types](stages.md) lists"
+    yield "what is possible under `with:`."
     known = schema["$defs"]
     tables = {
         "At the top": schema,

@@ -26,7 +26,9 @@ class _AsOnGitHub(Preprocessor):
     def run(self, lines: list[str]) -> list[str]:
         """Return the lines as Python-Markdown reads them."""
         done: list[str] = []
-        within = listed = False  # Within a block of code; within a list.
+        within = listed = parted = (
+            False  # Within a block of code; within a list; after an empty line in an item.
+        )
         shift = ""
         for line in lines:
             fence = _FENCE.match(line)
@@ -34,8 +36,9 @@ class _AsOnGitHub(Preprocessor):
                 done.append(shift + line if line else line)
                 continue
             item, blank = _ITEM.match(line), not (done and done[-1].strip())
-            if item and not listed and not blank:
+            if item and not blank and (parted or not listed):
                 done.append("")
+            parted = not item and (parted or blank)
             listed = bool(item) or (listed and (not blank or line[:1] in ("", " ")))
             if fence and not within:
                 shift = " " * (_deeper(line) if listed else 0)
@@ -50,7 +53,7 @@ class _AsOnGitHub(Preprocessor):
 
 
 def _deeper(line: str) -> int:
-    """Return how many spaces a line of a list lacks: GitHub takes 2 or 3 for each level, Python-Markdown 4."""
+    """Return how many spaces a line of a list lacks: GitHub has 2 or 3 for each level, Python-Markdown 4."""
     spaces = len(line) - len(line.lstrip(" "))
     return 4 * (spaces // 2) - spaces if spaces > 1 else 0
 
