@@ -38,6 +38,8 @@ check: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/generate.py
+	PYTHONPATH=docs $(BIN)/python -m zensical build --strict --clean
+	@echo "the site is in build/site; to read it: python3 -m http.server --directory build/site"
 
 formats: $(VENV)/.dev
 	$(BIN)/python -m pytest -q tests/pipeline/test_formats.py --write-formats
@@ -82,4 +84,4 @@ $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.run
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .deploy-runner .coverage build *.egg-info
+	rm -rf $(VENV) .deploy-runner .coverage .cache build *.egg-info

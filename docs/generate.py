@@ -16,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from troubleshooting import troubleshooting
+
 from deploy_runner.cli import build_parser
 from deploy_runner.pipeline.schema import describe_stage_types, json_schema
 from deploy_runner.registry import shared_example
@@ -38,11 +40,14 @@ _WIDTH = 100
 def pages() -> Mapping[str, str]:
     """Return the generated files' content by name."""
     root = HERE.parent
+    types, schema = describe_stage_types(root), json_schema(root)
     return {
-        "stages.md": markdown(describe_stage_types(root), shared_example()),
+        "stages.md": markdown(types, shared_example()),
         "cli.md": "\n".join(_command_line()) + "\n",
         "api.md": "\n".join(_reference()) + "\n",
-        "pipeline.schema.json": json.dumps(json_schema(root), indent=2, ensure_ascii=False) + "\n",
+        "schema.md": "\n".join(_keys(schema)) + "\n",
+        "troubleshooting.md": troubleshooting(root / "deploy_runner", [entry["uses"] for entry in types]),
+        "pipeline.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
     }
 
 
@@ -65,6 +70,38 @@ def _help(parser: argparse.ArgumentParser) -> Iterator[str]:
     yield "```text"
     yield parser.format_help().strip()
     yield "```"
+
+
+def _keys(schema: Mapping[str, Any]) -> Iterator[str]:
+    """Describe the keys of a pipeline file, by its schema."""
+    yield from ("# The pipeline file", "")
+    yield "Generated from the [JSON Schema](pipeline.schema.json), by which editors complete and check it."
+    yield "`deploy-runner schema > pipeline.schema.json` writes that of the stage types you have installed."
+    yield "[Writing a pipeline](writing-a-pipeline.md) explains the keys; [stage types](stages.md) lists"
+    yield "what is possible under `with:`."
+    known = schema["$defs"]
+    tables = {
+        "At the top": schema,
+        "A stage": schema["properties"]["stages"]["additionalProperties"],
+        "`resources:` of a stage": known["ResourcesSpec"],
+        "`target:`": known["TargetSpec"],
+        "`cache:`": known["CacheSpec"],
+        "`executor:`": known["ExecutorSpec"],
+    }
+    for title, table in tables.items():
+        yield from ("", f"## {title}", "", "| key | default | meaning |", "|---|---|---|")
+        for name, key in table["properties"].items():
+            required = name in table.get("required", ())
+            value = key.get("default")
+            default = (
+                "required" if required else f"`{json.dumps(value)}`" if value not in ("", {}, []) else ""
+            )
+            yield f"| `{name}` | {default if '$ref' not in key else ''} | {key['description']} |"
+    more = "The members of `target` beside these belong to the pushes: `aws`, `hub`, `oci`, `mlflow`."
+    yield from (
+        "",
+        f"{more} [From dry run to live](dry-run-to-live.md) and [other targets](other-targets.md) show them.",
+    )
 
 
 def _reference() -> Iterator[str]:
