@@ -154,7 +154,8 @@ def _svg(boxes: Sequence[Box], layout: Layout, title: str, href: Callable[[Box],
     width, height = layout.width + 2 * _MARGIN, layout.height + 2 * _MARGIN
     yield (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="group" aria-labelledby="graph-title" '
-        f'width="{width:g}" height="{height:g}" style="min-width:{width * _SMALLEST:.0f}px" viewBox="{-_MARGIN:g} {-_MARGIN:g} {width:g} {height:g}">'
+        f'width="{width:g}" height="{height:g}" style="min-width:{width * _SMALLEST:.0f}px" '
+        f'viewBox="{-_MARGIN:g} {-_MARGIN:g} {width:g} {height:g}">'
     )
     yield f'<title id="graph-title">{escape(title)}</title>'
     yield (

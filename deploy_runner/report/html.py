@@ -6,7 +6,7 @@ import base64
 import json
 import os
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..engine.runs import COUNTED, RunRecord
@@ -16,7 +16,7 @@ from .candidates import Choice, Entries, choices
 from .changes import changes
 from .comparisons import latencies, parities
 from .folding import fold
-from .headline import headline, refusals
+from .headline import headline, points, refusals
 from .lines import duration, size
 from .timeline import timeline
 
@@ -78,8 +78,8 @@ def render(record: RunRecord, graph: Graph, material: Material) -> str:
         graph=_graph(record),
         time=timeline(stages, float(str(record.data["seconds"]))),
         choices=[_compared(choice) for choice in compared],
-        parities=parities(stages, nodes),
-        latencies=measured,
+        parities=_folded(parities(stages, nodes)),
+        latencies=_folded(measured),
         slowest_us=max((max(row.p95_us, row.reference_p95_us or 0.0) for row in measured), default=1.0),
         before=material.before,
         reasons=_reasons(stages),
@@ -89,6 +89,7 @@ def render(record: RunRecord, graph: Graph, material: Material) -> str:
         anchor=graph_svg.anchor,
         command=lambda stage, output: _command(record, f"{stage}.{output}"),
         duration=duration,
+        points=points,
         size=size,
         share=lambda part, whole: round(100 * part / whole, 3) if whole else 0,
         number=lambda value: (
@@ -121,6 +122,11 @@ def _compared(choice: Choice) -> _Compared:
     from markupsafe import Markup
 
     return _Compared(choice, Markup(pareto_svg.draw(choice)))
+
+
+def _folded(rows: Sequence[Any]) -> list[tuple[str, Any]]:
+    """Return the rows with their labels; instances of which the same is said are one row."""
+    return [(label, rows[index]) for label, index in fold([(row[0], tuple(row[1:])) for row in rows])]
 
 
 def _reasons(stages: Entries) -> list[tuple[str, str, str]]:
