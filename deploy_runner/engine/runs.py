@@ -1,17 +1,18 @@
 """Events → one run record: what ran, what it made, the figures, as one JSON file.
 
 A run's folder is `runs/ID/`: `record.json` (this module; its last member is the HMAC of the rest),
-`log.jsonl` (every event that is not a hit, as it happened), `logs/STAGE.log` (what the workers
-printed), `report.html`.
+`outline.json` (the stages and what each needs, for those who look on), `log.jsonl` (every event as it
+happened; locked until the run has ended), `logs/STAGE.log` (what the workers printed), `report.html`.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -22,6 +23,7 @@ from ..store.actions import Records, listdir
 from ..store.counter import next_number, number_of
 from ..store.files import read_or_none, store_error, write_atomic, writing
 from ..types import Artifact, Event, Graph, Json, Kind, StageResult
+from .outline import outline_of, write_outline
 
 __all__ = [
     "COUNTED",
@@ -102,8 +104,12 @@ def new_run_id(home: Path, now_s: float) -> str:
 class Recorder:
     """Collects the events of one run and writes its record at the end."""
 
-    def __init__(self, home: Path, graph: Graph, files: Files, *, now_s: float) -> None:
+    def __init__(
+        self, home: Path, graph: Graph, files: Files, *, now_s: float, targets: Sequence[str] = ()
+    ) -> None:
         self._home = home
+        self._targets = targets
+        self._hits: list[str] = []
         self.folder = home / "runs" / new_run_id(home, now_s)
         self._files = files
         self._graph = graph
@@ -112,23 +118,31 @@ class Recorder:
         self._finished = False
 
     def __call__(self, event: Event) -> None:
-        """Append the event to `log.jsonl`; hits are in the record alone."""
+        """Append the event to `log.jsonl`. Hits are named when something else happens: many runs have no other."""
         if event.result is not None and event.result.state == "hit":
+            self._hits.append(event.stage)
             return
         if event.kind in ("run-started", "run-finished", "stage-progress") or self._finished:
             return
         line = {"time": event.time_s, "kind": event.kind, "stage": event.stage, "text": event.text}
         if event.result is not None:
             line |= {"state": event.result.state, "reason": event.result.reason}
+            line |= {"error": event.result.error, "seconds": round(event.result.seconds, 6)}
+        lines = [line]
+        if self._hits:
+            hits, self._hits = self._hits, []
+            lines.insert(0, {"time": event.time_s, "kind": "stages-hit", "stages": hits})
         with writing(self.folder / "log.jsonl"):
             log = self._open_log()
-            log.write(json.dumps(line, ensure_ascii=False) + "\n")
+            log.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
             log.flush()
 
     def _open_log(self) -> TextIO:
         if self._log is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            outline = outline_of(self._graph, self._targets, self._files, _iso(self._started_s))
+            write_outline(self._home, self.folder, outline)
             self._log = (self.folder / "log.jsonl").open("a", encoding="utf-8")
+            fcntl.flock(self._log, fcntl.LOCK_EX)  # Whoever finds it free knows that the run has ended.
         return self._log
 
     def finish(self, results: Mapping[str, StageResult], *, now_s: float, exit_code: int) -> RunRecord:
