@@ -44,6 +44,7 @@ _MODULES = {
     "convert": "convert",
     "verify": "signed",
     "serve": "serving",
+    "ui": "ui",
     "doctor": "doctor",
     "completion": "completion",
 }

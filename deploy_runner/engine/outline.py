@@ -1,7 +1,8 @@
 """The outline of a run: its stages and what each reads, written as it starts its first stage.
 
-A run record says how stages ended, not which needs which, and the pipeline may have changed or be gone by the
-time that somebody looks at the run. A run in which everything is a hit has none: that of the run before holds.
+A run record says how stages ended, not which needs which, and the pipeline may have changed or be gone by
+the time that somebody looks at the run. A run in which everything is a hit has none: that of the run before
+holds.
 """
 
 from __future__ import annotations

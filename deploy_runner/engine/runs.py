@@ -27,6 +27,7 @@ from .outline import outline_of, write_outline
 
 __all__ = [
     "COUNTED",
+    "KEPT_RUNS",
     "Recorder",
     "RunRecord",
     "kept_runs",
@@ -38,6 +39,9 @@ __all__ = [
 ]
 
 _PINNED = "pinned"
+
+KEPT_RUNS = 10
+"""How many runs of each pipeline a collection keeps by default."""
 
 COUNTED = ("ran", "hit", "healed", "converged", "failed", "skipped", "interrupted")
 
@@ -118,7 +122,7 @@ class Recorder:
         self._finished = False
 
     def __call__(self, event: Event) -> None:
-        """Append the event to `log.jsonl`. Hits are named when something else happens: many runs have no other."""
+        """Append the event to `log.jsonl`; hits are named before what happens next, if anything does."""
         if event.result is not None and event.result.state == "hit":
             self._hits.append(event.stage)
             return

@@ -1,0 +1,113 @@
+"use strict";
+
+// Follow a run: rows change as its stages do; when it has ended the page is loaded again, with its record.
+const live = document.getElementById("live");
+const rows = new Map([...document.querySelectorAll("[data-stage]")].map((row) => [row.dataset.stage, row]));
+
+function duration(seconds) {
+  if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
+  if (seconds < 60) return `${seconds.toFixed(1)} s`;
+  return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
+}
+
+function part(row, name) {
+  return row.querySelector(`[data-part="${name}"]`);
+}
+
+function show(stage) {
+  const row = rows.get(stage.id);
+  if (!row) return;
+  const state = part(row, "state").firstElementChild;
+  state.textContent = stage.state;
+  state.className = `state ${stage.state.replaceAll(" ", "-")}`;
+  const time = part(row, "time");
+  if (stage.since) time.dataset.since = stage.since;
+  else delete time.dataset.since;
+  time.textContent = stage.seconds ? duration(stage.seconds) : "";
+  const said = part(row, "said");
+  said.textContent = stage.said;
+  said.className = stage.state === "failed" ? "failed" : "";
+}
+
+function summary() {
+  const states = [...rows.values()].map((row) => part(row, "state").textContent);
+  const done = states.filter((state) => !["pending", "running"].includes(state)).length;
+  const running = states.filter((state) => state === "running").length;
+  return `${done} of ${states.length} stages have ended, ${running} running`;
+}
+
+function follow(place) {
+  const source = new EventSource(place);
+  source.addEventListener("stages", (event) => {
+    JSON.parse(event.data).forEach(show);
+    live.textContent = summary();
+    document.dispatchEvent(new CustomEvent("stages"));
+  });
+  source.addEventListener("end", () => {
+    source.close();
+    location.reload();
+  });
+  source.onerror = () => {
+    live.textContent = "The connection is lost; it is tried again. Does `deploy-runner ui` still run?";
+  };
+}
+
+if (live && live.dataset.events) {
+  follow(live.dataset.events);
+  setInterval(() => {
+    for (const time of document.querySelectorAll("[data-since]")) {
+      time.textContent = duration(Math.max(0, Date.now() / 1000 - Number(time.dataset.since)));
+    }
+  }, 500);
+}
+
+// Follow a log: its last part stays in view as long as the reader hasn't scrolled up.
+const log = document.getElementById("log");
+const KEPT = 400000;
+
+if (log) {
+  log.scrollTop = log.scrollHeight;
+  if (log.dataset.events) {
+    const source = new EventSource(log.dataset.events);
+    source.addEventListener("text", (event) => {
+      const { text, left_out } = JSON.parse(event.data);
+      const below = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+      const gap = left_out ? `\n[${left_out} bytes are left out]\n` : "";
+      log.textContent = (log.textContent + gap + text).slice(-KEPT);
+      document.getElementById("nothing")?.remove();
+      if (below) log.scrollTop = log.scrollHeight;
+    });
+    source.addEventListener("end", () => {
+      source.close();
+      live.textContent = "The run has ended.";
+    });
+    // A new connection would begin where the page did, and say everything twice.
+    source.onerror = () => {
+      source.close();
+      live.textContent = "The connection is lost; load the page again.";
+    };
+  }
+}
+
+// Filter the rows of a table.
+for (const input of document.querySelectorAll("[data-filters]")) {
+  const body = document.getElementById(input.dataset.filters).tBodies[0];
+  if (body.rows.length < 12) continue;
+  input.parentElement.hidden = false;
+  input.addEventListener("input", () => {
+    const sought = input.value.toLowerCase();
+    for (const row of body.rows) {
+      const text = `${row.cells[0].textContent} ${row.cells[1].textContent}`.toLowerCase();
+      row.hidden = !text.includes(sought);
+    }
+  });
+}
+
+// Say that a question is being answered, and don't ask it twice.
+for (const button of document.querySelectorAll("[data-busy]")) {
+  button.form.addEventListener("submit", () => {
+    button.textContent = button.dataset.busy;
+    setTimeout(() => { button.disabled = true; }, 0);
+  });
+}
+document.getElementById("answer")?.focus();
