@@ -179,7 +179,9 @@ class Library:
 
         return self._cached(self._outlines, id_, _state(folder / OUTLINE), read)
 
-    def _cached(self, kept: OrderedDict[str, _Kept], id_: str, state: object, read: Callable[[], Any]) -> Any:
+    def _cached(
+        self, kept: OrderedDict[str, _Kept], id_: str, state: object, read: Callable[[], _Value]
+    ) -> _Value:
         with self._lock:
             found = kept.get(id_)
             if found is None or found.state != state:
