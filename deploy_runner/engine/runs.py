@@ -22,7 +22,7 @@ from ..pipeline.identity import Files, describe, is_there
 from ..store.actions import Records, listdir
 from ..store.counter import next_number, number_of
 from ..store.files import read_or_none, store_error, write_atomic, writing
-from ..types import Artifact, Event, Graph, Json, Kind, StageResult
+from ..types import Artifact, Event, Graph, Json, Kind, StageNode, StageResult
 from .outline import outline_of, write_outline
 
 __all__ = [
@@ -119,6 +119,7 @@ class Recorder:
         self._graph = graph
         self._started_s = now_s
         self._log: TextIO | None = None
+        self._starts_s: dict[str, float] = {}
         self._finished = False
 
     def __call__(self, event: Event) -> None:
@@ -128,6 +129,8 @@ class Recorder:
             return
         if event.kind in ("run-started", "run-finished", "stage-progress") or self._finished:
             return
+        if event.kind == "stage-started":
+            self._starts_s[event.stage] = event.time_s - self._started_s
         line = {"time": event.time_s, "kind": event.kind, "stage": event.stage, "text": event.text}
         if event.result is not None:
             line |= {"state": event.result.state, "reason": event.result.reason}
@@ -172,12 +175,19 @@ class Recorder:
             "exit_code": exit_code,
             **_confinement(results),
             **counts,
-            "stages": {id_: _entry(result) for id_, result in results.items()},
+            "stages": {id_: self._entry(result) for id_, result in results.items()},
         }
         record = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
         signed = Records(self._home).seal.signed(record, "run", self.folder.name)
         write_atomic(self.folder / "record.json", signed, tmp=self._home / "tmp")
         return RunRecord(self.folder, data)
+
+    def _entry(self, result: StageResult) -> Json:
+        """Return a stage's entry, with its place in the graph: a run can be drawn without its pipeline."""
+        entry = _entry(result, self._graph.stages[result.id])
+        if (start_s := self._starts_s.get(result.id)) is not None:
+            entry["start"] = round(start_s, 6)
+        return entry
 
 
 def _confinement(results: Mapping[str, StageResult]) -> dict[str, Json]:
@@ -191,14 +201,18 @@ def _iso(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
-def _entry(result: StageResult) -> Json:
+def _entry(result: StageResult, node: StageNode) -> dict[str, Json]:
     entry: dict[str, Json] = {
         "state": result.state,
+        "uses": node.uses,
+        "after": list(node.upstream),
         "key": result.key,
         "outputs": {name: artifact.digest for name, artifact in result.outputs.items()},
         "seconds": round(result.seconds, 6),
         "figures": dict(result.figures),
     }
+    if node.converges:
+        entry["converges"] = True
     if result.outputs:
         entry["artifacts"] = {name: artifact.as_dict() for name, artifact in result.outputs.items()}
     for name in ("reason", "error", "workdir", "evidence", "sandbox"):

@@ -30,7 +30,7 @@ def outline_for(library: Library, record: Record) -> Outline | None:
 
 
 def _from_actions(library: Library, record: Record) -> Outline:
-    """Return an outline as the digests say it: a stage has read what an earlier one has made."""
+    """Return an outline as record and digests say it: a stage has read what an earlier one has made."""
     made: dict[str, tuple[str, str]] = {}
     stages: dict[str, OutlineStage] = {}
     for id_, stage in record.stages.items():
@@ -41,11 +41,12 @@ def _from_actions(library: Library, record: Record) -> Outline:
             digest = str(row[0]) if isinstance(row, list) and row else ""
             inputs[name] = made.get(digest) or f"sha256:{digest[:12]}"
         needs = dict.fromkeys(source[0] for source in inputs.values() if isinstance(source, tuple))
+        uses = stage.uses or (action.uses if action else "")
         stages[id_] = OutlineStage(
-            uses=action.uses if action else "",
+            uses=uses,
             base=id_.partition("[")[0],
-            push=action.uses.startswith("push.") if action else False,
-            needs=tuple(needs),
+            push=stage.converges or uses.startswith("push."),
+            needs=stage.after or tuple(needs),
             inputs=inputs,
         )
         for name, artifact in stage.artifacts.items():

@@ -43,6 +43,9 @@ class RecordStage(_Shape):
     """A stage in a record."""
 
     state: str
+    uses: str = ""
+    after: tuple[str, ...] = ()
+    converges: bool = False
     key: str = ""
     seconds: float = 0.0
     figures: dict[str, Any] = {}
