@@ -13,8 +13,10 @@ from starlette.staticfiles import StaticFiles
 
 from ..engine.runs import KEPT_RUNS, kept_runs, pinned_runs
 from ..errors import DeployRunnerError
+from ..report.graph_svg import STYLE, anchor
 from .comparing import compare
 from .deployed import pushed
+from .drawing import graph_of
 from .figures import figures_page
 from .library import Run
 from .lineage import lineage_of
@@ -33,6 +35,11 @@ _RECENT = 10
 def build_app(site: Site) -> FastAPI:
     """Return the application that serves the pages of a site."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.get("/static/graph.css")
+    def graph_style() -> Response:
+        return Response(STYLE, media_type="text/css")
+
     app.mount("/static", StaticFiles(directory=HERE / "static"))
     library = site.library
 
@@ -64,9 +71,11 @@ def build_app(site: Site) -> FastAPI:
         follower = library.follower(id_) if record is None else None
         if follower is not None:
             follower.read()
+        going = found.phase == "running"
+        rows = stage_rows(record, outline, follower, running=going)
         return site.page(
-            "run.html", run=found, record=record, outline=outline,
-            rows=stage_rows(record, outline, follower, running=found.phase == "running"),
+            "run.html", run=found, record=record, rows=rows, anchor=anchor,
+            graph=graph_of(rows, outline, going=going) if outline else "",
             notes=follower.notes if follower else [], before=_before(site, found),
             report=(site.home / "runs" / id_ / "report.html").is_file(),
         )  # fmt: skip

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from .drawing import graph_of
 from .following import Follower, Tail, open_below, tail
 from .outlines import outline_for
 from .run_page import Row, stage_rows
@@ -38,6 +39,14 @@ def add_live_routes(app: FastAPI, site: Site) -> None:
         if follower is None:
             raise HTTPException(404, f"no run {id_} is in this store")
         return _stream(_run_events(site, id_, follower))
+
+    @app.get("/runs/{id_}/graph")
+    def graph(id_: str) -> HTMLResponse:
+        follower, outline = library.follower(id_), library.outline_of(id_)
+        if follower is None or outline is None:
+            raise HTTPException(404, f"run {id_} has no graph")
+        follower.read()
+        return HTMLResponse(graph_of(stage_rows(None, outline, follower, running=True), outline, going=True))
 
     @app.get("/runs/{id_}/log")
     def log(id_: str, stage: str = "") -> HTMLResponse:

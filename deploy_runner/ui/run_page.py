@@ -41,7 +41,7 @@ def stage_rows(
         uses_ = stages[id_].uses if id_ in stages else ""
         at = known.get(id_)
         if at is None:
-            rows.append(Row(id_, uses_, "pending" if running else "not started", 0, 0, "", "", {}, 0, {}))
+            rows.append(Row(id_, uses_, "waiting" if running else "not started", 0, 0, "", "", {}, 0, {}))
             continue
         state = at.state if running or at.state != "running" else "interrupted"
         rows.append(Row(id_, uses_, state, at.seconds, at.since_s, at.reason, at.error, {}, 0, {}))

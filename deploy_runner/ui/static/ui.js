@@ -31,7 +31,7 @@ function show(stage) {
 
 function summary() {
   const states = [...rows.values()].map((row) => part(row, "state").textContent);
-  const done = states.filter((state) => !["pending", "running"].includes(state)).length;
+  const done = states.filter((state) => !["waiting", "running"].includes(state)).length;
   const running = states.filter((state) => state === "running").length;
   return `${done} of ${states.length} stages have ended, ${running} running`;
 }
@@ -59,6 +59,23 @@ if (live && live.dataset.events) {
       time.textContent = duration(Math.max(0, Date.now() / 1000 - Number(time.dataset.since)));
     }
   }, 500);
+}
+
+// Draw the graph again when stages have changed, at most every two seconds.
+const graph = document.getElementById("graph");
+let drawing = null;
+
+if (graph && graph.dataset.graph) {
+  document.addEventListener("stages", () => {
+    drawing ??= setTimeout(async () => {
+      drawing = null;
+      const answer = await fetch(graph.dataset.graph);
+      if (!answer.ok) return;
+      const focused = [...graph.querySelectorAll("a")].indexOf(document.activeElement);
+      graph.innerHTML = await answer.text();
+      graph.querySelectorAll("a")[focused]?.focus({ preventScroll: true });
+    }, 2000);
+  });
 }
 
 // Follow a log: its last part stays in view as long as the reader hasn't scrolled up.
