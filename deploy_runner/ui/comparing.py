@@ -71,7 +71,7 @@ def _reasons(
         return []
     before, after = library.action(old.key), library.action(new.key)
     if before is None or after is None:
-        return ["its key differs; the store no longer has the action record of both"]
+        return ["its action key differs; the store does not have the action records of both to compare"]
     node = outline.stages.get(id_) if outline else None
     changes = differences(before.preimage, after.preimage, sources_of(node) if node else {})
     said = [str(change) for change in changes]
