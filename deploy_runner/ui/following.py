@@ -1,4 +1,4 @@
-"""A run that goes on: what its log has said so far, and whether anybody still writes it."""
+"""A run under way: what its log has said so far, and whether anybody still writes it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PRINTED = b'"kind": "stage-log"'
 
 @dataclass
 class Progress:
-    """What is known of one stage of a run that goes on."""
+    """What is known of one stage of a run under way."""
 
     state: str
     since_s: float = 0.0
@@ -119,7 +119,7 @@ class Tail(NamedTuple):
 def tail(folder: Path, name: str, place: int | None, limit: int) -> Tail:
     """Return what a file has from `place` on, at most its last `limit` bytes; all of those for None.
 
-    A file that isn't there is empty: a stage that prints nothing has no log. What is left out in front is
+    A missing file is empty: a stage that prints nothing has no log. What is left out in front is
     counted, and the first line is a whole one.
     """
     try:

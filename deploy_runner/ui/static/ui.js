@@ -24,6 +24,7 @@ function show(stage) {
   if (stage.since) time.dataset.since = stage.since;
   else delete time.dataset.since;
   time.textContent = stage.seconds ? duration(stage.seconds) : "";
+  part(row, "log").hidden = ["hit", "skipped", "waiting"].includes(stage.state);
   const said = part(row, "said");
   said.textContent = stage.said;
   said.className = stage.state === "failed" ? "failed" : "";
