@@ -42,7 +42,7 @@ class Page:
             named = {name.replace("_", "-"): value for name, value in headers.items()}
             connection.request(method, path, headers=named)
             response = connection.getresponse()
-            text = response.read().decode()
+            text = response.read().decode(errors="replace")
             return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, text)
         finally:
             connection.close()
