@@ -95,7 +95,7 @@ def test_of_a_long_log_the_end_is_shown_and_the_whole_can_be_had(project: Projec
     folder = project.folder / ".deploy-runner" / "runs" / run
     (folder / "logs").mkdir()
     log = folder / "logs" / "a.log"
-    log.write_bytes(b"first\n" + b"\x1b[31mred\x1b[0m \x00\xff<b>\n" * 5_000_000 + b"one\rtwo\n")
+    log.write_bytes(b"first\n" + b"\x1b[31mred\x1b[0m \x00\xff<b>\n" * 5_500_000 + b"one\rtwo\n")
     with (folder / "log.jsonl").open("ab") as events:
         events.write(b'{"time": 1, "kind": "stage-log", "text": "x"}\n' * 2_000_000)
     with showing(project.folder) as page:
