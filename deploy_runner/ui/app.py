@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -18,7 +19,7 @@ from .comparing import compare
 from .deployed import pushed
 from .drawing import graph_of
 from .figures import figures_page
-from .library import Run
+from .library import OTHER_VERSION, Run
 from .lineage import lineage_of
 from .live import add_live_routes, content
 from .outlines import outline_for
@@ -30,6 +31,8 @@ __all__ = ["build_app"]
 
 _PAGE = 50
 _RECENT = 10
+_MATCHING = 50
+"""How many runs are read to complete a digest."""
 
 
 def build_app(site: Site) -> FastAPI:
@@ -67,6 +70,8 @@ def build_app(site: Site) -> FastAPI:
     def run(id_: str) -> HTMLResponse:
         found = _found(site, id_)
         record = library.record(id_)
+        if found.phase == "finished" and record is None:
+            found = replace(found, phase="unreadable", problem=OTHER_VERSION)
         outline = outline_for(library, record) if record else library.outline_of(id_)
         follower = library.follower(id_) if record is None else None
         if follower is not None:
@@ -149,6 +154,11 @@ def build_app(site: Site) -> FastAPI:
     def failed(request: Request, error: DeployRunnerError) -> HTMLResponse:
         return site.page("error.html", 503, said=str(error))
 
+    @app.exception_handler(Exception)
+    def broken(request: Request, error: Exception) -> HTMLResponse:
+        said = f"{request.url.path} failed: {type(error).__name__}: {error}. This is a bug of deploy-runner"
+        return site.page("error.html", 500, said=said)
+
     return app
 
 
@@ -172,11 +182,10 @@ def _matching(site: Site, digest: str) -> list[str]:
     if len(digest) < 4 or not digest.isalnum():
         return []
     found: dict[str, None] = {}
-    for record in site.library.holding(digest, site.library.ids()[:200]):
-        for stage in record.stages.values():
-            found |= {a.digest: None for a in stage.artifacts.values() if a.digest.startswith(digest)}
-        if len(found) > 50:
-            break
+    for id_ in site.library.holding(digest, site.library.ids()[:200])[:_MATCHING]:
+        record = site.library.record(id_)
+        stages = record.stages.values() if record else ()
+        found |= {a.digest: None for s in stages for a in s.artifacts.values() if a.digest.startswith(digest)}
     return list(found)
 
 

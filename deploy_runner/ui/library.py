@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from threading import RLock
 from typing import Any, Literal, NamedTuple, TypeVar
+
+from pydantic_core import from_json
 
 from ..engine.outline import OUTLINE, read_outline
 from ..engine.runs import COUNTED
@@ -19,15 +20,16 @@ from ..store.actions import ActionRecord, Records, listdir
 from ..store.counter import number_of
 from ..store.files import read_or_none
 from .following import LOG, Follower, is_running
-from .shapes import Outline, Record, fitted
+from .shapes import Head, Outline, Record, fitted
 
-__all__ = ["Library", "Phase", "Run", "pipeline_id"]
+__all__ = ["OTHER_VERSION", "Library", "Phase", "Run", "pipeline_id"]
 
 Phase = Literal["finished", "running", "stopped", "unreadable"]
 """stopped: without a record, and no process writes it any more, as after a kill or a loss of power."""
 
 _Value = TypeVar("_Value")
 
+OTHER_VERSION = "its record is of another version"
 _KEPT_RECORDS = 64
 _RECORD = "record.json"
 
@@ -119,14 +121,14 @@ class Library:
 
     def _look(self, folder: Path) -> Run:
         data, problem = self._data(folder)
-        record = fitted(Record, data)
-        if record is None:
-            return Run(folder.name, "unreadable", problem=problem or "its record is of another version")
-        states = [stage.state for stage in record.stages.values()]
-        counts = tuple((state, states.count(state)) for state in COUNTED if state in states)
+        head = fitted(Head, data)
+        if head is None or not _has_stages(data):
+            return Run(folder.name, "unreadable", problem=problem or OTHER_VERSION)
+        states = Counter(str(stage.get("state")) for stage in data["stages"].values())
+        counts = tuple((state, states[state]) for state in COUNTED if states[state])
         return Run(
-            record.id, "finished", record.name, record.files, record.target, record.live, record.started,
-            record.seconds, record.exit_code, counts,
+            folder.name, "finished", head.name, head.files, head.target, head.live, head.started,
+            head.seconds, head.exit_code, counts,
         )  # fmt: skip
 
     def _unfinished(self, folder: Path) -> Run:
@@ -147,10 +149,10 @@ class Library:
             return None, "it has no record"
         try:
             body = self._records.seal.signed_body(data, "run", folder.name)
-            value = json.loads(body) if body is not None else None
+            value = from_json(body) if body is not None else None
         except StoreError as error:
             return None, f"its record can't be checked: {error.message}"
-        except (ValueError, RecursionError):
+        except ValueError:
             value = None
         if not isinstance(value, dict) or value.get("id") != folder.name:
             return None, "its record is damaged, or was not written by this store"
@@ -164,6 +166,14 @@ class Library:
         return self._cached(
             self._whole, id_, _state(folder / _RECORD), lambda: fitted(Record, self._data(folder)[0])
         )
+
+    def figures(self, id_: str) -> dict[str, dict[str, Any]]:
+        """Return the figures of a finished run by stage, without a look at the rest of its record."""
+        folder = self._folder(id_)
+        data = self._data(folder)[0] if folder is not None else None
+        stages = data["stages"] if data and _has_stages(data) else {}
+        found = {name: stage.get("figures") for name, stage in stages.items()}
+        return {name: figures for name, figures in found.items() if isinstance(figures, dict)}
 
     def outline_of(self, id_: str) -> Outline | None:
         """Return the outline that a run itself has written."""
@@ -209,15 +219,16 @@ class Library:
         except StoreError:
             return None
 
-    def holding(self, text: str, ids: list[str]) -> Iterator[Record]:
-        """Yield, the newest first, the records of those runs that have a text somewhere."""
+    def holding(self, text: str, ids: list[str]) -> list[str]:
+        """Return those of the runs whose record has a text somewhere, sound or not."""
         sought = text.encode()
-        for id_ in ids:
-            folder = self._folder(id_)
-            if folder is not None and sought in (read_or_none(folder / _RECORD) or b""):
-                record = self.record(id_)
-                if record is not None:
-                    yield record
+        folders = ((id_, self._folder(id_)) for id_ in ids)
+        return [id_ for id_, f in folders if f is not None and sought in (read_or_none(f / _RECORD) or b"")]
+
+
+def _has_stages(data: Any) -> bool:
+    stages = data.get("stages") if isinstance(data, dict) else None
+    return isinstance(stages, dict) and all(isinstance(stage, dict) for stage in stages.values())
 
 
 def _state(path: Path) -> object:

@@ -14,6 +14,9 @@ __all__ = ["Lineage", "Made", "Origin", "Push", "lineage_of"]
 _DEPTH = 12
 _ORIGINS = 200
 _RUNS = 1000
+_NEWEST, _OLDEST = 40, 10
+"""So many runs that have an artifact are read, at each end: the oldest built it."""
+_PUSHING = 20
 _MADE = ("ran", "healed", "converged")
 
 
@@ -55,7 +58,11 @@ class Made(NamedTuple):
 
 
 class Lineage(NamedTuple):
-    """What is known of an artifact. `first` is the run that made it, or the oldest that still is here."""
+    """What is known of an artifact.
+
+    `first` is where it was made, or the oldest that the store still has; `more` runs have it that `seen` and
+    `pushes` leave out.
+    """
 
     first: Made
     uses: str
@@ -63,12 +70,15 @@ class Lineage(NamedTuple):
     origins: list[Origin]
     readers: list[str]
     pushes: list[Push]
+    more: int
     preimage: dict[str, object]
 
 
 def lineage_of(library: Library, digest: str) -> Lineage | None:
     """Return the lineage of the artifact with a digest; None where no run of this store has it."""
-    records = list(library.holding(digest, library.ids()[:_RUNS]))
+    ids = library.holding(digest, library.ids()[:_RUNS])
+    chosen = dict.fromkeys((*ids[:_NEWEST], *ids[-_OLDEST:]))
+    records = [record for id_ in chosen if (record := library.record(id_)) is not None]
     seen = [made for record in records for made in _outputs(record, digest)]
     if not seen:
         return None
@@ -83,7 +93,8 @@ def lineage_of(library: Library, digest: str) -> Lineage | None:
         seen,
         origins[:_ORIGINS],
         _readers(outline, first.stage, first.output) if outline else [],
-        list(_pushes(library, seen)),
+        [push for record in records[:_PUSHING] for push in _pushes(library, record, digest)],
+        max(0, len(ids) - len(chosen)),
         dict(action.preimage) if action else {},
     )
 
@@ -120,25 +131,21 @@ def _readers(outline: Outline, stage: str, output: str) -> list[str]:
     return [id_ for id_, node in outline.stages.items() if (stage, output) in node.inputs.values()]
 
 
-def _pushes(library: Library, seen: list[Made]) -> Iterator[Push]:
-    """Yield the pushes below an artifact in the runs that have it: those that did something, each once."""
-    told: set[tuple[str, str]] = set()
-    for made in seen:
-        outline = outline_for(library, made.record)
-        if outline is None:
-            continue
-        below = _below(outline, made.stage)
-        for id_ in below:
-            node, ended = outline.stages[id_], made.record.stages.get(id_)
-            if not node.push or ended is None or (made.record.id, id_) in told:
-                continue
-            told.add((made.record.id, id_))
-            yield Push(made.record.id, id_, node.uses, made.record.target, made.record.live, ended.state)
+def _pushes(library: Library, record: Record, digest: str) -> Iterator[Push]:
+    """Yield the pushes of a run that need an artifact, at once or through other stages."""
+    outline = outline_for(library, record)
+    makers = {made.stage for made in _outputs(record, digest)}
+    if outline is None:
+        return
+    for id_ in _below(outline, makers):
+        node, ended = outline.stages[id_], record.stages.get(id_)
+        if node.push and ended is not None:
+            yield Push(record.id, id_, node.uses, record.target, record.live, ended.state)
 
 
-def _below(outline: Outline, stage: str) -> list[str]:
-    """Return the stages that need a stage, at once or through others; outlines are in order."""
-    found = {stage}
+def _below(outline: Outline, stages: set[str]) -> list[str]:
+    """Return the stages that need some of these; outlines are in order."""
+    found = set(stages)
     for id_, node in outline.stages.items():
         if found.intersection(node.needs):
             found.add(id_)

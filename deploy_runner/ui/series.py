@@ -50,14 +50,11 @@ def series_of(library: Library, pipeline: str, choice: Choice, limit: int = RUNS
     runs: list[str] = []
     values: dict[str, list[tuple[str, float]]] = defaultdict(list)
     for run in reversed(list(_finished(library, pipeline, limit))):
-        record = library.record(run)
-        if record is None:
-            continue
         found = False
-        for id_, stage in record.stages.items():
+        for id_, figures in library.figures(run).items():
             if id_.partition("[")[0] != choice.stage:
                 continue
-            value = flat_figures(stage.figures).get(choice.figure)
+            value = flat_figures(figures).get(choice.figure)
             if _is_number(value):
                 values[id_].append((run, float(value)))  # type: ignore[arg-type]
                 found = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import secrets
 import socket
@@ -26,6 +27,7 @@ def serve(site: Site, port: int, announce: Callable[[str], None]) -> int:
 
     Raises UsageError where the port can't be used.
     """
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL + 1)  # What fails is said on the page.
     listener = _listen(port)
     port = listener.getsockname()[1]
     token = secrets.token_urlsafe(32)

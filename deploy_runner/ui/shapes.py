@@ -6,16 +6,17 @@ So each is checked against its shape here, and what doesn't have it is listed as
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import from_json
 
 from ..types import Json
 
 __all__ = [
     "ArtifactShape",
+    "Head",
     "LogLine",
     "Outline",
     "OutlineStage",
@@ -29,6 +30,18 @@ __all__ = [
 
 class _Shape(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Head(_Shape):
+    """What a list of runs says of each, without its stages."""
+
+    name: str
+    files: tuple[str, ...]
+    target: str
+    live: bool = False
+    started: str
+    seconds: float
+    exit_code: int
 
 
 class ArtifactShape(_Shape):
@@ -54,18 +67,11 @@ class RecordStage(_Shape):
     error: str = ""
 
 
-class Record(_Shape):
+class Record(Head):
     """A run record."""
 
     id: str
-    name: str
     pipeline: str
-    files: tuple[str, ...]
-    target: str
-    live: bool = False
-    started: str
-    seconds: float
-    exit_code: int
     stages: dict[str, RecordStage]
 
 
@@ -123,8 +129,8 @@ def fitted(shape: type[_Fitted], value: Json) -> _Fitted | None:
 def line_of(text: bytes) -> LogLine | None:
     """Return a line of a log, or None for what is no such line."""
     try:
-        return fitted(LogLine, json.loads(text))
-    except (ValueError, RecursionError):
+        return fitted(LogLine, from_json(text))
+    except ValueError:
         return None
 
 
