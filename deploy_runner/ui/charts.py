@@ -115,7 +115,7 @@ def _svg(title: str, height: int, parts: list[Markup]) -> Markup:
 def _scale(low: float, high: float) -> tuple[float, float, float]:
     """Return an axis that takes in two values: its ends and the distance of its ticks, a round number."""
     if high - low <= abs(high) * 1e-9:
-        low, high = (low - abs(low) * 0.1, high + abs(high) * 0.1) if high else (-1.0, 1.0)
+        low, high = (low - abs(low) * 0.01, high + abs(high) * 0.01) if high else (-1.0, 1.0)
     rough = (high - low) / _TICKS
     power = 10.0 ** math.floor(math.log10(rough)) if rough > 1e-300 else 1e-300
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)

@@ -39,7 +39,7 @@ HEADERS = {
 
 _NO_TOKEN = "This page needs its token: open the address that `deploy-runner ui` printed when it started.\n"
 _ENTER = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>deploy-runner</title>
+<html lang="en"><head><meta charset="utf-8"><title>deploy-runner</title><link rel="icon" href="data:,">
 <meta http-equiv="refresh" content="0;url={place}"></head>
 <body><p><a href="{place}">Continue to deploy-runner</a></p></body></html>
 """

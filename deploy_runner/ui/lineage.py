@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -21,9 +22,10 @@ _MADE = ("ran", "healed", "converged")
 
 
 class Origin(NamedTuple):
-    """One artifact or file that an artifact was made from, `depth` stages before it."""
+    """One artifact or file that an artifact was made from: an input of `reader`, `depth` stages before."""
 
     depth: int
+    reader: str
     input: str
     stage: str
     output: str
@@ -109,22 +111,22 @@ def _outputs(record: Record, digest: str) -> Iterator[Made]:
 def _origins(record: Record, outline: Outline, stage: str) -> Iterator[Origin]:
     """Yield what a stage read, and before each of these what its stage read, every stage once."""
     seen = {stage}
-    stack = [(1, stage)]
-    while stack:
-        depth, id_ = stack.pop()
+    queue = deque([(1, stage)])
+    while queue:
+        depth, id_ = queue.popleft()
         known = outline.stages.get(id_)
         for name, source in known.inputs.items() if known else ():
             if isinstance(source, str):
-                yield Origin(depth, name, "", "", source, "", None)
+                yield Origin(depth, id_, name, "", "", source, "", None)
                 continue
             maker, output = source
             made = record.stages.get(maker)
             uses = outline.stages[maker].uses if maker in outline.stages else ""
             artifact = made.artifacts.get(output) if made else None
-            yield Origin(depth, name, maker, output, "", uses, artifact)
+            yield Origin(depth, id_, name, maker, output, "", uses, artifact)
             if maker not in seen and depth < _DEPTH:
                 seen.add(maker)
-                stack.append((depth + 1, maker))
+                queue.append((depth + 1, maker))
 
 
 def _readers(outline: Outline, stage: str, output: str) -> list[str]:
