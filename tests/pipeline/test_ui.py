@@ -139,12 +139,15 @@ def test_a_record_that_is_damaged_forged_or_of_another_version_is_listed_as_unre
     )
     (folder / "000018-20260101T000000-abcd").symlink_to(folder / first)
     (folder / "000019-20260101T000000-abcd").mkdir()
+    shutil.copytree(folder / first, folder / "000020-20260101T000000-abcd", ignore=lambda *_: ["record.json"])
     with showing(other.folder) as page:
         shown = page.get("/runs")
         assert shown.count("its record is damaged, or was not written by this store") == 4
         assert shown.count("its record is of another version") == 2
         assert shown.count("it has no record") == 1
         assert "000018-" not in shown
+        assert "stopped" in shown
+        assert "text.upper" not in page.get("/runs/000020-20260101T000000-abcd"), "an outline of another run"
         for name in names:
             assert "<script>" not in page.get(f"/runs/{name}").partition("</head>")[2]
         last = page.get(f"/runs/{names[6]}")
