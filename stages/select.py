@@ -82,6 +82,8 @@ class Select(Stage):
         """Measure, refuse, choose, copy."""
         rows = _marked(_table(ctx, params, inputs), params)
         fitting = [row for row in rows if not row.refused]
+        ctx.figure("objective", params.objective)
+        ctx.figure("max_drop", params.max_drop)
         ctx.figure("candidates", {row.name: asdict(row) for row in rows})
         if not fitting:
             _draw(outputs.plot, rows, "", params)

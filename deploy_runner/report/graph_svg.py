@@ -10,13 +10,11 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from ..types import Graph, Json
+from .candidates import Entries
 from .layout import Arrow, Layout, place
 from .lines import MARKS, duration, size
 
 __all__ = ["STYLE", "Box", "anchor", "boxes_of", "draw", "entries_of"]
-
-Entries = Mapping[str, Mapping[str, Json]]
-"""The entries of the stages by id, as the record of a run has them: `state`, `uses`, `after`, `seconds`."""
 
 _WIDTH, _HEIGHT = 196.0, 62.0
 _LETTERS, _SMALL = 24, 28
