@@ -24,7 +24,7 @@ from .lineage import lineage_of
 from .live import add_live_routes, content
 from .outlines import outline_for
 from .overview import pipelines_of
-from .run_page import stage_rows
+from .run_page import headline_of, stage_rows
 from .site import HERE, Site
 
 __all__ = ["build_app"]
@@ -79,7 +79,7 @@ def build_app(site: Site) -> FastAPI:
         going = found.phase == "running"
         rows = stage_rows(record, outline, follower, running=going)
         return site.page(
-            "run.html", run=found, record=record, rows=rows, anchor=anchor,
+            "run.html", run=found, record=record, rows=rows, first=headline_of(library, id_), anchor=anchor,
             graph=graph_of(rows, outline, going=going) if outline else "",
             notes=follower.notes if follower else [], before=_before(site, found),
             report=(site.home / "runs" / id_ / "report.html").is_file(),

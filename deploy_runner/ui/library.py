@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from pydantic_core import from_json
 
 from ..engine.outline import OUTLINE, read_outline
-from ..engine.runs import COUNTED
+from ..engine.runs import COUNTED, RunRecord
 from ..errors import StoreError
 from ..store.actions import ActionRecord, Records, listdir
 from ..store.counter import number_of
@@ -166,6 +166,13 @@ class Library:
         return self._cached(
             self._whole, id_, _state(folder / _RECORD), lambda: fitted(Record, self._data(folder)[0])
         )
+
+    def run_record(self, id_: str) -> RunRecord | None:
+        """Return what `record` does, as the engine and its reports have it."""
+        folder = self._folder(id_)
+        if folder is None or self.record(id_) is None:
+            return None
+        return RunRecord(folder, self._data(folder)[0])
 
     def figures(self, id_: str) -> dict[str, dict[str, Any]]:
         """Return the figures of a finished run by stage, without a look at the rest of its record."""

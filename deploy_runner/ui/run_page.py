@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from ..report.headline import Headline, headline
 from .following import Follower
+from .library import Library
 from .shapes import ArtifactShape, Outline, Record, flat_figures
 
-__all__ = ["Row", "stage_rows"]
+__all__ = ["Row", "headline_of", "stage_rows"]
 
 _FIGURES = 40
 
@@ -46,6 +48,18 @@ def stage_rows(
         state = at.state if running or at.state != "running" else "interrupted"
         rows.append(Row(id_, uses_, state, at.seconds, at.since_s, at.reason, at.error, {}, 0, {}))
     return rows
+
+
+def headline_of(library: Library, id_: str) -> Headline | None:
+    """Return what is to be said first of a finished run.
+
+    Nothing, where its figures have other shapes than those of today: the page shows the rest.
+    """
+    record = library.run_record(id_)
+    try:
+        return headline(record) if record is not None else None
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError):
+        return None
 
 
 def _recorded(record: Record, id_: str, uses: str) -> Row:
