@@ -48,9 +48,14 @@ def build_app(site: Site) -> FastAPI:
 
     @app.get("/")
     def overview() -> HTMLResponse:
+        seen = library.newest()
         runs = list(library.runs())
         return site.page(
-            "overview.html", pipelines=pipelines_of(site, runs), runs=runs[:_RECENT], count=len(runs)
+            "overview.html",
+            seen=seen,
+            pipelines=pipelines_of(site, runs),
+            runs=runs[:_RECENT],
+            count=len(runs),
         )
 
     @app.get("/runs")
@@ -58,12 +63,13 @@ def build_app(site: Site) -> FastAPI:
         number = int(page) if page.isdecimal() and 0 < len(page) < 9 else 1
         number = max(number, 1)
         start = (number - 1) * _PAGE
+        seen = library.newest()
         found = list(islice(library.runs(pipeline), start, start + _PAGE + 1))
         chosen = next((run for run in found if run.files), None) if pipeline else None
         return site.page(
-            "runs.html", runs=found[:_PAGE], number=number, more=len(found) > _PAGE, pipeline=pipeline,
-            title=site.described(chosen.files) if chosen else "", pinned=pinned_runs(site.home),
-            count=len(library.ids()),
+            "runs.html", seen=seen, runs=found[:_PAGE], number=number, more=len(found) > _PAGE,
+            pipeline=pipeline, title=site.described(chosen.files) if chosen else "",
+            pinned=pinned_runs(site.home), count=len(library.ids()),
         )  # fmt: skip
 
     @app.get("/runs/{id_}")

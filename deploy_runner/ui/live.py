@@ -23,6 +23,7 @@ from .text import visible
 __all__ = ["add_live_routes", "content"]
 
 _LOOK_S = 0.4
+_LIST_LOOKS = 5
 _BEAT_LOOKS = 40
 _TAIL_BYTES = 128 * 1024
 _REPORT_BYTES = 64 << 20
@@ -32,6 +33,10 @@ _CHUNK_BYTES = 1 << 20
 def add_live_routes(app: FastAPI, site: Site) -> None:
     """Add what follows a run, and the logs of its stages."""
     library = site.library
+
+    @app.get("/events")
+    def changes(seen: str = "") -> StreamingResponse:
+        return _stream(_list_events(site, seen))
 
     @app.get("/runs/{id_}/events")
     def events(id_: str) -> StreamingResponse:
@@ -82,6 +87,19 @@ def _event(name: str, value: Any) -> str:
     return f"event: {name}\ndata: {json.dumps(value)}\n\n"
 
 
+async def _list_events(site: Site, seen: str) -> AsyncIterator[str]:
+    """Yield when the runs are others than a page has `seen`."""
+    looks = 0
+    while not site.closing:
+        if looks % _LIST_LOOKS == 0 and (found := await asyncio.to_thread(site.library.newest)) != seen:
+            seen = found
+            yield _event("changed", "")
+        elif looks % _BEAT_LOOKS == 0:
+            yield ": still here\n\n"
+        looks += 1
+        await asyncio.sleep(_LOOK_S)
+
+
 async def _run_events(site: Site, id_: str, follower: Follower) -> AsyncIterator[str]:
     """Yield the stages that have changed, until the run has ended."""
     sent: dict[str, Row] = {}
@@ -118,7 +136,9 @@ async def _log_events(site: Site, id_: str, folder: Path, name: str, place: int)
         found = await asyncio.to_thread(tail, folder, name, place, _TAIL_BYTES)
         if found.text:
             place = found.place
-            yield _event("text", {"text": visible(_decoded(found)), "left_out": found.left_out})
+            yield _event(
+                "text", {"text": visible(_decoded(found)), "left_out": found.left_out, "place": place}
+            )
         elif run is None or run.phase != "running":
             yield _event("end", "")
             return

@@ -155,6 +155,7 @@ def test_a_run_is_followed_until_its_end(browser: Any, tmp_path: Path) -> None:
         opened(browser, page)
         assert "no runs yet" in browser.find_element(By.TAG_NAME, "main").text
         done = live.run("first")["run"]
+        until(browser, lambda: "succeeded" in browser.execute_script("return document.body.innerText"))
         running = live.start("run")
         try:
             until(browser, lambda: 'class="state running"' in page.get("/runs"))

@@ -129,7 +129,8 @@ def test_a_record_that_is_damaged_forged_or_of_another_version_is_listed_as_unre
     first = runs_of(other)[0]
     folder, names = home(other) / "runs", [f"00001{n}-20260101T000000-abcd" for n in range(7)]
     record = (folder / first / "record.json").read_bytes()
-    for name, content in zip(names, (record[:-9], record, b"", b"[" * 100_000), strict=False):
+    forged = record.replace(first.encode(), names[1].encode())
+    for name, content in zip(names, (record[:-9], forged, b"", b"[" * 100_000), strict=False):
         (folder / name).mkdir()
         (folder / name / "record.json").write_bytes(content)
     signed(other, names[4], schema=2)

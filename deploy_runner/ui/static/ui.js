@@ -37,24 +37,55 @@ function summary() {
   return `${done} of ${states.length} stages have ended, ${running} running`;
 }
 
-function follow(place) {
-  const source = new EventSource(place);
-  source.addEventListener("stages", (event) => {
-    JSON.parse(event.data).forEach(show);
-    live.textContent = summary();
-    document.dispatchEvent(new CustomEvent("stages"));
-  });
-  source.addEventListener("end", () => {
-    source.close();
-    location.reload();
-  });
-  source.onerror = () => {
-    live.textContent = "The connection is lost; it is tried again. Does `deploy-runner ui` still run?";
-  };
+// Listen while the tab is seen: a browser has six connections to a server, for all tabs together.
+function listen(place, handlers, lost) {
+  let source = null;
+  function open() {
+    source = new EventSource(place());
+    for (const [name, handle] of Object.entries(handlers)) {
+      source.addEventListener(name, (event) => handle(JSON.parse(event.data), close));
+    }
+    source.onerror = () => {
+      source.close();
+      source = null;
+      lost();
+      setTimeout(look, 3000);
+    };
+  }
+  function close() {
+    source?.close();
+    source = undefined;
+  }
+  function look() {
+    if (source === undefined) return;
+    if (document.hidden) {
+      source?.close();
+      source = null;
+    } else if (source === null) {
+      open();
+    }
+  }
+  document.addEventListener("visibilitychange", look);
+  look();
+}
+
+function lost() {
+  if (live) live.textContent = "The connection is lost; it is tried again. Does `deploy-runner ui` still run?";
 }
 
 if (live && live.dataset.events) {
-  follow(live.dataset.events);
+  listen(
+    () => live.dataset.events,
+    {
+      stages: (stages) => {
+        stages.forEach(show);
+        live.textContent = summary();
+        document.dispatchEvent(new CustomEvent("stages"));
+      },
+      end: () => location.reload(),
+    },
+    lost,
+  );
   setInterval(() => {
     for (const time of document.querySelectorAll("[data-since]")) {
       time.textContent = duration(Math.max(0, Date.now() / 1000 - Number(time.dataset.since)));
@@ -79,6 +110,19 @@ if (graph && graph.dataset.graph) {
   });
 }
 
+// A list is loaded again when a run has begun or ended, unless somebody is at work in it.
+const changed = document.getElementById("changed");
+
+if (changed) {
+  changed.querySelector("a").href = location.href;
+  const seen = () => {
+    const focused = document.activeElement;
+    if (scrollY === 0 && (!focused || focused === document.body)) location.reload();
+    else changed.hidden = false;
+  };
+  listen(() => `${changed.dataset.watch}?seen=${changed.dataset.seen}`, { changed: seen }, lost);
+}
+
 // Follow a log: its last part stays in view as long as the reader hasn't scrolled up.
 const log = document.getElementById("log");
 const KEPT = 400000;
@@ -86,24 +130,20 @@ const KEPT = 400000;
 if (log) {
   log.scrollTop = log.scrollHeight;
   if (log.dataset.events) {
-    const source = new EventSource(log.dataset.events);
-    source.addEventListener("text", (event) => {
-      const { text, left_out } = JSON.parse(event.data);
+    let place = Number(log.dataset.place);
+    const add = (part) => {
+      place = part.place;
       const below = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
-      const gap = left_out ? `\n[${left_out} bytes are left out]\n` : "";
-      log.textContent = (log.textContent + gap + text).slice(-KEPT);
+      const gap = part.left_out ? `\n[${part.left_out} bytes are left out]\n` : "";
+      log.textContent = (log.textContent + gap + part.text).slice(-KEPT);
       document.getElementById("nothing")?.remove();
       if (below) log.scrollTop = log.scrollHeight;
-    });
-    source.addEventListener("end", () => {
-      source.close();
-      live.textContent = "The run has ended.";
-    });
-    // A new connection would begin where the page did, and say everything twice.
-    source.onerror = () => {
-      source.close();
-      live.textContent = "The connection is lost; load the page again.";
     };
+    const end = (_, close) => {
+      close();
+      live.textContent = "The run has ended.";
+    };
+    listen(() => `${log.dataset.events}&place=${place}`, { text: add, end }, lost);
   }
 }
 
