@@ -42,7 +42,11 @@ class Ui(NamedTuple):
             raise UsageError(f"ui needs {', '.join(missing)}", fix="pip install 'deploy-runner[serve]'")
         path = Path(self.pipeline)
         home = home_of(path, os.environ)
-        if not home.is_dir() and not path.is_file():
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder", fix="use the pipeline's YAML file")
+        if home.exists() and not home.is_dir():
+            raise UsageError(f"the store {home} is a file", fix="set DEPLOY_RUNNER_HOME to a folder")
+        if not home.exists() and not path.is_file():
             fix = "name the pipeline, or set DEPLOY_RUNNER_HOME to its store"
             raise UsageError(f"neither {path} nor a store {home} exists", fix=fix)
         from ..ui.server import serve

@@ -119,6 +119,7 @@ class Recorder:
         self._graph = graph
         self._started_s = now_s
         self._log: TextIO | None = None
+        self._is_locked = False
         self._starts_s: dict[str, float] = {}
         self._finished = False
 
@@ -143,21 +144,26 @@ class Recorder:
             log = self._open_log()
             log.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
             log.flush()
+        self._is_locked = self._is_locked or _locked(log)
 
     def _open_log(self) -> TextIO:
         if self._log is None:
             outline = outline_of(self._graph, self._targets, self._files, _iso(self._started_s))
             write_outline(self._home, self.folder, outline)
             self._log = (self.folder / "log.jsonl").open("a", encoding="utf-8")
-            fcntl.flock(self._log, fcntl.LOCK_EX)  # Whoever finds it free knows that the run has ended.
         return self._log
 
     def finish(self, results: Mapping[str, StageResult], *, now_s: float, exit_code: int) -> RunRecord:
         """Write `record.json` and return the record; no event is logged after that."""
         self._finished = True
-        if self._log is not None:
-            with suppress(OSError):  # What is left in its buffer has been said to be unwritten.
-                self._log.close()
+        try:
+            return self._record(results, now_s, exit_code)
+        finally:  # Only now, so that nobody finds a log that is free and no record beside it.
+            if self._log is not None:
+                with suppress(OSError):  # What is left in its buffer has been said to be unwritten.
+                    self._log.close()
+
+    def _record(self, results: Mapping[str, StageResult], now_s: float, exit_code: int) -> RunRecord:
         counts = dict.fromkeys(COUNTED, 0)
         for result in results.values():
             counts[result.state] += 1
@@ -188,6 +194,15 @@ class Recorder:
         if (start_s := self._starts_s.get(result.id)) is not None:
             entry["start"] = round(start_s, 6)
         return entry
+
+
+def _locked(log: TextIO) -> bool:
+    """Lock a log: whoever finds it free knows that the run has ended. Nothing waits for one who looks."""
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _confinement(results: Mapping[str, StageResult]) -> dict[str, Json]:

@@ -177,6 +177,12 @@ def test_what_is_in_the_way_is_one_sentence(project: Project, tmp_path: Path) ->
         said = project.cli("ui", "--port", str(port), exits=2).stderr
     assert said == f"error: 127.0.0.1:{port}: Address already in use (--port 0 takes a free port)\n"
     assert "'70000' is not a port from 0 to 65535" in project.cli("ui", "--port", "70000", exits=2).stderr
+    assert (
+        "error: stages is a folder (use the pipeline's YAML file)"
+        in project.cli("ui", "stages", exits=2).stderr
+    )
+    at_a_file = project.cli("ui", exits=2, DEPLOY_RUNNER_HOME=str(project.folder / "in.txt")).stderr
+    assert at_a_file.endswith("in.txt is a file (set DEPLOY_RUNNER_HOME to a folder)\n")
     elsewhere = Project(tmp_path / "elsewhere")
     assert "error: neither pipeline.yaml nor a store" in elsewhere.cli("ui", exits=2).stderr
 
