@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, cast
 
 from .commands.options import Verb, fill, given
 from .commands.reading import Declared
-from .errors import DeployRunnerError, Problem, SpecError
+from .errors import DeployRunnerError, Problem, SpecError, UsageError, closest
 
 if TYPE_CHECKING:
     import argparse
+
+    from .commands.parsing import Parser
 
 __all__ = ["build_parser", "main", "start"]
 
@@ -87,11 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser(only: str = "") -> argparse.ArgumentParser:
     """Return the parser of all verbs; docs/cli.md is generated from it. With `only` that one has options."""
-    import argparse
-
+    from .commands.parsing import Parser
     from .types import VERSION
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="deploy-runner",
         description="From a trained PyTorch checkpoint to a verified, deployed model.",
         epilog="Exit codes: 0 done, 1 a stage failed or a gate rejected its result, 2 bad input or usage, "
@@ -117,23 +118,27 @@ def _parse(argv: Sequence[str]) -> Verb:
     Only what the verb that is named declares is looked at: all verbs together take longer than planning does.
     """
     if not argv or argv[0] not in _MODULES:
-        parser = build_parser()
-        parser.parse_args(argv)
-        parser.error("the verb comes first")
+        first = argv[0] if argv else "-"
+        if first in ("-h", "--help", "--version"):
+            build_parser().parse_args([first])
+        listed = "`deploy-runner --help` lists the verbs"
+        if first.startswith("-"):
+            raise UsageError("the verb comes first", fix=listed)
+        raise UsageError(f"there is no verb {first!r}", fix=closest(first, _MODULES) or listed)
     name, *rest = argv
     verb = _class(name)
     declared = Declared()
     _fill(cast("argparse.ArgumentParser", declared), verb)
     values = declared.read(rest)
     if values is None:
-        values = vars(_parser(name, verb).parse_intermixed_args(rest))
+        values = _parser(name, verb).read(rest)
     return given(verb, values)
 
 
-def _parser(name: str, verb: type[Verb]) -> argparse.ArgumentParser:
-    import argparse
+def _parser(name: str, verb: type[Verb]) -> Parser:
+    from .commands.parsing import Parser
 
-    parser = argparse.ArgumentParser(prog=f"deploy-runner {name}", description=_about(verb))
+    parser = Parser(prog=f"deploy-runner {name}", description=_about(verb))
     _fill(parser, verb)
     return parser
 

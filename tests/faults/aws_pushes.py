@@ -108,6 +108,20 @@ def first(remote: Remote) -> None:
     remote.deploy(2, registry={"group": remote.name})
 
 
+def image(remote: Remote, digest: str = "a" * 64) -> None:
+    uri = f"123456789012.dkr.ecr.us-east-1.amazonaws.com/digits@sha256:{digest}"
+    remote.run("push.sagemaker", {}, endpoint=remote.name, image_uri=uri, registry={"group": remote.name})
+
+
+def first_image(remote: Remote) -> None:
+    prepared(remote)
+    image(remote)
+
+
+def update_image(remote: Remote) -> None:
+    image(remote, "b" * 64)
+
+
 def asynchronous(remote: Remote) -> None:
     remote.deploy(2, asynchronous={})
 
@@ -172,6 +186,7 @@ PUSHES = {
     for disturbed in (
         Disturbed(prepared, first), Disturbed(prepared, asynchronous), Disturbed(prepared, scaled),
         Disturbed(two_releases, update), Disturbed(two_releases, refused),
+        Disturbed(prepared, image), Disturbed(first_image, update_image),
         # Another rollback goes back to what the first one has left.
         Disturbed(two_releases, roll_back, repeats=False),
         Disturbed(prepared, transform), Disturbed(prepared, release),

@@ -65,8 +65,16 @@ def test_the_set_of_verbs_and_flags_is_frozen() -> None:
         (["run", "--config", "nope.yaml"], "error: nope.yaml does not exist"),
         (["run", "--memory", "lots"], "is not a size such as 512MiB or 2GB"),
         (["run", "--cpu", "0"], "'0' is not a whole number above 0"),
-        (["frobnicate"], "invalid choice: 'frobnicate'"),
-        (["run", "--nope"], "unrecognized arguments: --nope"),
+        ([], "error: the verb comes first (`deploy-runner --help` lists the verbs)\n"),
+        (["--json", "run"], "error: the verb comes first"),
+        (["frobnicate"], "error: there is no verb 'frobnicate' (`deploy-runner --help` lists the verbs)\n"),
+        (["rnu"], "error: there is no verb 'rnu' (did you mean 'run'?)\n"),
+        (
+            ["run", "--nope"],
+            "error: deploy-runner run has no option --nope (`deploy-runner run --help` lists the options)\n",
+        ),
+        (["plan", "--jsno=x"], "error: deploy-runner plan has no option --jsno (did you mean '--json'?)\n"),
+        (["cache", "gcc"], "push, pull, pin, unpin (did you mean 'gc'?)\n"),
     ],
 )
 def test_wrong_usage_is_one_sentence_and_exit_code_2(chain: Project, args: list[str], said: str) -> None:

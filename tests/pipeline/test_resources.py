@@ -52,7 +52,5 @@ def test_an_address_without_a_cluster_is_refused(project: Project) -> None:
     project.pipeline(f"a: {SHOW}}}")
     done = project.cli("run", "--ray-address", "ray://head:10001", exits=2)
     assert done.stderr == "error: the executor local has no address (add --executor ray)\n"
-    assert (
-        "invalid choice: 'kubernetes' (choose from"
-        in project.cli("run", "--executor", "kubernetes", exits=2).stderr
-    )
+    done = project.cli("run", "--executor", "kubernetes", exits=2)
+    assert "argument --executor: 'kubernetes' is none of local, ray" in done.stderr

@@ -84,6 +84,13 @@ STAGES = {
         "uses": "push.sagemaker", "with": {"endpoint": "e"},
         "inputs": {"package": PACKAGE % "package", "smoke": PACKAGE % "smoke"},
     },
+    "image": {
+        "uses": "push.sagemaker", "with": {"endpoint": "image", "image_uri": "${{ vars.image }}"},
+        "inputs": {
+            "context": "${{ stages.container.outputs.context }}",
+            "smoke": "${{ stages.container.outputs.smoke }}",
+        },
+    },
     "bucket": {
         "uses": "push.s3", "with": {"prefix": "nets", "name": "model.tar.gz"},
         "inputs": {"artifact": PACKAGE % "package"},
@@ -100,7 +107,8 @@ STAGES = {
         "inputs": {"package": PACKAGE % "package", "data": "requests/"},
     },
 }  # fmt: skip
-POINTERS = ("endpoint", "bucket", "hub", "registry")
+IMAGES = [f"123456789012.dkr.ecr.us-east-1.amazonaws.com/net@sha256:{letter * 64}" for letter in "ab"]
+POINTERS = ("endpoint", "image", "bucket", "hub", "registry")
 """The pushes whose remote names a release, which a rollback moves back."""
 PUSHES = (*POINTERS, "transform")
 Ask = Callable[[bytes, str], tuple[int, Any]]
@@ -159,9 +167,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, np
     """A project whose packages are made, in the reach of a local AWS and a local Hub."""
     folder = tmp_path_factory.mktemp("targets")
     project = Project(folder / "project")
-    project.write("pipeline.yaml", json.dumps({"version": 1, "name": "net", "stages": STAGES}))
+    project.write(
+        "pipeline.yaml",
+        json.dumps({"version": 1, "name": "net", "vars": {"image": IMAGES[0]}, "stages": STAGES}),
+    )
     project.write("requests/two.json", json.dumps({"inputs": pictures().tolist()}))
-    expected = trained(project, 1)
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         hub = stack.enter_context(LocalHub(folder / "hub"))
@@ -170,7 +180,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, np
         patch.setenv("OCI_REGISTRY", host)
         project.write("live.yaml", TARGET.format(host=host))
         hubs.use(hub, patch)
-        url = stack.enter_context(local_aws(folder / "aws", patch))
+        images = {}
+        for version in (2, 1):
+            expected = trained(project, version)
+            project.cli("run", "container", *LIVE)
+            place = folder / f"image{version}"
+            images[IMAGES[version - 1]] = taken(project, "container.context", place)
+        url = stack.enter_context(local_aws(folder / "aws", patch, images))
         keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
         project.env |= {
             "AWS_ENDPOINT_URL": url,
@@ -183,8 +199,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, np
         yield project, expected
 
 
-def taken(project: Project, output: str) -> Path:
-    place = project.folder / "taken" / output
+def taken(project: Project, output: str, place: Path | None = None) -> Path:
+    place = place or project.folder / "taken" / output
     project.cli("get", output, "--to", str(place), *LIVE)
     return place
 
@@ -227,13 +243,16 @@ def by_triton(project: Project, folder: Path, expected: np.ndarray[Any, Any]) ->
         return Row("`package.triton`, Triton", True, near(next(iter(found.values())), expected), refused)
 
 
-def at_endpoint(body: bytes, kind: str) -> tuple[int, Any]:
-    runtime = boto3.client("sagemaker-runtime", region_name="us-east-1")
-    try:
-        given = runtime.invoke_endpoint(EndpointName="e", Body=body, ContentType=kind)
-    except ClientError as error:
-        return int(error.response["OriginalStatusCode"]), None
-    return 200, json.loads(given["Body"].read())
+def at(endpoint: str) -> Ask:
+    def ask(body: bytes, kind: str) -> tuple[int, Any]:
+        runtime = boto3.client("sagemaker-runtime", region_name="us-east-1")
+        try:
+            given = runtime.invoke_endpoint(EndpointName=endpoint, Body=body, ContentType=kind)
+        except ClientError as error:
+            return int(error.response["OriginalStatusCode"]), None
+        return 200, json.loads(given["Body"].read())
+
+    return ask
 
 
 def of_file(path: Path) -> Any:
@@ -273,13 +292,15 @@ def in_registry(folder: Path) -> Any:
     return of_file(folder / "registry.onnx")
 
 
+ENDPOINTS = {"endpoint": "e", "image": "image"}
 READ = {"bucket": in_bucket, "hub": on_hub, "registry": in_registry}
 
 
 def serving_is(folder: Path, expected: np.ndarray[Any, Any]) -> dict[str, bool]:
     """Say of each pointer whether what it names answers so."""
     found = {name: near(read(folder), expected) for name, read in READ.items()}
-    return {"endpoint": asked("", at_endpoint, expected).answers, **found}
+    served = {name: asked("", at(of), expected).answers for name, of in ENDPOINTS.items()}
+    return {**served, **found}
 
 
 def transformed(project: Project) -> Any:
@@ -290,23 +311,24 @@ def transformed(project: Project) -> Any:
 
 def pushed(project: Project, folder: Path, first: np.ndarray[Any, Any]) -> Iterator[Row]:
     """Plan, push, push another version, go back."""
+    new = (*LIVE, "--set", f"vars.image={IMAGES[1]}")
     before = project.cli("plan", *LIVE).stdout
     project.cli("run", *LIVE)
     after = project.cli("plan", *LIVE).stdout
     planned = (
         all(f"{name}" in before for name in PUSHES) and "wanted" in before and "the remote matches" in after
     )
-    refuses = asked("", at_endpoint, first).refuses
+    refuses = {name: asked("", at(of), first).refuses for name, of in ENDPOINTS.items()}
     started = {**serving_is(folder, first), "transform": near(transformed(project), first)}
     second = trained(project, 2)
-    project.cli("run", *LIVE)
+    project.cli("run", *new)
     moved = serving_is(folder, second)
     for name in POINTERS:
-        project.cli("rollback", name, *LIVE)
+        project.cli("rollback", name, *new)
     back = {name: moved[name] and right for name, right in serving_is(folder, first).items()}
     for name in PUSHES:
-        refused = refuses if name == "endpoint" else None
-        yield Row(f"`{STAGES[name]['uses']}`", started[name], started[name], refused, back.get(name), planned)
+        target = f"`{STAGES[name]['uses']}`{', an image alone' if name == 'image' else ''}"
+        yield Row(target, started[name], started[name], refuses.get(name), back.get(name), planned)
 
 
 @pytest.mark.slow
