@@ -39,7 +39,6 @@ __all__ = ["Pipeline", "explain", "home_of", "load", "place_of", "plan", "run"]
 _AS_USUAL = RunOptions()
 
 _INTERRUPTED = 130
-_PICTURE_BYTES = 2 * 1024 * 1024
 
 
 class Pipeline:
@@ -205,7 +204,7 @@ def run(
         finally:
             pipeline.store.begin(pipeline.note)
         if any(result.state != "hit" for result in results.values()):
-            _write_report(pipeline, record, results)
+            _write_report(pipeline, record)
     return record
 
 
@@ -216,15 +215,10 @@ def _exit_code(results: Mapping[str, StageResult]) -> int:
     return max(failed, default=0)
 
 
-def _write_report(pipeline: Pipeline, record: RunRecord, results: Mapping[str, StageResult]) -> None:
+def _write_report(pipeline: Pipeline, record: RunRecord) -> None:
     from .report import html
+    from .report.material import material_of
 
-    pictures = {
-        (id_, name): pipeline.store.object_path(artifact.digest).read_bytes()
-        for id_, result in results.items()
-        for name, artifact in result.outputs.items()
-        if html.is_picture(pipeline.graph.stages[id_].outputs[name]) and artifact.size <= _PICTURE_BYTES
-        if pipeline.store.fetch(artifact)
-    }
-    page = html.render(record, pipeline.graph, pictures)
-    write_atomic(record.folder / "report.html", page.encode(), tmp=pipeline.home / "tmp")
+    material = material_of(record, pipeline.graph, pipeline.store, pipeline.home)
+    page = html.render(record, pipeline.graph, material)
+    write_atomic(record.folder / "report.html", page.encode(errors="replace"), tmp=pipeline.home / "tmp")

@@ -19,12 +19,14 @@ __all__ = ["STYLE", "Box", "anchor", "boxes_of", "draw", "entries_of"]
 _WIDTH, _HEIGHT = 196.0, 62.0
 _LETTERS, _SMALL = 24, 28
 _MARGIN = 8.0
+_SMALLEST = 0.62
+"""A narrow page shrinks the picture to this; then it scrolls."""
 
 _MARKS: Mapping[str, str] = {state: mark for state, (mark, _) in MARKS.items()}
 
 STYLE = """
 .graph { overflow-x: auto; }
-.graph svg { display: block; font: 12px system-ui, sans-serif; }
+.graph svg { display: block; max-width: 100%; height: auto; font: 12px system-ui, sans-serif; }
 .graph rect { fill: var(--box, #f6f8fa); stroke: var(--edge, #8c959f); stroke-width: 1.5; }
 .graph text { fill: var(--text, #1f2328); }
 .graph .name { font-weight: 600; font-size: 13px; }
@@ -152,7 +154,8 @@ def _svg(boxes: Sequence[Box], layout: Layout, title: str, href: Callable[[Box],
     width, height = layout.width + 2 * _MARGIN, layout.height + 2 * _MARGIN
     yield (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="group" aria-labelledby="graph-title" '
-        f'width="{width:g}" height="{height:g}" viewBox="{-_MARGIN:g} {-_MARGIN:g} {width:g} {height:g}">'
+        f'width="{width:g}" height="{height:g}" style="min-width:{width * _SMALLEST:.0f}px" '
+        f'viewBox="{-_MARGIN:g} {-_MARGIN:g} {width:g} {height:g}">'
     )
     yield f'<title id="graph-title">{escape(title)}</title>'
     yield (

@@ -15,7 +15,7 @@ from ..types import Json
 from .candidates import Choice, Entries, choices, figure_of, number
 from .lines import size
 
-__all__ = ["Figure", "Headline", "Refusal", "Sentence", "headline", "refusals"]
+__all__ = ["Figure", "Headline", "Refusal", "Sentence", "headline", "points", "refusals"]
 
 _MADE = ("ran", "hit", "healed", "converged")
 _NAMED = 2
@@ -149,7 +149,7 @@ def _chosen(stages: Entries, found: list[Choice]) -> Sentence:
     shown = "" if value is None else size(int(value)) if by_size else _microseconds(value)
     of = f"of {counted(len(accepted), 'candidate')}" if len(accepted) > 1 else "the only candidate"
     if choice.max_drop is not None:
-        of += f" that {'lose' if len(accepted) > 1 else 'loses'} at most {choice.max_drop:g} points"
+        of += f" that {'lose' if len(accepted) > 1 else 'loses'} at most {points(choice.max_drop)}"
     best = f"{'the smallest' if by_size else 'the fastest'} ({shown}) " if len(accepted) > 1 else ""
     return Sentence(f"{choice.stage} chose {choice.chosen.name}: {best}{of}.", choice.stage)
 
@@ -220,6 +220,11 @@ def _failed_or_last(stages: Entries) -> list[tuple[str, Mapping[str, Json]]]:
 
 def _microseconds(value: float) -> str:
     return f"{value:.3g} µs" if value < 1000 else f"{value / 1000:.3g} ms"
+
+
+def points(value: float) -> str:
+    """Return a loss of accuracy: `0.5 points`."""
+    return f"{value:g} point{'' if value == 1 else 's'}"
 
 
 def _some(names: list[str]) -> str:

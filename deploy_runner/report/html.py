@@ -3,92 +3,44 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+import json
+import os
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ..engine.runs import COUNTED, RunRecord
-from ..types import Graph, OutputSpec, StageNode
+from ..types import Graph, Json, OutputSpec, StageNode
+from . import graph_svg, pareto_svg
+from .candidates import Choice, Entries, choices
+from .changes import changes
+from .comparisons import latencies, parities
+from .folding import fold
+from .headline import headline, points, refusals
 from .lines import duration, size
+from .timeline import timeline
 
-__all__ = ["is_picture", "render"]
+__all__ = ["MOST_LOG_BYTES", "Material", "is_picture", "render"]
 
 _PICTURES = {".svg": "image/svg+xml", ".png": "image/png"}
+_MOST_BOXES = 1200
+MOST_LOG_BYTES = 6_000
+"""So much of the end of a stage's log is in the page."""
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ run.name }}: run {{ run.id }}</title>
-<style>
-:root { color-scheme: light dark; --line: #8884; --ok: #1a7f37; --bad: #cf222e; --dim: #777; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.4rem; margin-bottom: .2rem; }
-p.sub { color: var(--dim); margin-top: 0; }
-table { border-collapse: collapse; width: 100%; }
-caption { text-align: left; color: var(--dim); }
-th, td { text-align: left; vertical-align: top; padding: .4rem .6rem; }
-tr { border-bottom: 1px solid var(--line); }
-td.num { text-align: right; white-space: nowrap; }
-code { font: 13px ui-monospace, monospace; overflow-wrap: anywhere; }
-.ran, .converged { color: var(--ok); } .failed, .interrupted { color: var(--bad); }
-.hit { color: var(--dim); } .skipped, .healed { color: #9a6700; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 .8rem; margin: 0; }
-dt { color: var(--dim); } dd { margin: 0; }
-figure { margin: 1.5rem 0; } figure img { max-width: 100%; background: #fff; }
-.trust { border: 1px solid var(--bad); border-radius: 3px; padding: 0 .3rem; color: var(--bad); }
-</style>
-</head>
-<body>
-<h1>{{ run.name }}</h1>
-<p class="sub">run {{ run.id }}, {{ run.started }}, target {{ run.target }}:
-{{ counts }} in {{ duration(run.seconds) }}</p>
-<table>
-<thead><tr><th>stage</th><th>state</th><th>time</th><th>figures and outputs</th></tr></thead>
-<tbody>
-{% for id, stage in run.stages.items() %}
-<tr id="{{ id }}">
-<td><strong>{{ id }}</strong><br><code>{{ nodes[id].uses if id in nodes else "" }}</code>
-{% if id in nodes and nodes[id].trust %}<br><span class="trust">trust: true</span>{% endif %}</td>
-<td class="{{ stage.state }}">{{ stage.state }}</td>
-<td class="num">{{ duration(stage.seconds) }}</td>
-<td>
-{% if stage.error %}<p class="failed">{{ stage.error }}</p>{% endif %}
-{% if stage.evidence %}<p>what it wrote: <code>{{ stage.evidence }}</code></p>{% endif %}
-{% if stage.reason %}<p>{{ stage.reason }}</p>{% endif %}
-<dl>
-{% for name, value in stage.figures.items() if value is not mapping and
-   (value is string or value is not iterable) %}
-<dt>{{ name }}</dt><dd>{{ number(value) }}</dd>
-{% endfor %}
-{% for name, artifact in (stage.artifacts or {}).items() %}
-<dt>{{ name }}</dt><dd>{{ size(artifact.size) }} <code>{{ artifact.digest }}</code></dd>
-{% endfor %}
-</dl>
-{% for name, value in stage.figures.items() if value is mapping or
-   (value is iterable and value is not string) %}
-{% if is_table(value) %}
-<table><caption>{{ name }}</caption>
-<thead><tr><th></th>{% for column in value.values() | first %}<th>{{ column }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for row, cells in value.items() %}
-<tr><th>{{ row }}</th>{% for cell in cells.values() %}<td>{{ number(cell) }}</td>{% endfor %}</tr>
-{% endfor %}
-</tbody></table>
-{% else %}
-<details><summary>{{ name }}</summary><pre><code>{{ value | tojson(indent=2) }}</code></pre></details>
-{% endif %}
-{% endfor %}
-</td>
-</tr>
-{% endfor %}
-</tbody>
-</table>
-{% for title, source in pictures.items() %}
-<figure><img src="{{ source }}" alt="{{ title }}"><figcaption>{{ title }}</figcaption></figure>
-{% endfor %}
-</body>
-</html>
-"""
+_PAGE = "page.html"
+_NUMBER = "{:.6g}"
+
+
+class Material(NamedTuple):
+    """What the page shows beside the record.
+
+    `pictures` are the bytes of the pictures by (stage id, output), `logs` the ends of the logs by stage id,
+    `before` the pipeline's run before this one.
+    """
+
+    pictures: Mapping[tuple[str, str], bytes] = {}
+    logs: Mapping[str, str] = {}
+    before: RunRecord | None = None
 
 
 def is_picture(output: OutputSpec) -> bool:
@@ -100,34 +52,124 @@ def _suffix(path: str) -> str:
     return path[path.rfind(".") :].lower()
 
 
-def render(record: RunRecord, graph: Graph, pictures: Mapping[tuple[str, str], bytes]) -> str:
-    """Return the page. `pictures` holds the bytes of (stage id, output) that are pictures."""
-    from jinja2 import Environment
+def render(record: RunRecord, graph: Graph, material: Material) -> str:
+    """Return the page."""
+    from jinja2 import Environment, FileSystemLoader
+    from markupsafe import Markup
 
     nodes: Mapping[str, StageNode] = graph.stages
-    sources = {
-        f"{stage}: {output}": _data_uri(nodes[stage].outputs[output].path, content)
-        for (stage, output), content in pictures.items()
-    }
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    counts = ", ".join(f"{record.data[s]} {s}" for s in COUNTED if record.data[s])
-    return environment.from_string(_PAGE).render(
+    stages = record.stages
+    compared = choices(stages)
+    measured = latencies(stages)
+    environment = Environment(
+        loader=FileSystemLoader(os.path.dirname(__file__)),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    earlier = material.before.stages if material.before else {}
+    return environment.get_template(_PAGE).render(
+        styles=Markup(graph_svg.STYLE + pareto_svg.STYLE),
         run=record.data,
         nodes=nodes,
-        counts=counts,
+        counts=", ".join(f"{record.data[s]} {s}" for s in COUNTED if record.data[s]),
+        top=headline(record),
+        refusals=refusals(stages),
+        graph=_graph(record),
+        time=timeline(stages, float(str(record.data["seconds"]))),
+        choices=[_compared(choice) for choice in compared],
+        parities=_folded(parities(stages, nodes)),
+        latencies=_folded(measured),
+        slowest_us=max((max(row.p95_us, row.reference_p95_us or 0.0) for row in measured), default=1.0),
+        before=material.before,
+        reasons=_reasons(stages),
+        differences=changes(earlier, stages),
+        pictures=_sources(material, nodes, {choice.stage for choice in compared}),
+        logs=material.logs,
+        anchor=graph_svg.anchor,
+        command=lambda stage, output: _command(record, f"{stage}.{output}"),
         duration=duration,
+        points=points,
         size=size,
-        number=lambda value: f"{value:.6g}" if isinstance(value, float) else value,
+        share=lambda part, whole: round(100 * part / whole, 3) if whole else 0,
+        number=lambda value: (
+            "" if value is None else _NUMBER.format(value) if isinstance(value, float) else value
+        ),
+        singles=_singles,
         is_table=_is_table,
-        pictures=sources,
+        pretty=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
     )
+
+
+def _graph(record: RunRecord) -> Any:
+    from markupsafe import Markup
+
+    boxes = graph_svg.boxes_of(record.stages)
+    if len(boxes) > _MOST_BOXES:
+        return None
+    title = f"The stages of {record.data['name']} and their order"
+    return Markup(graph_svg.draw(boxes, title=title))
+
+
+class _Compared(NamedTuple):
+    """A choice and its picture."""
+
+    choice: Choice
+    picture: str
+
+
+def _compared(choice: Choice) -> _Compared:
+    from markupsafe import Markup
+
+    return _Compared(choice, Markup(pareto_svg.draw(choice)))
+
+
+def _folded(rows: Sequence[Any]) -> list[tuple[str, Any]]:
+    """Return the rows with their labels; instances of which the same is said are one row."""
+    return [(label, rows[index]) for label, index in fold([(row[0], tuple(row[1:])) for row in rows])]
+
+
+def _reasons(stages: Entries) -> list[tuple[str, str, str]]:
+    """Return which stages were not hits, how they ended and why; instances with one reason are one line."""
+    found = [
+        (id_, str(e["state"]), str(e.get("reason") or "")) for id_, e in stages.items() if e["state"] != "hit"
+    ]
+    lines = fold([(id_, (state, reason)) for id_, state, reason in found])
+    return [(label, *found[index][1:]) for label, index in lines]
+
+
+def _sources(
+    material: Material, nodes: Mapping[str, StageNode], drawn: Collection[str]
+) -> dict[str, dict[str, str]]:
+    """Return the pictures by stage and name, but those of choices, which the page draws itself."""
+    found: dict[str, dict[str, str]] = {}
+    for (stage, name), content in material.pictures.items():
+        if stage not in drawn:
+            path = nodes[stage].outputs[name].path if name in nodes[stage].outputs else name
+            found.setdefault(stage, {})[name] = _data_uri(path, content)
+    return found
+
+
+def _data_uri(path: str, content: bytes) -> str:
+    return f"data:{_PICTURES[_suffix(path)]};base64,{base64.b64encode(content).decode()}"
+
+
+def _command(record: RunRecord, name: str) -> str:
+    """Return the command that copies an output of this run, to be given in the pipeline's folder."""
+    home, root = os.path.realpath(record.folder.parent.parent), str(record.data["root"])
+    overlays = [os.path.relpath(os.path.join(home, file), root) for file in record.files[1:]]
+    config = "".join(f" --config {shlex.quote(overlay)}" for overlay in overlays)
+    return (
+        f"deploy-runner get {shlex.quote(str(record.data['pipeline']))} {shlex.quote(name)}{config} "
+        f"--run {record.number}"
+    )
+
+
+def _singles(figures: Mapping[str, Json]) -> dict[str, Json]:
+    return {name: value for name, value in figures.items() if not isinstance(value, dict | list)}
 
 
 def _is_table(value: object) -> bool:
     """Say whether a figure is rows by name with the same columns each."""
     rows = list(value.values()) if isinstance(value, Mapping) else []
     return bool(rows) and all(isinstance(row, Mapping) and [*row] == [*rows[0]] for row in rows)
-
-
-def _data_uri(path: str, content: bytes) -> str:
-    return f"data:{_PICTURES[_suffix(path)]};base64,{base64.b64encode(content).decode()}"

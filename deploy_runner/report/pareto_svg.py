@@ -116,7 +116,7 @@ def _axes(costs: tuple[float, float], losses: tuple[float, float], *, by_size: b
         loss = losses[0] + share * (losses[1] - losses[0])
         shown = size(int(max(0.0, cost))) if by_size else f"{cost:.3g}"
         yield f'<text x="{_across(cost, costs):g}" y="{bottom + 16:g}" text-anchor="middle">{shown}</text>'
-        yield f'<text x="{low - 6:g}" y="{_down(loss, losses) + 4:g}" text-anchor="end">{loss:.2g}</text>'
+        yield f'<text x="{low - 6:g}" y="{_down(loss, losses) + 4:g}" text-anchor="end">{loss:.2f}</text>'
     name = "size" if by_size else "median latency, µs"
     yield f'<text x="{(low + right) / 2:g}" y="{_HEIGHT - 8:g}" text-anchor="middle">{name}</text>'
     middle = (_TOP + bottom) / 2

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LiveReporter", "PlainReporter", "Reporter", "Silent"]
 
+_WIDEST = 40
+"""Longer ids move what follows to the right, in their own line alone."""
+
 
 class Reporter(Protocol):
     """What a run needs of whoever shows it."""
@@ -42,7 +45,7 @@ class PlainReporter:
         self._stream = stream
         self._color = color
         self._log = log
-        self._width = max((len(id_) for id_ in graph.stages), default=0)
+        self._width = min(_WIDEST, max((len(id_) for id_ in graph.stages), default=0))
 
     def __call__(self, event: Event) -> None:
         """Print the event's line, if it has one."""
