@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from markupsafe import Markup
 
 from ..report.graph_svg import boxes_of, draw
@@ -14,6 +16,9 @@ __all__ = ["MOST", "graph_of"]
 
 MOST = 1000
 """How many boxes are drawn: a picture of more tells nobody anything, and takes seconds."""
+
+_OWN_STYLE = re.compile(r' style="[^"]*"')
+"""The page's policy allows no style in an element: the style sheet says how small a picture may become."""
 
 
 def graph_of(rows: list[Row], outline: Outline, *, going: bool) -> Markup:
@@ -35,4 +40,5 @@ def graph_of(rows: list[Row], outline: Outline, *, going: bool) -> Markup:
     if len(boxes) > MOST:
         return Markup("")
     shown = [box._replace(name=visible(box.name)) for box in boxes]
-    return Markup(draw(shown, title="The stages of this run and what each needs"))  # Escaped in there.
+    picture = draw(shown, title="The stages of this run and what each needs")
+    return Markup(_OWN_STYLE.sub("", picture, count=1))  # Names are escaped in there.
