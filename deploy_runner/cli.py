@@ -46,6 +46,7 @@ _MODULES = {
     "convert": "convert",
     "verify": "signed",
     "serve": "serving",
+    "ui": "ui",
     "doctor": "doctor",
     "completion": "completion",
 }

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Protocol
 
 from ..api import place_of
-from ..engine.runs import kept_runs, pin_run, read_record
+from ..engine.runs import KEPT_RUNS, kept_runs, pin_run, read_record
 from ..errors import UsageError
 from ..types import Json
 from .options import Argument, JsonSwitch, Option, Selection, positive
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Cache"]
 
-_KEPT_RUNS = 10
 _KEPT_DAYS = 30
 _ACTIONS = (
     "status: show what the store and the shared cache have; verify: verify every object; gc: remove what no "
@@ -40,7 +39,7 @@ class Cache(NamedTuple):
     run: Annotated[str, Option("pin, unpin: the run (default: the pipeline's last)", "ID")] = ""
     keep_runs: Annotated[
         int | None,
-        Option(f"gc: how many runs of each pipeline to keep (default: {_KEPT_RUNS})", "N", positive),
+        Option(f"gc: how many runs of each pipeline to keep (default: {KEPT_RUNS})", "N", positive),
     ] = None
     keep_days: Annotated[
         int | None,
@@ -102,7 +101,7 @@ class Cache(NamedTuple):
     def _collect(self, store: Store) -> int:
         from ..store.gc import collect
 
-        count = self.keep_runs or _KEPT_RUNS
+        count = self.keep_runs or KEPT_RUNS
         return self._print(collect(store, lambda: kept_runs(store.home, count), dry_run=self.dry_run))
 
     def _exchange(self) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from ..types import SCHEMA_VERSION, Artifact, Json, PathSource, SourceFile, StageNode
+from ..types import SCHEMA_VERSION, Artifact, Json, PathSource, Source, SourceFile, StageNode
 from ..usercode.installed import distributions, normal, origin_of, search_path, version_in
 
 __all__ = [
@@ -200,8 +200,10 @@ class Change(NamedTuple):
         return self.sentence
 
 
-def differences(old: Mapping[str, Json], new: Mapping[str, Json], node: StageNode) -> list[Change]:
-    """Return every component in which two pre-images of a stage differ, in words."""
+def differences(
+    old: Mapping[str, Json], new: Mapping[str, Json], sources: Mapping[str, Source]
+) -> list[Change]:
+    """Return every component in which two pre-images of a stage with these inputs differ, in words."""
     changes: list[Change] = []
     for part in dict.fromkeys((*old, *new)):
         before, after = old.get(part), new.get(part)
@@ -209,9 +211,9 @@ def differences(old: Mapping[str, Json], new: Mapping[str, Json], node: StageNod
             continue
         if isinstance(before or after, dict) and isinstance(after or before, dict):
             for name, one, two in _differing(before or {}, after or {}, ""):
-                changes.append(Change(f"{part}.{name}", one, two, _sentence(part, name, one, two, node)))
+                changes.append(Change(f"{part}.{name}", one, two, _sentence(part, name, one, two, sources)))
         else:
-            changes.append(Change(part, before, after, _sentence(part, "", before, after, node)))
+            changes.append(Change(part, before, after, _sentence(part, "", before, after, sources)))
     return changes
 
 
@@ -228,14 +230,14 @@ def _differing(old: Any, new: Any, prefix: str) -> list[tuple[str, Json, Json]]:
     return rows
 
 
-def _sentence(part: str, name: str, old: Json, new: Json, node: StageNode) -> str:
+def _sentence(part: str, name: str, old: Json, new: Json, sources: Mapping[str, Source]) -> str:
     change = f"{_shown(old)} → {_shown(new)}"
     if part == "params":
         return f"`with.{name}` {change}"
     if part == "executable":
         return f"the input `{name}` {'is executable now' if new else 'is not executable any more'}"
     if part == "inputs":
-        return _input_sentence(name, old, new, node)
+        return _input_sentence(name, old, new, sources)
     if part in ("code", "implementation"):
         what = "the stage's code" if part == "implementation" else "code"
         verb = "was added" if old is None else "is no longer used" if new is None else "changed"
@@ -253,10 +255,10 @@ def _sentence(part: str, name: str, old: Json, new: Json, node: StageNode) -> st
     return f"{words.get(part, part)} {name} {change}".replace("  ", " ")
 
 
-def _input_sentence(name: str, old: Json, new: Json, node: StageNode) -> str:
+def _input_sentence(name: str, old: Json, new: Json, sources: Mapping[str, Source]) -> str:
     if old is None or new is None:
         return f"the input `{name}` was {'added' if old is None else 'removed'}"
-    source = node.inputs.get(name)
+    source = sources.get(name)
     if isinstance(source, PathSource):
         return f"the input `{name}`: {source.path} changed"
     if source is not None:

@@ -296,7 +296,7 @@ class Planner:
         record = self._store.records.get(last) if last else None
         if record is None:
             return None
-        return differences(record.preimage, decision.preimage, node)
+        return differences(record.preimage, decision.preimage, node.inputs)
 
     def explain(self, stage: str) -> Explanation:
         """Return why a stage would be a hit or a miss.
@@ -344,6 +344,6 @@ class Planner:
                 inputs[name] = self._input(node, name, made)
         suffixes = {name: suffix_of(node, name, self.graph.stages) for name in inputs}
         image = preimage(node, inputs, suffixes, self.environment)
-        changes = differences(record.preimage, image, node)
+        changes = differences(record.preimage, image, node.inputs)
         gone = {f"inputs.{name}" for name in node.inputs if name not in inputs}
         return tuple(change for change in changes if change.component not in gone)

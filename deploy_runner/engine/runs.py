@@ -1,17 +1,18 @@
 """Events → one run record: what ran, what it made, the figures, as one JSON file.
 
 A run's folder is `runs/ID/`: `record.json` (this module; its last member is the HMAC of the rest),
-`log.jsonl` (every event that is not a hit, as it happened), `logs/STAGE.log` (what the workers
-printed), `report.html`.
+`outline.json` (the stages and what each needs, for those who look on), `log.jsonl` (every event as it
+happened; locked until the run has ended), `logs/STAGE.log` (what the workers printed), `report.html`.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -22,9 +23,11 @@ from ..store.actions import Records, listdir
 from ..store.counter import next_number, number_of
 from ..store.files import read_or_none, store_error, write_atomic, writing
 from ..types import Artifact, Event, Graph, Json, Kind, StageNode, StageResult
+from .outline import outline_of, write_outline
 
 __all__ = [
     "COUNTED",
+    "KEPT_RUNS",
     "Recorder",
     "RunRecord",
     "kept_runs",
@@ -36,6 +39,9 @@ __all__ = [
 ]
 
 _PINNED = "pinned"
+
+KEPT_RUNS = 10
+"""How many runs of each pipeline a collection keeps by default."""
 
 COUNTED = ("ran", "hit", "healed", "converged", "failed", "skipped", "interrupted")
 
@@ -102,19 +108,25 @@ def new_run_id(home: Path, now_s: float) -> str:
 class Recorder:
     """Collects the events of one run and writes its record at the end."""
 
-    def __init__(self, home: Path, graph: Graph, files: Files, *, now_s: float) -> None:
+    def __init__(
+        self, home: Path, graph: Graph, files: Files, *, now_s: float, targets: Sequence[str] = ()
+    ) -> None:
         self._home = home
+        self._targets = targets
+        self._hits: list[str] = []
         self.folder = home / "runs" / new_run_id(home, now_s)
         self._files = files
         self._graph = graph
         self._started_s = now_s
         self._log: TextIO | None = None
+        self._is_locked = False
         self._starts_s: dict[str, float] = {}
         self._finished = False
 
     def __call__(self, event: Event) -> None:
-        """Append the event to `log.jsonl`; hits are in the record alone."""
+        """Append the event to `log.jsonl`; hits are named before what happens next, if anything does."""
         if event.result is not None and event.result.state == "hit":
+            self._hits.append(event.stage)
             return
         if event.kind in ("run-started", "run-finished", "stage-progress") or self._finished:
             return
@@ -123,23 +135,35 @@ class Recorder:
         line = {"time": event.time_s, "kind": event.kind, "stage": event.stage, "text": event.text}
         if event.result is not None:
             line |= {"state": event.result.state, "reason": event.result.reason}
+            line |= {"error": event.result.error, "seconds": round(event.result.seconds, 6)}
+        lines = [line]
+        if self._hits:
+            hits, self._hits = self._hits, []
+            lines.insert(0, {"time": event.time_s, "kind": "stages-hit", "stages": hits})
         with writing(self.folder / "log.jsonl"):
             log = self._open_log()
-            log.write(json.dumps(line, ensure_ascii=False) + "\n")
+            log.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
             log.flush()
+        self._is_locked = self._is_locked or _locked(log)
 
     def _open_log(self) -> TextIO:
         if self._log is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            outline = outline_of(self._graph, self._targets, self._files, _iso(self._started_s))
+            write_outline(self._home, self.folder, outline)
             self._log = (self.folder / "log.jsonl").open("a", encoding="utf-8")
         return self._log
 
     def finish(self, results: Mapping[str, StageResult], *, now_s: float, exit_code: int) -> RunRecord:
         """Write `record.json` and return the record; no event is logged after that."""
         self._finished = True
-        if self._log is not None:
-            with suppress(OSError):  # What is left in its buffer has been said to be unwritten.
-                self._log.close()
+        try:
+            return self._record(results, now_s, exit_code)
+        finally:  # Only now, so that nobody finds a log that is free and no record beside it.
+            if self._log is not None:
+                with suppress(OSError):  # What is left in its buffer has been said to be unwritten.
+                    self._log.close()
+
+    def _record(self, results: Mapping[str, StageResult], now_s: float, exit_code: int) -> RunRecord:
         counts = dict.fromkeys(COUNTED, 0)
         for result in results.values():
             counts[result.state] += 1
@@ -170,6 +194,15 @@ class Recorder:
         if (start_s := self._starts_s.get(result.id)) is not None:
             entry["start"] = round(start_s, 6)
         return entry
+
+
+def _locked(log: TextIO) -> bool:
+    """Lock a log: whoever finds it free knows that the run has ended. Nothing waits for one who looks."""
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _confinement(results: Mapping[str, StageResult]) -> dict[str, Json]:

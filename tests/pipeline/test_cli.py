@@ -17,7 +17,7 @@ from deploy_runner.cli import build_parser
 from tests.conftest import Project
 
 VERBS = (
-    "run", "plan", "validate", "explain", "graph", "show", "get", "diff", "status", "rollback", "promote", "cache", "stages", "schema", "init", "convert", "verify", "serve", "doctor", "completion",
+    "run", "plan", "validate", "explain", "graph", "show", "get", "diff", "status", "rollback", "promote", "cache", "stages", "schema", "init", "convert", "verify", "serve", "ui", "doctor", "completion",
 )  # fmt: skip
 
 

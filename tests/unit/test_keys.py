@@ -232,7 +232,7 @@ def test_a_difference_is_a_sentence(part: str, old: Any, new: Any, component: st
     for image in (before, after):
         if image[part] is None:
             del image[part]
-    (change,) = differences(before, after, LINKED)
+    (change,) = differences(before, after, LINKED.inputs)
     assert str(change) == change.sentence == sentence
     assert change.component == (f"{part}.{component}" if component else part)
 
@@ -240,7 +240,7 @@ def test_a_difference_is_a_sentence(part: str, old: Any, new: Any, component: st
 def test_a_difference_holds_both_values() -> None:
     old: dict[str, Any] = {"params": {"n": {"a": 1}}, "schema": 1}
     new: dict[str, Any] = {"params": {"n": {"a": 2}}, "schema": 2, "trust": True}
-    assert differences(old, new, NODE) == [
+    assert differences(old, new, NODE.inputs) == [
         Change("params.n.a", 1, 2, "`with.n.a` 1 → 2"),
         Change("schema", 1, 2, "the key format of deploy-runner changed"),
         Change("trust", None, True, "trust none → true"),
@@ -254,7 +254,7 @@ def test_every_difference_is_said_in_the_order_of_the_parts() -> None:
         "code": {"m.py": "2"},
         "trust": True,
     }
-    assert [change.component for change in differences(old, new, NODE)] == [
+    assert [change.component for change in differences(old, new, NODE.inputs)] == [
         "params.opset",
         "params.n.a",
         "code.m.py",
