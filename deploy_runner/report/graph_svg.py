@@ -75,7 +75,7 @@ def entries_of(graph: Graph) -> dict[str, dict[str, Json]]:
 def boxes_of(stages: Entries, *, by_state: bool = True) -> list[Box]:
     """Return the boxes of a run: the instances of a matrix are one box, or one for each state.
 
-    Without `by_state` the boxes stay the same while a run goes on.
+    Without `by_state` the boxes stay the same while a run continues.
     """
     groups: dict[tuple[str, str], list[str]] = {}
     for id_, stage in stages.items():
