@@ -266,7 +266,7 @@ def _placeholder(node: ast.expr) -> str:
             return _placeholder(body) or _placeholder(other)
         case ast.GeneratorExp(elt=elt) | ast.ListComp(elt=elt) | ast.SetComp(elt=elt):
             return _placeholder(elt)
-        case ast.Call(func=ast.Name(id="counted"), args=[_, ast.Constant(value=noun)]):
+        case ast.Call(func=ast.Name(id="counted"), args=[_, ast.Constant(value=str(noun))]):
             return f"N {noun}s"
         case ast.Call(func=ast.Name(id="len")):
             return "N"
