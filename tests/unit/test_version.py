@@ -41,7 +41,10 @@ def printed(place: Path, **env: str) -> str:
     [
         (None, "from a package index"),
         ({"url": "file:///a%20b/deploy_runner.whl", "archive_info": {}}, "from /a b/deploy_runner.whl"),
-        ({"url": "https://me:secret@example.org/x.whl", "archive_info": {}}, "from https://example.org/x.whl"),
+        (
+            {"url": "https://me:secret@example.org/x.whl", "archive_info": {}},
+            "from https://example.org/x.whl",
+        ),
         (
             {"url": "https://example.org/r.git", "vcs_info": {"vcs": "git", "commit_id": "c0ffee"}},
             "commit c0ffee of https://example.org/r.git",
