@@ -13,11 +13,12 @@ from tests.conftest import ROOT, Project
 pytestmark = pytest.mark.slow
 
 
-def ran(name: str, tmp_path: Path, *args: str) -> dict[str, Any]:
-    """Run a copy of an example; return the figures of its stages."""
+def ran(name: str, tmp_path: Path, *args: str, within: str = "") -> dict[str, Any]:
+    """Run a copy of an example, or one that is `within` the project; return the figures of its stages."""
     project = Project(tmp_path / name)
     ignored = shutil.ignore_patterns(".deploy-runner", "__pycache__")
-    shutil.copytree(ROOT / "examples" / name, project.folder, dirs_exist_ok=True, ignore=ignored)
+    place = project.folder / within
+    shutil.copytree(ROOT / "examples" / name, place, dirs_exist_ok=True, ignore=ignored)
     result = project.run(*args)
     assert (result["failed"], result["skipped"], result["hit"]) == (0, 0, 0)
     assert project.run(*args)["ran"] == 0
@@ -61,7 +62,9 @@ def test_rows_of_a_csv_are_answered_by_a_container(tmp_path: Path) -> None:
 
 
 def test_the_onnx_file_of_a_package_gets_smaller_and_stays_as_accurate(tmp_path: Path) -> None:
-    figures = ran("onnx", tmp_path)
+    command = "deploy-runner run examples/onnx/pipeline.yaml"
+    assert f"\n$ .venv/bin/{command}\n" in (ROOT / "README.md").read_text()
+    figures = ran("onnx", tmp_path, *command.split()[2:], within="examples/onnx")
     assert figures["model"]["bytes"] == 3_163_737
     assert figures["files"]["files"] > 100
     assert figures["accuracy-original"]["accuracy"] > 95
