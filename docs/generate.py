@@ -46,7 +46,9 @@ def pages() -> Mapping[str, str]:
         "cli.md": "\n".join(_command_line()) + "\n",
         "api.md": "\n".join(_reference()) + "\n",
         "schema.md": "\n".join(_keys(schema)) + "\n",
-        "troubleshooting.md": troubleshooting(root / "deploy_runner", [str(entry["uses"]) for entry in types]),
+        "troubleshooting.md": troubleshooting(
+            root / "deploy_runner", [str(entry["uses"]) for entry in types]
+        ),
         "pipeline.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n",
     }
 

@@ -101,9 +101,25 @@ def preprocessed(ctx: Context, source: Path) -> Path:
     nameless = [node for node in model.graph.node if not node.name]
     for index, node in enumerate(nameless):
         node.name = f"{node.op_type}_{index}_unnamed"
-    if nameless:
+    rows = _row_biases(model)
+    for bias in rows:
+        del bias.dims[0]
+    if nameless or rows:
         onnx.save(model, ready)
     return ready
+
+
+def _row_biases(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """Return what only Gemm adds and is of shape [1, N]: onnxruntime's quantizer needs [N], the same sum."""
+    added = {node.input[2] for node in model.graph.node if node.op_type == "Gemm" and len(node.input) == 3}
+    others = {
+        name for node in model.graph.node for at, name in enumerate(node.input)
+        if (node.op_type, at) != ("Gemm", 2)
+    } | {value.name for value in (*model.graph.input, *model.graph.output)}  # fmt: skip
+    return [
+        tensor for tensor in model.graph.initializer
+        if tensor.name in added - others and len(tensor.dims) == 2 and tensor.dims[0] == 1
+    ]  # fmt: skip
 
 
 def excluded(before: onnx.ModelProto, ready: onnx.ModelProto, names: list[str]) -> list[str]:

@@ -78,6 +78,21 @@ def test_samples_may_differ_in_length_and_a_size_of_minus_one_is_any(tmp_path: P
     assert made.figures["cosine"] > 0.999
 
 
+def test_a_bias_may_be_a_row(tmp_path: Path) -> None:
+    """tf2onnx writes MatMul and Add of a row, from which onnxruntime makes a Gemm that it can't quantize."""
+    rng = np.random.default_rng(0)
+    weight, bias = rng.standard_normal((16, 8), np.float32), rng.standard_normal((1, 8), np.float32)
+    tensors = [onnx.numpy_helper.from_array(array, name) for array, name in ((weight, "w"), (bias, "b"))]
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["p"]), helper.make_node("Add", ["p", "b"], ["y"])]
+    ports = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ("n", s)) for n, s in (("x", 16), ("y", 8))]
+    graph = helper.make_graph(nodes, "tf2onnx", ports[:1], ports[1:], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
+    onnx.save(model, tmp_path / "model.onnx")
+    np.savez(tmp_path / "c.npz", x=rng.standard_normal((64, 16), np.float32))
+    made = quantize(tmp_path, tmp_path / "model.onnx", tmp_path / "c.npz", weights="int8")
+    assert made.figures["cosine"] > 0.99
+
+
 def _not_a_picture(folder: Path) -> None:
     (folder / "a.png").write_bytes(b"no picture at all")
 
