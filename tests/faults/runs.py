@@ -32,7 +32,7 @@ def prepare(project: Project) -> dict[str, object]:
 
 KEPT = re.compile(
     r"cas/sha256/[0-9a-f]{2}/[0-9a-f]{62}|actions/[0-9a-f]{2}/[0-9a-f]{62}\.json|locks/[0-9a-f]{64}"
-    r"|runs/[^/]+/(record\.json|report\.html|log\.jsonl|logs/\w+\.log)|(last|compiled)/[0-9a-f]{32}\.json"
+    r"|runs/[^/]+/((record|outline)\.json|report\.html|log\.jsonl|logs/\w+\.log)|(last|compiled)/[0-9a-f]{32}\.json"
     r"|secret|gc\.lock|counter(\.lock)?|stat\.sqlite(-wal|-shm|-journal)?"
 )
 """Every file that a store keeps; anything else is an orphan."""

@@ -1,0 +1,108 @@
+"""The report of a run: what failed and why comes first, and hostile names never become markup."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Project
+from tests.reports import LONG, strange
+
+
+class Page(HTMLParser):
+    """The elements of a page in order, and the text that a reader sees."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._style = False
+        self.feed(text)
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note the element."""
+        self.elements.append((tag, dict(attrs)))
+        self._style = tag == "style"
+
+    def handle_endtag(self, tag: str) -> None:
+        """A style ends."""
+        self._style = False
+
+    def handle_data(self, data: str) -> None:
+        """Note what is shown."""
+        self.text += "" if self._style else data
+
+    def values(self, name: str) -> list[str]:
+        """Return an attribute's values."""
+        return [value for _, attrs in self.elements if (value := attrs.get(name)) is not None]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, dict[str, Any], Path]:
+    """A run with a choice, a matrix and a failed gate."""
+    project = Project(tmp_path_factory.mktemp("report"))
+    strange(project)
+    project.cli("run", exits=1)
+    (folder,) = (project.folder / ".deploy-runner/runs").iterdir()
+    data = json.JSONDecoder().raw_decode((folder / "record.json").read_text())[0]
+    return Page((folder / "report.html").read_text("utf-8")), data, folder
+
+
+def test_a_report_begins_with_what_failed_and_was_rejected_and_why(
+    run: tuple[Page, dict[str, Any], Path],
+) -> None:
+    text = run[0].text
+    top = text[: text.index("Graph Each box")]
+    assert "test for dry-run is incomplete: of 11 stages 1 failed, 1 skipped." in top
+    assert (
+        "pick chose \"quoted\" 'twice': the fastest (49 µs) of 2 candidates that lose at most 1 point." in top
+    )
+    assert "gate failed: the cosine similarity falls below 0.5: </pre><script>alert(2)</script> | `x`." in top
+    assert "smile 🙂 größe: loses 2.00 points" in top
+    for figure in ("98.00 % 99.00 % original", "49 µs 50 µs <script>", "900 B 1000 B <script>"):
+        assert figure in top
+
+
+def test_hostile_names_are_shown_and_are_no_markup(run: tuple[Page, dict[str, Any], Path]) -> None:
+    page = run[0]
+    assert not [tag for tag, _ in page.elements if tag in ("script", "iframe", "object", "embed", "link")]
+    assert not [name for _, attrs in page.elements for name in attrs if name.startswith("on")]
+    assert all(source.startswith("data:image/") for source in page.values("src"))
+    assert all(target.startswith("#") for target in page.values("href"))
+    assert "again[_script_alert_1___script_]" in page.text
+    assert "<script>" in page.text
+    assert " ".join(LONG.split()) in page.text
+
+
+def test_every_link_leads_to_a_place_in_the_page(run: tuple[Page, dict[str, Any], Path]) -> None:
+    from urllib.parse import unquote
+
+    page = run[0]
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    lost = {t for t in page.values("href") if t[1:] not in ids and unquote(t[1:]) not in ids}
+    assert not lost
+    assert [tag for tag, _ in page.elements if re.fullmatch(r"h\d", tag)][0] == "h1"
+    assert all(attrs.get("alt") for tag, attrs in page.elements if tag == "img")
+
+
+def test_a_report_shows_the_critical_path_the_tolerance_the_log_and_the_commands(
+    run: tuple[Page, dict[str, Any], Path],
+) -> None:
+    page, data, _ = run
+    assert (
+        data["stages"]["first"]["start"] < data["stages"]["pick"]["start"] < data["stages"]["gate"]["start"]
+    )
+    assert data["stages"]["gate"]["after"] == ["pick"]
+    path = page.text[page.text.index("The critical path") : page.text.index("Where the time went")]
+    assert re.search(r"first .* → many\[\d\] .* → pick .* → gate ", path)
+    assert "0.250000 ≥ 0.5: not kept" in page.text
+    assert "log </pre><script>alert(2)</script> | `x`" in page.text
+    assert "deploy-runner get pipeline.yaml first.model --run 1" in page.text
+    assert "many (3 instances)" in page.text
