@@ -49,5 +49,5 @@ def every_command() -> dict[str, list[str]]:
         for line in lines:
             if line.startswith("deploy-runner ") and "…" not in line:
                 words = re.split(r" [>|] ", line)[0]
-                found[f"{page.name}: {words}"] = shlex.split(words, comments=True)[1:]
+                found[f"{page.relative_to(ROOT)}: {words}"] = shlex.split(words, comments=True)[1:]
     return found

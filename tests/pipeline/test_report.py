@@ -88,7 +88,7 @@ def test_every_link_leads_to_a_place_in_the_page(run: tuple[Page, dict[str, Any]
     assert len(ids) == len(set(ids))
     lost = {t for t in page.values("href") if t[1:] not in ids and unquote(t[1:]) not in ids}
     assert not lost
-    assert [tag for tag, _ in page.elements if re.fullmatch(r"h\d", tag)][0] == "h1"
+    assert next(tag for tag, _ in page.elements if re.fullmatch(r"h\d", tag)) == "h1"
     assert all(attrs.get("alt") for tag, attrs in page.elements if tag == "img")
 
 

@@ -9,6 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,14 @@ from deploy_runner.registry import Registry
 from deploy_runner.sdk import Context, Stage
 from tests.conftest import ROOT, Project, module_of
 
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+DOCS = ROOT / "docs"
+PAGES = sorted([ROOT / "README.md", *DOCS.rglob("*.md")])
 GUIDES = ("how-to", "coming-from")
 BLOCK = re.compile(r"^```([\w-]+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
 
 
 def pipelines() -> list[pytest.param]:  # type: ignore[valid-type]
@@ -36,7 +44,7 @@ def pipelines() -> list[pytest.param]:  # type: ignore[valid-type]
                 whole[-1] += text
             elif kind == "yaml":
                 whole.append(text)
-        found += [pytest.param(text, id=f"{page.name}-{index}") for index, text in enumerate(whole)]
+        found += [pytest.param(text, id=f"{name_of(page)}-{index}") for index, text in enumerate(whole)]
     return found
 
 
@@ -103,10 +111,57 @@ def test_the_reference_describes_what_a_stage_declares_and_is_given(cls: type[ob
             assert re.search(rf"^- `{name}: .*`\n  \S", page, re.MULTILINE), name
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-        assert target.startswith("http") or (page.parent / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_to_a_page_and_a_heading_that_exist(page: Path) -> None:
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    targets = re.findall(r"(?<!`)\]\(([^)\s]+)\)", re.sub(r"(`+)[^`]+\1(?!\])", "`code`", text))
+    for target in (t for t in targets if not t.startswith("http")):
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), target
+
+
+@cache
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives to a page's headings."""
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    found: list[str] = []
+    for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
+        name = re.sub(r"[^\w\- ]", "", re.sub(r"\[(.+?)\]\(.+?\)", r"\1", heading)).lower().replace(" ", "-")
+        found.append(f"{name}-{found.count(name)}" if name in found else name)
+    return set(found)
+
+
+def test_each_page_is_in_one_place_of_the_navigation() -> None:
+    import yaml
+
+    listed = Counter(pages_of(yaml.safe_load((DOCS / ".nav.yml").read_text())["nav"]))
+    assert set(listed) == {p.relative_to(DOCS).as_posix() for p in PAGES if p.is_relative_to(DOCS)}
+    assert listed.most_common(1)[0][1] == 1
+
+
+def pages_of(entry: Any) -> Iterator[str]:
+    """Return the pages below an entry of the navigation."""
+    match entry:
+        case {"glob": pattern}:
+            yield from (p.relative_to(DOCS).as_posix() for p in DOCS.glob(pattern))
+        case dict():
+            yield from (name for value in entry.values() for name in pages_of(value))
+        case list():
+            yield from (name for value in entry for name in pages_of(value))
+        case str() if not entry.startswith("http"):
+            yield entry
+
+
+def test_each_word_of_the_glossary_is_on_the_page_that_explains_it() -> None:
+    text = (DOCS / "glossary.md").read_text()
+    words = re.findall(r"^\| \[([^\]]+)\]\(([\w-]+\.md)(?:#([\w-]+))?\) \| \S", text, re.MULTILINE)
+    assert len(words) == text.count("\n| ") - 1 > 40
+    assert [w for w, _, _ in words] == sorted((w for w, _, _ in words), key=str.casefold)
+    for word, page, _ in words:
+        said = " ".join((DOCS / page).read_text().split())
+        assert re.search(rf"(?<!\w){re.escape(word)}", said, re.IGNORECASE), (word, page)
 
 
 def test_the_map_names_every_room_and_only_files_that_exist() -> None:
