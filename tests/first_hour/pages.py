@@ -47,7 +47,7 @@ def every_command() -> dict[str, list[str]]:
         lines = [line.strip().removeprefix("$ ") for body in blocks for line in body.splitlines()]
         lines += re.findall(r"(?<!`)`(deploy-runner [^`]+)`(?!`)", _BLOCK.sub("", text))
         for line in lines:
-            if line.startswith("deploy-runner ") and "…" not in line:
+            if re.match(r"deploy-runner (?!VERB)", line) and "…" not in line:
                 words = re.split(r" [>|] ", line)[0]
                 found[f"{page.relative_to(ROOT)}: {words}"] = shlex.split(words, comments=True)[1:]
     return found
