@@ -30,10 +30,12 @@ def test_a_message_that_is_pasted_into_the_search_leads_to_its_section(browser: 
     resize(browser, 1280)
     browser.get(f"{site}/index.html")
     browser.find_element(By.CSS_SELECTOR, "[data-md-component=search] button, .md-search__button").click()
-    field = By.CSS_SELECTOR, "[role=dialog] input, .md-search input, input[type=search]"
-    WebDriverWait(browser, 60).until(lambda _: browser.find_elements(*field))
-    browser.find_element(*field).send_keys("outputs are separate places: none is inside another")
-    WebDriverWait(browser, 60).until(lambda _: "writing-a-pipeline" in browser.page_source)
+    dialog = "return document.activeElement.shadowRoot?"
+    WebDriverWait(browser, 60).until(lambda _: browser.execute_script(f"{dialog}.activeElement?.tagName"))
+    browser.switch_to.active_element.send_keys("outputs are separate places: none is inside another")
+    WebDriverWait(browser, 60).until(
+        lambda _: "Writing a pipeline" in browser.execute_script(f"{dialog}.textContent")
+    )
 
 
 @pytest.mark.parametrize("width", [1280, 390])
