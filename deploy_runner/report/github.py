@@ -11,7 +11,9 @@ from ..engine.runs import COUNTED, RunRecord
 from ..errors import Problem, counted
 from ..types import Event, Graph
 from .folding import fold
+from .headline import headline
 from .lines import duration, figures_line
+from .mermaid import flowchart
 from .terminal import PlainReporter
 
 __all__ = ["GithubReporter", "add_to_summary", "annotation", "job_summary", "show_problems"]
@@ -99,6 +101,8 @@ def job_summary(record: RunRecord) -> str:
         "",
         f"{counts} in {duration(float(str(data['seconds'])))}",
         "",
+        *_head(record),
+        *flowchart(record.stages),
         "| stage | state | time | figures |",
         "|---|---|---:|---|",
     ]
@@ -113,6 +117,18 @@ def job_summary(record: RunRecord) -> str:
     if left := len(rows) - len(fits):
         fits += ["", f"The run's report has {counted(left, 'more stage')}."]
     return "\n".join(fits) + "\n"
+
+
+def _head(record: RunRecord) -> Iterator[str]:
+    said = headline(record)
+    yield from (f"- {_cell(sentence.text)}" for sentence in said.sentences)
+    yield ""
+    for figure in said.figures:
+        beside = f" ({_cell(figure.reference)})" if figure.reference else ""
+        of = f" of {_cell(figure.of)}" if figure.of else ""
+        yield f"**{_cell(figure.value)}** {_cell(figure.name)}{of}{beside}<br>"
+    if said.figures:
+        yield ""
 
 
 def _first(rows: Sequence[str]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from .candidates import Entries
 from .layout import Arrow, Layout, place
 from .lines import MARKS, duration, size
 
-__all__ = ["STYLE", "Box", "anchor", "boxes_of", "draw", "entries_of"]
+__all__ = ["STYLE", "Box", "anchor", "arrows_of", "boxes_of", "draw", "entries_of"]
 
 _WIDTH, _HEIGHT = 196.0, 62.0
 _LETTERS, _SMALL = 24, 28
@@ -129,12 +129,16 @@ def draw(
     href: Callable[[Box], str] = lambda box: f"#{quote(anchor(box.stages[0]))}",
 ) -> str:
     """Return the picture as an `<svg>` element to be put into a `<div class="graph">` beside `STYLE`."""
-    names = {id_: str(number) for number, box in enumerate(boxes) for id_ in box.stages}
-    arrows = [
-        (names[before], str(n)) for n, box in enumerate(boxes) for before in box.after if before in names
-    ]
-    layout = place(map(str, range(len(boxes))), _needed(arrows), _WIDTH, _HEIGHT)
+    layout = place(map(str, range(len(boxes))), arrows_of(boxes), _WIDTH, _HEIGHT)
     return "\n".join(_svg(boxes, layout, title, href))
+
+
+def arrows_of(boxes: Sequence[Box]) -> list[tuple[str, str]]:
+    """Return which box each box directly follows, as pairs of their places; what is implied is left out."""
+    names = {id_: str(number) for number, box in enumerate(boxes) for id_ in box.stages}
+    return _needed(
+        [(names[before], str(n)) for n, box in enumerate(boxes) for before in box.after if before in names]
+    )
 
 
 def _needed(arrows: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

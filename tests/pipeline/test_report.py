@@ -48,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, dict[str, Any],
     """A run with a choice, a matrix and a failed gate."""
     project = Project(tmp_path_factory.mktemp("report"))
     strange(project)
-    project.cli("run", exits=1)
+    project.cli("run", exits=1, GITHUB_STEP_SUMMARY=str(project.folder / "summary.md"))
     (folder,) = (project.folder / ".deploy-runner/runs").iterdir()
     data = json.JSONDecoder().raw_decode((folder / "record.json").read_text())[0]
     return Page((folder / "report.html").read_text("utf-8")), data, folder
@@ -106,3 +106,18 @@ def test_a_report_shows_the_critical_path_the_tolerance_the_log_and_the_commands
     assert "log </pre><script>alert(2)</script> | `x`" in page.text
     assert "deploy-runner get pipeline.yaml first.model --run 1" in page.text
     assert "many (3 instances)" in page.text
+
+
+def test_the_job_summary_begins_with_the_same_and_draws_the_graph(
+    run: tuple[Page, dict[str, Any], Path],
+) -> None:
+    text = (run[2].parents[2] / "summary.md").read_text()
+    head, _, rest = text.partition("```mermaid\n")
+    graph, _, table = rest.partition("```\n")
+    assert "- test for dry-run is incomplete: of 11 stages 1 failed, 1 skipped.\n- pick chose" in head
+    assert "**98.00 %** accuracy of" in head
+    assert "<script>" not in head + graph
+    assert "many #40;3 instances#41;<br><small>ran, up to" in graph
+    assert graph.count(":::") == 6
+    assert ":::failed" in graph
+    assert table.startswith("\n| stage | state | time | figures |\n")
