@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from grandalf.graphs import graph_core
@@ -94,8 +96,27 @@ class _Part(NamedTuple):
     edges: list[_View]
 
 
+@contextmanager
+def _absent(name: str) -> Iterator[None]:
+    """Have the first import of a module fail meanwhile.
+
+    grandalf uses numpy where it can, in a layout that isn't used here, and its own arithmetic elsewhere; to
+    import numpy takes longer than all else of a report.
+    """
+    modules: dict[str, Any] = sys.modules
+    if name in modules:
+        yield
+        return
+    modules[name] = None
+    try:
+        yield
+    finally:
+        del modules[name]
+
+
 def _drawn(part: graph_core) -> _Part:
-    from grandalf.layouts import SugiyamaLayout
+    with _absent("numpy"):
+        from grandalf.layouts import SugiyamaLayout
 
     layout = SugiyamaLayout(part)
     layout.xspace, layout.yspace = _ACROSS, _DOWN
