@@ -112,7 +112,7 @@ def test_a_report_shows_the_critical_path_the_tolerance_the_log_and_the_commands
 def test_a_report_is_written_without_numpy(chain: Project) -> None:
     imported = chain.cli("run", PYTHONPROFILEIMPORTTIME="1").stderr
     assert re.search(r"\| +grandalf\.layouts$", imported, re.MULTILINE)
-    assert not re.search(r"\| +numpy$", imported, re.MULTILINE)
+    assert "numpy._core" not in imported
 
 
 def test_the_job_summary_begins_with_the_same_and_draws_the_graph(
