@@ -16,6 +16,7 @@ from deploy_runner.local.servers import dry_run
 from deploy_runner.sdk import Context, sha256_file
 from deploy_runner.testing import StageRun, run_stage
 from tests.bundles import stage
+from tests.conftest import Project
 
 TARGET: dict[str, Any] = {
     "aws": {
@@ -76,6 +77,40 @@ def smoke(folder: Path, factor: float) -> Path:
     x = np.arange(6, dtype=np.float64).reshape(2, 3)
     bundles.write_cases(folder / "smoke.npz", [bundles.Case("first", {"x": x}, {"y": x * factor})])
     return folder / "smoke.npz"
+
+
+def live_project(folder: Path, url: str) -> Project:
+    """Make a project that pushes to the endpoint `e` of a local AWS at an address, as if that were the real one."""
+    project = Project(folder)
+    project.pipeline(
+        """
+        endpoint:
+          uses: push.sagemaker
+          inputs: {package: model.tar.gz, smoke: smoke.npz}
+          with: {endpoint: e, registry: {group: g}}
+        """
+    )
+    project.write(
+        "configs/production.yaml",
+        """
+        target:
+          name: production
+          live: true
+          aws: {region: us-east-1, bucket: models, create_bucket: true, role_arn: "arn:aws:iam::123456789012:role/r",
+                image_uri: "image:1"}
+        """,
+    )
+    project.env |= {
+        "AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "canary-of-a-secret-key",
+    }  # fmt: skip
+    release(project, 2)
+    return project
+
+
+def release(project: Project, factor: float) -> None:
+    """Put another package in place."""
+    package(project.folder, factor)
+    smoke(project.folder, factor)
 
 
 @contextmanager

@@ -12,9 +12,26 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from tests.conftest import clean_environment
+from tests.conftest import TEXT_STAGES, Project, clean_environment
 
-__all__ = ["Answer", "Page", "showing"]
+__all__ = ["Answer", "Page", "run_twice", "showing"]
+
+STAGES = """
+a: {uses: text.upper, inputs: {text: in.txt}, with: {suffix: "!"}}
+b: {uses: text.upper, matrix: {n: [x, yy]}, inputs: {text: "${{ stages.a.outputs.text }}"}, with: {suffix: "${{ matrix.n }}"}}
+bad: {uses: text.odd, inputs: {text: "${{ stages.a.outputs.text }}"}, with: {how: gate}}
+"""
+
+
+def run_twice(folder: Path) -> Project:
+    """Make a project whose pipeline was run twice, with another value each."""
+    made = Project(folder)
+    made.write("stages/texts.py", TEXT_STAGES)
+    made.write("in.txt", "hello")
+    made.pipeline(STAGES)
+    made.run(exits=1)
+    made.run("--set", "stages.a.with.suffix=more", exits=1)
+    return made
 
 
 class Answer(NamedTuple):

@@ -18,16 +18,11 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from deploy_runner.store.actions import Records
 from tests.conftest import TEXT_STAGES, Project
-from tests.ui_page import Page, showing
+from tests.ui_page import Page, run_twice, showing
 
 pytestmark = pytest.mark.slow
 
 WAIT_S = 60
-STAGES = """
-a: {uses: text.upper, inputs: {text: in.txt}, with: {suffix: "!"}}
-b: {uses: text.upper, matrix: {n: [x, yy]}, inputs: {text: "${{ stages.a.outputs.text }}"}, with: {suffix: "${{ matrix.n }}"}}
-bad: {uses: text.odd, inputs: {text: "${{ stages.a.outputs.text }}"}, with: {how: gate}}
-"""
 LIVE = """
 first: {uses: text.upper, inputs: {text: in.txt}}
 slow: {uses: text.odd, inputs: {text: "${{ stages.first.outputs.text }}"}, with: {how: sleep-child, path: "300"}}
@@ -37,13 +32,7 @@ last: {uses: text.upper, inputs: {text: "${{ stages.slow.outputs.text }}"}}
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    made = Project(tmp_path_factory.mktemp("ui"))
-    made.write("stages/texts.py", TEXT_STAGES)
-    made.write("in.txt", "hello")
-    made.pipeline(STAGES)
-    made.run(exits=1)
-    made.run("--set", "stages.a.with.suffix=more", exits=1)
-    return made
+    return run_twice(tmp_path_factory.mktemp("ui"))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from typing import Any
 import boto3
 import pytest
 
-from tests.aws import answer, local_aws, package, smoke
+from tests.aws import answer, live_project, local_aws, release
 from tests.conftest import Project
 from tests.machines import Share, machine, objects
 
@@ -22,37 +22,8 @@ LIVE = ("--config", "configs/production.yaml")
 
 @pytest.fixture
 def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
-    project = Project(tmp_path / "project")
-    project.pipeline(
-        """
-        endpoint:
-          uses: push.sagemaker
-          inputs: {package: model.tar.gz, smoke: smoke.npz}
-          with: {endpoint: e, registry: {group: g}}
-        """
-    )
-    project.write(
-        "configs/production.yaml",
-        """
-        target:
-          name: production
-          live: true
-          aws: {region: us-east-1, bucket: models, create_bucket: true, role_arn: "arn:aws:iam::123456789012:role/r",
-                image_uri: "image:1"}
-        """,
-    )
-    release(project, 2)
     with local_aws(tmp_path / "servers", monkeypatch) as url:
-        project.env |= {
-            "AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "canary-of-a-secret-key",
-        }  # fmt: skip
-        yield project
-
-
-def release(project: Project, factor: float) -> None:
-    """Put another package in place."""
-    package(project.folder, factor)
-    smoke(project.folder, factor)
+        yield live_project(tmp_path / "project", url)
 
 
 def deployed(project: Project) -> str:

@@ -11,26 +11,13 @@ from pathlib import Path
 import pytest
 
 from deploy_runner.store.actions import Records
-from tests.conftest import TEXT_STAGES, Project
-from tests.ui_page import Page, showing
-
-STAGES = """
-a: {uses: text.upper, inputs: {text: in.txt}, with: {suffix: "!"}}
-b: {uses: text.upper, matrix: {n: [x, yy]}, inputs: {text: "${{ stages.a.outputs.text }}"}, with: {suffix: "${{ matrix.n }}"}}
-bad: {uses: text.odd, inputs: {text: "${{ stages.a.outputs.text }}"}, with: {how: gate}}
-"""
+from tests.conftest import Project
+from tests.ui_page import Page, run_twice, showing
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project whose pipeline was run twice, with another value each."""
-    made = Project(tmp_path_factory.mktemp("ui"))
-    made.write("stages/texts.py", TEXT_STAGES)
-    made.write("in.txt", "hello")
-    made.pipeline(STAGES)
-    made.run(exits=1)
-    made.run("--set", "stages.a.with.suffix=more", exits=1)
-    return made
+    return run_twice(tmp_path_factory.mktemp("ui"))
 
 
 def home(project: Project) -> Path:

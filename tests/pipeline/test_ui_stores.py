@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.aws import local_aws, package, smoke
+from tests.aws import live_project, local_aws, release
 from tests.conftest import TEXT_STAGES, Project
 from tests.ui_page import Page, showing
 
@@ -129,31 +129,8 @@ def test_what_gc_would_remove_is_shown_and_stays(project: Project) -> None:
 def test_a_push_is_compared_with_its_remote_when_that_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project = Project(tmp_path / "project")
-    project.pipeline(
-        """
-        endpoint:
-          uses: push.sagemaker
-          inputs: {package: model.tar.gz, smoke: smoke.npz}
-          with: {endpoint: e, registry: {group: g}}
-        """
-    )
-    project.write(
-        "configs/production.yaml",
-        """
-        target:
-          name: production
-          live: true
-          aws: {region: us-east-1, bucket: models, create_bucket: true, role_arn: "arn:aws:iam::123456789012:role/r",
-                image_uri: "image:1"}
-        """,
-    )
-    package(project.folder, 2)
-    smoke(project.folder, 2)
     with local_aws(tmp_path / "servers", monkeypatch) as url:
-        project.env |= {
-            "AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "canary-of-a-secret-key",
-        }  # fmt: skip
+        project = live_project(tmp_path / "project", url)
         made = project.run("--config", "configs/production.yaml")["stages"]["endpoint"]
         with showing(
             project.folder, **{k: v for k, v in project.env.items() if k.startswith("AWS_")}
@@ -163,8 +140,7 @@ def test_a_push_is_compared_with_its_remote_when_that_is_asked_for(
             assert "in sync" not in shown
             asked = page.post(place)
             assert "in sync" in asked
-            package(project.folder, 3)
-            smoke(project.folder, 3)
+            release(project, 3)
             differing = page.post(place)
             assert "differs from the pipeline" in differing
             assert "canary-of-a-secret-key" not in asked + differing + all_pages(page)
