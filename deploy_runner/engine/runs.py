@@ -23,7 +23,6 @@ from ..store.actions import Records, listdir
 from ..store.counter import next_number, number_of
 from ..store.files import read_or_none, store_error, write_atomic, writing
 from ..types import Artifact, Event, Graph, Json, Kind, StageNode, StageResult
-from .outline import outline_of, write_outline
 
 __all__ = [
     "COUNTED",
@@ -148,6 +147,8 @@ class Recorder:
 
     def _open_log(self) -> TextIO:
         if self._log is None:
+            from .outline import outline_of, write_outline  # A run with nothing to do has none.
+
             outline = outline_of(self._graph, self._targets, self._files, _iso(self._started_s))
             write_outline(self._home, self.folder, outline)
             self._log = (self.folder / "log.jsonl").open("a", encoding="utf-8")
