@@ -6,6 +6,7 @@ from itertools import islice
 
 from starlette.responses import HTMLResponse
 
+from ..store.counter import number_of
 from .charts import COLORS, Point, bars, lines
 from .overview import pipelines_of
 from .series import RUNS, Series, choices, series_of
@@ -36,7 +37,7 @@ def figures_page(site: Site, pipeline: str, of: str) -> HTMLResponse:
     last = [(id_, values[-1][1]) for id_, values in series.values.items() if values[-1][0] == series.runs[-1]]
     return site.page(
         "figures.html", pipelines=known, chosen=chosen, possible=possible, choice=choice,
-        over_time=lines(f"{title} over runs", _points(series), [str(int(r[:6])) for r in series.runs]),
+        over_time=lines(f"{title} over runs", _points(series), [str(number_of(run)) for run in series.runs]),
         over_matrix=bars(f"{title} in the last run", last[:_ROWS]) if len(last) > 1 else "",
         names=list(series.values)[:COLORS], left_out=max(0, len(series.values) - COLORS),
         rows=_rows(series), limit=RUNS, instances=list(series.values)[:COLORS],

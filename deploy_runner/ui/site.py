@@ -13,6 +13,7 @@ from starlette.responses import HTMLResponse
 from ..errors import DeployRunnerError
 from ..pipeline.identity import describe, is_there
 from ..report.lines import duration, size
+from ..store.counter import number_of
 from .asking import Asker
 from .library import Library
 from .text import moment, number, visible
@@ -38,6 +39,7 @@ class Site:
             lstrip_blocks=True,
             finalize=lambda value: visible(value) if type(value) is str else value,
         )
+        self._templates.filters["run_number"] = number_of
         self._templates.globals.update(
             duration=duration, size=size, number=number, moment=moment, described=self.described
         )
