@@ -125,7 +125,7 @@ def _parse(argv: Sequence[str]) -> Verb:
     """
     if not argv or argv[0] not in _MODULES:
         first = argv[0] if argv else "-"
-        if first in ("-h", "--help", "--version"):
+        if first in ("-h", "--help"):
             build_parser().parse_args([first])
         listed = "`deploy-runner --help` lists the verbs"
         if first.startswith("-"):

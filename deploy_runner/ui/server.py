@@ -53,8 +53,6 @@ def _listen(port: int) -> socket.socket:
         free = error.errno in (errno.EADDRINUSE, errno.EACCES)
         fix = "--port 0 takes a free port" if free else ""
         raise UsageError(f"{_HOST}:{port}: {said}", fix=fix) from error
-    except OverflowError:
-        raise UsageError(f"{port} is not a port", fix="choose one from 0 to 65535") from None
 
 
 class _Server(uvicorn.Server):
