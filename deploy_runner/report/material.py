@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..engine.runs import RunRecord, recorded_runs
 from ..store.cas import Store
+from ..store.files import open_regular
 from ..types import Graph
 from .html import MOST_LOG_BYTES, Material, is_picture
 
@@ -40,13 +40,11 @@ def _fitting(found: Iterator[tuple[tuple[str, str], Path]]) -> dict[tuple[str, s
 def _read(path: Path, most: int) -> bytes:
     """Return a file's content; nothing of a link, of what can't be read, or of more than `most` bytes."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = open_regular(os.fspath(path), os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
         return b""
     with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        fits = stat.S_ISREG(status.st_mode) and status.st_size <= most
-        return file.read(most) if fits else b""
+        return file.read(most) if os.fstat(descriptor).st_size <= most else b""
 
 
 def _pictures(record: RunRecord, graph: Graph, store: Store) -> Iterator[tuple[tuple[str, str], Path]]:
