@@ -10,7 +10,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from ..types import Graph, Json
-from .candidates import Entries
+from .candidates import Entries, listed
 from .layout import Arrow, Layout, place
 from .lines import MARKS, duration, size
 
@@ -90,7 +90,7 @@ def _box(base: str, ids: list[str], entries: list[Mapping[str, Json]]) -> Box:
     seconds = max((float(str(entry.get("seconds") or 0)) for entry in entries), default=0.0)
     sizes = [made for entry in entries if (made := _size_of(entry)) is not None]
     took = ("up to " if len(ids) > 1 else "") + duration(seconds) if seconds else ""
-    after = dict.fromkeys(str(id_) for entry in entries for id_ in _list(entry.get("after")))
+    after = dict.fromkeys(str(id_) for entry in entries for id_ in listed(entry.get("after")))
     return Box(
         name,
         str(entries[0].get("uses", "")),
@@ -118,19 +118,19 @@ def _size_of(entry: Mapping[str, Json]) -> int | None:
     return int(str(first["size"])) if isinstance(first, dict) else None
 
 
-def _list(value: Json) -> list[Json]:
-    return value if isinstance(value, list) else []
-
-
 def draw(
     boxes: Sequence[Box],
     *,
     title: str,
+    styled: bool = True,
     href: Callable[[Box], str] = lambda box: f"#{quote(anchor(box.stages[0]))}",
 ) -> str:
-    """Return the picture as an `<svg>` element to be put into a `<div class="graph">` beside `STYLE`."""
+    """Return the picture as an `<svg>` element to be put into a `<div class="graph">` beside `STYLE`.
+
+    Only one that is `styled` says itself how far a narrow page may shrink it, by a `style` attribute.
+    """
     layout = place(map(str, range(len(boxes))), arrows_of(boxes), _WIDTH, _HEIGHT)
-    return "\n".join(_svg(boxes, layout, title, href))
+    return "\n".join(_svg(boxes, layout, title, href, styled=styled))
 
 
 def arrows_of(boxes: Sequence[Box]) -> list[tuple[str, str]]:
@@ -154,11 +154,14 @@ def _needed(arrows: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     return [(source, target) for source, target in dict.fromkeys(arrows) if source in before[target]]
 
 
-def _svg(boxes: Sequence[Box], layout: Layout, title: str, href: Callable[[Box], str]) -> Iterator[str]:
+def _svg(
+    boxes: Sequence[Box], layout: Layout, title: str, href: Callable[[Box], str], *, styled: bool
+) -> Iterator[str]:
     width, height = layout.width + 2 * _MARGIN, layout.height + 2 * _MARGIN
+    style = f'style="min-width:{width * _SMALLEST:.0f}px" ' if styled else ""
     yield (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="group" aria-labelledby="graph-title" '
-        f'width="{width:g}" height="{height:g}" style="min-width:{width * _SMALLEST:.0f}px" '
+        f'width="{width:g}" height="{height:g}" {style}'
         f'viewBox="{-_MARGIN:g} {-_MARGIN:g} {width:g} {height:g}">'
     )
     yield f'<title id="graph-title">{escape(title)}</title>'

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ..engine.runs import RunRecord
 from ..errors import counted
 from ..types import Json
-from .candidates import Choice, Entries, choices, figure_of, number
+from .candidates import Choice, Entries, choices, figure_of, listed, number
 from .lines import size
 
 __all__ = ["Figure", "Headline", "Refusal", "Sentence", "headline", "points", "refusals"]
@@ -112,7 +112,7 @@ def _made(record: RunRecord) -> Sentence:
 def _results(stages: Entries) -> list[tuple[str, str, int]]:
     """Return stage, output and size of what no other stage takes further; pushes and checks don't."""
     makers = {id_: entry for id_, entry in stages.items() if _makes(entry)}
-    taken = {str(before) for entry in makers.values() for before in _list(entry.get("after"))}
+    taken = {str(before) for entry in makers.values() for before in listed(entry.get("after"))}
     found = []
     for id_, entry in makers.items():
         artifacts = entry.get("artifacts")
@@ -232,7 +232,3 @@ def _some(names: list[str]) -> str:
     if left := len(names) - len(shown):
         return ", ".join(shown) + f" and {left} more"
     return " and ".join(shown)
-
-
-def _list(value: Json) -> list[Json]:
-    return value if isinstance(value, list) else []

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ..types import Json
-from .candidates import Entries, number
+from .candidates import Entries, listed, number
 
 __all__ = ["Bar", "Timeline", "timeline"]
 
@@ -80,8 +80,7 @@ def _span(entry: Mapping[str, Json]) -> tuple[float, float] | None:
 
 
 def _before(entry: Mapping[str, Json], spans: Mapping[str, tuple[float, float]]) -> list[str]:
-    after = entry.get("after")
-    return [str(id_) for id_ in after if id_ in spans] if isinstance(after, list) else []
+    return [str(id_) for id_ in listed(entry.get("after")) if id_ in spans]
 
 
 def _critical(stages: Entries, spans: Mapping[str, tuple[float, float]]) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ..engine.keys import differences
+from ..report.candidates import number
 from .library import Library
 from .outlines import outline_for, sources_of
 from .shapes import Outline, Record, RecordStage, flat_figures
@@ -88,5 +89,5 @@ def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[Difference]:
 
 def _relative(old: Any, new: Any) -> float | None:
     """Return the change of a number as a part of the old one."""
-    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in (old, new))
-    return (new - old) / abs(old) if numbers and old else None
+    before, after = number(old), number(new)
+    return (after - before) / abs(before) if before and after is not None else None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from markupsafe import Markup
 
 from ..report.graph_svg import boxes_of, draw
@@ -16,9 +14,6 @@ __all__ = ["MOST", "graph_of"]
 
 MOST = 1000
 """How many boxes are drawn: a picture of more tells nobody anything, and takes seconds."""
-
-_OWN_STYLE = re.compile(r' style="[^"]*"')
-"""The page's policy allows no style in an element: the style sheet says how small a picture may become."""
 
 
 def graph_of(rows: list[Row], outline: Outline, *, going: bool) -> Markup:
@@ -40,5 +35,6 @@ def graph_of(rows: list[Row], outline: Outline, *, going: bool) -> Markup:
     if len(boxes) > MOST:
         return Markup("")
     shown = [box._replace(name=visible(box.name)) for box in boxes]
-    picture = draw(shown, title="The stages of this run and what each needs")
-    return Markup(_OWN_STYLE.sub("", picture, count=1))  # Names are escaped in there.
+    # The page's policy allows no style in an element: the style sheet says how small a picture may become.
+    picture = draw(shown, title="The stages of this run and what each needs", styled=False)
+    return Markup(picture)  # Names are escaped in there.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import NamedTuple
 
+from ..report.candidates import number
 from .library import Library
 from .shapes import Record, flat_figures
 
@@ -40,7 +41,7 @@ def choices(records: list[Record]) -> list[Choice]:
         for record in records
         for id_, stage in record.stages.items()
         for name, value in flat_figures(stage.figures).items()
-        if _is_number(value)
+        if number(value) is not None
     }
     return list(found)
 
@@ -54,9 +55,9 @@ def series_of(library: Library, pipeline: str, choice: Choice, limit: int = RUNS
         for id_, figures in library.figures(run).items():
             if id_.partition("[")[0] != choice.stage:
                 continue
-            value = flat_figures(figures).get(choice.figure)
-            if _is_number(value):
-                values[id_].append((run, float(value)))  # type: ignore[arg-type]
+            value = number(flat_figures(figures).get(choice.figure))
+            if value is not None:
+                values[id_].append((run, value))
                 found = True
         if found:
             runs.append(run)
@@ -71,7 +72,3 @@ def _finished(library: Library, pipeline: str, limit: int) -> list[str]:
         if len(found) == limit:
             break
     return found
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
