@@ -10,13 +10,24 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import obstore
+import pytest
 from obstore.store import S3Store
 
 from deploy_runner.store.signatures import Signatures
 from tests.conftest import TEXT_STAGES, Project
 from tests.faults.proxy import Fault, FaultProxy, Request
 
-__all__ = ["CHAIN", "SECRET", "Bucket", "Machines", "Share", "machine", "objects", "public_key"]
+__all__ = [
+    "CHAIN",
+    "SECRET",
+    "Bucket",
+    "Machines",
+    "Share",
+    "machine",
+    "objects",
+    "public_key",
+    "quickly_in_s3",
+]
 
 SECRET = "a secret of more than 32 characters"
 CHAIN = """
@@ -26,6 +37,11 @@ c: {uses: run.command, inputs: {d: "${{ stages.b.outputs.folder }}", t: "${{ sta
     outputs: {o: o}, with: {command: "cat $INPUT_D/sub/a.txt $INPUT_D/b.txt $INPUT_T > $OUTPUT_O"}}
 """
 """Files and a folder, Python and a command, each stage with the one before it as its input."""
+
+quickly_in_s3 = pytest.mark.parametrize(
+    "remote", [pytest.param("folder", marks=pytest.mark.slow), "s3"], indirect=True
+)
+"""What takes long is tried with both kinds of shared cache, but the fast suite tries it with S3 alone."""
 
 
 def public_key(secret: str = SECRET) -> str:

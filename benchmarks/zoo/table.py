@@ -33,7 +33,7 @@ it passes its gate or is refused. Weights are random, which int8 suits less than
 
 A model takes half a minute; a run continues where it was stopped, since each model's line is kept in
 `benchmarks/results/zoo.jsonl`. `python -m benchmarks.zoo --only 'hand/*'` converts some, `--part 2/8` an
-eighth. The slow tests run every model, CI a tenth of them by the product alone.
+eighth. The slow tests run every model, CI seven of them by the product alone.
 
 {place}
 

@@ -152,7 +152,10 @@ def prepared(machines: Machines, bucket: Bucket, begin: str) -> Sweep:
     return sweep
 
 
-@pytest.mark.parametrize("begin", BEGIN)
+@pytest.mark.parametrize(
+    "begin",
+    [pytest.param(begin, marks=() if begin == "a waiting run" else pytest.mark.slow) for begin in BEGIN],
+)
 def test_some_faults_at_some_requests_of_a_run_never_make_a_wrong_artifact(
     s3_machines: Machines, bucket: Bucket, begin: str
 ) -> None:

@@ -128,7 +128,9 @@ def test_where_both_refuse_each_says_why_and_neither_is_advised(project: Project
 
 
 @pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
-@pytest.mark.parametrize("name", ["Passed", "Odd", "Inplace"])
+@pytest.mark.parametrize(
+    "name", ["Odd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Passed", "Inplace"))]
+)
 def test_names_are_the_users_whatever_the_graph_calls_its_own(
     project: Project, name: str, exporter: str
 ) -> None:

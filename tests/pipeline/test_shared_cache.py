@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Project
-from tests.machines import SECRET, Bucket, Machines, Share, public_key
+from tests.machines import SECRET, Bucket, Machines, Share, public_key, quickly_in_s3
 
 MADE = {"a": "ran", "b": "ran", "c": "ran"}
 HITS = {"a": "hit", "b": "hit", "c": "hit"}
@@ -250,6 +250,7 @@ def wrong(remote: Share) -> None:
         remote.write(name, bytes(len(remote.read(name))))
 
 
+@quickly_in_s3
 @pytest.mark.parametrize("how", ["gone", "wrong", "short"])
 def test_objects_that_are_gone_or_wrong_are_made_again_also_those_that_these_need(
     machines: Machines, how: str

@@ -32,6 +32,7 @@ def home_of(pid: int, project: RayProject, *names: str) -> str:
     raise AssertionError(names)
 
 
+@pytest.mark.slow
 def test_lines_come_while_a_stage_runs_and_ctrl_c_ends_it(project: RayProject) -> None:
     command = f"sleep 977.{uuid4().int}"
     project.pipeline(
@@ -52,6 +53,7 @@ def test_lines_come_while_a_stage_runs_and_ctrl_c_ends_it(project: RayProject) -
     assert not running(command)
 
 
+@pytest.mark.slow
 def test_a_killed_driver_leaves_nothing_running(project: RayProject) -> None:
     command = f"sleep 977.{uuid4().int}"
     project.pipeline(f"slow: {{uses: run.command, with: {{command: '{command}'}}}}")
@@ -166,6 +168,7 @@ def test_a_cluster_without_a_shared_cache_is_one_sentence(project: RayProject) -
     )
 
 
+@pytest.mark.slow
 def test_another_version_of_ray_is_one_sentence(project: RayProject) -> None:
     project.pipeline("a: {uses: text.upper, inputs: {text: in.txt}}")
     program = (

@@ -78,6 +78,7 @@ def test_without_an_address_ray_runs_on_this_machine_with_this_store(project: Ra
     assert project.states() == {"a": "hit"}
 
 
+@pytest.mark.slow
 def test_gpus_and_custom_resources_decide_on_which_node_a_stage_runs(project: RayProject) -> None:
     command = "echo $CUDA_VISIBLE_DEVICES > $OUTPUT_O"
     project.pipeline(
@@ -101,6 +102,7 @@ def test_gpus_and_custom_resources_decide_on_which_node_a_stage_runs(project: Ra
     assert not (project.cluster.home("two") / place).exists()
 
 
+@pytest.mark.slow
 def test_a_stage_with_a_secret_runs_at_the_driver(project: RayProject) -> None:
     project.pipeline(
         """

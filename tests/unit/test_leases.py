@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import Project
 from tests.faults.proxy import Fault
-from tests.machines import Bucket, Machines, public_key
+from tests.machines import Bucket, Machines, public_key, quickly_in_s3
 from tests.waiting import wait_until
 
 HELD = """
@@ -91,6 +91,7 @@ def test_machines_that_start_together_make_each_action_once(machines: Machines) 
     assert machines.remote.names("leases") == machines.remote.names("holders") == []
 
 
+@quickly_in_s3
 @pytest.mark.parametrize("push", [True, False], ids=["writer", "reader"])
 def test_a_machine_waits_for_another_and_has_a_hit(machines: Machines, push: bool) -> None:
     first = machines.machine("first", HELD, timeout="10s")
@@ -106,6 +107,7 @@ def test_a_machine_waits_for_another_and_has_a_hit(machines: Machines, push: boo
     assert said.count(WAITS) == 1
 
 
+@quickly_in_s3
 @pytest.mark.parametrize("push", [True, False], ids=["writer", "reader"])
 def test_a_killed_holder_is_waited_for_no_longer_than_its_lease(machines: Machines, push: bool) -> None:
     first = machines.machine("first", HELD, timeout="1s")
@@ -137,6 +139,7 @@ def test_a_holder_that_fails_frees_at_once(machines: Machines) -> None:
     assert second.states(**WELL) == {"held": "ran"}
 
 
+@quickly_in_s3
 def test_a_stopped_holder_is_taken_over_and_does_no_harm_when_it_continues(machines: Machines) -> None:
     """Its own lease is another's by then, and stays."""
     first, second, third = (machines.machine(n, HELD, timeout="1s") for n in ("first", "second", "third"))
@@ -152,6 +155,7 @@ def test_a_stopped_holder_is_taken_over_and_does_no_harm_when_it_continues(machi
             assert third.states(**WELL) == {"held": "hit"}
 
 
+@quickly_in_s3
 def test_a_waiters_time_limit_is_not_the_holders(machines: Machines) -> None:
     first, second = (
         machines.machine("first", HELD, timeout="30s"),
@@ -183,6 +187,7 @@ def forget(project: Project) -> None:
     subprocess.run(["rm", "-rf", str(project.folder / ".deploy-runner")], check=True)
 
 
+@quickly_in_s3
 @pytest.mark.parametrize(
     "content", [b"", b"{}", b'{"holder": "../../x", "host": "h", "length_s": 1e99}', b"\xff[1"]
 )
@@ -232,6 +237,7 @@ def test_a_lease_that_can_not_be_removed_holds_nobody_up_once_the_record_is_ther
             assert holder.process.poll() is None
 
 
+@quickly_in_s3
 def test_a_killed_machine_that_comes_back_waits_for_its_own_lease_only(machines: Machines) -> None:
     first = machines.machine("first", HELD, timeout="1s")
     with running(first, **FOR_EVER) as holder:
