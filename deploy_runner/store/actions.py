@@ -23,6 +23,13 @@ __all__ = ["ActionRecord", "LastKeys", "Records", "Whereabouts", "record_body", 
 Whereabouts = Literal["", "there", "lost"]
 """Whether the objects of a record need not be here: the shared cache has them, or was found not to."""
 
+_DAMAGED = "its action record is damaged"
+_FOREIGN = (
+    "its action record was sealed with another key (was DEPLOY_RUNNER_CACHE_KEY set, changed or removed"
+    " since?) or for another action"
+)
+_OF_ANOTHER_VERSION = "its action record was written by another version of deploy-runner"
+
 
 class ActionRecord(NamedTuple):
     """What one action made. `preimage` is what its key is the hash of."""
@@ -61,10 +68,10 @@ class Records:
             return None
         body = self.seal.opened(data, "action", key, path)
         record = record_of(key, body) if body is not None else None
-        if record is None:
-            self._refused[key] = (
-                "its action record is damaged, or was not written by this store for this action"
-            )
+        if body is None:
+            self._refused[key] = _FOREIGN if self.seal.is_whole(data) else _DAMAGED
+        elif record is None:
+            self._refused[key] = _OF_ANOTHER_VERSION
         return record
 
     def problem(self, key: str) -> str:

@@ -61,6 +61,10 @@ class Seal:
             sound = hmac.compare_digest(head, b"%s %s\n" % (self._mac(kind, name, digest), digest))
         return body if sound else None
 
+    def is_whole(self, data: bytes) -> bool:
+        """Say whether a state file's content is what was sealed, with whichever key and for whatever."""
+        return data[65:_HEAD_BYTES] == sha256(data[_HEAD_BYTES:]).hexdigest().encode() + b"\n"
+
     def signed(self, body: bytes, kind: str, name: str) -> bytes:
         """Return a JSON object's text with its HMAC as the last member, so that it stays JSON."""
         return body[:-1] + _MAC % self._mac(kind, name, sha256(body).hexdigest().encode())

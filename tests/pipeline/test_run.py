@@ -105,10 +105,17 @@ def test_a_damaged_action_record_is_a_miss(chain: Project) -> None:
         data[len(data) // 2] ^= 1
         record.write_bytes(bytes(data))
     plan = json.loads(chain.cli("plan", "--json").stdout)["actions"]
-    assert (
-        plan[0]["reason"] == "its action record is damaged, or was not written by this store for this action"
-    )
+    assert plan[0]["reason"] == "its action record is damaged"
     assert chain.run()["ran"] == 3
+
+
+def test_a_key_that_is_set_later_says_why_all_is_made_again(chain: Project) -> None:
+    chain.run()
+    key = {"DEPLOY_RUNNER_CACHE_KEY": "a secret of more than 32 characters"}
+    plan = json.loads(chain.cli("plan", "--json", **key).stdout)["actions"]
+    assert "was sealed with another key (was DEPLOY_RUNNER_CACHE_KEY set, changed or" in plan[0]["reason"]
+    assert chain.run(**key)["ran"] == 3
+    assert chain.run(**key)["hit"] == 3
 
 
 def test_a_record_of_another_store_is_refused(chain: Project) -> None:

@@ -224,7 +224,7 @@ def test_a_store_says_what_it_has_and_what_it_lacks(store: Store) -> None:
     assert store.problem(record.key) == ""
     (store.home / "actions/kk" / f"{'k' * 62}.json").write_bytes(b"{}")
     assert store.find(record.key) is None
-    said = "its action record is damaged, or was not written by this store for this action"
+    said = "its action record is damaged"
     assert (store.problem(record.key), store.problem("j" * 64)) == (said, "")
 
 
