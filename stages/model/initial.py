@@ -18,22 +18,20 @@ __all__ = ["undrawn", "unsaved"]
 
 _FEW = 4096
 """Smaller parameters are drawn: that takes no time."""
-_DRAWS = ("uniform_", "normal_", "trunc_normal_", "xavier_uniform_", "xavier_normal_", "kaiming_uniform_",
-          "kaiming_normal_", "orthogonal_")  # fmt: skip
+_DRAWS = frozenset({"uniform_", "normal_", "trunc_normal_", "xavier_uniform_", "xavier_normal_",
+                    "kaiming_uniform_", "kaiming_normal_", "orthogonal_"})  # fmt: skip
+"""By name: transformers puts functions of its own in the place of `torch.nn.init`'s."""
 
 
 def undrawn() -> Any:
     """Return a context in which large parameters keep whatever is in their memory."""
     import torch
-    from torch.nn import init
     from torch.overrides import TorchFunctionMode
-
-    draws = {torch.Tensor.uniform_, torch.Tensor.normal_, *(getattr(init, name) for name in _DRAWS)}
 
     class Undrawn(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
-            if func in draws:
+            if getattr(func, "__name__", "") in _DRAWS:
                 tensor = args[0] if args else kwargs.get("tensor")
                 if isinstance(tensor, torch.nn.Parameter) and tensor.numel() > _FEW:
                     return tensor

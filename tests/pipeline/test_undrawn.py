@@ -18,6 +18,11 @@ from tests.conftest import ROOT
 PLAIN = "pass"
 DRAWN_BUFFER = "self.register_buffer('noise', torch.rand(128), persistent=False)"
 DRAWN_NUMBER = "self.shift = float(torch.randint(2, 100, ()))"
+LIBRARYS_OWN = """theirs = nn.init.normal_
+        def normal_(tensor, *args, **kwargs): return theirs(tensor, *args, **kwargs)
+        nn.init.normal_ = normal_
+        nn.init.normal_(self.a.weight)
+        nn.init.normal_ = theirs"""
 OF_WEIGHTS = "assert torch.isfinite(self.a.weight).all() and self.a.weight.std() > 0.01"
 
 
@@ -62,8 +67,14 @@ def build():
 
 @pytest.mark.parametrize(
     ("more", "drawn"),
-    [(PLAIN, False), (DRAWN_BUFFER, True), (DRAWN_NUMBER, True), (OF_WEIGHTS, None)],
-    ids=["plain", "a buffer that is not saved", "a number", "a factory that looks at its weights"],
+    [(PLAIN, False), (LIBRARYS_OWN, False), (DRAWN_BUFFER, True), (DRAWN_NUMBER, True), (OF_WEIGHTS, None)],
+    ids=[
+        "plain",
+        "a library that replaces torch's functions",
+        "a buffer that is not saved",
+        "a number",
+        "a factory that looks at its weights",
+    ],
 )
 def test_weights_are_drawn_only_where_something_beside_them_depends_on_it(
     tmp_path: Path, more: str, drawn: bool | None
