@@ -188,9 +188,14 @@ def _fitted(ground: Ground, draft: Draft, scope: Scope, resources: Resources) ->
         return None
     code, packages = _code(ground, draft, params)
     gpu, dumped = max(params.gpus_needed(), resources.gpu), params.model_dump(mode="json")
+    try:
+        with_secrets = _with_secrets(dumped)
+    except ValueError as error:
+        ground.say(find_mark(draft.node, ("with",)), str(error), "write a secret as ${{ secrets.NAME }}")
+        return None
     return _Fitted(
         params,
-        _with_secrets(dumped),
+        with_secrets,
         code,
         tuple(dict.fromkeys((*draft.type.cls.packages, *draft.type.packages, *packages))),
         resources._replace(gpu=gpu),
@@ -328,6 +333,8 @@ def _order(ground: Ground, nodes: dict[str, StageNode]) -> list[str]:
 
 def _with_secrets(value: Any) -> Any:
     if isinstance(value, dict):
+        if "$secret" in value:
+            raise ValueError("the name $secret is reserved")
         return {name: _with_secrets(child) for name, child in value.items()}
     if isinstance(value, list):
         return [_with_secrets(child) for child in value]

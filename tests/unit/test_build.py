@@ -58,6 +58,8 @@ def problems(project: Project) -> list[str]:
         ('a: {uses: text.upper, inputs: {text: in.txt}, with: {suffix: "${{ secrets.X }}!"}}',
          "pipeline.yaml:4:64: the secret X is part of a longer string, which would leak it "
          "(make it the whole value of a parameter)"),
+        ('a: {uses: run.python, outputs: {o: o}, with: {function: "code.py:func", params: {p: {$secret: X}}}}',
+         "pipeline.yaml:4:48: the name $secret is reserved (write a secret as ${{ secrets.NAME }})"),
         ("a: {uses: text.upper, inputs: {text: in.txt}, needs: [b]}", "pipeline.yaml:4:57: there is no stage 'b'"),
         ("a: {uses: text.upper, inputs: {text: in.txt}, matrix: {m: []}}",
          "pipeline.yaml:4:61: the matrix axis 'm' must be a list of values"),
