@@ -118,7 +118,7 @@ class Selection(NamedTuple):
         """Add the pipeline and, where `help` says what they are for, stages; then what is laid over."""
         if help:
             said = f"the pipeline (default: {DEFAULT_PIPELINE}), then {help}"
-            parser.add_argument("words", nargs="*", metavar="PIPELINE STAGE", help=said)
+            parser.add_argument("words", nargs="*", default=[], metavar="PIPELINE STAGE", help=said)
         else:
             parser.add_argument("words", nargs="?", metavar="PIPELINE", help=f"default: {DEFAULT_PIPELINE}")
         parser.add_argument(

@@ -26,6 +26,10 @@ class Parser(argparse.ArgumentParser):
             known = [name.strip(" '") for name in found["known"].split(",")]
             message = f"argument {found['of']}: {found['value']!r} is none of {', '.join(known)}"
             fix = closest(found["value"], known)
+        missing = message.removeprefix("the following arguments are required: ").split(", ")
+        for action in self._actions:
+            if missing == [action.dest] and action.choices:
+                message, fix = f"{self.prog} needs one of {', '.join(action.choices)}", ""
         raise UsageError(message, fix=fix)
 
     def read(self, words: Sequence[str]) -> dict[str, object]:

@@ -74,6 +74,7 @@ def test_the_set_of_verbs_and_flags_is_frozen() -> None:
             "error: deploy-runner run has no option --nope (`deploy-runner run --help` lists the options)\n",
         ),
         (["plan", "--jsno=x"], "error: deploy-runner plan has no option --jsno (did you mean '--json'?)\n"),
+        (["cache"], "error: deploy-runner cache needs one of status, verify, gc, push, pull, pin, unpin\n"),
         (["cache", "gcc"], "push, pull, pin, unpin (did you mean 'gc'?)\n"),
     ],
 )
