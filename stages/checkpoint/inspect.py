@@ -83,9 +83,13 @@ def _of_program(ctx: Context, where: reader.Found, params: CheckpointInspect.Par
     programs.refuse_without_trust(kind, trust=ctx.trust, instead="start from the training checkpoint")
     if kind == "pt2":
         return {"kind": kind, "fit": {"example": None, "dynamic": None}}
-    found = first_inputs.found(bundles.frozen(programs.script(where.path)), params.shape)
+    program = programs.script(where.path)
+    programs.refuse_other_than_tensors(program)
+    found = first_inputs.found(bundles.frozen(program), params.shape)
     if found is None:
-        raise StageError("no input was found that the TorchScript program takes", fix="name the shape of one")
+        raise StageError("no input was found that the TorchScript program takes",
+                         fix="give the shape of its only input (`--shape 1,3,224,224`), or write a "
+                         f"pipeline with `model.program` and `{programs.example_line(program)}`")  # fmt: skip
     return {"kind": kind, "fit": found._asdict()}
 
 

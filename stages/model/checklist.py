@@ -122,11 +122,17 @@ def _none(found: Sequence[str], said: str, well: str) -> Check:
 
 
 def _deterministic(model: Model, case: Case) -> Check:
+    """Run a case twice in a row: a model that keeps state may begin anew after inputs of another size."""
+    again = [model(case.inputs) for _ in range(2)]
+    same = all(_same(outputs, case.outputs) for outputs in again)
+    said = "two runs differ: the model uses random numbers, or keeps state from one call to the next"
+    return same, "three runs, identical bits" if same else said
+
+
+def _same(outputs: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
     import numpy as np
 
-    again = model(case.inputs)
-    same = all(np.array_equal(again[n], a, equal_nan=True) for n, a in case.outputs.items())
-    return same, "two runs, identical bits" if same else "two runs differ: the model uses random numbers"
+    return all(np.array_equal(outputs[name], array, equal_nan=True) for name, array in before.items())
 
 
 def _dependent(model: Model, cases: Sequence[Case], others: Mapping[str, Any]) -> Check:
@@ -144,7 +150,7 @@ def _dependent(model: Model, cases: Sequence[Case], others: Mapping[str, Any]) -
             outputs = model({**case.inputs, name: others[name]})
         except StageError:  # Lengths, say, that go with no other values.
             continue
-        if all(np.array_equal(outputs[n], a, equal_nan=True) for n, a in case.outputs.items()):
+        if _same(outputs, case.outputs):
             silent.append(name)
     if silent and len(silent) == len(tried):
         said = "no output depends on any input: part of the model may never have been loaded"

@@ -26,7 +26,6 @@ from deploy_runner.sdk import (
 from . import exported, npz, programs, symbols
 from .axes import Axis, batch_label
 from .bundles import Port
-from .calls import arguments
 from .examples import DType, Dynamic, Example, axes_of, port_of, ports_of, with_batch
 from .exported import Declared
 from .preparing import Asked, copy_code, prepare
@@ -34,9 +33,6 @@ from .variation import Source
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-_TENSORS = ("Tensor", "Optional[Tensor]")
 
 
 class ModelProgram(Stage):
@@ -148,18 +144,10 @@ def _kind(path: Path) -> programs.Kind:
 def _script(path: Path, params: ModelProgram.Params) -> nn.Module:
     """Return a TorchScript program. Raises StageError with the line to write where it has no example."""
     module = programs.script(path)
-    forward: Any = module.forward
-    for argument in forward.schema.arguments[1:]:
-        if not argument.has_default_value() and str(argument.type) not in _TENSORS:
-            raise StageError(
-                f"the TorchScript program requires {argument.name!r} of type {argument.type}, and only "
-                "tensors can be given",
-                fix="script a module around it that takes tensors",
-            )
+    programs.refuse_other_than_tensors(module)
     if not params.example:
-        line = ", ".join(f"{name}: {{shape: […]}}" for name in arguments(module))
         raise StageError("a TorchScript program doesn't say which shapes it takes",
-                         fix=f"set `example: {{{line}}}`")  # fmt: skip
+                         fix=f"set `{programs.example_line(module)}`")  # fmt: skip
     return module
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from deploy_runner.sdk import StageError, first_line
 
 from . import records
+from .calls import arguments
 from .exported import as_module
 
 if TYPE_CHECKING:
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Kind",
     "converted",
+    "example_line",
     "exported",
     "kind_among",
     "kind_of",
     "module_of",
+    "refuse_other_than_tensors",
     "refuse_without_trust",
     "script",
     "write_clean_script",
@@ -120,6 +123,23 @@ def script(path: Path) -> torch.jit.ScriptModule:
     except Exception as error:  # A damaged program takes torch anywhere.
         _refuse_unknown_operator(error)
         raise _damaged("TorchScript", error, "save it again with this torch") from None
+
+
+def refuse_other_than_tensors(program: torch.jit.ScriptModule) -> None:
+    """Raise StageError where TorchScript requires something that is no tensor."""
+    forward: Any = program.forward
+    for argument in forward.schema.arguments[1:]:
+        if not argument.has_default_value() and str(argument.type) not in ("Tensor", "Optional[Tensor]"):
+            raise StageError(
+                f"the TorchScript program requires {argument.name!r} of type {argument.type}, and only "
+                "tensors can be given",
+                fix="script a module around it that takes tensors",
+            )
+
+
+def example_line(program: torch.jit.ScriptModule) -> str:
+    """Return what is to be written of the examples of a program's inputs."""
+    return f"example: {{{', '.join(f'{name}: {{shape: […]}}' for name in arguments(program))}}}"
 
 
 def _damaged(kind: str, error: Exception, fix: str) -> StageError:

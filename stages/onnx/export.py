@@ -134,7 +134,8 @@ def _all_refused(refused: dict[str, StageError]) -> StageError:
     if len(messages) == 1:
         return kind(first.message, fix=first.fix)
     said = "; ".join(f"{way}: {error.message}" for way, error in refused.items())
-    fix = next((error.fix for error in refused.values() if error.fix), "")
+    fixes = (error.fix for error in refused.values() if error.fix)
+    fix = next((fix for fix in fixes if not any(f"exporter: {way}" in fix for way in refused)), "")
     return kind(f"neither exporter produces a correct file: {said}", fix=fix)
 
 

@@ -343,6 +343,16 @@ def test_the_file_in_a_hub_folder_is_the_folder(here: Project) -> None:
     assert ". is the project itself (name it from the folder above" in here.cli("init", ".", exits=2).stderr
 
 
+class Matched(nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x.reshape(-1, 7, 11) @ y.reshape(-1, 11, 13)
+
+
+class Resampled(nn.Module):
+    def forward(self, x: torch.Tensor, rate: int) -> torch.Tensor:
+        return x * rate
+
+
 @pytest.mark.slow
 def test_programs_are_taken_with_trust(here: Project) -> None:
     net = nets()["SmallNet"]().eval()
@@ -350,6 +360,14 @@ def test_programs_are_taken_with_trust(here: Project) -> None:
     said = here.cli("init", "net.pt", exits=2).stderr
     assert "the file is a TorchScript program: loading it runs code" in said
     assert "add --trust" in said
+    for name, module in (("two.pt", Matched()), ("rate.pt", Resampled())):
+        torch.jit.script(module).save(str(here.folder / name))
+    said = here.cli("init", "two.pt", "--trust", exits=2).stderr
+    assert (
+        "or write a pipeline with `model.program` and `example: {x: {shape: […]}, y: {shape: […]}}`" in said
+    )
+    said = here.cli("init", "rate.pt", "--trust", exits=2).stderr
+    assert "requires 'rate' of type int, and only tensors can be given" in said
     stages = pushed(here, "net.pt", "--trust")
     assert stages["model"]["figures"]["kind"] == "torchscript"
     assert written(here)["model"]["with"] == {"example": {"shape": [1, 3, 224, 224]}}

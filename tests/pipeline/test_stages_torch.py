@@ -256,7 +256,7 @@ def test_tied_weights_fit_the_model_again(tmp_path: Path) -> None:
     ("name", "said"),
     [
         ("counting", "no training-only state (a forward pass modifies ['calls'])"),
-        ("random", "deterministic (two runs differ: the model uses random numbers)"),
+        ("random", "deterministic (two runs differ: the model uses random numbers, or keeps state"),
     ],
 )
 def test_the_checklist_refuses_and_names_the_line(tmp_path: Path, name: str, said: str) -> None:
