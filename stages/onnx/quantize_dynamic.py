@@ -90,8 +90,10 @@ def _quantize(
     present = {node.op_type for node in ready.graph.node}
     if not present & set(params.operators):
         wanted, there = ", ".join(params.operators), ", ".join(sorted(present))
+        others = ", ".join(kind for kind in ("LSTM", "Conv", "Attention") if kind in present)
         raise StageError(f"nothing was quantized: the model has none of {wanted}, only {there}",
-                         fix="set `operators` to other types")  # fmt: skip
+                         fix=f"try `operators: [{others}]`" if others else
+                         "keep it in float; onnx.float16 halves its size")  # fmt: skip
     made = ctx.workdir / "int8.onnx"
     try:
         quantize_dynamic(

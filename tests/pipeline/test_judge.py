@@ -141,6 +141,19 @@ def test_nothing_quantized_is_a_failure(tmp_path: Path, nodes: list[Any], params
         dynamic(tmp_path, model, **params)
 
 
+def test_a_model_without_products_is_told_what_of_it_has_an_int8_form(tmp_path: Path) -> None:
+    axis = helper.make_node("Constant", [], ["axis"], value_ints=[1])
+    last = helper.make_node("Constant", [], ["last"], value_ints=[1])
+    nodes = [axis, last, helper.make_node("Unsqueeze", ["x", "axis"], ["u"]),
+             helper.make_node("Conv", ["u", "w"], ["c"]), helper.make_node("Squeeze", ["c", "last"], ["y"])]  # fmt: skip
+    with pytest.raises(StageError, match="none of MatMul, Gemm, only .*Conv") as error:
+        dynamic(tmp_path, save(tmp_path, nodes, {"w": normal(1, 1, 3)}, 14))
+    assert error.value.fix == "try `operators: [Conv]`"
+    with pytest.raises(StageError, match="none of MatMul, Gemm, only Relu") as error:
+        dynamic(tmp_path, save(tmp_path, [helper.make_node("Relu", ["x"], ["y"])], {}, 16))
+    assert error.value.fix == "keep it in float; onnx.float16 halves its size"
+
+
 def test_a_lower_floor_is_the_users_choice(tmp_path: Path) -> None:
     made = static(
         tmp_path, linear(tmp_path), np.tile(normal(1, 16) * 0.01, (40, 1)), min_cosine=-1, min_agreement=0
