@@ -83,14 +83,24 @@ class Serve(NamedTuple):
             raise UsageError(
                 "serve needs a model", fix="`deploy-runner serve PATH`, or `… serve PIPELINE STAGE.OUTPUT`"
             )
-        if Path(name).exists():
+        if not pipeline and Path(name).exists():
             command = _command(name, given)
             os.execv(command[0], command)
-        if "/" in name or name.endswith((".onnx", ".pt", ".pt2", ".gz", ".tgz")):
+        if not pipeline and _is_file(name) and not self._has_stage(name.partition(".")[0]):
             raise UsageError(f"{name} does not exist", fix=closest_path(name))
         selection = self.selection._replace(words=(*(pipeline or (DEFAULT_PIPELINE,)), name))
         with TemporaryDirectory(prefix="deploy-runner-serve-") as folder:
             return _Supervisor(selection, self.run, given, Path(folder)).run()
+
+    def _has_stage(self, name: str) -> bool:
+        """Say whether the default pipeline has a stage of this name."""
+        return (
+            Path(DEFAULT_PIPELINE).exists() and name in self.selection._replace(words=()).load().graph.stages
+        )
+
+
+def _is_file(name: str) -> bool:
+    return "/" in name or name.endswith((".onnx", ".pt", ".pt2", ".gz", ".tgz"))
 
 
 def _require_packages(server: str) -> None:

@@ -105,11 +105,12 @@ def test_an_output_of_a_pipeline_is_served_and_replaced_by_the_next_runs(
     digits: Digits, other: Path, tmp_path: Path
 ) -> None:
     project = Project(tmp_path / "project")
-    project.pipeline("a: {uses: run.command, inputs: {given: in.onnx}, outputs: {model: model.onnx}, "
-                     "with: {command: 'cp $INPUT_GIVEN $OUTPUT_MODEL'}}")  # fmt: skip
+    project.pipeline("model: {uses: run.command, inputs: {given: in.onnx}, outputs: {onnx: model.onnx}, "
+                     "with: {command: 'cp $INPUT_GIVEN $OUTPUT_ONNX'}}")  # fmt: skip
     shutil.copy(digits.onnx / "model.onnx", project.folder / "in.onnx")
+    project.write("model.onnx", "a file of the same name as the output")
     project.run()
-    with serving("a", "--watch", folder=tmp_path, cwd=project.folder) as server:
+    with serving("pipeline.yaml", "model.onnx", "--watch", folder=tmp_path, cwd=project.folder) as server:
         assert (server.name, digest(server)) == ("test", server.digest)
         shutil.copy(other / "model.onnx", project.folder / "in.onnx")
         project.run()
@@ -122,15 +123,15 @@ def test_an_output_that_another_machine_built_is_served(
 ) -> None:
     share = Share(tmp_path / "share")
     project = Project(tmp_path / "project")
-    project.pipeline("a: {uses: run.command, inputs: {given: in.onnx}, outputs: {model: model.onnx}, "
-                     "with: {command: 'cp $INPUT_GIVEN $OUTPUT_MODEL'}}",
+    project.pipeline("model: {uses: run.command, inputs: {given: in.onnx}, outputs: {onnx: model.onnx}, "
+                     "with: {command: 'cp $INPUT_GIVEN $OUTPUT_ONNX'}}",
                      head="cache: {push: true}\n")  # fmt: skip
     shutil.copy(digits.onnx / "model.onnx", project.folder / "in.onnx")
     one, two = machine(project, share, "one"), machine(project, share, "two")
     project.run(**one)
     for name, value in two.items():
         monkeypatch.setenv(name, value)
-    with serving("a", folder=tmp_path, cwd=project.folder) as server:
+    with serving("model.onnx", folder=tmp_path, cwd=project.folder) as server:
         assert digest(server) == server.digest
         shutil.copy(other / "model.onnx", project.folder / "in.onnx")
         project.run(**one)
