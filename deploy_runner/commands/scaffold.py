@@ -235,7 +235,7 @@ def _pipeline(found: Found, goal: Goal, name: str) -> Iterator[str]:
     yield f"# yaml-language-server: $schema={_SCHEMA}"
     yield from (f"# {line}" for line in _said(found))
     yield "version: 1"
-    yield f"name: {json.dumps(name)}"
+    yield f"name: {json.dumps(name, ensure_ascii=False)}"
     yield ""
     yield "stages:"
     try:
