@@ -30,6 +30,8 @@ _OTHERS = {
     b"\x89HDF": "an HDF5 file (Keras)",
     b"GGUF": "a GGUF file (llama.cpp)",
     b"\x1f\x8b": "compressed (gzip)",
+    b"<!doctype html": "a page of HTML, as a download that needs a login gives",
+    b"<html": "a page of HTML, as a download that needs a login gives",
     b"version https://git-lfs": "a pointer of Git LFS: the weights themselves were not downloaded",
 }
 _TAR = slice(257, 262)
@@ -72,7 +74,10 @@ def _format(path: Path) -> Format:
     if head.lstrip().startswith(b"{") and b'"weight_map"' in _beginning(path, _INDEX_BYTES):
         raise StageError("the file is the index of a sharded checkpoint",
                          fix="use the folder that contains it and its shards")  # fmt: skip
-    other = next((what for start, what in _OTHERS.items() if head.startswith(start)), "")
+    begin = head if head[:1] != b"<" else head.lower()
+    other = next((what for start, what in _OTHERS.items() if begin.startswith(start)), "")
+    if head[4:8] == b"TFL3":
+        other = "a TFLite file"
     if head[_TAR] == b"ustar":
         other = "a tar archive"
     if other:

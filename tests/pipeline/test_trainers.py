@@ -187,7 +187,8 @@ def test_a_header_that_begins_like_a_pickle_is_that_of_safetensors(tmp_path: Pat
     [
         (b"\x89HDF\r\n\x1a\n", "is an HDF5 file"), (b"GGUF\x03", "is a GGUF file"), (b"\x1f\x8b\x08", "is compressed"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
-        (bytes(257) + b"ustar", "is a tar archive"),
+        (bytes(257) + b"ustar", "is a tar archive"), (b"<!DOCTYPE html><html>", "is a page of HTML"),
+        (b"\x1c\x00\x00\x00TFL3", "is a TFLite file"),
     ],
 )  # fmt: skip
 def test_files_of_others_are_named(tmp_path: Path, start: bytes, said: str) -> None:
