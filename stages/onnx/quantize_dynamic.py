@@ -78,6 +78,16 @@ class OnnxQuantizeDynamic(Stage):
         int8.report(ctx, inputs.model, made)
 
 
+def _instead(present: set[str]) -> str:
+    """Say what a model without the operators that were asked for can become."""
+    others = ", ".join(kind for kind in ("LSTM", "Attention") if kind in present)
+    if others:
+        return f"set `operators: [{others}]`"
+    if "Conv" in present:
+        return "use onnx.quantize_static, which suits convolutions"
+    return "keep it in float; onnx.float16 halves its size"
+
+
 def _quantize(
     ctx: Context, params: OnnxQuantizeDynamic.Params, path: Path, proto: onnx.ModelProto
 ) -> onnx.ModelProto:
@@ -90,10 +100,9 @@ def _quantize(
     present = {node.op_type for node in ready.graph.node}
     if not present & set(params.operators):
         wanted, there = ", ".join(params.operators), ", ".join(sorted(present))
-        others = ", ".join(kind for kind in ("LSTM", "Conv", "Attention") if kind in present)
-        raise StageError(f"nothing was quantized: the model has none of {wanted}, only {there}",
-                         fix=f"try `operators: [{others}]`" if others else
-                         "keep it in float; onnx.float16 halves its size")  # fmt: skip
+        raise StageError(
+            f"nothing was quantized: the model has none of {wanted}, only {there}", fix=_instead(present)
+        )
     made = ctx.workdir / "int8.onnx"
     try:
         quantize_dynamic(

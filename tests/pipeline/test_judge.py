@@ -148,7 +148,7 @@ def test_a_model_without_products_is_told_what_of_it_has_an_int8_form(tmp_path: 
              helper.make_node("Conv", ["u", "w"], ["c"]), helper.make_node("Squeeze", ["c", "last"], ["y"])]  # fmt: skip
     with pytest.raises(StageError, match="none of MatMul, Gemm, only .*Conv") as error:
         dynamic(tmp_path, save(tmp_path, nodes, {"w": normal(1, 1, 3)}, 14))
-    assert error.value.fix == "try `operators: [Conv]`"
+    assert error.value.fix == "use onnx.quantize_static, which suits convolutions"
     with pytest.raises(StageError, match="none of MatMul, Gemm, only Relu") as error:
         dynamic(tmp_path, save(tmp_path, [helper.make_node("Relu", ["x"], ["y"])], {}, 16))
     assert error.value.fix == "keep it in float; onnx.float16 halves its size"
