@@ -195,7 +195,7 @@ def survey(ctx: Context, path: Path, samples: Iterable[Mapping[str, Any]]) -> Su
     run = protos.runner(watched, threads=ctx.threads)
     for sample in samples:
         for name, array in {**sample, **run(sample)}.items():
-            if isinstance(array, np.ndarray) and array.dtype.kind == "f" and array.size:
+            if isinstance(array, np.ndarray) and array.dtype.kind == "f":
                 _look(found, name, array)
     return found
 
@@ -203,6 +203,8 @@ def survey(ctx: Context, path: Path, samples: Iterable[Mapping[str, Any]]) -> Su
 def _look(found: Survey, name: str, array: np.ndarray[Any, Any]) -> None:
     import numpy as np
 
+    if not array.size:  # As the `roi` of a Resize that has none.
+        return
     if not np.isfinite(array).all():
         found.infinite.add(name)
         return

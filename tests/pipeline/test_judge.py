@@ -141,6 +141,16 @@ def test_nothing_quantized_is_a_failure(tmp_path: Path, nodes: list[Any], params
         dynamic(tmp_path, model, **params)
 
 
+def test_a_tensor_without_values_has_no_range(tmp_path: Path) -> None:
+    """Files of opset 11 have one for each Resize that has no region of interest."""
+    nodes = [helper.make_node("Unsqueeze", ["x"], ["u"], axes=[1]),
+             helper.make_node("Resize", ["u", "roi", "scales"], ["r"]),
+             helper.make_node("Squeeze", ["r"], ["s"], axes=[1]), helper.make_node("MatMul", ["s", "w"], ["y"])]  # fmt: skip
+    tensors = {"roi": np.zeros(0), "scales": [1, 1, 2], "w": normal(32, 4)}
+    made = static(tmp_path, save(tmp_path, nodes, tensors, 4, opset=11), normal(40, 16))
+    assert made.figures["cosine"] > 0.99
+
+
 def test_a_model_without_products_is_told_what_of_it_has_an_int8_form(tmp_path: Path) -> None:
     axis = helper.make_node("Constant", [], ["axis"], value_ints=[1])
     last = helper.make_node("Constant", [], ["last"], value_ints=[1])
