@@ -104,9 +104,31 @@ def preprocessed(ctx: Context, source: Path) -> Path:
     rows = _row_biases(model)
     for bias in rows:
         del bias.dims[0]
-    if nameless or rows:
+    copied = _separated_biases(model)
+    if nameless or rows or copied:
         onnx.save(model, ready)
     return ready
+
+
+def _separated_biases(model: onnx.ModelProto) -> bool:
+    """Give each node a bias of its own; say whether some shared one.
+
+    onnxruntime's quantizer does so too, but calls the copies of `b` `b0`, `b1`, which may be other tensors.
+    """
+    known = {tensor.name: tensor for tensor in model.graph.initializer}
+    seen: set[str] = set()
+    copied = False
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3 or node.input[2] not in known:
+            continue
+        bias = node.input[2]
+        if bias in seen:
+            copy = model.graph.initializer.add()
+            copy.CopyFrom(known[bias])
+            copy.name = node.input[2] = f"{bias} of {node.name}"
+            copied = True
+        seen.add(bias)
+    return copied
 
 
 def _row_biases(model: onnx.ModelProto) -> list[onnx.TensorProto]:

@@ -141,6 +141,19 @@ def test_nothing_quantized_is_a_failure(tmp_path: Path, nodes: list[Any], params
         dynamic(tmp_path, model, **params)
 
 
+def test_a_bias_of_several_layers_is_not_mixed_up_with_a_tensor_of_a_like_name(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Constant", [], ["axis"], value_ints=[1]),
+             helper.make_node("Constant", [], ["flat"], value_ints=[-1, 56]),
+             helper.make_node("Unsqueeze", ["x", "axis"], ["u"]),
+             helper.make_node("Conv", ["u", "w", "b"], ["p"]), helper.make_node("Relu", ["p"], ["q"]),
+             helper.make_node("Conv", ["q", "v", "b"], ["b0"]), helper.make_node("Neg", ["b0"], ["n"]),
+             helper.make_node("Transpose", ["n"], ["t"], perm=[0, 2, 1]),
+             helper.make_node("Reshape", ["t", "flat"], ["y"])]  # fmt: skip
+    tensors = {"w": normal(4, 1, 2), "v": normal(4, 4, 2), "b": normal(4)}
+    made = static(tmp_path, save(tmp_path, nodes, tensors, 56), normal(40, 16), min_cosine=0.9)
+    assert made.figures["cosine"] > 0.99
+
+
 def test_a_tensor_without_values_has_no_range(tmp_path: Path) -> None:
     """Files of opset 11 have one for each Resize that has no region of interest."""
     nodes = [helper.make_node("Unsqueeze", ["x"], ["u"], axes=[1]),
