@@ -219,6 +219,6 @@ def _write_report(pipeline: Pipeline, record: RunRecord) -> None:
     from .report import html
     from .report.material import material_of
 
-    material = material_of(record, pipeline.graph, pipeline.store, pipeline.home)
+    material = material_of(record, pipeline.graph, pipeline.store)
     page = html.render(record, pipeline.graph, material)
     write_atomic(record.folder / "report.html", page.encode(errors="replace"), tmp=pipeline.home / "tmp")

@@ -72,7 +72,7 @@ class Run(NamedTuple):
             view = View(self.json, self.log, self.quiet)
             early_server = early[0] if early else None
             record = run_and_show(pipeline, self.selection.names, options, view, early_server)
-            for line in () if self.json or self.quiet else afterwards(pipeline.graph, record, self.selection):
+            for line in () if self.json or self.quiet else afterwards(record, self.selection):
                 print(line)
             return record.exit_code
         finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import time
 from collections import Counter
@@ -35,6 +36,7 @@ __all__ = [
     "pinned_runs",
     "read_record",
     "recorded_runs",
+    "run_before",
 ]
 
 _PINNED = "pinned"
@@ -243,17 +245,22 @@ def _artifact(entry: Json) -> Artifact:
     return Artifact(str(entry["digest"]), kind, int(str(entry["size"])), entry.get("executable") is True)
 
 
-def recorded_runs(home: Path, files: Files | None = None) -> Iterator[RunRecord]:
-    """Yield the sound run records, of one pipeline or of all, the newest first.
+def recorded_runs(home: Path, files: Files | None = None, *, before: float = math.inf) -> Iterator[RunRecord]:
+    """Yield the sound run records, of one pipeline or of all, the newest first, of those `before` a number.
 
     One that was damaged or forged is left out.
     """
     records = Records(home)
-    names = [name for name in listdir(f"{home}/runs") if number_of(name)]
+    names = [name for name in listdir(f"{home}/runs") if 0 < number_of(name) < before]
     for name in sorted(names, key=lambda name: (number_of(name), name), reverse=True):
         record = _read(home / "runs" / name, records)
         if record is not None and files in (None, record.files):
             yield record
+
+
+def run_before(run: RunRecord) -> RunRecord | None:
+    """Return the pipeline's sound run before this one."""
+    return next(recorded_runs(run.folder.parent.parent, run.files, before=run.number), None)
 
 
 def read_record(home: Path, files: Files, run: str = "") -> RunRecord:
