@@ -166,7 +166,14 @@ def run(
     require_target(pipeline.graph, stages, pipeline.environ)
     started_s = time.time()
     with pipeline.store.hold(), Interrupts() as interrupts:
-        recorder = Recorder(pipeline.home, pipeline.graph, pipeline.files, now_s=started_s, targets=stages)
+        recorder = Recorder(
+            pipeline.home,
+            pipeline.graph,
+            pipeline.files,
+            now_s=started_s,
+            targets=stages,
+            environ=pipeline.environ,
+        )
 
         emitting = Lock()
 

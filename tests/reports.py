@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.conftest import Project
 
-__all__ = ["LONG", "STRANGE", "strange"]
+__all__ = ["LONG", "STRANGE", "choosing", "strange"]
 
 LONG = "a very long name, of which no box and no table has room for all the letters " * 2
 STRANGE = ("<script>alert(1)</script>", "\"quoted\" 'twice'", "smile 🙂 größe", LONG)
@@ -113,3 +113,11 @@ def strange(project: Project, *, many: int = 3) -> None:
         after: {{uses: odd.build, inputs: {{text: "${{{{ stages.gate.outputs.report }}}}"}}}}
         """
     )
+
+
+def choosing(project: Project, *, accuracy: float, bytes_: int) -> None:
+    """Write a pipeline that chooses a model, which has an accuracy and a size."""
+    text = _STAGES.replace("99.0 - n,", f"{accuracy + 1} - n,").replace("1000 - 100", f"{bytes_ + 100} - 100")
+    project.write("stages/odd.py", text)
+    project.write("in.txt", "input")
+    project.pipeline("pick: {uses: odd.pick, inputs: {model: in.txt}, with: {names: [fp32, int8]}}")

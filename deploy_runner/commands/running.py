@@ -117,7 +117,7 @@ def run_and_show(
     if "GITHUB_STEP_SUMMARY" in os.environ:
         from ..report.github import add_to_summary, job_summary
 
-        add_to_summary(job_summary(record), os.environ)
+        add_to_summary(job_summary(record, os.environ), os.environ)
     if view.json:
         print(json.dumps(record.summary(), ensure_ascii=False))
     return record

@@ -123,7 +123,8 @@ def test_the_job_summary_begins_with_the_same_and_draws_the_graph(
     head, _, rest = text.partition("```mermaid\n")
     graph, _, table = rest.partition("```\n")
     assert "- test for dry-run is incomplete: of 11 stages 1 failed, 1 skipped.\n- pick chose" in head
-    assert "**98.00 %** accuracy of" in head
+    assert "| figure | this run |" in head
+    assert "\n| accuracy of \"quoted\" 'twice' | **98.00 %** (99.00 % original) |\n" in head
     assert "<script>" not in head + graph
     assert "many #40;3 instances#41;<br><small>ran, up to" in graph
     assert graph.count(":::") == 6
