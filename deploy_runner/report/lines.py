@@ -76,10 +76,13 @@ def counts_line(results: Mapping[str, StageResult], seconds: float) -> str:
 
 
 def fitted(paragraphs: Sequence[str], most: int) -> list[str]:
-    """Return the paragraphs as lines of 80 columns, at most so many together; the longest are shortened."""
+    """Return the paragraphs as lines of 80 columns, at most so many together.
+
+    The longest are shortened, of equally long ones the last.
+    """
     wrapped = [_wrapped(text) for text in paragraphs]
     while sum(map(len, wrapped)) > max(most, len(wrapped)):
-        longest = max(wrapped, key=len)
+        longest = max(reversed(wrapped), key=len)
         longest.pop()
         longest[-1] = longest[-1][: _WIDTH - 4].rstrip() + " ..."
     return [line for lines in wrapped for line in lines]
