@@ -29,6 +29,8 @@ MOST_LOG_BYTES = 6_000
 
 _PAGE = "page.html"
 _NUMBER = "{:.6g}"
+_MOST_ROWS = 300
+"""Of a table of stages; the stages themselves are all there."""
 _SMALL = 64
 """Pixels: narrower pictures are enlarged."""
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -77,7 +79,8 @@ def render(record: RunRecord, graph: Graph, material: Material) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    compared_with = _folded(parities(stages, nodes))
+    found = sorted(parities(stages, nodes), key=lambda row: row.state != "failed")
+    compared_with = _folded(found)
     pictures = _sources(material, nodes, {choice.stage for choice in compared})
     earlier = material.before.stages if material.before else {}
     return environment.get_template(_PAGE).render(
@@ -91,7 +94,8 @@ def render(record: RunRecord, graph: Graph, material: Material) -> str:
         time=timeline(stages, float(str(record.data["seconds"]))),
         choices=[_compared(choice) for choice in compared],
         parities=compared_with,
-        samples=_taken(pictures, compared_with),
+        samples=_taken(pictures, compared_with[:_MOST_ROWS]),
+        most_rows=_MOST_ROWS,
         latencies=_folded(measured),
         slowest_us=max((max(row.p95_us, row.reference_p95_us or 0.0) for row in measured), default=1.0),
         before=material.before,

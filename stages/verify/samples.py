@@ -17,7 +17,7 @@ _LARGEST = 128
 _SMALLEST = 4
 _COLOURS = {1: 0, 3: 2}
 """Channels, and the colour type of PNG."""
-_VALUES, _ARRAYS = 8, 3
+_VALUES, _ARRAYS, _LETTERS = 8, 3, 80
 
 
 def picture(arrays: Mapping[str, np.ndarray[Any, Any]]) -> bytes | None:
@@ -70,7 +70,13 @@ def values(arrays: Mapping[str, np.ndarray[Any, Any]]) -> str:
     """Return the first values of the first inputs: `x: 5.1, 3.5, 1.4, 0.2`."""
     shown = []
     for name, array in list(arrays.items())[:_ARRAYS]:
-        first = [f"{value:.4g}" if array.dtype.kind == "f" else str(value) for value in array.flat[:_VALUES]]
-        more = [f"and {array.size - _VALUES:,} more"] if array.size > _VALUES else []
-        shown.append(f"{name}: {', '.join([*first, *more])}")
+        left = array.size - _VALUES
+        text = ", ".join(map(_shown, array.flat[:_VALUES]))
+        shown.append(f"{name}: {text}" + (f" and {left:,} more" if left > 0 else ""))
     return "; ".join(shown)
+
+
+def _shown(value: object) -> str:
+    import numpy as np
+
+    return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)[:_LETTERS]
