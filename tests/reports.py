@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from deploy_runner import api
 from deploy_runner.store.actions import ActionRecord
-from deploy_runner.types import Artifact
+from deploy_runner.types import Artifact, Json
 from tests.conftest import Project
 
 __all__ = ["LONG", "STRANGE", "choosing", "strange", "tree"]
@@ -138,7 +138,7 @@ def tree(project: Project, count: int) -> None:
     pipeline = api.load(project.folder / "pipeline.yaml")
     planner, store = pipeline.planner(), pipeline.store
     outputs: dict[str, Mapping[str, Artifact]] = {}
-    figures = {"accuracy": 98.5, "reference_accuracy": 99.0, "max_abs": 0.25, "max_rel": 0.125, "cosine": 0.9,
+    figures: dict[str, Json] = {"accuracy": 98.5, "reference_accuracy": 99.0, "max_abs": 0.25, "max_rel": 0.125, "cosine": 0.9,
                "argmax_agreement": 0.9, "median_us": {"candidate": 120.0, "reference": 240.0},
                "p95_us": {"candidate": 180.0, "reference": 300.0}}  # fmt: skip
     for id_, node in list(pipeline.graph.stages.items())[:-1]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +19,9 @@ from tests.reports import strange, tree
 pytestmark = pytest.mark.slow
 
 WIDTHS = (1280, 390)
+A4 = 794
+"""The width of its paper in CSS pixels."""
+OPEN = "{checkVisibilityCSS: true, contentVisibilityAuto: true}"
 MOST_BYTES = 2_000_000
 
 
@@ -53,7 +58,7 @@ def test_the_report_is_accessible_and_fits(browser: Any, page: Path, scheme: str
     levels = headings(browser)
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in pairwise(levels))
     assert complaints(browser) == []
     assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
 
@@ -73,6 +78,27 @@ def test_a_box_of_the_graph_leads_to_its_stage(browser: Any, page: Path) -> None
     assert browser.execute_script("return document.querySelector(':target h3').textContent").startswith(
         "gate"
     )
+
+
+def test_on_paper_all_that_is_folded_is_open_and_nothing_is_cut_off(browser: Any, page: Path) -> None:
+    opened(browser, page, width=A4)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    folded = (
+        "return [...document.querySelectorAll('details > :not(summary)')]"
+        f".filter(e => !e.checkVisibility({OPEN})).map(e => e.textContent)"
+    )
+    assert browser.find_elements(By.CSS_SELECTOR, "details:not([open])")
+    assert browser.execute_script(folded) == []
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= A4
+    wide = (
+        "return [...document.querySelectorAll('table, svg, img, pre')]"
+        ".filter(e => e.getBoundingClientRect().right > arguments[0]).map(e => e.outerHTML)"
+    )
+    assert browser.execute_script(wide, A4) == []
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    data = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": False})["data"])
+    assert data.startswith(b"%PDF-")
+    assert len(data) < MOST_BYTES
 
 
 def test_a_thousand_stages_are_one_page_that_opens_and_leads_to_each(browser: Any, tmp_path: Path) -> None:

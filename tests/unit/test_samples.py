@@ -55,7 +55,7 @@ def test_what_is_no_picture_is_told_by_its_first_values(array: Any) -> None:
 
 
 def test_values_are_short_whatever_the_inputs_are() -> None:
-    arrays = {
+    arrays: dict[str, Any] = {
         "row": np.array([[5.1, 3.5]], np.float32),
         "ids": np.arange(20).reshape(1, 20),
         "text": np.array([["a film " * 99]]),
