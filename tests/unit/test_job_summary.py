@@ -97,3 +97,5 @@ def test_a_pull_request_is_compared_with_the_newest_success_of_its_own_base_and_
     assert none.format("dev") in made(95, **pull_request("dev"))
     key = {"DEPLOY_RUNNER_CACHE_KEY": "a key that main does not have"}
     assert none.format("main") in made(95, **pull_request("main"), **key)
+    (project.folder / ".deploy-runner/secret").unlink()
+    assert none.format("main") in made(95, **pull_request("main"))
