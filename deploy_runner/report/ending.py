@@ -44,7 +44,7 @@ def _changed(record: RunRecord, said: Headline, before: RunRecord | None) -> str
         if one.then is not None and one.then.value != one.figure.value
     ]
     causes = list(_causes(record))
-    shown = [*causes[:_NAMED], *([f"{len(causes) - _NAMED} more"] if len(causes) > _NAMED else []), *moved]
+    shown = [*moved, *causes[:_NAMED], *([f"{len(causes) - _NAMED} more"] if len(causes) > _NAMED else [])]
     return f"Changed since run {before.number}: {'; '.join(shown)}."
 
 

@@ -116,7 +116,7 @@ def test_graph_draws_in_three_forms(chain: Project) -> None:
 def test_show_and_diff_tell_the_runs_apart(chain: Project) -> None:
     chain.run()
     screen = chain.cli("run", "--set", "stages.a.with.suffix=??").stdout.splitlines()
-    assert 'Changed since run 1: a: with.suffix "!" to "??"; size was 12 B.' in screen
+    assert 'Changed since run 1: size was 12 B; a: with.suffix "!" to "??".' in screen
     assert len(chain.cli("show", "--runs").stdout.splitlines()) == 2
     shown = chain.cli("show", "a", "--set", "stages.a.with.suffix=??").stdout
     assert "figure letters: 2" in shown
