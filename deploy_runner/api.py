@@ -166,7 +166,14 @@ def run(
     require_target(pipeline.graph, stages, pipeline.environ)
     started_s = time.time()
     with pipeline.store.hold(), Interrupts() as interrupts:
-        recorder = Recorder(pipeline.home, pipeline.graph, pipeline.files, now_s=started_s, targets=stages)
+        recorder = Recorder(
+            pipeline.home,
+            pipeline.graph,
+            pipeline.files,
+            now_s=started_s,
+            targets=stages,
+            environ=pipeline.environ,
+        )
 
         emitting = Lock()
 
@@ -219,6 +226,6 @@ def _write_report(pipeline: Pipeline, record: RunRecord) -> None:
     from .report import html
     from .report.material import material_of
 
-    material = material_of(record, pipeline.graph, pipeline.store, pipeline.home)
+    material = material_of(record, pipeline.graph, pipeline.store)
     page = html.render(record, pipeline.graph, material)
     write_atomic(record.folder / "report.html", page.encode(errors="replace"), tmp=pipeline.home / "tmp")

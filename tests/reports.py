@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from deploy_runner import api
+from deploy_runner.store.actions import ActionRecord
+from deploy_runner.types import Artifact, Json
 from tests.conftest import Project
 
-__all__ = ["LONG", "STRANGE", "strange"]
+__all__ = ["LONG", "STRANGE", "choosing", "strange", "tree"]
 
 LONG = "a very long name, of which no box and no table has room for all the letters " * 2
 STRANGE = ("<script>alert(1)</script>", "\"quoted\" 'twice'", "smile 🙂 größe", LONG)
@@ -113,3 +118,33 @@ def strange(project: Project, *, many: int = 3) -> None:
         after: {{uses: odd.build, inputs: {{text: "${{{{ stages.gate.outputs.report }}}}"}}}}
         """
     )
+
+
+def choosing(project: Project, *, accuracy: float, bytes_: int) -> None:
+    """Write a pipeline that chooses a model, which has an accuracy and a size."""
+    text = _STAGES.replace("99.0 - n,", f"{accuracy + 1} - n,").replace("1000 - 100", f"{bytes_ + 100} - 100")
+    project.write("stages/odd.py", text)
+    project.write("in.txt", "input")
+    project.pipeline("pick: {uses: odd.pick, inputs: {model: in.txt}, with: {names: [fp32, int8]}}")
+
+
+def tree(project: Project, count: int) -> None:
+    """Write a pipeline of so many stages, each after one of those before, of which all but the last are hits."""
+    own = "{{uses: odd.judge, inputs: {{model: {}}}, with: {{loss: 0.{:04}, min_cosine: 0}}}}"
+    project.write("stages/odd.py", _STAGES)
+    project.write("in.txt", "input")
+    sources = ["in.txt", *(f"'${{{{ stages.stage-{i // 3}.outputs.report }}}}'" for i in range(count - 1))]
+    project.pipeline("\n".join(f"stage-{i}: {own.format(s, i)}" for i, s in enumerate(sources)))
+    pipeline = api.load(project.folder / "pipeline.yaml")
+    planner, store = pipeline.planner(), pipeline.store
+    outputs: dict[str, Mapping[str, Artifact]] = {}
+    figures: dict[str, Json] = {"accuracy": 98.5, "reference_accuracy": 99.0, "max_abs": 0.25, "max_rel": 0.125, "cosine": 0.9,
+               "argmax_agreement": 0.9, "median_us": {"candidate": 120.0, "reference": 240.0},
+               "p95_us": {"candidate": 180.0, "reference": 300.0}}  # fmt: skip
+    for id_, node in list(pipeline.graph.stages.items())[:-1]:
+        decision = planner.decide(node, outputs)
+        path = store.new_tmp() / id_
+        path.write_text(f"made by {id_}")
+        outputs[id_] = {"report": store.ingest(path)}
+        own_figures = {**figures, "cosine": len(outputs) / 10_000}
+        store.records.put(ActionRecord(decision.key, node.uses, outputs[id_], own_figures, decision.preimage))

@@ -1,8 +1,4 @@
-"""The outputs of a run: a list of all, and after a run those that people came for.
-
-A result is the first output of a stage that no other stage takes further: neither a push nor a check does,
-whose own outputs say what was done and found.
-"""
+"""The outputs of a run: a list of all, and after a run what it made and how to get it."""
 
 from __future__ import annotations
 
@@ -12,15 +8,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ..engine.runs import RunRecord
-from ..types import Artifact, Graph, Json, RefSource, StageNode
+from ..engine.runs import RunRecord, run_before
+from ..types import Artifact, Json
 from .options import Selection
 
 __all__ = ["Row", "afterwards", "command", "rows_of", "table"]
 
-_MOST_RESULTS = 5
-_REPORT = "report"
-"""What the first output of a check is called."""
+_MOST_LINES = 9
+"""So many lines follow the one that counts the stages."""
 
 
 class Row(NamedTuple):
@@ -60,34 +55,25 @@ def command(verb: str, selection: Selection, name: str) -> str:
     return f"deploy-runner {verb} {shlex.quote(selection.path)} {shlex.quote(name)}{config}{sets}"
 
 
-def afterwards(graph: Graph, record: RunRecord, selection: Selection) -> Iterator[str]:
-    """Yield what to say after a run: the results, how to get one, and where the report is."""
-    from ..report.lines import size
+def afterwards(record: RunRecord, selection: Selection) -> Iterator[str]:
+    """Yield what to say after a run: what it made, chose and changed, how to get it, where the report is."""
+    from ..report.lines import fitted
+    from ..report.made import NAMED, made, results
 
-    found = _results(graph, record) if record.exit_code == 0 else []
-    shown = found[-_MOST_RESULTS:]
-    rows = [(row.name, Path(graph.stages[row.stage].outputs[row.output].path).name, size(row.artifact.size))
-            for row in shown]  # fmt: skip
-    yield from table(rows)
-    if len(found) > len(shown):
-        yield f"and {len(found) - len(shown)} more: {command('get', selection, '--list')}"
-    if shown:
-        yield f"to copy one: {command('get', selection, shown[-1].name)}"
+    found = results(record.stages) if record.exit_code == 0 else []
+    tail = [f"to copy one: {command('get', selection, found[-1].name)}"] if found else []
+    if len(found) > NAMED:
+        tail.insert(0, f"to list all: {command('get', selection, '--list')}")
     report = record.folder / "report.html"
     if report.exists():
-        yield f"report: {_from_here(report)}"
+        from ..report.ending import ending
 
-
-def _results(graph: Graph, record: RunRecord) -> list[Row]:
-    makers = [graph.stages[id_] for id_ in graph.stages if id_ in record.stages and _makes(graph.stages[id_])]
-    taken = {s.stage for node in makers for s in node.inputs.values() if isinstance(s, RefSource)}
-    rows = (rows_of(record, [node.id])[:1] for node in makers if node.id not in taken)
-    return [row for first in rows for row in first]
-
-
-def _makes(node: StageNode) -> bool:
-    """Say whether a stage makes something new of its inputs, rather than pushing or judging them."""
-    return not node.converges and next(iter(node.outputs), _REPORT) != _REPORT
+        said = ending(record, run_before(record))
+        tail.append(f"report: {_from_here(report)}")
+    else:  # A run with nothing to do.
+        said = [made(record, found)] if record.stages else []
+    yield from fitted(said, _MOST_LINES - len(tail))
+    yield from tail
 
 
 def _from_here(path: Path) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from ..api import explain, place_of
-from ..engine.runs import RunRecord, read_record, recorded_runs
+from ..engine.runs import RunRecord, read_record, recorded_runs, run_before
 from ..errors import UsageError, closest, counted
 from ..store.files import writing
 from ..types import Artifact, Json
@@ -317,7 +317,9 @@ class Diff(NamedTuple):
         """Print what differs between two recorded runs."""
         home, files = place_of(self.selection.path, self.selection.config)
         new = read_record(home, files, self.new)
-        old = read_record(home, files, self.old) if self.old else _run_before(home, new)
+        old = read_record(home, files, self.old) if self.old else run_before(new)
+        if old is None:
+            raise UsageError(f"there is no run before {new.id} to compare with")
         changes = _run_changes(old, new)
         if self.json:
             print(json.dumps({"old": old.id, "new": new.id, "changes": changes}, ensure_ascii=False))
@@ -328,13 +330,6 @@ class Diff(NamedTuple):
         if not changes:
             print("  same outputs and figures")
         return 0
-
-
-def _run_before(home: Path, new: RunRecord) -> RunRecord:
-    for record in recorded_runs(home, new.files):
-        if record.number < new.number:
-            return record
-    raise UsageError(f"there is no run before {new.id} to compare with")
 
 
 def _run_changes(old: RunRecord, new: RunRecord) -> list[dict[str, Json]]:

@@ -72,7 +72,7 @@ class Run(NamedTuple):
             view = View(self.json, self.log, self.quiet)
             early_server = early[0] if early else None
             record = run_and_show(pipeline, self.selection.names, options, view, early_server)
-            for line in () if self.json or self.quiet else afterwards(pipeline.graph, record, self.selection):
+            for line in () if self.json or self.quiet else afterwards(record, self.selection):
                 print(line)
             return record.exit_code
         finally:
@@ -117,7 +117,7 @@ def run_and_show(
     if "GITHUB_STEP_SUMMARY" in os.environ:
         from ..report.github import add_to_summary, job_summary
 
-        add_to_summary(job_summary(record), os.environ)
+        add_to_summary(job_summary(record, os.environ), os.environ)
     if view.json:
         print(json.dumps(record.summary(), ensure_ascii=False))
     return record

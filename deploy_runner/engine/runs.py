@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import time
 from collections import Counter
@@ -35,12 +36,17 @@ __all__ = [
     "pinned_runs",
     "read_record",
     "recorded_runs",
+    "run_before",
 ]
 
 _PINNED = "pinned"
 
 KEPT_RUNS = 10
 """How many runs of each pipeline a collection keeps by default."""
+
+_NOTHING: Mapping[str, str] = {}
+_SOURCE = {"ref": "GITHUB_REF", "commit": "GITHUB_SHA"}
+"""What a record has of where its pipeline came from, and the variable that says it on GitHub."""
 
 COUNTED = ("ran", "hit", "healed", "converged", "failed", "skipped", "interrupted")
 
@@ -108,9 +114,17 @@ class Recorder:
     """Collects the events of one run and writes its record at the end."""
 
     def __init__(
-        self, home: Path, graph: Graph, files: Files, *, now_s: float, targets: Sequence[str] = ()
+        self,
+        home: Path,
+        graph: Graph,
+        files: Files,
+        *,
+        now_s: float,
+        targets: Sequence[str] = (),
+        environ: Mapping[str, str] = _NOTHING,
     ) -> None:
         self._home = home
+        self._source = {name: environ[known] for name, known in _SOURCE.items() if environ.get(known)}
         self._targets = targets
         self._hits: list[str] = []
         self.folder = home / "runs" / new_run_id(home, now_s)
@@ -177,6 +191,7 @@ class Recorder:
             "files": list(self._files),
             "target": str(self._graph.target.get("name", "dry-run")),
             "live": self._graph.live,
+            **self._source,
             "started": _iso(self._started_s),
             "seconds": round(now_s - self._started_s, 6),
             "exit_code": exit_code,
@@ -243,17 +258,26 @@ def _artifact(entry: Json) -> Artifact:
     return Artifact(str(entry["digest"]), kind, int(str(entry["size"])), entry.get("executable") is True)
 
 
-def recorded_runs(home: Path, files: Files | None = None) -> Iterator[RunRecord]:
-    """Yield the sound run records, of one pipeline or of all, the newest first.
+def recorded_runs(
+    home: Path, files: Files | None = None, *, before: float = math.inf, writable: bool = True
+) -> Iterator[RunRecord]:
+    """Yield the sound run records, of one pipeline or of all, the newest first, of those `before` a number.
 
-    One that was damaged or forged is left out.
+    One that was damaged or forged is left out, and all are of a store that is only read and keeps its key.
     """
-    records = Records(home)
-    names = [name for name in listdir(f"{home}/runs") if number_of(name)]
+    records = Records(home, writable=writable)
+    if not writable and records.seal.secret() is None:
+        return
+    names = [name for name in listdir(f"{home}/runs") if 0 < number_of(name) < before]
     for name in sorted(names, key=lambda name: (number_of(name), name), reverse=True):
         record = _read(home / "runs" / name, records)
         if record is not None and files in (None, record.files):
             yield record
+
+
+def run_before(run: RunRecord) -> RunRecord | None:
+    """Return the pipeline's sound run before this one."""
+    return next(recorded_runs(run.folder.parent.parent, run.files, before=run.number), None)
 
 
 def read_record(home: Path, files: Files, run: str = "") -> RunRecord:

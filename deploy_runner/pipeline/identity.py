@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["DEFAULT_OVERLAY", "Files", "describe", "identity", "is_there"]
+__all__ = ["DEFAULT_OVERLAY", "Files", "beside", "describe", "identity", "is_there"]
 
 DEFAULT_OVERLAY = Path("configs/dry-run.yaml")
 
@@ -29,6 +29,12 @@ def identity(pipeline: Path, overlays: Sequence[Path], home: Path) -> Files:
     if chosen == [_place(pipeline.parent / DEFAULT_OVERLAY)]:
         chosen = []
     return tuple(os.path.relpath(place, store) for place in (_place(pipeline), *chosen))
+
+
+def beside(files: Files, home: Path, other: Path) -> Files:
+    """Return what identifies the same files in another store."""
+    store = os.path.realpath(other)
+    return tuple(os.path.relpath(place, store) for place in _absolute(files, home))
 
 
 def _place(path: Path) -> str:

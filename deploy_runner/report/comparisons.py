@@ -20,7 +20,10 @@ class Cell(NamedTuple):
 
 
 class Parity(NamedTuple):
-    """How far a model is from the original: `worst` is the sample that differs most, if it is recorded."""
+    """How far a model is from the original.
+
+    `worst` is the sample that differs most, if it is recorded, and `sample` what it is recognised by.
+    """
 
     stage: str
     state: str
@@ -29,6 +32,7 @@ class Parity(NamedTuple):
     cosine: Cell
     agreement: Cell
     worst: str
+    sample: str
 
 
 class Latency(NamedTuple):
@@ -70,7 +74,8 @@ def _parity(id_: str, entry: Mapping[str, Json], node: StageNode | None) -> Pari
         Cell(_shown(entry, "max_rel")),
         _least(entry, "cosine", number(params.get("min_cosine")), ".6f"),
         _least(entry, agreement, _least_agreement(params), ".2%"),
-        str(figure_of(entry, "worst") or "") if figure_of(entry, "max_rel") is not None else "",
+        str(figure_of(entry, "worst") or ""),
+        str(figure_of(entry, "worst_input") or ""),
     )
 
 

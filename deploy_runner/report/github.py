@@ -10,8 +10,10 @@ from typing import TextIO
 from ..engine.runs import COUNTED, RunRecord
 from ..errors import Problem, counted
 from ..types import Event, Graph
+from .against import against
+from .base import base_run
 from .folding import fold
-from .headline import headline
+from .headline import Figure, Headline, headline
 from .lines import duration, figures_line
 from .mermaid import flowchart
 from .terminal import PlainReporter
@@ -19,6 +21,7 @@ from .terminal import PlainReporter
 __all__ = ["GithubReporter", "add_to_summary", "annotation", "job_summary", "show_problems"]
 
 _SUMMARY_BYTES = 1_000_000  # GitHub shows nothing of a summary above 1 MiB.
+_SHORT_COMMIT = 7
 
 
 def annotation(level: str, message: str, *, file: str = "", line: int = 0, column: int = 0) -> str:
@@ -92,8 +95,11 @@ class GithubReporter(PlainReporter):
             self._print(annotation("error", message, file=mark.file, line=mark.line, column=mark.column))
 
 
-def job_summary(record: RunRecord) -> str:
-    """Return the run as Markdown for `$GITHUB_STEP_SUMMARY`, what has failed first."""
+def job_summary(record: RunRecord, environ: Mapping[str, str]) -> str:
+    """Return the run as Markdown for `$GITHUB_STEP_SUMMARY`, what has failed first.
+
+    In a pull request the figures are beside those of its base branch.
+    """
     data = record.data
     counts = ", ".join(f"{data[state]} {state}" for state in COUNTED if data[state])
     rows = [
@@ -101,7 +107,7 @@ def job_summary(record: RunRecord) -> str:
         "",
         f"{counts} in {duration(float(str(data['seconds'])))}",
         "",
-        *_head(record),
+        *_head(record, environ),
         *flowchart(record.stages),
         "| stage | state | time | figures |",
         "|---|---|---:|---|",
@@ -119,16 +125,47 @@ def job_summary(record: RunRecord) -> str:
     return "\n".join(fits) + "\n"
 
 
-def _head(record: RunRecord) -> Iterator[str]:
+def _head(record: RunRecord, environ: Mapping[str, str]) -> Iterator[str]:
     said = headline(record)
     yield from (f"- {_cell(sentence.text)}" for sentence in said.sentences)
     yield ""
-    for figure in said.figures:
-        beside = f" ({_cell(figure.reference)})" if figure.reference else ""
-        of = f" of {_cell(figure.of)}" if figure.of else ""
-        yield f"**{_cell(figure.value)}** {_cell(figure.name)}{of}{beside}<br>"
-    if said.figures:
+    branch = environ.get("GITHUB_BASE_REF", "")
+    base = base_run(record, branch, environ) if branch else None
+    if base is not None:
+        yield from _compared(said, headline(base), _cell(branch))
+        yield f"Compared with run {base.number} of {_cell(branch)}{_commit(base)}."
         yield ""
+        return
+    if said.figures:
+        yield from ("| figure | this run |", "|---|---:|")
+        yield from (f"| {_name(figure)} | {_value(figure)} |" for figure in said.figures)
+        yield ""
+    if branch:
+        yield f"The store has no successful run of {_cell(branch)} with this pipeline to compare with."
+        yield ""
+
+
+def _compared(now: Headline, then: Headline, branch: str) -> Iterator[str]:
+    yield from (f"| figure | this run | {branch} | change |", "|---|---:|---:|---:|")
+    for figure, earlier, change in against(now, then):
+        value = ""
+        if earlier is not None:
+            value = earlier.value + (f" ({_cell(earlier.of)})" if earlier.of != figure.of else "")
+        yield f"| {_name(figure)} | {_value(figure)} | {value} | {change or ('none' if value else '')} |"
+    yield ""
+
+
+def _name(figure: Figure) -> str:
+    return figure.name + (f" of {_cell(figure.of)}" if figure.of else "")
+
+
+def _value(figure: Figure) -> str:
+    return f"**{figure.value}**" + (f" ({_cell(figure.reference)})" if figure.reference else "")
+
+
+def _commit(record: RunRecord) -> str:
+    commit = str(record.data.get("commit") or "")
+    return f", commit {_cell(commit[:_SHORT_COMMIT])}" if commit else ""
 
 
 def _first(rows: Sequence[str]) -> Iterator[str]:

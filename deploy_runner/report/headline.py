@@ -6,20 +6,17 @@ the job summary and the terminal show the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ..engine.runs import RunRecord
 from ..errors import counted
 from ..types import Json
-from .candidates import Choice, Entries, choices, figure_of, listed, number
+from .candidates import Choice, Entries, choices, figure_of, number
 from .lines import size
+from .made import Result, made, results
 
-__all__ = ["Figure", "Headline", "Refusal", "Sentence", "headline", "points", "refusals"]
-
-_MADE = ("ran", "hit", "healed", "converged")
-_NAMED = 2
-"""So many results, or pushes, are named; the others are counted."""
+__all__ = ["Figure", "Headline", "Refusal", "Sentence", "headline", "microseconds", "points", "refusals"]
 
 
 class Sentence(NamedTuple):
@@ -30,10 +27,14 @@ class Sentence(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A figure as it is shown: `accuracy`, `98.5 %`, of the model `of`, beside `99 % before`."""
+    """A figure as it is shown: `accuracy`, `98.5 %`, of the model `of`, beside `99 % original`.
+
+    `amount` is its value: percent, microseconds or bytes.
+    """
 
     name: str
     value: str
+    amount: float
     reference: str = ""
     of: str = ""
 
@@ -68,10 +69,9 @@ class Headline(NamedTuple):
 def headline(record: RunRecord) -> Headline:
     """Return what is to be said first of a run, which may have failed, or made only some of its stages."""
     stages = record.stages
-    chosen = choices(stages)
-    return Headline(
-        _made(record), _chosen(stages, chosen), _refused(stages), tuple(_figures(stages, chosen))[:3]
-    )
+    chosen, found = choices(stages), results(stages)
+    figures = tuple(_figures(stages, chosen, found))[:3]
+    return Headline(_made(record, found), _chosen(stages, chosen), _refused(stages), figures)
 
 
 def refusals(stages: Entries) -> list[Refusal]:
@@ -89,47 +89,10 @@ def refusals(stages: Entries) -> list[Refusal]:
     ]
 
 
-def _made(record: RunRecord) -> Sentence:
-    stages, data = record.stages, record.data
-    count = {state: int(str(data.get(state, 0))) for state in ("failed", "interrupted", "skipped")}
-    name, target = data["name"], data["target"]
-    if count["failed"] or count["interrupted"]:
-        parts = [f"{count[state]} {state}" for state in count if count[state]]
-        first = next(id_ for id_, e in stages.items() if e["state"] in ("failed", "interrupted"))
-        said = f"{name} for {target} is incomplete: of {counted(len(stages), 'stage')} {', '.join(parts)}."
-        return Sentence(said, first)
-    results = _results(stages)
-    pushes = [id_ for id_, entry in stages.items() if entry.get("converges")]
-    made = [f"{id_}.{output} ({size(bytes_)})" for id_, output, bytes_ in results]
-    unchanged = bool(stages) and all(entry["state"] == "hit" for entry in stages.values())
-    verb = "is unchanged" if unchanged else "is built"
-    said = f"{name} for {target} {verb}"
-    said += f": {_some(made[::-1])}" if made else ""
-    said += f"; pushed by {_some(pushes)}" if pushes else ""
-    return Sentence(said + ".", results[-1][0] if results else "")
-
-
-def _results(stages: Entries) -> list[tuple[str, str, int]]:
-    """Return stage, output and size of what no other stage takes further; pushes and checks don't."""
-    makers = {id_: entry for id_, entry in stages.items() if _makes(entry)}
-    taken = {str(before) for entry in makers.values() for before in listed(entry.get("after"))}
-    found = []
-    for id_, entry in makers.items():
-        artifacts = entry.get("artifacts")
-        if id_ in taken or not isinstance(artifacts, dict):
-            continue
-        for output, artifact in list(artifacts.items())[:1]:
-            bytes_ = number(artifact.get("size")) if isinstance(artifact, dict) else None
-            found.append((id_, output, int(bytes_ or 0)))
-    return found
-
-
-def _makes(entry: Mapping[str, Json]) -> bool:
-    """Say whether a stage made something new of its inputs, rather than pushed or judged them."""
-    outputs = entry.get("outputs")
-    first = next(iter(outputs), "report") if isinstance(outputs, dict) else "report"
-    known = "after" in entry  # Records of version 0.1.0 don't say what a stage takes.
-    return known and entry["state"] in _MADE and not entry.get("converges") and first != "report"
+def _made(record: RunRecord, found: Sequence[Result]) -> Sentence:
+    wrong = [id_ for id_, entry in record.stages.items() if entry["state"] in ("failed", "interrupted")]
+    stage = wrong[0] if wrong else found[-1].stage if found else ""
+    return Sentence(made(record, found), stage)
 
 
 def _chosen(stages: Entries, found: list[Choice]) -> Sentence:
@@ -146,7 +109,7 @@ def _chosen(stages: Entries, found: list[Choice]) -> Sentence:
     accepted = [candidate for candidate in choice.candidates if not candidate.rejected]
     by_size = choice.objective == "size"
     value = choice.chosen.bytes if by_size else choice.chosen.latency_us
-    shown = "" if value is None else size(int(value)) if by_size else _microseconds(value)
+    shown = "" if value is None else size(int(value)) if by_size else microseconds(value)
     of = f"of {counted(len(accepted), 'candidate')}" if len(accepted) > 1 else "the only candidate"
     if choice.max_drop is not None:
         of += f" that {'lose' if len(accepted) > 1 else 'loses'} at most {points(choice.max_drop)}"
@@ -162,54 +125,50 @@ def _refused(stages: Entries) -> Sentence:
     return Sentence(f"{found[0]}.{more}", found[0].stage)
 
 
-def _figures(stages: Entries, found: list[Choice]) -> Iterator[Figure]:
-    choice = found[-1] if found and found[-1].chosen else None
+def _figures(stages: Entries, compared: list[Choice], found: list[Result]) -> Iterator[Figure]:
+    choice = compared[-1] if compared and compared[-1].chosen else None
     yield from list(_accuracy(stages, choice))[:1]
     yield from list(_latency(stages, choice))[:1]
     if choice and choice.chosen and choice.chosen.bytes is not None:
         beside = choice.largest
         reference = f"{size(beside.bytes)} {beside.name}" if beside and beside.bytes else ""
-        yield Figure("size", size(choice.chosen.bytes), reference, choice.chosen.name)
-    elif results := _results(stages):
-        yield Figure("size", size(results[-1][2]), "", f"{results[-1][0]}.{results[-1][1]}")
+        yield Figure("size", size(choice.chosen.bytes), choice.chosen.bytes, reference, choice.chosen.name)
+    elif found:
+        yield Figure("size", size(found[-1].bytes_), found[-1].bytes_, of=found[-1].name)
 
 
 def _accuracy(stages: Entries, choice: Choice | None) -> Iterator[Figure]:
     if choice and choice.chosen and choice.chosen.accuracy is not None:
         best, drop = choice.chosen.accuracy, choice.chosen.drop
-        yield Figure(
-            "accuracy", f"{best:.2f} %", _before(None if drop is None else best + drop), choice.chosen.name
-        )
+        original = _original(None if drop is None else best + drop)
+        yield Figure("accuracy", f"{best:.2f} %", best, original, choice.chosen.name)
     for id_, entry in _failed_or_last(stages):
         if (value := number(figure_of(entry, "accuracy"))) is not None:
-            yield Figure(
-                "accuracy", f"{value:.2f} %", _before(number(figure_of(entry, "reference_accuracy"))), id_
-            )
+            original = _original(number(figure_of(entry, "reference_accuracy")))
+            yield Figure("accuracy", f"{value:.2f} %", value, original, id_)
     for id_, entry in _failed_or_last(stages):
         if (value := number(figure_of(entry, "max_abs"))) is not None:
             allowed = number(figure_of(entry, "allowed"))
-            yield Figure(
-                "difference", f"{value:.3g}", "" if allowed is None else f"{allowed:.3g} allowed", id_
-            )
+            limit = "" if allowed is None else f"{allowed:.3g} allowed"
+            yield Figure("difference", f"{value:.3g}", value, limit, id_)
 
 
-def _before(accuracy: float | None) -> str:
+def _original(accuracy: float | None) -> str:
     return "" if accuracy is None else f"{accuracy:.2f} % original"
 
 
 def _latency(stages: Entries, choice: Choice | None) -> Iterator[Figure]:
     if choice and choice.chosen and choice.chosen.latency_us is not None:
         beside = choice.largest
-        reference = (
-            f"{_microseconds(beside.latency_us)} {beside.name}" if beside and beside.latency_us else ""
-        )
-        yield Figure("latency", _microseconds(choice.chosen.latency_us), reference, choice.chosen.name)
+        reference = f"{microseconds(beside.latency_us)} {beside.name}" if beside and beside.latency_us else ""
+        chosen_us = choice.chosen.latency_us
+        yield Figure("latency", microseconds(chosen_us), chosen_us, reference, choice.chosen.name)
     for id_, entry in _failed_or_last(stages):
         medians = figure_of(entry, "median_us")
         if isinstance(medians, dict) and (value := number(medians.get("candidate"))) is not None:
             reference_us = number(medians.get("reference"))
-            reference = "" if reference_us is None else f"{_microseconds(reference_us)} original"
-            yield Figure("latency", _microseconds(value), reference, id_)
+            reference = "" if reference_us is None else f"{microseconds(reference_us)} original"
+            yield Figure("latency", microseconds(value), value, reference, id_)
 
 
 def _failed_or_last(stages: Entries) -> list[tuple[str, Mapping[str, Json]]]:
@@ -218,17 +177,11 @@ def _failed_or_last(stages: Entries) -> list[tuple[str, Mapping[str, Json]]]:
     return sorted(backwards, key=lambda item: item[1]["state"] != "failed")
 
 
-def _microseconds(value: float) -> str:
+def microseconds(value: float) -> str:
+    """Return a latency: `49 µs`, `1.2 ms`."""
     return f"{value:.3g} µs" if value < 1000 else f"{value / 1000:.3g} ms"
 
 
 def points(value: float) -> str:
     """Return a loss of accuracy: `0.5 points`."""
     return f"{value:g} point{'' if value == 1 else 's'}"
-
-
-def _some(names: list[str]) -> str:
-    shown = names[:_NAMED]
-    if left := len(names) - len(shown):
-        return ", ".join(shown) + f" and {left} more"
-    return " and ".join(shown)

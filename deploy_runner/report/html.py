@@ -14,7 +14,7 @@ from ..types import Graph, Json, OutputSpec, StageNode
 from . import graph_svg, pareto_svg
 from .candidates import Choice, Entries, choices
 from .changes import changes
-from .comparisons import latencies, parities
+from .comparisons import Parity, latencies, parities
 from .folding import fold
 from .headline import headline, points, refusals
 from .lines import duration, size
@@ -29,6 +29,11 @@ MOST_LOG_BYTES = 6_000
 
 _PAGE = "page.html"
 _NUMBER = "{:.6g}"
+_MOST_ROWS = 300
+"""Of a table of stages; the stages themselves are all there."""
+_SMALL = 64
+"""Pixels: narrower pictures are enlarged."""
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class Material(NamedTuple):
@@ -41,6 +46,13 @@ class Material(NamedTuple):
     pictures: Mapping[tuple[str, str], bytes] = {}
     logs: Mapping[str, str] = {}
     before: RunRecord | None = None
+
+
+class Picture(NamedTuple):
+    """A picture in the page. Of a `small` one the pixels are shown."""
+
+    source: str
+    small: bool
 
 
 def is_picture(output: OutputSpec) -> bool:
@@ -67,6 +79,9 @@ def render(record: RunRecord, graph: Graph, material: Material) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    found = sorted(parities(stages, nodes), key=lambda row: row.state != "failed")
+    compared_with = _folded(found)
+    pictures = _sources(material, nodes, {choice.stage for choice in compared})
     earlier = material.before.stages if material.before else {}
     return environment.get_template(_PAGE).render(
         styles=Markup(graph_svg.STYLE + pareto_svg.STYLE),
@@ -78,13 +93,15 @@ def render(record: RunRecord, graph: Graph, material: Material) -> str:
         graph=_graph(record),
         time=timeline(stages, float(str(record.data["seconds"]))),
         choices=[_compared(choice) for choice in compared],
-        parities=_folded(parities(stages, nodes)),
+        parities=compared_with,
+        samples=_taken(pictures, compared_with[:_MOST_ROWS]),
+        most_rows=_MOST_ROWS,
         latencies=_folded(measured),
         slowest_us=max((max(row.p95_us, row.reference_p95_us or 0.0) for row in measured), default=1.0),
         before=material.before,
         reasons=_reasons(stages),
         differences=changes(earlier, stages),
-        pictures=_sources(material, nodes, {choice.stage for choice in compared}),
+        pictures=pictures,
         logs=material.logs,
         anchor=graph_svg.anchor,
         command=lambda stage, output: _command(record, f"{stage}.{output}"),
@@ -140,14 +157,22 @@ def _reasons(stages: Entries) -> list[tuple[str, str, str]]:
 
 def _sources(
     material: Material, nodes: Mapping[str, StageNode], drawn: Collection[str]
-) -> dict[str, dict[str, str]]:
+) -> dict[str, dict[str, Picture]]:
     """Return the pictures by stage and name, but those of choices, which the page draws itself."""
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, Picture]] = {}
     for (stage, name), content in material.pictures.items():
         if stage not in drawn:
             path = nodes[stage].outputs[name].path if name in nodes[stage].outputs else name
-            found.setdefault(stage, {})[name] = _data_uri(path, content)
+            small = content.startswith(_PNG) and int.from_bytes(content[16:20]) < _SMALL
+            found.setdefault(stage, {})[name] = Picture(_data_uri(path, content), small)
     return found
+
+
+def _taken(
+    pictures: dict[str, dict[str, Picture]], rows: Sequence[tuple[str, Parity]]
+) -> dict[str, list[Picture]]:
+    """Take the pictures of stages that compared, which are shown beside what they found."""
+    return {row.stage: list(pictures.pop(row.stage, {}).values()) for _, row in rows}
 
 
 def _data_uri(path: str, content: bytes) -> str:

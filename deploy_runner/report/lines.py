@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..errors import counted
 from ..types import Json, StageResult, State
 
-__all__ = ["MARKS", "counts_line", "duration", "figures_line", "finished_line", "size"]
+__all__ = ["MARKS", "counts_line", "duration", "figures_line", "finished_line", "fitted", "size"]
+
+_WIDTH = 80
 
 MARKS: Mapping[State, tuple[str, str]] = {
     "ran": ("✓", "32"),
@@ -71,3 +73,28 @@ def counts_line(results: Mapping[str, StageResult], seconds: float) -> str:
         counts[result.state] = counts.get(result.state, 0) + 1
     parts = ", ".join(f"{counts[state]} {state}" for state in MARKS if state in counts)
     return f"{counted(len(results), 'stage')}: {parts or 'nothing to do'} in {duration(seconds)}"
+
+
+def fitted(paragraphs: Sequence[str], most: int) -> list[str]:
+    """Return the paragraphs as lines of 80 columns, at most so many together.
+
+    The longest are shortened, of equally long ones the last.
+    """
+    wrapped = [_wrapped(text) for text in paragraphs]
+    while sum(map(len, wrapped)) > max(most, len(wrapped)):
+        longest = max(reversed(wrapped), key=len)
+        longest.pop()
+        longest[-1] = longest[-1][: _WIDTH - 4].rstrip() + " ..."
+    return [line for lines in wrapped for line in lines]
+
+
+def _wrapped(text: str) -> list[str]:
+    """Return a text as lines that end between words; only a longer word than a line is cut."""
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > _WIDTH:
+            lines.append("")
+        lines[-1] += f" {word}" if lines[-1] else word
+        while len(lines[-1]) > _WIDTH:
+            lines[-1:] = [lines[-1][:_WIDTH], lines[-1][_WIDTH:]]
+    return lines

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ..engine.runs import RunRecord, recorded_runs
+from ..engine.runs import RunRecord, run_before
 from ..store.cas import Store
 from ..store.files import open_regular
 from ..types import Graph
@@ -14,15 +14,14 @@ from .html import MOST_LOG_BYTES, Material, is_picture
 
 __all__ = ["material_of"]
 
-_PICTURE_BYTES = 1024 * 1024
-_ALL_PICTURE_BYTES = 1536 * 1024
+_PICTURE_BYTES = _ALL_PICTURE_BYTES = 900 * 1024
+"""In the page, where they are Base64, these are 1.2 MB."""
 _ALL_LOG_BYTES = 400_000
 
 
-def material_of(record: RunRecord, graph: Graph, store: Store, home: Path) -> Material:
+def material_of(record: RunRecord, graph: Graph, store: Store) -> Material:
     """Read what the page shows, so much of it that the page stays small."""
-    before = next((run for run in recorded_runs(home, record.files) if run.number < record.number), None)
-    return Material(_fitting(_pictures(record, graph, store)), _logs(record), before)
+    return Material(_fitting(_pictures(record, graph, store)), _logs(record), run_before(record))
 
 
 def _fitting(found: Iterator[tuple[tuple[str, str], Path]]) -> dict[tuple[str, str], bytes]:

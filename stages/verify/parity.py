@@ -18,7 +18,7 @@ from deploy_runner.sdk import (
 
 from ..model import bundles, npz
 from ..model.compare import Parity, compare
-from . import runtime
+from . import runtime, samples
 
 _NO_LIMIT = {"device"}
 
@@ -61,6 +61,7 @@ class VerifyParity(Stage):
 
         report: File = Output("parity.json", "the figures and the limits")
         worst: File = Output("worst.npz", "the worst sample: in/NAME, expected/NAME, actual/NAME")
+        picture: File | None = Output("worst.png", "its input, if that is a picture; the report shows it")
 
     def run(self, ctx: Context, params: Params, inputs: Inputs, outputs: Outputs) -> None:
         """Run every reference case, report, refuse."""
@@ -76,9 +77,24 @@ class VerifyParity(Stage):
             report["allowed"] = parity.allowed
         outputs.report.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", "utf-8")
         npz.write_arrays(outputs.worst, parity.worst_sample)
+        _show(ctx, parity, outputs)
         refusals = _refusals(params, parity)
         if refusals:
             raise GateError(f"{ctx.stage}: {'; '.join(refusals)}; worst at {parity.worst}")
+
+
+def _show(ctx: Context, parity: Parity, outputs: VerifyParity.Outputs) -> None:
+    """Leave for the report which sample is the worst, and what it is recognised by."""
+    if not parity.worst:
+        return
+    ctx.figure("worst", parity.worst)
+    prefix = "in/"
+    given = {n.removeprefix(prefix): a for n, a in parity.worst_sample.items() if n.startswith(prefix)}
+    picture = samples.picture(given)
+    if picture is not None and outputs.picture is not None:
+        outputs.picture.write_bytes(picture)
+    elif given:
+        ctx.figure("worst_input", samples.values(given))
 
 
 def _given(params: VerifyParity.Params) -> dict[str, float]:

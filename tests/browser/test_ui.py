@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 import shutil
 import signal
@@ -17,6 +16,7 @@ from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import WebDriverWait
 
 from deploy_runner.store.actions import Records
+from tests.browser.axe import complaints, violations
 from tests.conftest import TEXT_STAGES, Project
 from tests.ui_page import Page, run_twice, showing
 
@@ -50,18 +50,6 @@ def opened(browser: WebDriver, page: Page) -> None:
     browser.get(page.address)
     WebDriverWait(browser, WAIT_S).until(lambda _: browser.title.startswith("Overview"))
     browser.get_log("browser")  # type: ignore[attr-defined]
-
-
-def complaints(browser: Any) -> list[str]:
-    return [entry["message"] for entry in browser.get_log("browser")]
-
-
-def violations(browser: Any) -> list[str]:
-    """Return what axe finds on the page, each with the element."""
-    axe = importlib.resources.files("axe_core_python").joinpath("axe.min.js").read_text()
-    browser.execute_script(axe)
-    found = browser.execute_async_script("axe.run().then(arguments[arguments.length - 1])")
-    return [f"{v['id']}: {node['html'][:200]}" for v in found["violations"] for node in v["nodes"]]
 
 
 def test_every_page_is_accessible_fits_and_loads_nothing_from_elsewhere(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from pathlib import Path
@@ -69,7 +70,13 @@ def test_the_worst_sample_of_a_refused_model_is_there_to_look_at(project: Projec
         assert worst["in/image"].shape == (1, 1, 8, 8)
     assert difference > 1e-5
     assert f"evidence: {run}/refused/parity" in project.cli("show", "parity").stdout
-    assert f"{run}/refused/parity" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert f"{run}/refused/parity" in page
+    assert stages["parity"]["figures"]["worst"] in stages["parity"]["error"]
+    picture = base64.b64encode((run / "refused/parity/worst.png").read_bytes()).decode()
+    assert (
+        page.count(f'<img src="data:image/png;base64,{picture}" class="small" alt="input of the worst') == 1
+    )
 
 
 def test_the_checklist_has_a_line_for_each_check_passed_or_failed(project: Project) -> None:

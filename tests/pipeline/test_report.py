@@ -48,7 +48,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, dict[str, Any],
     """A run with a choice, a matrix and a failed gate."""
     project = Project(tmp_path_factory.mktemp("report"))
     strange(project)
-    project.cli("run", exits=1, GITHUB_STEP_SUMMARY=str(project.folder / "summary.md"))
+    done = project.cli("run", exits=1, GITHUB_STEP_SUMMARY=str(project.folder / "summary.md"))
+    project.write("screen.txt", done.stdout)
     (folder,) = (project.folder / ".deploy-runner/runs").iterdir()
     data = json.JSONDecoder().raw_decode((folder / "record.json").read_text())[0]
     return Page((folder / "report.html").read_text("utf-8")), data, folder
@@ -122,9 +123,43 @@ def test_the_job_summary_begins_with_the_same_and_draws_the_graph(
     head, _, rest = text.partition("```mermaid\n")
     graph, _, table = rest.partition("```\n")
     assert "- test for dry-run is incomplete: of 11 stages 1 failed, 1 skipped.\n- pick chose" in head
-    assert "**98.00 %** accuracy of" in head
+    assert "| figure | this run |" in head
+    assert "\n| accuracy of \"quoted\" 'twice' | **98.00 %** (99.00 % original) |\n" in head
     assert "<script>" not in head + graph
     assert "many #40;3 instances#41;<br><small>ran, up to" in graph
     assert graph.count(":::") == 6
     assert ":::failed" in graph
     assert table.startswith("\n| stage | state | time | figures |\n")
+
+
+def test_the_last_screen_says_what_the_report_begins_with_in_ten_short_lines(
+    run: tuple[Page, dict[str, Any], Path],
+) -> None:
+    screen = (run[2].parents[2] / "screen.txt").read_text().splitlines()
+    last = next(n for n, line in enumerate(screen) if line.startswith("11 stages: "))
+    shown = screen[last:]
+    assert len(shown) <= 10
+    assert max(map(len, shown)) <= 80
+    assert not re.search(r"[\x1b→✓✗·…]", "".join(shown))
+    said = " ".join(shown)
+    assert "test for dry-run is incomplete: of 11 stages 1 failed, 1 skipped. pick chose" in said
+    assert (
+        "49 µs) of 2 candidates that lose at most 1 point. gate failed: the cosine similarity falls" in said
+    )
+    assert "accuracy 98.00 % (99.00 % original), latency 49 µs (50 µs" in said
+    assert "This is the first recorded run of this pipeline." in said
+
+
+@pytest.mark.slow
+def test_the_last_screen_says_what_changed_and_shortens_what_is_long(project: Project) -> None:
+    strange(project)
+    text = (project.folder / "pipeline.yaml").read_text().replace("loss: 0.75", "loss: 0.25")
+    (project.folder / "pipeline.yaml").write_text(text)
+    project.cli("run", exits=0)
+    file = project.folder / "stages/odd.py"
+    file.write_text(file.read_text().replace("99.0 - n,", "98.0 - n,").replace("1000 - 100", "2000 - 100"))
+    sets = ("--set", f"name={LONG.strip()}", "--set", "stages.gate.with.loss=0.75")
+    shown = project.cli("run", *sets, exits=1).stdout.splitlines()[-9:]
+    said = " ".join(shown)
+    assert "Changed since run 1: accuracy was 98.00 %; size was 900 B; first: " in said
+    assert any(line.endswith(" ...") and len(line) <= 80 for line in shown)
