@@ -88,7 +88,8 @@ class Select(Stage):
         if not fitting:
             _draw(outputs.plot, rows, "", params)
             reasons = "; ".join(f"{row.name} {row.refused}" for row in rows)
-            raise GateError(f"no candidate meets the limits: {reasons}")
+            raise GateError(f"no candidate meets the limits: {reasons}",
+                            fix="change the limit that is exceeded, or add candidates")  # fmt: skip
         best = min(fitting, key=lambda row: row.latency_us if params.objective == "latency" else row.bytes)
         ctx.figure("chosen", best.name)
         _copy(inputs.candidates[best.name], outputs.model)

@@ -334,7 +334,7 @@ def _run_before(home: Path, new: RunRecord) -> RunRecord:
     for record in recorded_runs(home, new.files):
         if record.number < new.number:
             return record
-    raise UsageError(f"there is no run before {new.id} to compare with")
+    raise UsageError(f"there is no run before {new.id} to compare with", fix="run the pipeline again")
 
 
 def _run_changes(old: RunRecord, new: RunRecord) -> list[dict[str, Json]]:

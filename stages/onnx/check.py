@@ -80,7 +80,8 @@ def _run_checker(file: Path) -> None:
     try:
         onnx.checker.check_model(str(file), full_check=True)
     except Exception as error:
-        raise GateError(f"onnx.checker rejects the model: {first_line(error)}") from error
+        said = f"onnx.checker rejects the model: {first_line(error)}"
+        raise GateError(said, fix="export the model again, with another `opset` or `exporter`") from error
 
 
 def _infer_shapes(file: Path, target: Path) -> None:

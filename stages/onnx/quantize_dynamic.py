@@ -102,7 +102,8 @@ def _quantize(
             **params.options(per_channel=params.per_channel is not False),
         )
     except Exception as error:
-        raise StageError(f"the model can't be quantized: {first_line(error)}") from error
+        said = f"the model can't be quantized: {first_line(error)}"
+        raise StageError(said, fix="check the file by onnx.check, or `exclude` the nodes named") from error
     return protos.load_proto(made)
 
 

@@ -70,7 +70,7 @@ class RunPython(Stage):
 def _check(name: str, function: Any, params: dict[str, Any]) -> None:
     """Raise StageError if the function can't be called with these parameters."""
     if not callable(function):
-        raise StageError(f"{name} is not a function")
+        raise StageError(f"{name} is not a function", fix="write path/to/file.py:function")
     try:
         signature = inspect.signature(function)
     except ValueError:

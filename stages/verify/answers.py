@@ -86,7 +86,7 @@ class VerifyAnswers(Stage):
             if not raw_answers.agree(theirs, ours, params.tolerance):
                 others.append({"sample": sample.place, "reference": theirs, "candidate": ours})
         if not count:
-            raise StageError("the data has no samples")
+            raise StageError("the data has no samples", fix="check the path of `data`")
         report: dict[str, Any] = {
             "samples": count, "agreement": round(100 * (1 - len(others) / count), 9),
             "max_score_difference": largest,

@@ -78,7 +78,8 @@ class VerifyParity(Stage):
         npz.write_arrays(outputs.worst, parity.worst_sample)
         refusals = _refusals(params, parity)
         if refusals:
-            raise GateError(f"{ctx.stage}: {'; '.join(refusals)}; worst at {parity.worst}")
+            fix = f"`deploy-runner show {ctx.stage}` has every figure; int8 needs other limits than float"
+            raise GateError(f"{ctx.stage}: {'; '.join(refusals)}; worst at {parity.worst}", fix=fix)
 
 
 def _given(params: VerifyParity.Params) -> dict[str, float]:
