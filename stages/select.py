@@ -47,8 +47,8 @@ class _Candidate:
 class Select(Stage):
     """Choose the candidate with the smallest latency whose loss of accuracy is within the limit.
 
-    All candidates are measured interleaved in this one process. The choice is made among those
-    that lose at most `max_drop` points against the best accuracy of the baseline.
+    All candidates are measured in turn, in this one process. Only those that lose at most
+    `max_drop` points against the best accuracy of the baseline can be chosen.
     """
 
     uses = "select"

@@ -41,9 +41,9 @@ Loss = Literal["cross_entropy", "mse_loss", "l1_loss", "binary_cross_entropy_wit
 class CheckpointResumeCheck(Stage):
     """Run real optimisation steps from the checkpoint, once without and once with an interruption.
 
-    Half-way the interrupted run saves a checkpoint, forgets everything, and continues from the file.
-    Both must have the same losses, bit for bit on one thread; and the first of them must continue
-    the training that the checkpoint came from, not start from scratch.
+    The interrupted run saves a checkpoint half-way, starts again, and continues from that file.
+    Both runs must have the same losses, bit for bit on one thread. The first loss must show that
+    the training continues from the checkpoint, and doesn't start from scratch.
     """
 
     uses = "checkpoint.resume_check"

@@ -27,7 +27,7 @@ from ..model.external import check_external_data
 class OnnxCheck(Stage):
     """Check an ONNX model: external data, checker, strict shape inference, onnxruntime.
 
-    Run after an export the shapes prove little by themselves: verify.parity runs the model.
+    This checks the file alone, not what it computes: verify.parity runs the model and compares it.
     """
 
     uses = "onnx.check"

@@ -26,8 +26,8 @@ _HALF = 10  # TensorProto.FLOAT16
 class OnnxFloat16(Stage):
     """Convert an ONNX model to float16, half the size, and compare it with the original.
 
-    Inputs and outputs stay float32 unless `keep_io` is off. CPUs compute it in float32: it is for
-    GPUs and for storage, not for speed on a CPU.
+    Inputs and outputs stay float32 unless `keep_io` is off. float16 is for GPUs and for storage:
+    CPUs compute it in float32, so it isn't faster there.
     """
 
     uses = "onnx.float16"

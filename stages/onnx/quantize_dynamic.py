@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 class OnnxQuantizeDynamic(Stage):
     """Quantize an ONNX model's weights to int8, without calibration.
 
-    Only MatMul and Gemm by default: convolutions get slower by this, up to 7 times. The result is judged
-    on the reference cases and on fresh inputs, and refused below the floors.
+    Only MatMul and Gemm are quantized by default, because convolutions get slower, up to 7 times.
+    The result is checked on the reference cases and on fresh inputs, and the stage fails if it is
+    below `min_cosine` or `min_agreement`.
     """
 
     uses = "onnx.quantize_dynamic"

@@ -28,8 +28,8 @@ _FIX = "measure on an idle machine, with more `rounds`"
 class VerifyLatency(Stage):
     """Measure a model's latency as a ratio to the original's, in one run.
 
-    The absolute times depend on the machine and are in the figures; the gates are on the ratios of
-    the medians and of the 95th percentiles.
+    The absolute times depend on the machine and are in the figures. The limits apply to the ratios
+    of the medians and of the 95th percentiles.
     """
 
     uses = "verify.latency"

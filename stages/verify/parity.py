@@ -26,9 +26,9 @@ _NO_LIMIT = {"device"}
 class VerifyParity(Stage):
     """Compare a converted model with the reference outputs, and fail beyond the limits.
 
-    Without limits float models are held to what the rounding of each output's type explains, with
-    `atol` or `rtol` to |a - b| ≤ atol + rtol·|b|. For int8 both say little: limit the agreement of the
-    largest output instead.
+    Without limits, float models may differ by what the rounding of each output's type explains;
+    with `atol` or `rtol` by |a - b| ≤ atol + rtol·|b|. For int8 neither says much: limit the
+    agreement of the largest output instead.
     """
 
     uses = "verify.parity"
