@@ -33,8 +33,8 @@ class RunPython(Stage):
     record and the report, `ctx.seed`, `ctx.threads`, and `ctx.workdir` for temporary files. To fail, raise
     `StageError` or `GateError` of `deploy_runner.sdk` with one sentence.
 
-    The file is in the project, with a path relative to the pipeline's folder. The stage runs again if the
-    file changes, or a module of the project that it imports, the version of an installed package that these
+    The file is in the project, with a path relative to the pipeline's folder. It runs again if the file
+    changes, or a module of the project that it imports, the version of an installed package that these
     import, `params`, or the content of an input. It fails if the function opens a file that isn't declared.
     """
 
