@@ -57,7 +57,7 @@ GOALS = {
     "phone": ("android", "ios app", "mobile app"),
     "cpp": ("c++", "libtorch"),
     "github-actions": ("github actions", "ci"),
-    "shared-cache": ("share cache between machines", "s3 cache", "shared cache"),
+    "shared-cache": ("share cache between machines", "s3 cache"),
     "ray": ("ray", "ray cluster"),
     "own-stage": ("own stage", "custom stage"),
     "int8": ("int8 accuracy", "quantize int8"),
