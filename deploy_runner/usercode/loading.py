@@ -257,7 +257,7 @@ def load(code: str, files: Mapping[str, Path], digests: Mapping[str, str] | None
     """Import what a code reference names, a project's from `files` alone, and return the object.
 
     `digests` are the SHA-256 of the files when the action key was computed; a file that has changed since
-    is refused. Raises StageError if the file or the name does not exist.
+    is rejected. Raises StageError if the file or the name does not exist.
     """
     place, name = split(code)
     if is_file(place) and place not in files:
