@@ -44,7 +44,7 @@ _INTERRUPTED = 130
 class Pipeline:
     """A compiled pipeline and the store that keeps its artifacts.
 
-    `graph` holds the stages, `home` is the store's folder, `files` identifies the pipeline in the run
+    `graph` has the stages, `home` is the store's folder, `files` identifies the pipeline in the run
     history, `environ` is the environment that it was compiled with. `note` is told, outside a run, what the
     user should know of a shared cache.
     """
@@ -93,7 +93,7 @@ class Pipeline:
 def home_of(pipeline: Path, environ: Mapping[str, str]) -> Path:
     """Return the store's folder: `DEPLOY_RUNNER_HOME`, or `.deploy-runner` beside the YAML.
 
-    A pull request on GitHub gets a folder of its own inside it.
+    A pull request on GitHub gets a separate folder inside it.
     """
     return own_home(configured_home(pipeline.absolute().parent, environ), environ)
 

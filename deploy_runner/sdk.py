@@ -93,7 +93,7 @@ and so are the versions of the installed packages that it comes from or imports.
 
 
 class StageParams(BaseModel):
-    """The base of a stage type's `with:` parameters. Unknown keys are refused."""
+    """The base of a stage type's `with:` parameters. Unknown keys are rejected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -267,7 +267,7 @@ class Stage:
     ) -> Mapping[str, str]:
         """Return what is wrong with a live target, by the setting's place in it, e.g. `aws.bucket`.
 
-        The value is a sentence, or empty where the setting is missing. `params` are the stage's, as JSON.
+        The value is a sentence, or empty if the setting is missing. `params` are the stage's, as JSON.
         `validate`, `plan`, `doctor` and `run` call it before anything is run: nothing may be asked of the
         remote, and nothing heavy imported.
         """
@@ -280,7 +280,7 @@ class Stage:
     def credentials(self, ctx: Context, params: Any) -> str:
         """Say what a push to the target would authenticate by; ask nothing of the remote.
 
-        Raises StageError where it lacks that. Nothing is said by a stage that needs none.
+        Raises StageError if the credentials are missing. The text is empty if the stage needs none.
         """
         return ""
 

@@ -227,7 +227,7 @@ class RunOptions(NamedTuple):
     `cpu` is the number of cores to use (default: all) and `memory_bytes` the memory (default: no limit), of
     this machine. `executor` and `ray_address` replace the pipeline's `executor:`.
     `fail_fast` stops at the first failure; `force` runs the named stages even on a cache hit;
-    `keep_workdirs` keeps the working folder of each stage that ran; `require_sandbox` refuses to run on a
+    `keep_workdirs` keeps the working folder of each stage that ran; `require_sandbox` fails on a
     machine that can't confine stages fully.
     """
 

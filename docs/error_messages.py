@@ -8,6 +8,7 @@ shown as a word in capitals: the name of the variable that has it.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from itertools import product
@@ -47,11 +48,12 @@ class Message(NamedTuple):
 
 
 class _Maker(NamedTuple):
-    """Where a class or function takes the message and the fix."""
+    """Where a class or function takes the message and the fix; a function may have one fix for all."""
 
     text: int | None
     fix: int | None
     names: tuple[str, str] = ("message", "fix")
+    same_fix: tuple[str, ...] = ()
 
 
 def collected(package: Path) -> list[Message]:
@@ -72,6 +74,7 @@ def _makers(modules: list[_Module]) -> dict[tuple[str, str], _Maker]:
     """Return what makes errors, by module and name; names that all modules know have no module."""
     made: dict[tuple[str, str], _Maker] = {("", name): _Maker(0, None) for name in _ERRORS}
     made["", "Problem"] = _Maker(0, 4)  # Its fix is the fifth.
+    made["", "_Misfit"] = _Maker(1, 3)
     before = 0
     while before != len(made):
         before = len(made)
@@ -79,6 +82,8 @@ def _makers(modules: list[_Module]) -> dict[tuple[str, str], _Maker]:
             for node in module.classes:
                 if any(("", _name(base)) in made for base in node.bases):
                     made.setdefault(("", node.name), _Maker(0, None))
+                    if (at := _takes_fix(node)) is not None:
+                        made[module.name, node.name] = _Maker(0, at)
     for name in ("Exception", "OSError", "RuntimeError"):
         del made["", name]
     while True:
@@ -131,8 +136,8 @@ class _Module:
             if maker is None:
                 continue
             text, fix = _arguments(call, maker)
-            fixes = self._texts(fix, scopes) if fix is not None else []
-            shown = "; or ".join(dict.fromkeys(f for f in fixes if _says_something(f)))
+            fixes = self._texts(fix, scopes) if fix is not None else maker.same_fix
+            shown = "; or ".join(dict.fromkeys(f for f in fixes if re.search(r"[a-z]{2,}", f)))
             for said in self._texts(text, scopes) if text is not None else []:
                 if _says_something(said):
                     yield Message(self.name, " ".join(said.split()), " ".join(shown.split()))
@@ -149,9 +154,12 @@ class _Module:
                     fixed = fix.id if isinstance(fix, ast.Name) and fix.id in names else ""
                     bound = _is_method(function)
                     at = [taken.index(n) - bound if n in taken else None for n in (text.id, fixed)]
-                    yield function, _Maker(at[0], at[1], (text.id, fixed or "fix"))
+                    same = () if fixed or fix is None else tuple(self._texts(fix, scopes))
+                    yield function, _Maker(at[0], at[1], (text.id, fixed or "fix"), same)
 
     def _maker(self, call: ast.Call, makers: Mapping[tuple[str, str], _Maker]) -> _Maker | None:
+        if isinstance(call.func, ast.Attribute) and _name(call.func.value) in ("_log", "log"):
+            return None
         name = _name(call.func)
         home = self._imported.get(name, self.name) if isinstance(call.func, ast.Name) else self.name
         return makers.get((home, name)) or makers.get(("", name)) or makers.get(("", f".{name}"))
@@ -203,6 +211,15 @@ class _Module:
         return []
 
 
+def _takes_fix(made: ast.ClassDef) -> int | None:
+    """Return the place of `fix` among the arguments by which a class is made."""
+    for node in made.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            names = [argument.arg for argument in node.args.args[1:]]
+            return names.index("fix") if "fix" in names else None
+    return None
+
+
 def _is_method(function: ast.FunctionDef) -> bool:
     return [a.arg for a in function.args.args][:1] in (["self"], ["cls"])
 
@@ -222,6 +239,9 @@ def _arguments(call: ast.Call, maker: _Maker) -> tuple[ast.expr | None, ast.expr
     named = {keyword.arg: keyword.value for keyword in call.keywords}
     found = [call.args[at] if at is not None and at < len(call.args) else None for at in maker[:2]]
     text, fix = (value or named.get(name) for value, name in zip(found, maker.names, strict=True))
+    if _name(call.func) == "_Misfit" and text is not None:  # What is said before and after a key's name.
+        parts = [ast.Constant("`with` of stage 'NAME' (USES)"), text, ast.Constant("'KEY'"), *call.args[2:3]]
+        text = functools.reduce(lambda one, other: ast.BinOp(one, ast.Add(), other), parts)
     if isinstance(text, ast.Tuple):  # A problem of a request: the place in it comes first.
         text = call.args[1] if len(call.args) > 1 else None
     return text, fix
@@ -268,6 +288,8 @@ def _placeholder(node: ast.expr) -> str:
             return _placeholder(elt)
         case ast.Call(func=ast.Name(id="counted"), args=[_, ast.Constant(value=str(noun))]):
             return f"N {noun}s"
+        case ast.Call(func=ast.Name(id="command"), args=[ast.Constant(value=str(verb)), *rest]):
+            return f"deploy-runner {verb} {_placeholder(rest[-1])}"
         case ast.Call(func=ast.Name(id="len")):
             return "N"
         case ast.Call(func=ast.Name(id="cut"), args=[first, *_]):

@@ -47,8 +47,8 @@ class _Candidate:
 class Select(Stage):
     """Choose the candidate with the smallest latency whose loss of accuracy is within the limit.
 
-    All candidates are measured interleaved in this one process. The choice is made among those
-    that lose at most `max_drop` points against the best accuracy of the baseline.
+    All candidates are measured in turn, in this one process. Only those that lose at most
+    `max_drop` points against the best accuracy of the baseline can be chosen.
     """
 
     uses = "select"
@@ -88,7 +88,8 @@ class Select(Stage):
         if not fitting:
             _draw(outputs.plot, rows, "", params)
             reasons = "; ".join(f"{row.name} {row.refused}" for row in rows)
-            raise GateError(f"no candidate meets the limits: {reasons}")
+            raise GateError(f"no candidate meets the limits: {reasons}",
+                            fix="change the limit that is exceeded, or add candidates")  # fmt: skip
         best = min(fitting, key=lambda row: row.latency_us if params.objective == "latency" else row.bytes)
         ctx.figure("chosen", best.name)
         _copy(inputs.candidates[best.name], outputs.model)

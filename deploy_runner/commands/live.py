@@ -175,7 +175,9 @@ def _pushes(graph: Graph, stages: Sequence[str]) -> list[StageNode]:
         if name not in graph.stages:
             raise UsageError(f"there is no stage {name!r}", fix="`deploy-runner plan` lists them")
         if not graph.stages[name].converges:
-            raise UsageError(f"{name} ({graph.stages[name].uses}) is not a push stage")
+            known = ", ".join(node.id for node in pushes) or "none"
+            raise UsageError(f"{name} ({graph.stages[name].uses}) is not a push stage",
+                             fix=f"the push stages are {known}")  # fmt: skip
     return [node for node in pushes if not stages or node.id in stages]
 
 

@@ -74,7 +74,7 @@ class Explanation(NamedTuple):
     """Why a stage is a hit or a miss, with every component that differs from the last run.
 
     `decision` is None if a stage upstream is out of date; `causes` are then the stages that it waits for, and
-    where these are more than `MOST_CAUSES`, one more than that.
+    if there are more than `MOST_CAUSES`, only one more than that.
     """
 
     stage: str

@@ -327,7 +327,8 @@ def _order(ground: Ground, nodes: dict[str, StageNode]) -> list[str]:
     if len(order) < len(nodes):
         cycle = find_cycle(upstream)
         shown = shown_cycle(cycle[::-1])
-        ground.say(nodes[cycle[0]].mark, f"the stages depend on each other in a cycle: {shown}")
+        ground.say(nodes[cycle[0]].mark, f"the stages depend on each other in a cycle: {shown}",
+                   "remove one of these references, or an entry of `needs`")  # fmt: skip
     return order
 
 

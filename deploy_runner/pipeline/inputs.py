@@ -44,7 +44,7 @@ def find_inputs(ground: Ground, draft: Draft, matrix: dict[str, Scalar], scope: 
             said = f": {shape.description}" if shape.description else ""
             mark = ground.root.value["stages"].child_marks(draft.name)
             message = f"stage {draft.name!r} ({draft.spec.uses}) needs the input {name!r}{said}"
-            ground.say(mark, message)
+            ground.say(mark, message, f"add `{name}:` under its `inputs:`")
     return flat
 
 

@@ -179,7 +179,8 @@ class _Composer:
             elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
                 self._end(event)
         if self._root is None:
-            raise SpecError([Problem("the file is empty", self._file, 1, 1)])
+            fix = "`deploy-runner init CHECKPOINT` writes a pipeline"
+            raise SpecError([Problem("the file is empty", self._file, 1, 1, fix)])
         return self._root
 
     def _mark(self, event: yaml.Event) -> Mark:

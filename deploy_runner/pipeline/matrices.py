@@ -113,7 +113,8 @@ def expand(ground: Ground, name: str, node: Node, scope: Scope) -> Matrix | None
         ground.say(find_mark(node, ("include",)), f"the instances of {name!r} have more than "
                    f"{_MOST_SHAPES} different sets of names")  # fmt: skip
     if written and not rows:
-        ground.say(node.mark, f"the matrix of {name!r} has no combination left")
+        ground.say(node.mark, f"the matrix of {name!r} has no combination left",
+                   "remove an entry of `exclude`, or add values")  # fmt: skip
     matrix = _labelled(ground, node, name, rows, labels)
     return matrix if len(ground.problems) == before else None
 

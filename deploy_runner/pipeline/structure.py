@@ -59,7 +59,8 @@ def read_structure(ground: Ground) -> PipelineSpec | None:
         except ValidationError:
             return None
     if not spec.stages and not ground.broken:
-        ground.say(ground.root.child_marks("stages"), "the pipeline has no stages")
+        ground.say(ground.root.child_marks("stages"), "the pipeline has no stages",
+                   "add one; `deploy-runner stages` lists the types")  # fmt: skip
     return spec
 
 

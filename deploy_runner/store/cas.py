@@ -216,7 +216,8 @@ class Store:
         """
         stay_inside(path, root)
         if any(stores_own(path, home, root) for home in self.homes):
-            raise StoreError(f"{path} belongs to the store and can't be an input")
+            raise StoreError(f"{path} belongs to the store and can't be an input",
+                             fix="use the output of a stage instead")  # fmt: skip
         return folders.artifact_of(path, self.memo.digest)
 
     # Writing ---------------------------------------------------------------------------------

@@ -257,18 +257,20 @@ def load(code: str, files: Mapping[str, Path], digests: Mapping[str, str] | None
     """Import what a code reference names, a project's from `files` alone, and return the object.
 
     `digests` are the SHA-256 of the files when the action key was computed; a file that has changed since
-    is refused. Raises StageError if the file or the name does not exist.
+    is rejected. Raises StageError if the file or the name does not exist.
     """
     place, name = split(code)
     if is_file(place) and place not in files:
-        raise StageError(f"{place} does not exist in the project")
+        raise StageError(f"{place} does not exist in the project", fix=closest(place, files))
     install(files, digests or {}, str(PurePosixPath(place).parent) if is_file(place) else ".")
     try:
         found: Any = importlib.import_module(module_name(place) if is_file(place) else place)
     except ModuleNotFoundError as error:
         if error.name != place:
             raise  # What it imports is missing.
-        raise StageError(f"there is no module {place}") from None
+        raise StageError(
+            f"there is no module {place}", fix="install it, or write the path of a file: models/net.py:build"
+        ) from None
     for part in name.split("."):
         try:
             found = getattr(found, part)

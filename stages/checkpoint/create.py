@@ -30,8 +30,8 @@ _STATE = ("scheduler_state_dict", "lr_scheduler_state_dict", "scheduler", "lr_sc
 class CheckpointCreate(Stage):
     """Write a training checkpoint that contains only plain values and tensors.
 
-    It loads by `torch.load(path, weights_only=True)`. The date is the one that is given, never
-    the clock of the run, so that equal inputs give equal bytes.
+    `torch.load(path, weights_only=True)` loads it. The date is a parameter, not the time of the
+    run, so that equal inputs give equal bytes.
     """
 
     uses = "checkpoint.create"

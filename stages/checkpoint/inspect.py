@@ -26,11 +26,11 @@ from . import first_inputs, fitting, libraries, pickles, reader, sources, traini
 
 
 class CheckpointInspect(Stage):
-    """Look at what somebody has trained: the kind of the file, its tensors, and what builds the model.
+    """Inspect a trained model: the kind of its file, its tensors, and the code that builds it.
 
-    Models of timm and torchvision are recognised by the names and shapes of their weights. With a
-    factory it is tried whether that builds the model, which arguments fit, and what input it takes.
-    `init` and `convert` ask this stage.
+    Models of timm and torchvision are recognised by the names and shapes of their weights. If a
+    factory is given, the stage tries whether it builds the model, which arguments fit, and which
+    input the model accepts. `init` and `convert` use this stage.
     """
 
     uses = "checkpoint.inspect"

@@ -127,7 +127,8 @@ def _read_file(path: Path, form: Format, *, trust: bool) -> Any:
         case "torch" | "legacy":
             return _unwrapped(pickles.read(path, form, trust=trust))
         case _:
-            raise StageError(f"{path.name} is not a file of weights")
+            raise StageError(f"{path.name} is not a file of weights",
+                             fix="use what torch.save, safetensors or numpy.savez wrote")  # fmt: skip
 
 
 def _unwrapped(content: Any, depth: int = 2) -> Any:
@@ -169,4 +170,4 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise StageError(f"the safetensors file is damaged: {error}") from None
+        raise StageError(f"the safetensors file is damaged: {error}", fix="copy it again") from None

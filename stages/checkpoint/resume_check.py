@@ -41,9 +41,9 @@ Loss = Literal["cross_entropy", "mse_loss", "l1_loss", "binary_cross_entropy_wit
 class CheckpointResumeCheck(Stage):
     """Run real optimisation steps from the checkpoint, once without and once with an interruption.
 
-    Half-way the interrupted run saves a checkpoint, forgets everything, and continues from the file.
-    Both must have the same losses, bit for bit on one thread; and the first of them must continue
-    the training that the checkpoint came from, not start from scratch.
+    The interrupted run saves a checkpoint half-way, starts again, and continues from that file.
+    Both runs must have the same losses, bit for bit on one thread. The first loss must show that
+    the training continues from the checkpoint, and doesn't start from scratch.
     """
 
     uses = "checkpoint.resume_check"
@@ -109,7 +109,8 @@ class CheckpointResumeCheck(Stage):
         expected = straight.train(0, params.steps)
         if not start["optimizer_state_dict"].get("state") and any(straight.optimizer.state.values()):
             raise GateError(
-                "the checkpoint's optimizer has no state: it was probably saved before the first step"
+                "the checkpoint's optimizer has no state: it was probably saved before the first step",
+                fix="save the checkpoint after a step of training",
             )
         interrupted = trainer.resume(start)
         found = interrupted.train(0, half)
@@ -136,19 +137,27 @@ def _refuse(params: CheckpointResumeCheck.Params, report: Mapping[str, Any]) -> 
     pairs = zip(report["losses"], report["losses_interrupted"], strict=True)
     for step, (straight, interrupted) in enumerate(pairs):
         if straight != interrupted:
-            raise GateError(f"the loss of step {step} is {interrupted!r} after resuming, {straight!r} "
-                            "without an interruption: some state is missing in the checkpoint")  # fmt: skip
+            raise GateError(
+                f"the loss of step {step} is {interrupted!r} after resuming, {straight!r} "
+                "without an interruption: some state is missing in the checkpoint",
+                fix="save the scheduler's state and those of the random generators too",
+            )
     first, recorded = report["losses"][0], report["recorded_loss"]
     if first >= report["untrained_loss"]:
-        raise GateError(f"the first loss is {first:.4g}, not below the {report['untrained_loss']:.4g} of an "
-                        "untrained model: training would start from scratch")  # fmt: skip
+        raise GateError(
+            f"the first loss is {first:.4g}, not below the {report['untrained_loss']:.4g} of an "
+            "untrained model: training would start from scratch",
+            fix="check that the weights, `loss` and the data are those of the training",
+        )
     if params.max_jump is None:
         return
     if recorded is None:
-        raise StageError("max_jump needs the checkpoint's `loss`, which it doesn't have")
+        raise StageError("max_jump needs the checkpoint's `loss`, which it doesn't have",
+                         fix="save it in the checkpoint, or remove `max_jump`")  # fmt: skip
     if first > params.max_jump * recorded:
         raise GateError(f"the first loss is {first:.4g}, the checkpoint's was {recorded:.4g}: "
-                        f"the limit is a factor of {params.max_jump:g}")  # fmt: skip
+                        f"the limit is a factor of {params.max_jump:g}",
+                        fix="check that `loss` and the data are those of the training")  # fmt: skip
 
 
 def _optimizer_state(content: Any) -> dict[str, Any]:

@@ -39,8 +39,9 @@ _WHERE = "choose by torch.where, or use onnx.export: the package would have one 
 class CoremlConvert(Stage):
     """Convert the model to a Core ML package, and read back its names, types and sizes.
 
-    What it computes is not compared, since Core ML runs on macOS alone: the record says so. What is compared
-    with the original is the program that it is converted from. The output `proof` compares it on a Mac.
+    Core ML runs only on macOS, so the package itself is not run and compared; the record says so.
+    The program from which it is converted is compared with the original. The output `proof`
+    compares the package on a Mac.
     """
 
     uses = "coreml.convert"
@@ -53,10 +54,10 @@ class CoremlConvert(Stage):
         """How to convert."""
 
         precision: Literal["float32", "float16"] = Field(
-            "float32", description="of weights and sums; the Neural Engine runs float16 alone"
+            "float32", description="type of weights and sums; the Neural Engine runs only float16"
         )
         target: Literal["iOS16", "iOS17", "iOS18"] = Field(
-            "iOS16", description="oldest system that runs it: macOS 13, 14, 15 are of the same age"
+            "iOS16", description="the oldest system that runs it, with the macOS of the same year"
         )
         largest: dict[str, int] = Field(
             default={}, description="upper bound of each dynamic axis (default: `max`, else 16 or the cases')"

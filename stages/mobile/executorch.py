@@ -42,8 +42,8 @@ _MISSING = re.compile(r"Missing out variants: \{'([\w:.]+)'")
 class MobileExecutorch(Stage):
     """Lower the model to ExecuTorch, load it with its runtime, and compare at every size.
 
-    It is run at its largest sizes too: a program takes no more than what it was planned for. With
-    `quantize: int8` weights and activations are int8, calibrated on samples.
+    The program is also run at its largest sizes, because it can't process more than it was planned
+    for. With `quantize: int8` weights and activations are int8, calibrated on samples.
     """
 
     uses = "mobile.executorch"

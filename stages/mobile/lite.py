@@ -33,8 +33,8 @@ from . import snippets
 class MobileLite(Stage):
     """Save the model for the lite interpreter on phones; load it back and compare.
 
-    It is frozen, and optimised for mobile where this torch has XNNPACK; the figure `optimized` says
-    which. Upstream advises ExecuTorch for new apps: see mobile.executorch.
+    The model is frozen, and optimised for mobile if this torch has XNNPACK; the figure `optimized`
+    says whether it was. Upstream recommends ExecuTorch for new apps: see mobile.executorch.
     """
 
     uses = "mobile.lite"

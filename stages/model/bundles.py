@@ -273,7 +273,8 @@ def build_module(factory: Callable[..., Any], kwargs: Mapping[str, Any], name: s
         said = f"{name} fails: {type(error).__name__}: {first_line(error)}{user_line(error)}"
         raise StageError(said, fix="check its `kwargs`; it may not read files or download") from error
     if not isinstance(module, nn.Module):
-        raise StageError(f"{name} returned {type(module).__name__}, not an nn.Module")
+        raise StageError(f"{name} returned {type(module).__name__}, not an nn.Module",
+                         fix="return the model itself from the factory")  # fmt: skip
     return module
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
-from deploy_runner.sdk import Code, Context, Field, StageError, StageParams, first_line
+from deploy_runner.sdk import Code, Context, Field, StageError, StageParams, closest, first_line
 
 from .axes import axis_of, batch_label, rows, without
 from .bundles import Bundle, load_bundle
@@ -142,7 +142,7 @@ class Samples:
             count += 1
             yield {slot.name: _fit(slot, sample[slot.name]) for slot in self._slots}
         if not count:
-            raise StageError("the calibration data is empty")
+            raise StageError("the calibration data is empty", fix="use a hundred samples or more")
 
 
 def open_samples(ctx: Context, source: Source, calibration: Path | None, slots: list[Slot]) -> Samples:
@@ -170,9 +170,11 @@ def _fit(slot: Slot, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     import numpy as np
 
     if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-        raise StageError(f"the calibration data {slot.name!r} has values that are not finite")
+        raise StageError(f"the calibration data {slot.name!r} has values that are not finite",
+                         fix="remove these samples, or correct how they are prepared")  # fmt: skip
     if array.dtype.kind != np.dtype(slot.dtype).kind:
-        raise StageError(f"the calibration data {slot.name!r} is {array.dtype}, the model takes {slot.dtype}")
+        raise StageError(f"the calibration data {slot.name!r} is {array.dtype}, the model takes {slot.dtype}",
+                         fix="prepare the samples as the model takes them, and save them again")  # fmt: skip
     return np.ascontiguousarray(array, dtype=slot.dtype)
 
 
@@ -193,8 +195,10 @@ def _from_arrays(path: Path, slots: list[Slot]) -> Iterator[dict[str, Any]]:
         for slot in slots:
             name = slot.name if slot.name in members else "x" if len(slots) == 1 and "x" in members else ""
             if not name:
-                raise StageError(f"the calibration data has no array {slot.name!r}, it has "
-                                 f"{', '.join(members) or 'none'}")  # fmt: skip
+                raise StageError(
+                    f"the calibration data has no array {slot.name!r}, it has {', '.join(members) or 'none'}",
+                    fix=closest(slot.name, members) or "name each array after its input",
+                )
             readers.append(_rows(members[name], slot, members.sizes[name]))
         single = all(slot.batch is None for slot in slots)
         for found in itertools.islice(zip(*readers, strict=False), 1 if single else None):

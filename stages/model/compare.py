@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from deploy_runner.sdk import Context, Field, GateError, StageError, StageParams
+from deploy_runner.sdk import Context, Field, GateError, StageError, StageParams, closest
 
 if TYPE_CHECKING:
     import numpy as np
 
     from .bundles import Case
 
+_FIX = "if a difference of this size is acceptable, set `atol` and `rtol`"
 _ROUNDING = "is explained by its type's rounding"
 
 Model = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -33,7 +34,8 @@ def taken(arrays: Mapping[str, Any], inputs: Sequence[str]) -> dict[str, Any]:
     missing = [name for name in inputs if name not in arrays]
     if missing:
         raise StageError(
-            f"the model requires the input {missing[0]!r}, the samples have only {', '.join(arrays)}"
+            f"the model requires the input {missing[0]!r}, the samples have only {', '.join(arrays)}",
+            fix=closest(missing[0], arrays) or "name each array after its input",
         )
     return {name: arrays[name] for name in inputs}
 
@@ -264,4 +266,6 @@ def gate(
     ctx.figure("allowed", parity.allowed)
     if parity.excess > 0:
         said = parity.beyond(atol, rtol)
-        raise GateError(f"the result differs from the original by {said}; worst at {parity.worst}", fix=fix)
+        raise GateError(
+            f"the result differs from the original by {said}; worst at {parity.worst}", fix=fix or _FIX
+        )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Discriminator, Tag
 from typing_extensions import TypeAliasType
 
-from deploy_runner.sdk import Field, StageError, StageParams
+from deploy_runner.sdk import Field, StageError, StageParams, closest
 
 from .axes import Axis, axis_of, batch_label, merged, rows
 from .bundles import Port, arguments_of
@@ -185,11 +185,15 @@ def chosen_samples(ports: Sequence[tuple[Port, Any]], samples: Mapping[str, Any]
     for port, _ in ports:
         name = port.name if port.name in samples else "x" if len(ports) == 1 else port.name
         if name not in samples:
-            raise StageError(f"the samples have no array {port.name!r}, only {', '.join(samples)}")
+            raise StageError(
+                f"the samples have no array {port.name!r}, only {', '.join(samples)}",
+                fix=closest(port.name, samples) or "name each array after its input",
+            )
         arrays[port.name] = _sample_of(port, name, samples[name].astype(port.dtype, copy=False))
     counts = [arrays[p.name].shape[p.batch] for p, _ in ports if p.batch is not None]
     if counts and min(counts) < 2:
-        raise StageError("there is only one sample: batches can't be compared")
+        raise StageError("there is only one sample: batches can't be compared",
+                         fix="use at least two samples")  # fmt: skip
     return {p.name: rows(arrays[p.name], p.batch, slice(min(counts, default=0))) for p, _ in ports}
 
 

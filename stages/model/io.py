@@ -34,10 +34,10 @@ _VERSION = 1
 
 
 class ModelIo(Stage):
-    """Say how pictures, texts, sounds or rows become the model's inputs, and its outputs an answer.
+    """Declare how pictures, texts, sounds or rows become the model's inputs, and its outputs an answer.
 
-    What is made is a small folder, which `serve` and the packages take beside the model. With `golden`,
-    it is compared with what the training code makes of real files.
+    The output is a small folder that `serve` and the packages use beside the model. With `golden`,
+    the declaration is compared with what the training code computes from real files.
     """
 
     uses = "model.io"
@@ -58,10 +58,10 @@ class ModelIo(Stage):
         )
         preprocessor: str | None = Field(
             None, pattern=r"^(timm|torchvision):\S+$",
-            description="who prepares pictures so: timm:MODEL, or torchvision:WEIGHTS, e.g. "
+            description="whose preprocessing to use: timm:MODEL, or torchvision:WEIGHTS, e.g. "
             "torchvision:ResNet18_Weights.IMAGENET1K_V1",
         )  # fmt: skip
-        answer: io_params.Answer = Field(io_params.Answer(), description="what is answered")
+        answer: io_params.Answer = Field(io_params.Answer(), description="the answer")
         postprocess: Code | None = Field(
             None, description="function(outputs of a sample by name) → the answer, as JSON has it"
         )
@@ -70,7 +70,7 @@ class ModelIo(Stage):
             None, description="function(path) of the training: the tensors, or the answer, of a raw file"
         )
         tolerance: float = Field(
-            1e-5, ge=0, description="how far from golden's a tensor may be, as a share of its largest value"
+            1e-5, ge=0, description="largest difference from golden's tensor, as a share of its largest value"
         )
 
         def check_inputs(self, given: Collection[str]) -> None:

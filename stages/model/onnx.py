@@ -54,10 +54,11 @@ Size = Annotated[int, Field(ge=1)]
 
 
 class ModelOnnx(Stage):
-    """Take an existing .onnx file as the model: check it, and store what it computes as the reference.
+    """Use an existing .onnx file as the model: check it, and store what it computes as the reference.
 
-    What is made of it is compared with what onnxruntime computes for the file itself. It is run at two
-    or more sizes of every dynamic axis: those of the samples, or ones that its operators accept.
+    Models made from it are compared with what onnxruntime computes for the file itself. It is run
+    at two or more sizes of every dynamic axis: those of the samples, or sizes that its operators
+    accept.
     """
 
     uses = "model.onnx"

@@ -39,9 +39,9 @@ _SAID = {
 class ModelPrepare(Stage):
     """Load the weights into the model, check it, and store what it computes as the reference.
 
-    The pre-save checklist: eval mode, CPU, no gradients, expected shapes, finite outputs, batch
-    of one agrees with a batch of many, deterministic, no state that a forward pass changes, outputs that
-    depend on the inputs.
+    The pre-save checklist: eval mode, CPU, no gradients, expected shapes, finite outputs, the same
+    result for a sample alone and in a batch, deterministic, no state that a forward pass changes,
+    outputs that depend on the inputs.
     """
 
     uses = "model.prepare"

@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
 
 class ModelProgram(Stage):
-    """Take a TorchScript file or an exported program (.pt2) as the model, and store what it computes.
+    """Use a TorchScript file or an exported program (.pt2) as the model, and store what it computes.
 
-    Both are loaded with `trust: true` only, since that runs code. An exported program says its inputs and
-    the sizes that they may have; TorchScript, which upstream has deprecated since torch 2.11, needs an
-    `example` of each. What was made on a GPU is moved to the CPU.
+    Both are loaded only with `trust: true`, because loading them runs code. An exported program
+    contains its inputs and their possible sizes. TorchScript, deprecated upstream since torch 2.11,
+    needs an `example` of each input. A program made on a GPU is moved to the CPU.
     """
 
     uses = "model.program"

@@ -135,7 +135,8 @@ def _at(content: Mapping[Any, Any], key: str) -> StateDict:
     found: Any = content
     for part in [key] if key in content else key.split("."):
         if not isinstance(found, Mapping) or part not in found:
-            raise StageError(f"the checkpoint has no key {key!r}, only {_keys(content)}")
+            raise StageError(f"the checkpoint has no key {key!r}, only {_keys(content)}",
+                             fix="set `key` to that of the weights")  # fmt: skip
         found = found[part]
     if isinstance(found, torch.nn.Module) or is_state_dict(found):
         return _taken(found)
@@ -144,7 +145,10 @@ def _at(content: Mapping[Any, Any], key: str) -> StateDict:
         tensors = counted(len(listed), "tensor")
         raise StageError(f"{key!r} of the checkpoint is a list of {tensors} without names",
                          fix="copy them into the model (ema.copy_to), and save its state_dict")  # fmt: skip
-    raise StageError(f"{key!r} of the checkpoint is not a state_dict of tensors")
+    raise StageError(
+        f"{key!r} of the checkpoint is not a state_dict of tensors",
+        fix=f"set `key` to that of the weights; the checkpoint has {_keys(content)}",
+    )
 
 
 def _taken(value: Any) -> StateDict:

@@ -63,9 +63,9 @@ _OWN_FACTORY = "use model.prepare, with a factory that builds the model"
 class ModelTransformers(Stage):
     """Read a folder of save_pretrained, check the model, and store what it computes as the reference.
 
-    The class is the one that the folder names, or that of `task`. Weights that the folder lacks are
-    refused: a head that was never trained. Inputs, their values and the axes that vary follow from the
-    configuration; sequences are padded. Code in the folder is never executed.
+    The class is the one that the folder names, or the one for `task`. A folder that lacks weights
+    of the class (a head that was never trained) is rejected. Inputs, their values and the dynamic
+    axes follow from the configuration; sequences are padded. Code in the folder is never executed.
     """
 
     uses = "model.transformers"
@@ -96,7 +96,9 @@ class ModelTransformers(Stage):
     class Inputs(StageInputs):
         """The model."""
 
-        folder: Folder = Field(description="config.json with the weights beside it, and what else there is")
+        folder: Folder = Field(
+            description="a folder with config.json, the weights and the model's other files"
+        )
 
     class Outputs(StageOutputs):
         """The bundle."""

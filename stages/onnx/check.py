@@ -27,7 +27,7 @@ from ..model.external import check_external_data
 class OnnxCheck(Stage):
     """Check an ONNX model: external data, checker, strict shape inference, onnxruntime.
 
-    Run after an export the shapes prove little by themselves: verify.parity runs the model.
+    This checks the file alone, not what it computes: verify.parity runs the model and compares it.
     """
 
     uses = "onnx.check"
@@ -80,7 +80,8 @@ def _run_checker(file: Path) -> None:
     try:
         onnx.checker.check_model(str(file), full_check=True)
     except Exception as error:
-        raise GateError(f"onnx.checker rejects the model: {first_line(error)}") from error
+        said = f"onnx.checker rejects the model: {first_line(error)}"
+        raise GateError(said, fix="export the model again, with another `opset` or `exporter`") from error
 
 
 def _infer_shapes(file: Path, target: Path) -> None:

@@ -34,12 +34,13 @@ _SIZES = ((320, 240), (200, 301), (97, 64), (640, 480), (224, 224), (500, 333))
 
 
 class OnnxEmbedIo(Stage):
-    """Put into an ONNX file what its operators can do of an io artifact.
+    """Move the steps of an io artifact into an ONNX file, as far as ONNX operators can do them.
 
-    Of pictures: resizing, cropping, scaling, normalising and the layout, from `picture` on, uint8 [batch,
-    height, width, channels]. Decoding stays with the caller, as do tokenizing and rows. Of answers: softmax
-    or sigmoid, the best classes and their labels. The file is compared with the Python path on pictures,
-    and the figures say what differs: ONNX resizes by up to a level of 255 otherwise than Pillow, 5 at worst.
+    For pictures: resizing, cropping, scaling, normalising and the layout, starting from `picture`,
+    uint8 [batch, height, width, channels]. Decoding, tokenizing and rows stay with the caller. For
+    answers: softmax or sigmoid, the best classes and their labels. The file is compared with the
+    Python path on pictures, and the figures say how far they differ: after resizing, pixels differ
+    from Pillow's by up to a level of 255, 5 at worst.
     """
 
     uses = "onnx.embed_io"

@@ -42,8 +42,8 @@ _ROUNDING = "if it is float32 rounding, pass real `samples` to model.prepare or 
 class OnnxExport(Stage):
     """Export the model to ONNX and compare onnxruntime with eager on the reference cases and at far sizes.
 
-    Both exporters of torch are used, the newer one first. The opset, the names and the dynamic
-    axes are read back from the file: what was asked for is there, or the stage fails.
+    Both exporters of torch are used, the newer one first. The opset, the names and the dynamic axes
+    are read back from the file: if they are not the requested ones, the stage fails.
     """
 
     uses = "onnx.export"

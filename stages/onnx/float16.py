@@ -26,8 +26,8 @@ _HALF = 10  # TensorProto.FLOAT16
 class OnnxFloat16(Stage):
     """Convert an ONNX model to float16, half the size, and compare it with the original.
 
-    Inputs and outputs stay float32 unless `keep_io` is off. CPUs compute it in float32: it is for
-    GPUs and for storage, not for speed on a CPU.
+    Inputs and outputs stay float32 unless `keep_io` is off. float16 is for GPUs and for storage:
+    CPUs compute it in float32, so it isn't faster there.
     """
 
     uses = "onnx.float16"
@@ -69,7 +69,10 @@ class OnnxFloat16(Stage):
                 model, keep_io_types=params.keep_io, node_block_list=params.exclude, disable_shape_infer=True
             )
         except Exception as error:
-            raise StageError(f"the model can't be converted: {first_line(error)}") from error
+            said = f"the model can't be converted: {first_line(error)}"
+            raise StageError(
+                said, fix="check the file by onnx.check, or `exclude` the nodes named"
+            ) from error
         protos.save_proto(halved, outputs.model)
         run = protos.runner(outputs.model, threads=ctx.threads)
         kinds = {slot.name: slot.type for slot in protos.session(outputs.model, threads=1).get_inputs()}

@@ -26,8 +26,8 @@ from ..model.compare import compare, gate
 class OnnxOptimize(Stage):
     """Simplify an ONNX model with onnxruntime's portable optimisations, and compare the result.
 
-    Only the basic level is used: higher ones write operators for this machine's CPU, which
-    onnxruntime makes anyway when it loads the file.
+    Only the basic level is used. Higher levels write operators for this machine's CPU; onnxruntime
+    applies them anyway when it loads the file.
     """
 
     uses = "onnx.optimize"

@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 class OnnxQuantizeStatic(Stage):
     """Quantize an ONNX model to int8 with activation ranges found on calibration samples.
 
-    Nodes whose values int8 can't hold, as a mask of -inf, stay in float. The result is judged on inputs
-    that lie between the samples, and on the reference cases, and refused below the floors; whether the
-    loss of accuracy is acceptable is for verify.accuracy to say.
+    Nodes whose values don't fit into int8, such as a mask of -inf, stay in float. The result is
+    checked on the reference cases and on inputs that lie between the samples, and the stage fails
+    if it is below `min_cosine` or `min_agreement`. To check the loss of accuracy, use
+    verify.accuracy.
     """
 
     uses = "onnx.quantize_static"
@@ -145,7 +146,8 @@ def _quantize(
             **params.options(per_channel=choice.per_channel),
         )
     except Exception as error:
-        raise StageError(f"the model can't be quantized: {first_line(error)}") from error
+        said = f"the model can't be quantized: {first_line(error)}"
+        raise StageError(said, fix="check the file by onnx.check, or `exclude` the nodes named") from error
     return protos.load_proto(made)
 
 

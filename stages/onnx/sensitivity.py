@@ -31,8 +31,8 @@ _SHOWN = 30
 class OnnxSensitivity(Stage):
     """Quantize one layer at a time to int8 and measure the loss in the outputs.
 
-    The report orders the layers by their signal-to-noise ratio, the worst first, and says which
-    names to give to the `exclude` of onnx.quantize_static.
+    The report lists the layers by their signal-to-noise ratio, the worst first, and the names for
+    `exclude` of onnx.quantize_static.
     """
 
     uses = "onnx.sensitivity"

@@ -34,9 +34,9 @@ _QUANTIZED = re.compile(r"Quantize|Integer|NBits|^QLinear|^QGemm|^QAttention")
 class OpenvinoConvert(Stage):
     """Convert an ONNX model to OpenVINO's IR, load it and compare it on the reference cases and at far sizes.
 
-    Where the ONNX model chooses by its data, both are compared on inputs that may choose otherwise. It is
-    run in float32: OpenVINO computes in bfloat16 by default on processors that can, and the figure
-    `by_default` says how far from the original that is on this one.
+    If the ONNX model's control flow depends on its data, both are compared on inputs that may take
+    another branch. It is run in float32. OpenVINO's default is bfloat16 on processors that have it;
+    the figure `by_default` says how far that is from the original on this one.
     """
 
     uses = "openvino.convert"

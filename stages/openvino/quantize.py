@@ -32,9 +32,10 @@ _INT8 = ("i8", "u8")
 class OpenvinoQuantize(Stage):
     """Quantize an IR to int8 with NNCF, with activation ranges found on calibration samples.
 
-    With `max_drop` layers return to float, those that matter most first, until the accuracy on labelled
-    `data` is within it. Either way the result is judged on the reference cases and on inputs that lie between
-    the samples, and refused below the floors: an accuracy that was kept says little of the outputs.
+    With `max_drop`, layers return to float, the most sensitive first, until the accuracy on
+    labelled `data` is within the limit. In both cases the result is checked on the reference cases
+    and on inputs that lie between the samples, and the stage fails if it is below `min_cosine` or
+    `min_agreement`, because the accuracy alone says little about the outputs.
     """
 
     uses = "openvino.quantize"

@@ -43,8 +43,8 @@ _QUANTIZED = (b"QuantizeLinear", b"QLinear", b"Integer", b"quantized")
 class PackageContainer(Stage):
     """Write the build context of a container that serves a model: Dockerfile, app, model, requirements.
 
-    The app is FastAPI on uvicorn, or Flask on waitress, with onnxruntime or torch. It is run on the
-    reference cases as the container would: a context that would fail to serve fails here.
+    The app is FastAPI on uvicorn, or Flask on waitress, with onnxruntime or torch. The stage runs
+    it on the reference cases as the container would, so that a context that can't serve fails here.
     """
 
     uses = "package.container"

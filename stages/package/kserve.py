@@ -36,10 +36,11 @@ https://github.com/kserve/kserve/blob/master/pkg/controller/v1beta1/inferenceser
 
 
 class PackageKserve(Stage):
-    """Write an InferenceService of KServe: a Triton repository where it was pushed, or a container's image.
+    """Write an InferenceService of KServe, for a Triton repository that was pushed or a container's image.
 
-    With `pushed`, the transcript of a push, the manifest names the release by its digest, and every file that
-    was pushed must be one of the repository. Both ways speak the Open Inference Protocol, version 2.
+    With `pushed`, the transcript of a push, the manifest names the release by its digest, and every
+    file that was pushed must be in the repository. Both kinds speak the Open Inference Protocol,
+    version 2.
     """
 
     uses = "package.kserve"
@@ -59,7 +60,7 @@ class PackageKserve(Stage):
         )  # fmt: skip
         storage_uri: str | None = Field(
             None,
-            description="where the repository lies, e.g. s3://bucket/models/digits (default: by `pushed`)",
+            description="the repository's address, e.g. s3://bucket/models/digits (default: by `pushed`)",
         )
         service_account: str | None = Field(None, description="the service account that may read it")
         min_replicas: int = Field(1, ge=0, description="the fewest replicas; 0 needs Knative")

@@ -33,10 +33,10 @@ from . import archives, entry_points, packed, raw, smoke
 
 
 class PackageSagemaker(Stage):
-    """Pack a model as the model.tar.gz that SageMaker's PyTorch image and its Ray Serve image start alike.
+    """Pack a model as a model.tar.gz for SageMaker's PyTorch image and its Ray Serve image.
 
-    The archive is unpacked again and its functions are run on the reference cases, as the
-    container would: what the container would reject fails here. Its bytes are reproducible.
+    The archive is unpacked again and its functions are run on the reference cases, as the container
+    would do, so that what the container would reject fails here. Its bytes are reproducible.
     """
 
     uses = "package.sagemaker"

@@ -29,8 +29,9 @@ SIGNATURE, PROVENANCE, MATERIALS = "model.sig", "provenance.json", "sbom.cdx.jso
 class PackageSign(Stage):
     """Put artifacts into a folder with SLSA provenance and an ML-BOM, and sign all of it offline.
 
-    The signature is an OpenSSF model signature: `deploy-runner verify PATH` and `model_signing verify` check
-    it. With the same key the signature's bytes differ each time it is made: ECDSA is randomised.
+    The signature is an OpenSSF model signature: `deploy-runner verify PATH` and `model_signing
+    verify` check it. Its bytes differ each time, even with the same key, because ECDSA is
+    randomised.
     """
 
     uses = "package.sign"

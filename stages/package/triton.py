@@ -35,9 +35,9 @@ _LABELS = "labels.txt"
 class PackageTriton(Stage):
     """Write an ONNX model as a model repository of Triton: `NAME/config.pbtxt` and `NAME/1/model.onnx`.
 
-    The configuration has the names, types and dimensions of the file itself. The packed file is run on the
-    reference cases: what it takes and answers must fit the configuration and equal the model's own answers,
-    also where a sample comes in the largest batch.
+    The configuration has the names, types and dimensions of the file itself. The packed file is run
+    on the reference cases: its inputs and outputs must fit the configuration and equal the model's
+    own answers, also for a sample in the largest batch.
     """
 
     uses = "package.triton"

@@ -41,8 +41,8 @@ _Language = Annotated[str, judged(names.language)]
 class PushHub(Push):
     """Create one atomic commit on the Hub with all files, and read it back.
 
-    Existing files are not uploaded again; if all exist, nothing is committed. The commit
-    names its parent, and what somebody else has changed in our files is a conflict, never overwritten.
+    Existing files are not uploaded again; if all exist, nothing is committed. The commit names its
+    parent. If somebody else has changed our files, that is a conflict, and nothing is overwritten.
     """
 
     uses = "push.hub"

@@ -33,8 +33,9 @@ _SHORT = 12
 class PushMlflow(Push):
     """Register an ONNX model in MLflow once, with its signature, and move an alias to the version last.
 
-    A version has the SHA-256 of the model's files as a tag; one with the same digest is found, not made
-    again. What was uploaded is read back. An alias that somebody else moves meanwhile is a conflict.
+    A version has the SHA-256 of the model's files as a tag, so a version that exists is found and
+    not created again. What was uploaded is read back. If somebody else moves the alias meanwhile,
+    that is a conflict.
     """
 
     uses = "push.mlflow"

@@ -35,11 +35,12 @@ _SHORT = 12
 
 
 class PushOci(Push):
-    """Put a file or a folder into an OCI registry as a ModelPack, and move a tag to it last.
+    """Upload a file or a folder to an OCI registry as a ModelPack, and move a tag to it last.
 
-    Each file is a layer, uploaded unless the registry has it, and read back. The manifest, whose digest is
-    that of the release, gets the tag `TAG-DIGEST`; `TAG-previous` remembers what `TAG` named before. A tag
-    that somebody else moves meanwhile, or that names something other than a model, is a conflict.
+    Each file is a layer, uploaded unless the registry has it, and read back. The manifest, whose
+    digest identifies the release, gets the tag `TAG-DIGEST`; `TAG-previous` names the release that
+    `TAG` named before. If somebody else moves the tag meanwhile, or it names something other than a
+    model, that is a conflict.
     """
 
     uses = "push.oci"

@@ -30,10 +30,11 @@ _POINTER = "latest.json"
 
 
 class PushS3(AwsPush):
-    """Put a file or a folder at `s3://bucket/prefix/DIGEST/`, once, and move the pointer to it last.
+    """Upload a file or a folder to `s3://bucket/prefix/DIGEST/`, once, and move the pointer to it last.
 
-    Each object is written on condition that none is there; then the manifest, which lists them with
-    their digests; last `prefix/latest.json`, on condition that it is as it was read.
+    Each object is written on condition that none exists under its name. Then the manifest follows,
+    which lists the objects with their digests, and last `prefix/latest.json`, on condition that it
+    hasn't changed since it was read.
     """
 
     uses = "push.s3"

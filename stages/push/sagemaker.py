@@ -82,10 +82,10 @@ class Registry(StageParams):
 class PushSagemaker(AwsPush):
     """Upload a package to S3, and converge model, endpoint config and endpoint to it.
 
-    Without `package` the image is deployed alone, by its digest, with the model that it has. The names of the
-    model and of the config contain the digest of their content: an existing one is compared, not created
-    twice. The endpoint is updated last and waited for; its answers are compared with the packed model's, and
-    if they differ it is rolled back.
+    Without `package` the image is deployed alone, by its digest, with the model that it contains.
+    The names of the model and of the config contain the digest of their content: an existing one is
+    compared, not created twice. The endpoint is updated last, and the stage waits for it. Its
+    answers are compared with the packed model's; if they differ, the endpoint is rolled back.
     """
 
     uses = "push.sagemaker"
@@ -96,7 +96,7 @@ class PushSagemaker(AwsPush):
         endpoint: str = Field(pattern=r"^[A-Za-z0-9](-*[A-Za-z0-9])*$", max_length=63, description="its name")
         update: Update = Field(default=Update(), description="how an update shifts the traffic")
         registry: Registry | None = Field(None, description="also register the package as a version")
-        adopt: bool = Field(False, description="take over an endpoint that was made by something else")
+        adopt: bool = Field(False, description="take over an endpoint that something else has created")
         atol: float | None = Field(
             None, ge=0,
             description="tolerance of the smoke test (default: 1e-4 of each output's largest value)",

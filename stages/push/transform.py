@@ -37,8 +37,8 @@ _WAIT_S = 24 * 3600.0
 class PushTransform(AwsPush):
     """Run a batch transform job over the files of a folder, and download the responses.
 
-    Its name holds the digests of the model and of the data: an existing job is waited for, not
-    run twice. One that has failed is run again under the next name.
+    The job's name contains the digests of the model and of the data: if the job exists, the stage
+    waits for it and doesn't run it twice. A job that has failed is run again under the next name.
     """
 
     uses = "push.transform"

@@ -10,11 +10,11 @@ from deploy_runner.sdk import Context, Field, Stage, StageInputs, StageOutputs, 
 class RunCommand(Stage):
     """Run a command of your own on declared inputs and outputs.
 
-    The command finds the paths of its files in the environment variables `INPUT_NAME` and `OUTPUT_NAME`, the
-    names in capitals, and runs in a private folder; it makes the folders among its outputs itself. A text is
-    run by `sh -eu`, a list without a shell. An input of 1 MiB or more is read-only: write to a copy of its
-    content (`cp --no-preserve=mode`). It runs again if the command changes, or the content of an input: a
-    script of your own is an input, too.
+    The command gets the paths of its files in the environment variables `INPUT_NAME` and
+    `OUTPUT_NAME`, with the names in capitals, and runs in a private folder. It creates the folders
+    among its outputs itself. A text is run by `sh -eu`, a list without a shell. An input of 1 MiB
+    or more is read-only: write to a copy (`cp --no-preserve=mode`). It runs again if the command or
+    the content of an input changes, so make your own script an input too.
     """
 
     uses = "run.command"

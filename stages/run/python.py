@@ -23,19 +23,19 @@ from deploy_runner.sdk import (
 class RunPython(Stage):
     """Call a function of your own on declared inputs and outputs.
 
-    The function is called as `function(ctx, inputs, outputs, **params)`. `inputs` and `outputs` are dicts:
-    each name under `inputs:` and `outputs:` with its `pathlib.Path`. No other stage sees its inputs; a file
-    of 1 MiB or more is read-only, so write to a copy of its content (`shutil.copyfile`). It writes every
-    output to its path; where that ends with `/` in the pipeline, it makes a folder there. `params` are passed
-    by keyword, as YAML has them. What it returns is ignored; what it prints is in the log.
+    The function is called as `function(ctx, inputs, outputs, **params)`. `inputs` and `outputs` are dicts
+    from each name under `inputs:` and `outputs:` to its `pathlib.Path`. An input of 1 MiB or more is
+    read-only, so write to a copy (`shutil.copyfile`). The function writes every output to its path; if the
+    path ends with `/` in the pipeline, it creates a folder there. `params` are passed as keyword arguments,
+    with the types that YAML gives them. What it returns is ignored; what it prints is in the log.
 
-    `ctx` is the `Context` of the API reference: `ctx.log(text)`, `ctx.figure(name, value)` for what the
-    record and the report show, `ctx.seed`, `ctx.threads`, and `ctx.workdir` for temporary files. To fail,
-    raise `StageError` or `GateError` of `deploy_runner.sdk` with one sentence.
+    `ctx` is the `Context` of the API reference: `ctx.log(text)`, `ctx.figure(name, value)` for figures in the
+    record and the report, `ctx.seed`, `ctx.threads`, and `ctx.workdir` for temporary files. To fail, raise
+    `StageError` or `GateError` of `deploy_runner.sdk` with one sentence.
 
-    The file lies in the project: its path is relative to the pipeline's folder. It runs again if the file
-    changes, a module of the project that it imports, the version of an installed package that these import,
-    `params`, or the content of an input. Files that it opens without declaring them fail the stage.
+    The file is in the project, with a path relative to the pipeline's folder. It runs again if the file
+    changes, or a module of the project that it imports, the version of an installed package that these
+    import, `params`, or the content of an input. It fails if the function opens a file that isn't declared.
     """
 
     uses = "run.python"
@@ -70,7 +70,7 @@ class RunPython(Stage):
 def _check(name: str, function: Any, params: dict[str, Any]) -> None:
     """Raise StageError if the function can't be called with these parameters."""
     if not callable(function):
-        raise StageError(f"{name} is not a function")
+        raise StageError(f"{name} is not a function", fix="write path/to/file.py:function")
     try:
         signature = inspect.signature(function)
     except ValueError:

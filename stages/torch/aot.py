@@ -40,10 +40,10 @@ _CACHE = "TORCHINDUCTOR_CACHE_DIR"
 class TorchAot(Stage):
     """Compile the model to machine code for this kind of processor; load it back and compare.
 
-    The package runs without Python code of the model, by the torch version that compiled it, on the
-    processor whose vector instructions it was compiled for. It says both, and serve refuses others. It
-    has to check its inputs, as every stage and serve make it: in a program of your own set
-    AOTI_RUNTIME_CHECK_INPUTS=1, since without it another type or size gives wrong numbers in silence.
+    The package runs without the model's Python code, with the torch version that compiled it, on
+    processors that have the vector instructions it was compiled for. It contains both facts, and
+    serve rejects it elsewhere. In your own program set AOTI_RUNTIME_CHECK_INPUTS=1, as every stage
+    and serve do: without it, another type or size gives wrong numbers without an error.
     """
 
     uses = "torch.aot"

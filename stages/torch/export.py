@@ -39,7 +39,7 @@ _LIMIT = re.compile(r"(min|max)=(\d+)")
 class TorchExport(Stage):
     """Export the model as a .pt2 program with dynamic shapes, loaded back and compared.
 
-    Control flow that depends on the data is refused with its line: it must be written with
+    The stage fails on control flow that depends on the data, and names its line: write it with
     torch.cond.
     """
 

@@ -25,7 +25,7 @@ Engine = Literal["fbgemm", "x86", "onednn", "qnnpack"]
 class TorchQuantizeDynamic(Stage):
     """Quantize linear and recurrent layers to int8 without calibration, as TorchScript.
 
-    The file holds the weights as int8 and runs where torch runs. Convolutions stay in float.
+    The file stores the weights as int8 and runs wherever torch runs. Convolutions stay in float.
     """
 
     uses = "torch.quantize_dynamic"

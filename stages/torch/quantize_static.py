@@ -41,8 +41,8 @@ _FLOAT = ("Embedding", "EmbeddingBag", "RNN", "LSTM", "GRU", "MultiheadAttention
 class TorchQuantizeStatic(Stage):
     """Fuse, calibrate and convert the model to int8 with torch's eager mode, as TorchScript.
 
-    Layers that follow each other (convolution, batch normalisation, ReLU) are found and fused;
-    inputs are quantized and outputs dequantized around the model, unless it has stubs of its own.
+    Layers that follow each other (convolution, batch normalisation, ReLU) are found and fused.
+    Inputs are quantized and outputs dequantized around the model, unless it has its own stubs.
     Embeddings, recurrent and attention layers stay in float.
     """
 

@@ -69,8 +69,9 @@ with torch.no_grad(), numpy.load(given["reference"]) as arrays:
 class TorchSaveFull(Stage):
     """Save the whole module with torch.save, its source files and a loader.
 
-    It is loaded back in a fresh Python process that has nothing but this folder, and compared.
-    Loading such a file runs code: it suits your own Python programs, nobody else's.
+    The folder is loaded in a fresh Python process without any other files of the project, and
+    compared. Loading such a file runs code: use it for your own Python programs, not for files that
+    you give to others.
     """
 
     uses = "torch.save_full"

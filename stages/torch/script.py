@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 class TorchScript(Stage):
     """Compile the model to TorchScript, with control flow that depends on the data.
 
-    Inputs are sought that make each line choose both of its sides, and the program is compared on
-    them too; the figure `branches` says for which lines they were found. Upstream has deprecated
-    TorchScript since torch 2.11; it stays here, beside torch.export.
+    The stage looks for inputs that make each line take both branches, and compares the program on
+    them too; the figure `branches` says for which lines it found some. TorchScript is deprecated
+    upstream since torch 2.11; it stays supported here, beside torch.export.
     """
 
     uses = "torch.script"

@@ -23,9 +23,9 @@ _ADVICE = "use torch.script for this model, which compiles both branches"
 class TorchTrace(Stage):
     """Trace the model to TorchScript; fail on control flow that depends on the data.
 
-    Every line of the model that looks at a value of its data is found and named, whatever the
-    example makes of it; then the trace is run on inputs of other sizes and values. Upstream has deprecated
-    TorchScript since torch 2.11; it stays here, beside torch.export.
+    Every line of the model that looks at a value of its data is found and named, whichever branch
+    the example takes. Then the trace is run on inputs of other sizes and values. TorchScript is
+    deprecated upstream since torch 2.11; it stays supported here, beside torch.export.
     """
 
     uses = "torch.trace"

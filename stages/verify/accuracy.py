@@ -140,7 +140,7 @@ def _raw(
             )
         labels.append(sample.label if metric else raw_data.known(sample.label, io, sample.place))
     if not labels:
-        raise StageError("the data has no samples")
+        raise StageError("the data has no samples", fix="check the path of `data`")
 
     def scores(models: list[Model]) -> list[float]:
         answers = [raw_answers.answering(run, io, slots, axes) for run in models]
@@ -262,7 +262,8 @@ def _named(arrays: dict[str, Any], slots: list[Slot]) -> dict[str, Any]:
 def _refuse(stage: str, params: VerifyAccuracy.Params, report: dict[str, Any]) -> None:
     if params.min_accuracy is not None and report["accuracy"] < params.min_accuracy:
         raise GateError(
-            f"{stage}: the accuracy is {report['accuracy']:.2f} %, below {params.min_accuracy:g} %"
+            f"{stage}: the accuracy is {report['accuracy']:.2f} %, below {params.min_accuracy:g} %",
+            fix="check that the data is prepared as in training, and that its labels are the model's classes",
         )
     if params.max_drop is None:
         return
@@ -272,5 +273,7 @@ def _refuse(stage: str, params: VerifyAccuracy.Params, report: dict[str, Any]) -
         raise GateError(
             f"{stage}: the accuracy drops by {report['drop']:.2f} points, from "
             f"{report['reference_accuracy']:.2f} % to {report['accuracy']:.2f} %; "
-            f"the limit is {params.max_drop:g}"
+            f"the limit is {params.max_drop:g}",
+            fix="for int8: calibrate with more samples like the real ones, or another `method`, "
+            "or `exclude` the layers that onnx.sensitivity names",
         )

@@ -27,10 +27,11 @@ _MOST_LISTED = 50
 
 
 class VerifyAnswers(Stage):
-    """Answer raw input by a converted model and by the original, and fail where they disagree.
+    """Answer raw input with a converted model and with the original, and fail if too many answers differ.
 
-    Answers agree where their predictions are the same; embeddings, boxes and the like where every number is
-    within the tolerance. No labels are needed: any pictures, sentences or rows do.
+    Answers agree if their predictions are the same; embeddings, boxes and the like agree if every
+    number is within the tolerance. No labels are needed, so any pictures, sentences or rows can be
+    used.
     """
 
     uses = "verify.answers"
@@ -46,10 +47,10 @@ class VerifyAnswers(Stage):
             100, ge=0, le=100, description="how many of the answers must agree, in percent"
         )
         max_score_difference: float | None = Field(
-            None, ge=0, le=1, description="how far the scores of a class may be apart"
+            None, ge=0, le=1, description="largest difference of a class's scores"
         )
         tolerance: float = Field(
-            0.01, ge=0, description="how far numbers of an answer may be apart, as a share of the larger one"
+            0.01, ge=0, description="largest difference of an answer's numbers, as a share of the larger"
         )
 
     class Inputs(StageInputs):
@@ -86,7 +87,7 @@ class VerifyAnswers(Stage):
             if not raw_answers.agree(theirs, ours, params.tolerance):
                 others.append({"sample": sample.place, "reference": theirs, "candidate": ours})
         if not count:
-            raise StageError("the data has no samples")
+            raise StageError("the data has no samples", fix="check the path of `data`")
         report: dict[str, Any] = {
             "samples": count, "agreement": round(100 * (1 - len(others) / count), 9),
             "max_score_difference": largest,

@@ -26,9 +26,9 @@ _NO_LIMIT = {"device"}
 class VerifyParity(Stage):
     """Compare a converted model with the reference outputs, and fail beyond the limits.
 
-    Without limits float models are held to what the rounding of each output's type explains, with
-    `atol` or `rtol` to |a - b| ≤ atol + rtol·|b|. For int8 both say little: limit the agreement of the
-    largest output instead.
+    Without limits, float models may differ by what the rounding of each output's type explains;
+    with `atol` or `rtol` by |a - b| ≤ atol + rtol·|b|. For int8 neither says much: limit the
+    agreement of the largest output instead.
     """
 
     uses = "verify.parity"
@@ -80,7 +80,8 @@ class VerifyParity(Stage):
         _show(ctx, parity, outputs)
         refusals = _refusals(params, parity)
         if refusals:
-            raise GateError(f"{ctx.stage}: {'; '.join(refusals)}; worst at {parity.worst}")
+            fix = f"`deploy-runner show {ctx.stage}` has every figure; int8 needs other limits than float"
+            raise GateError(f"{ctx.stage}: {'; '.join(refusals)}; worst at {parity.worst}", fix=fix)
 
 
 def _show(ctx: Context, parity: Parity, outputs: VerifyParity.Outputs) -> None:

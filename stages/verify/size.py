@@ -53,10 +53,12 @@ class VerifySize(Stage):
             ctx.figure("smaller", round(smaller, 4))
         outputs.report.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n", "utf-8")
         if params.max_bytes is not None and found > params.max_bytes:
-            raise GateError(f"{ctx.stage}: the model has {found} bytes, the limit is {params.max_bytes}")
+            raise GateError(f"{ctx.stage}: the model has {found} bytes, the limit is {params.max_bytes}",
+                            fix="quantize it, or store it as float16")  # fmt: skip
         if params.min_smaller is not None:
             if smaller is None:
-                raise StageError("min_smaller needs the input `reference`")
+                raise StageError("min_smaller needs the input `reference`",
+                                 fix="add the model that it is compared with")  # fmt: skip
             if smaller < params.min_smaller:
                 raise GateError(f"{ctx.stage}: the model is {smaller:.2f} times smaller, "
                                 f"at least {params.min_smaller:g} is required")  # fmt: skip

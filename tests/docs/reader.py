@@ -108,6 +108,8 @@ class Reader:
             done = self._bash(f"{command}; env -0", quiet=True)
             self._env = dict(pair.split("=", 1) for pair in done.stdout.split("\0") if "=" in pair)
             return
+        if command.startswith("pip install "):
+            return  # The tests' environment has it; tests/first_hour installs into an empty one.
         done = self._bash(command.replace(*self._server) if self._server[0] else command)
         fails = any(line.startswith(_FAILED) for line in shown)
         assert (done.returncode != 0) == fails, f"$ {command}\n{done.stdout}"

@@ -1,7 +1,8 @@
-"""docs/how-to and docs/coming-from: every pipeline compiles, and every command does what the page shows."""
+"""docs/index.md, how-to and coming-from: every pipeline compiles, every command does what its page shows."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -52,3 +53,15 @@ def test_the_commands_of_a_guide_do_what_it_shows(
     page: Path, tmp_path: Path, remotes: Mapping[str, str]
 ) -> None:
     Reader(tmp_path / "reader" / "project", remotes).follows(page)
+
+
+@pytest.mark.slow
+def test_the_first_ten_minutes_go_as_the_page_shows(tmp_path: Path) -> None:
+    reader = Reader(tmp_path / "reader" / "project", {})
+    digits = ROOT / "examples/digits"
+    shutil.rmtree(reader.folder / "examples")  # Somebody's project has one model of its own.
+    shutil.copy(digits / "model.py", reader.folder)
+    (reader.folder / "checkpoints").mkdir()
+    shutil.copy(digits / "digits.pt", reader.folder / "checkpoints/best.pt")
+    assert reader.follows(ROOT / "docs/index.md") == 6
+    assert (reader.folder / "exported/model.onnx").is_file()

@@ -125,7 +125,8 @@ def test_a_cycle_is_named_whole(project: Project) -> None:
         """
     )
     assert problems(project) == [
-        "pipeline.yaml:4:3: the stages depend on each other in a cycle: a → b → c → a"
+        "pipeline.yaml:4:3: the stages depend on each other in a cycle: a → b → c → a "
+        "(remove one of these references, or an entry of `needs`)"
     ]
 
 

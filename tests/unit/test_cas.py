@@ -336,7 +336,9 @@ def test_a_path_that_is_no_input_is_refused(store: Store, tmp_path: Path) -> Non
     inside = Store(root / ".deploy-runner")
     name = f"{root}/.deploy-runner/secret"
     inside.records.seal.secret()
-    with pytest.raises(StoreError, match=rf"\A{name} belongs to the store and can't be an input\Z"):
+    with pytest.raises(
+        StoreError, match=rf"\A{name} belongs to the store and can't be an input \(use .* instead\)\Z"
+    ):
         inside.digest_path(name, str(root))
     beside = Store(tmp_path / "beside", protected=root / ".deploy-runner")
     with pytest.raises(StoreError, match="belongs to the store and can't be an input"):

@@ -89,7 +89,7 @@ def test_include_and_exclude_are_as_github_documents_them(
     matrix = {**axes, "exclude": exclude, "include": include}
     found, problems = expanded(matrix)
     if found is None:
-        assert problems[0].endswith("twice" if expected else "has no combination left")
+        assert ("twice" if expected else "has no combination left") in problems[0]
         return
     assert [values for _, values in found] == expected
     random.shuffle(exclude)
@@ -146,7 +146,7 @@ def test_values_are_what_they_are(project: Project) -> None:
 @pytest.mark.parametrize(
     ("matrix", "said"),
     [
-        ({"x": [1], "exclude": [{"x": 1}]}, "the matrix of 's' has no combination left"),
+        ({"x": [1], "exclude": [{"x": 1}]}, "the matrix of 's' has no combination left (remove an entry of `exclude`, or add values)"),
         ({"include": {"x": 1}}, "`include` of a matrix must be a list of mappings of names to values"),
         ({"include": [{}]}, "`include` of a matrix must be a list of mappings of names to values"),
         ({"include": [{"x": [1]}]}, "`include` of a matrix must be a list of mappings of names to values"),

@@ -60,7 +60,8 @@ def _take(name: str, spec: OutputSpec, made: int, store: Store, redactor: Redact
     except FileNotFoundError:
         if spec.optional:
             return None
-        raise StageError(f"it did not write its output `{name}` ({spec.path})") from None
+        fix = "write that path below the folder of the outputs, or correct it in the pipeline"
+        raise StageError(f"it did not write its output `{name}` ({spec.path})", fix=fix) from None
     except StoreError as error:
         raise StageError(f"its output `{name}` ({spec.path}): {error.message}", fix=error.fix) from error
 

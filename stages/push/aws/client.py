@@ -121,4 +121,5 @@ def _plain_error(error: Exception) -> StageError:
     if isinstance(error, ParamValidationError):
         reasons = str(error.kwargs["report"]).splitlines()
         return StageError(f"AWS doesn't take these parameters: {'; '.join(reasons)}")
-    return StageError(f"AWS can't be used: {type(error).__name__}: {first_line(error)}")
+    return StageError(f"AWS can't be used: {type(error).__name__}: {first_line(error)}",
+                      fix="`deploy-runner doctor` checks the credentials and the region")  # fmt: skip

@@ -255,7 +255,8 @@ def ensure_bucket(aws: Aws, s3: Any, bucket: str) -> None:
         s3.head_bucket(Bucket=bucket)
     except ClientError as error:
         if http_status(error) == 403:
-            raise StageError(f"these credentials don't allow reading the bucket {bucket}") from error
+            said = f"these credentials don't allow reading the bucket {bucket}"
+            raise StageError(said, fix="allow them s3:ListBucket on it, or correct its name") from error
         if not target(aws.ctx).get("create_bucket"):
             raise StageError(f"the bucket {bucket} does not exist",
                              fix="create it, or set target.aws.create_bucket: true") from error  # fmt: skip

@@ -51,7 +51,7 @@ class ModelParams(StageParams):
         default={}, max_length=_VARIABLES, description="environment variables of the container"
     )
     vpc: Vpc | None = Field(None, description="connect the containers to a private network")
-    network_isolation: bool = Field(False, description="let the containers reach no network at all")
+    network_isolation: bool = Field(False, description="give the containers no access to any network")
 
     def network(self) -> dict[str, Any]:
         """Return CreateModel's arguments of this; empty without any."""

@@ -11,6 +11,7 @@ from deploy_runner.sdk import ConflictError, StageError, first_line
 
 _QUOTA = re.compile(r"quota|storage limit|payment required|exceeded", re.IGNORECASE)
 TOKEN_FIX = "`hf auth login`, or export HF_TOKEN=…, with write access"
+_FULL_FIX = "delete what is not needed there, or raise the account's limit"
 
 
 @contextmanager
@@ -43,7 +44,7 @@ def plain_error(error: Exception, repo: str) -> StageError | ConflictError:
             f"the Hub rejected the model card: {said}", fix="check `license`, `tags` and `language`"
         )
     if isinstance(error, ValueError) and _QUOTA.search(said):
-        return StageError(f"the Hub's storage limit prevents uploads to {repo}: {said}")
+        return StageError(f"the Hub's storage limit prevents uploads to {repo}: {said}", fix=_FULL_FIX)
     if isinstance(error, (OSError, ValueError)):
         return StageError(f"the Hub request failed: {said[:300] or type(error).__name__}")
     raise error
@@ -69,13 +70,15 @@ def _http_error(error: Any, repo: str) -> StageError | ConflictError:
     status = status_of(error)
     said = (error.server_message or first_line(error)).replace("\n", "; ")
     if status in (402, 403, 413, 507) and _QUOTA.search(said):
-        return StageError(f"the Hub's storage limit prevents uploads to {repo}: {said}")
+        return StageError(f"the Hub's storage limit prevents uploads to {repo}: {said}", fix=_FULL_FIX)
     if isinstance(error, (GatedRepoError, DisabledRepoError)):
-        return StageError(f"this token has no access to {repo}: {said}")
+        return StageError(f"this token has no access to {repo}: {said}",
+                          fix="ask for access on the repository's page, or use another token")  # fmt: skip
     if status == 401 and not (isinstance(error, RepositoryNotFoundError) and "not found" in said.lower()):
         return StageError(f"the Hub rejected this token: {said}", fix=TOKEN_FIX)
     if isinstance(error, RepositoryNotFoundError):
-        return StageError(f"{repo} does not exist, or is private and this token has no read access to it")
+        return StageError(f"{repo} does not exist, or is private and this token has no read access to it",
+                          fix="check its name; `hf auth whoami` names the token's account")  # fmt: skip
     if status == 403:
         return StageError(f"this token has no write access to {repo}: {said}", fix=TOKEN_FIX)
     if status in (409, 412):

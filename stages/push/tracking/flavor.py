@@ -60,7 +60,8 @@ def save(ctx: Context, model: Path, files: Mapping[str, Path], reference: Path |
     if bundle is not None:
         original = runtime.open_model(ctx, model, bundle)
         cases = [replace(case, outputs=original(case.inputs), allowed={}) for case in bundle.cases]
-        gate(ctx, compare(cases, lambda arrays: dict(loaded.predict(dict(arrays)))))
+        gate(ctx, compare(cases, lambda arrays: dict(loaded.predict(dict(arrays)))),
+             fix="try another version of mlflow")  # fmt: skip
     return folder
 
 
