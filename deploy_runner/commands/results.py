@@ -319,7 +319,7 @@ class Diff(NamedTuple):
         new = read_record(home, files, self.new)
         old = read_record(home, files, self.old) if self.old else run_before(new)
         if old is None:
-            raise UsageError(f"there is no run before {new.id} to compare with")
+            raise UsageError(f"there is no run before {new.id} to compare with", fix="run the pipeline again")
         changes = _run_changes(old, new)
         if self.json:
             print(json.dumps({"old": old.id, "new": new.id, "changes": changes}, ensure_ascii=False))

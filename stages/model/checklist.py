@@ -122,7 +122,7 @@ def _none(found: Sequence[str], said: str, well: str) -> Check:
 
 
 def _deterministic(model: Model, case: Case) -> Check:
-    """Run a case twice in a row: a model that keeps state may begin anew after inputs of another size."""
+    """Run a case twice in a row: a model that keeps state may start again after inputs of another size."""
     again = [model(case.inputs) for _ in range(2)]
     same = all(_same(outputs, case.outputs) for outputs in again)
     said = "two runs differ: the model uses random numbers, or keeps state from one call to the next"

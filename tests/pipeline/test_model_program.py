@@ -200,43 +200,6 @@ def test_a_trace_with_a_baked_batch_is_refused_by_the_axis(tmp_path: Path) -> No
         taken(tmp_path, tmp_path / "baked.pt", example={"shape": [2, 4]})
 
 
-class Remembering(nn.Module):
-    """Keeps a state from call to call, as detectors of speech do; a batch of another size begins anew."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.state = torch.zeros(0, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.state.shape[0] != x.shape[0]:
-            self.state = torch.zeros_like(x)
-        self.state = torch.tanh(self.state + x)
-        return self.state
-
-
-def test_a_program_that_keeps_a_state_between_calls_is_refused(tmp_path: Path) -> None:
-    torch.jit.save(torch.jit.script(Remembering()), tmp_path / "vad.pt")
-    with pytest.raises(GateError, match="two runs differ: .* or keeps state from one call to the next"):
-        taken(tmp_path, tmp_path / "vad.pt", example={"shape": [2, 4]})
-
-
-class Filling(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        filled: list[torch.Tensor] = []
-        while len(filled) < x.shape[0]:
-            filled.append(torch.special.bessel_j1(x))
-        return filled[0]
-
-
-@pytest.mark.slow
-def test_a_program_that_no_exporter_takes_is_not_told_to_try_one_of_them(tmp_path: Path) -> None:
-    torch.jit.save(torch.jit.script(Filling()), tmp_path / "filling.pt")
-    bundle = taken(tmp_path, tmp_path / "filling.pt", example={"shape": [2, 4]})["model"]
-    with pytest.raises(StageError, match="neither exporter produces a correct file") as error:
-        made(tmp_path, "onnx.export", bundle)
-    assert "exporter: " not in error.value.fix
-
-
 def test_half_a_program_and_one_in_training_mode(tmp_path: Path) -> None:
     half = torch.jit.trace(seeded(lambda: nn.Linear(4, 4)).half(), torch.zeros(2, 4).half())
     torch.jit.save(half, tmp_path / "half.pt")

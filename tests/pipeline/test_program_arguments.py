@@ -1,4 +1,4 @@
-"""`model.program`: arguments that TorchScript may leave out or can't be given, operators of other libraries."""
+"""`model.program`: arguments and states of TorchScript, operators of other libraries."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
-from deploy_runner.errors import StageError
+from deploy_runner.errors import GateError, StageError
 from deploy_runner.testing import run_stage
 from tests.bundles import stage
 from tests.conftest import Project
@@ -133,3 +135,40 @@ def test_operators_are_registered_in_every_stage_that_follows(programs: Path, tm
     project.write("lib/operators.py", OPERATORS.replace("return x * 2", "return x + x"))
     states = project.states()
     assert states["exported"] == "ran"
+
+
+class Remembering(nn.Module):
+    """Keeps a state from call to call, as detectors of speech do; a batch of another size starts again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = torch.zeros(0, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.state.shape[0] != x.shape[0]:
+            self.state = torch.zeros_like(x)
+        self.state = torch.tanh(self.state + x)
+        return self.state
+
+
+def test_a_program_that_keeps_a_state_between_calls_is_refused(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(Remembering()), tmp_path / "vad.pt")
+    with pytest.raises(GateError, match="two runs differ: .* or keeps state from one call to the next"):
+        taken(tmp_path, tmp_path / "vad.pt", example={"shape": [2, 4]})
+
+
+class Filling(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        filled: list[torch.Tensor] = []
+        while len(filled) < x.shape[0]:
+            filled.append(torch.special.bessel_j1(x))
+        return filled[0]
+
+
+@pytest.mark.slow
+def test_a_program_that_no_exporter_takes_is_not_told_to_try_one_of_them(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(Filling()), tmp_path / "filling.pt")
+    bundle = taken(tmp_path, tmp_path / "filling.pt", example={"shape": [2, 4]})
+    with pytest.raises(StageError, match="neither exporter produces a correct file") as error:
+        run_stage(stage("onnx.export"), tmp_path / "onnx", inputs={"model": bundle})
+    assert "exporter: " not in error.value.fix

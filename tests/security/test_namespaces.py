@@ -65,7 +65,7 @@ def test_a_pull_requests_record_put_into_the_protected_namespace_is_refused(
     result = chain.run(*changed, **shared)
     assert result["stages"]["a"]["state"] == "hit"
     assert result["stages"]["b"]["state"] == "ran"
-    assert "was not written by this store" in result["stages"]["b"]["reason"]
+    assert "was sealed with another key" in result["stages"]["b"]["reason"]
 
 
 def test_a_damaged_protected_object_is_made_again_in_the_pull_requests_own_store(
