@@ -26,7 +26,7 @@ Whereabouts = Literal["", "there", "lost"]
 _DAMAGED = "its action record is damaged"
 _FOREIGN = (
     "its action record was sealed with another key (was DEPLOY_RUNNER_CACHE_KEY set, changed or removed"
-    " since?) or for another action"
+    " since?), is of another action, or its seal is damaged"
 )
 _OF_ANOTHER_VERSION = "its action record was written by another version of deploy-runner"
 
