@@ -114,6 +114,17 @@ def _absent(name: str) -> Iterator[None]:
         del modules[name]
 
 
+@contextmanager
+def _deep(calls: int) -> Iterator[None]:
+    """Allow so many more calls inside each other: grandalf follows a chain of boxes by calling itself."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(before + calls)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
+
+
 def _drawn(part: graph_core) -> _Part:
     with _absent("numpy"):
         from grandalf.layouts import SugiyamaLayout
@@ -121,8 +132,9 @@ def _drawn(part: graph_core) -> _Part:
     layout = SugiyamaLayout(part)
     layout.xspace, layout.yspace = _ACROSS, _DOWN
     layout.dw = _BESIDE_AN_ARROW  # An arrow that passes a layer needs less room than a box.
-    layout.init_all()
-    layout.draw()
+    with _deep(4 * part.order()):
+        layout.init_all()
+        layout.draw()
     for layer in layout.layers:
         _apart([item.view for item in layer])
     layout.draw_edges()
