@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ..types import Json
+from .lines import Entries
 
-__all__ = ["Candidate", "Choice", "Entries", "choices", "figure_of", "listed", "number"]
-
-Entries = Mapping[str, Mapping[str, Json]]
-"""The entries of the stages by id, as the record of a run has them: `state`, `uses`, `after`, `figures`…"""
+__all__ = ["Candidate", "Choice", "choices", "figure_of", "number"]
 
 
 class Candidate(NamedTuple):
@@ -84,8 +82,3 @@ def figure_of(entry: Mapping[str, Json], name: str) -> Json:
 def number(value: Json) -> float | None:
     """Return a figure if it is a number; those that JSON can't hold are strings."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def listed(value: Json) -> list[Json]:
-    """Return a member of an entry that is a list, and an empty one where it has another shape."""
-    return value if isinstance(value, list) else []

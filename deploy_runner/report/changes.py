@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .candidates import Entries, number
+from .candidates import number
+from .lines import Entries
 
 __all__ = ["Change", "changes"]
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from ..types import Json, StageNode
-from .candidates import Entries, figure_of, number
+from .candidates import figure_of, number
+from .lines import Entries
 
 __all__ = ["Cell", "Latency", "Parity", "latencies", "parities"]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from ..engine.runs import RunRecord
 from .against import against
-from .candidates import listed
 from .headline import Figure, Headline, headline
+from .lines import listed
 
 __all__ = ["ending"]
 

@@ -10,9 +10,8 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from ..types import Graph, Json
-from .candidates import Entries, listed
 from .layout import Arrow, Layout, place
-from .lines import MARKS, duration, size
+from .lines import MARKS, Entries, duration, listed, size
 
 __all__ = ["STYLE", "Box", "anchor", "arrows_of", "boxes_of", "draw", "entries_of"]
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from ..engine.runs import RunRecord
 from ..errors import counted
 from ..types import Json
-from .candidates import Choice, Entries, choices, figure_of, number
-from .lines import size
+from .candidates import Choice, choices, figure_of, number
+from .lines import Entries, size
 from .made import Result, made, results
 
 __all__ = ["Figure", "Headline", "Refusal", "Sentence", "headline", "microseconds", "points", "refusals"]

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 from ..engine.runs import COUNTED, RunRecord
 from ..types import Graph, Json, OutputSpec, StageNode
 from . import graph_svg, pareto_svg
-from .candidates import Choice, Entries, choices
+from .candidates import Choice, choices
 from .changes import changes
 from .comparisons import Parity, latencies, parities
 from .folding import fold
 from .headline import headline, points, refusals
-from .lines import duration, size
+from .lines import Entries, duration, size
 from .timeline import timeline
 
 __all__ = ["MOST_LOG_BYTES", "Material", "is_picture", "render"]

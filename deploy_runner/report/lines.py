@@ -1,4 +1,4 @@
-"""The words and marks of a finished stage, shared by every report."""
+"""The entries of finished stages, and the words and marks for them, shared by every report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,20 @@ from collections.abc import Mapping, Sequence
 from ..errors import counted
 from ..types import Json, StageResult, State
 
-__all__ = ["MARKS", "counts_line", "duration", "figures_line", "finished_line", "fitted", "size"]
+__all__ = [
+    "MARKS",
+    "Entries",
+    "counts_line",
+    "duration",
+    "figures_line",
+    "finished_line",
+    "fitted",
+    "listed",
+    "size",
+]
+
+Entries = Mapping[str, Mapping[str, Json]]
+"""The entries of the stages by id, as the record of a run has them: `state`, `uses`, `after`, `figures`…"""
 
 _WIDTH = 80
 
@@ -23,6 +36,11 @@ MARKS: Mapping[State, tuple[str, str]] = {
 """Per state: a mark, and its ANSI colour."""
 
 _SHOWN_FIGURES = 4
+
+
+def listed(value: Json) -> list[Json]:
+    """Return a member of an entry that is a list, and an empty one where it has another shape."""
+    return value if isinstance(value, list) else []
 
 
 def duration(seconds: float) -> str:

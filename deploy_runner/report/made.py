@@ -8,15 +8,13 @@ from typing import NamedTuple
 from ..engine.runs import RunRecord
 from ..errors import counted
 from ..types import Json
-from .lines import size
+from .lines import Entries, listed, size
 
 __all__ = ["NAMED", "Result", "made", "results"]
 
 NAMED = 2
 """So many results, or pushes, are named; the others are counted."""
 _MADE = ("ran", "hit", "healed", "converged")
-
-Entries = Mapping[str, Mapping[str, Json]]
 
 
 class Result(NamedTuple):
@@ -35,7 +33,7 @@ class Result(NamedTuple):
 def results(stages: Entries) -> list[Result]:
     """Return what people came for, in the order of the stages."""
     makers = {id_: entry for id_, entry in stages.items() if _makes(entry)}
-    taken = {before for entry in makers.values() for before in _after(entry)}
+    taken = {before for entry in makers.values() for before in listed(entry.get("after"))}
     found = []
     for id_, entry in makers.items():
         artifacts = entry.get("artifacts")
@@ -45,11 +43,6 @@ def results(stages: Entries) -> list[Result]:
             bytes_ = artifact.get("size") if isinstance(artifact, dict) else None
             found.append(Result(id_, output, bytes_ if isinstance(bytes_, int) else 0))
     return found
-
-
-def _after(entry: Mapping[str, Json]) -> list[Json]:
-    after = entry.get("after")
-    return after if isinstance(after, list) else []
 
 
 def _makes(entry: Mapping[str, Json]) -> bool:

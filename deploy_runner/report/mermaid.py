@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .candidates import Entries
 from .graph_svg import arrows_of, boxes_of
+from .lines import Entries
 
 __all__ = ["flowchart"]
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ..types import Json
-from .candidates import Entries, listed, number
+from .candidates import number
+from .lines import Entries, listed
 
 __all__ = ["Bar", "Timeline", "timeline"]
 
